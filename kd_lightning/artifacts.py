@@ -1,0 +1,136 @@
+"""Things that take long and are wanted again: kept in a folder named after a hash of what made them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from platformdirs import user_cache_path
+
+from kd_lightning.errors import UserError
+
+FORMAT_VERSION = 1
+
+
+def digest(config: Any) -> str:
+    """First 12 hex digits of the SHA-256 of ``config`` as canonical JSON."""
+    text = json.dumps(config, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def file_digest(path: str | Path) -> str:
+    """First 12 hex digits of the SHA-256 of a file."""
+    with Path(path).expanduser().open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:12]
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write ``content`` so that readers see the old file or the new one, never a half.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with writing(path):
+        try:
+            part.write_text(json.dumps(content, indent=2, default=str) + "\n")
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn the operating system's refusal to write ``path`` into one clear line."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(
+            f"cannot write {path}: {reason}. Free some space, or choose another place with "
+            "artifacts.root=DIR (kept work) or hydra.run.dir=DIR (results)"
+        ) from error
+
+
+class Store:
+    """A folder of artefacts.
+
+    Args:
+        root: where artefacts live; default is the user's cache directory.
+        reuse: ``False`` builds anew what this store has not built itself since it was made.
+    """
+
+    def __init__(self, root: str | Path | None = None, *, reuse: bool = True) -> None:
+        self.root = Path(root).expanduser() if root else user_cache_path("kd_lightning")
+        self.reuse = reuse
+        self.seconds: dict[Path, float] = {}
+        self.built: set[Path] = set()
+
+    def path(self, kind: str, config: Mapping[str, Any]) -> Path:
+        """Where the artefact that ``config`` describes is, or would be."""
+        return self.root / f"{kind}-{digest({'kind': kind, **config})}"
+
+    def obtain(self, kind: str, config: Mapping[str, Any], build: Callable[[Path], None]) -> Path:
+        """Return the folder of the artefact, calling ``build`` on an unfinished folder if it is not there.
+
+        One process builds while others wait. ``build`` finds in the folder whatever an interrupted
+        build left, and goes on from it; nobody else ever sees a folder whose build has not returned.
+
+        Args:
+            kind: first part of the folder's name, such as ``teacher``.
+            config: plain data that determines the result: settings, parents' hashes, seed, builder's version.
+            build: writes the artefact into the folder it is given.
+
+        Raises:
+            UserError: the store cannot be written.
+        """
+        folder = self.path(kind, config)
+        with writing(folder):
+            self.root.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(folder.with_name(folder.name + ".lock"))
+            lock.acquire()
+        try:
+            wanted = self.reuse or folder in self.built
+            if not (wanted and self._finished(folder)):
+                if not wanted:
+                    shutil.rmtree(self._unfinished(folder), ignore_errors=True)
+                self._build(folder, kind, config, build)
+            self.seconds[folder] = json.loads((folder / "artifact.json").read_text())["seconds"]
+            return folder
+        finally:
+            lock.release()
+
+    def _finished(self, folder: Path) -> bool:
+        return (folder / "artifact.json").is_file()
+
+    def _unfinished(self, folder: Path) -> Path:
+        return folder.with_name(folder.name + ".unfinished")
+
+    def _build(self, folder: Path, kind: str, config: Mapping[str, Any], build: Callable[[Path], None]) -> None:
+        work = self._unfinished(folder)
+        with writing(work):
+            work.mkdir(exist_ok=True)
+        clock = work / "seconds.json"
+        before = json.loads(clock.read_text()) if clock.is_file() else 0.0
+        start = time.perf_counter()
+        try:
+            build(work)
+        finally:
+            spent = before + time.perf_counter() - start
+            if work.is_dir():
+                write_json(clock, spent)
+        meta = {"format_version": FORMAT_VERSION, "kind": kind, "config": config, "seconds": spent}
+        write_json(work / "artifact.json", meta)
+        clock.unlink()
+        with writing(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(work, folder)
+        self.built.add(folder)

@@ -1,0 +1,181 @@
+"""What watches a fit: the bar, the generated images, the generator's health."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback, ProgressBar
+from tqdm import tqdm
+
+from kd_lightning.loggers import log_images, to_uint8
+from kd_lightning.methods.base import Distiller
+
+
+class PhaseBar(ProgressBar):
+    """One bar for the whole phase: rounds, rounds/s, the first two losses, the last validation.
+
+    Where the output is not a terminal it prints a line every ``seconds`` instead.
+
+    Args:
+        phase: its name, such as ``teacher``.
+        seconds: between lines without a terminal.
+    """
+
+    def __init__(self, phase: str, *, seconds: float = 20.0) -> None:
+        super().__init__()
+        self.phase, self.seconds = phase, seconds
+        self.bar: tqdm | None = None
+        self.terminal = sys.stderr.isatty()
+        self.shown = self.last_line = 0.0
+        self.enabled = True
+
+    def disable(self) -> None:
+        """Lightning silences all ranks but the first."""
+        self.enabled = False
+
+    def enable(self) -> None:
+        """Show again."""
+        self.enabled = True
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Open the bar where the fit stands, over resumes."""
+        self.total = int(trainer.num_training_batches) * (trainer.max_epochs or 1)
+        done = trainer.fit_loop.epoch_loop.total_batch_idx + 1
+        self.first, self.started = done, time.perf_counter()
+        self.last_line = self.started
+        if self.enabled and self.terminal:
+            self.bar = tqdm(
+                total=self.total, initial=done, desc=f"{self.phase:<12}", unit="round", dynamic_ncols=True, leave=True
+            )
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        """Refresh at most ten times a second: refreshing costs more than a small step."""
+        now = time.perf_counter()
+        if self.enabled and now - self.shown > 0.1:
+            self.shown = now
+            self._show(trainer)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Leave the last state on the screen."""
+        self.last_line = -math.inf
+        if self.enabled:
+            self._show(trainer)
+        self._close()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Do not leave half a bar behind."""
+        self._close()
+
+    def _close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+    def _show(self, trainer: L.Trainer) -> None:
+        done = trainer.fit_loop.epoch_loop.total_batch_idx + 1
+        note = _numbers(trainer)
+        if self.bar is not None:
+            self.bar.set_postfix_str(note, refresh=False)
+            self.bar.update(done - self.bar.n)
+            return
+        now = time.perf_counter()
+        if not self.terminal and now - self.last_line >= self.seconds:
+            self.last_line = now
+            rate = (done - self.first) / max(now - self.started, 1e-9)
+            print(f"{self.phase}: round {done}/{self.total}, {rate:.1f} rounds/s, {note}", file=sys.stderr, flush=True)
+
+
+def _numbers(trainer: L.Trainer) -> str:
+    metrics = trainer.callback_metrics
+    losses = [k for k in metrics if k.startswith("train/")][:2]
+    measured = [k for k in metrics if k.startswith("val/")][:1]
+    return ", ".join(f"{k.removeprefix('train/')} {float(metrics[k]):.3f}" for k in losses + measured)
+
+
+class WatchGenerator(Callback):
+    """Notices a generator that collapsed while the run goes on, and keeps pictures of what it makes.
+
+    Healthy images make the teacher name all classes about equally often (entropy of its batch-mean prediction
+    near ln C) and differ from each other. A warning comes once, after ``patience`` looks in a row at an entropy under
+    half of ln C or at images that are nearly the same.
+
+    Args:
+        folder: where ``samples/`` goes.
+        every: rounds between looks.
+        patience: bad looks before the warning.
+        grids: about this many grids are written over the fit.
+    """
+
+    def __init__(self, folder: Path, *, every: int = 20, patience: int = 10, grids: int = 10) -> None:
+        self.folder, self.every, self.patience, self.grids = folder, every, patience, grids
+        self.bad = 0
+        self.warned = False
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Look at what the method showed."""
+        assert isinstance(pl_module, Distiller)
+        if pl_module.seen is None or batch_idx % self.every:
+            return
+        health = generator_health(*pl_module.seen)
+        pl_module.log_dict({f"generated/{k}": v for k, v in health.items()}, batch_size=1)
+        self._judge(health, pl_module.rounds_done)
+
+    def _judge(self, health: dict[str, float], round_: int) -> None:
+        collapsed = health["entropy"] < 0.5 or health["spread"] < 0.02
+        self.bad = self.bad + 1 if collapsed else 0
+        if self.bad >= self.patience and not self.warned:
+            self.warned = True
+            warnings.warn(
+                f"the generator has collapsed (round {round_}): entropy of the batch-mean prediction is "
+                f"{health['entropy']:.2f} of ln C, pixel spread {health['spread']:.3f}. The student will not learn "
+                "from this. Lower method.optimizer_g.lr, raise the weight of the class balance or the batch size, or "
+                "try another seed",
+                stacklevel=2,
+            )
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """A grid of the last images, the teacher's class and confidence as captions."""
+        assert isinstance(pl_module, Distiller)
+        epochs = trainer.max_epochs or 1
+        step = max(1, epochs // self.grids)
+        last = trainer.current_epoch + 1 == epochs
+        if pl_module.seen is not None and (last or trainer.current_epoch % step == 0):
+            images, logits = pl_module.seen
+            confidence, label = logits[:100].float().softmax(1).max(1)
+            captions = [f"{c} ({p:.2f})" for c, p in zip(label.tolist(), confidence.tolist(), strict=True)]
+            log_images(trainer, "generated", to_uint8(images[:100]), captions, self.folder / "samples")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Warnings are given once, also over resumes."""
+        return {"bad": self.bad, "warned": self.warned}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on counting."""
+        self.bad, self.warned = state_dict["bad"], state_dict["warned"]
+
+
+@torch.no_grad()
+def generator_health(images: torch.Tensor, logits: torch.Tensor) -> dict[str, float]:
+    """Signs of life of a batch of generated images.
+
+    Args:
+        images: (N, C, H, W) in data units.
+        logits: the teacher's answers, (N, K).
+
+    Returns:
+        ``entropy`` of the batch-mean prediction as a fraction of ln K, mean ``confidence``, and ``spread``: the
+        standard deviation over the batch, averaged over pixels, in data units.
+    """
+    probs = logits.float().softmax(1)
+    entropy = torch.special.entr(probs.mean(0)).sum() / math.log(probs.shape[1])
+    values = torch.stack([entropy, probs.max(1).values.mean(), images.float().std(0).mean()])
+    return dict(zip(("entropy", "confidence", "spread"), values.tolist(), strict=True))

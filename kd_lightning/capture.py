@@ -1,0 +1,43 @@
+"""Intermediate tensors by module path, hooked only while they are wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+
+
+@contextmanager
+def capture(net: nn.Module, *, inputs: tuple[str, ...] = (), outputs: tuple[str, ...] = ()) -> Iterator[dict]:
+    """Collect what goes into and comes out of named modules during the forwards inside the block.
+
+    Args:
+        net: any module.
+        inputs: paths of modules whose first input is wanted.
+        outputs: paths of modules whose output is wanted.
+
+    Yields:
+        A dict from path to tensor, filled by each forward; its graph is intact.
+
+    Raises:
+        ValueError: a path that is not a module of ``net``; lists those that are.
+    """
+    modules = dict(net.named_modules())
+    if unknown := [path for path in (*inputs, *outputs) if path not in modules]:
+        raise ValueError(f"no module {', '.join(unknown)} in the network; it has {', '.join(filter(None, modules))}")
+    taps: dict[str, Tensor] = {}
+
+    def keep_input(path: str):
+        return lambda _module, args: taps.__setitem__(path, args[0])
+
+    def keep_output(path: str):
+        return lambda _module, _args, output: taps.__setitem__(path, output)
+
+    handles = [modules[path].register_forward_pre_hook(keep_input(path)) for path in inputs]
+    handles += [modules[path].register_forward_hook(keep_output(path)) for path in outputs]
+    try:
+        yield taps
+    finally:
+        for handle in handles:
+            handle.remove()

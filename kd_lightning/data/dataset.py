@@ -1,0 +1,151 @@
+"""What every data set is once loaded: uint8 images and labels in up to three fixed parts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kd_lightning.errors import DataError
+
+
+@dataclass(frozen=True)
+class Split:
+    """One part of a set: ``images`` uint8 (N,C,H,W) and ``labels`` int64 (N,)."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A loaded set; a part that does not exist is ``None``.
+
+    Args:
+        name: as in the config, such as ``mnist``.
+        classes: class names; their positions are the labels.
+        train: what training may use, without ``val``.
+        val: held out of training, for choices and curves.
+        test: for the reported number only.
+        layout: how it lay on disk: ``sklearn``, ``torchvision``, ``folders`` or ``none``.
+        encoding: how pixels were stored: ``raw``, ``png``, ``jpeg`` ... (JPEG loses detail; tables say so).
+        skipped: images left out because they could not be decoded.
+        shape: (C,H,W) where there is no part to read it from.
+
+    Raises:
+        DataError: a label is outside the classes.
+    """
+
+    name: str
+    classes: list[str]
+    train: Split | None
+    val: Split | None
+    test: Split | None
+    layout: str
+    encoding: str
+    skipped: int = 0
+    shape: tuple[int, int, int] | None = None
+
+    def __post_init__(self) -> None:
+        for part in ("train", "val", "test"):
+            if (split := getattr(self, part)) is not None:
+                check_labels(f"{self.name}/{part}", split.labels, len(self.classes))
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.classes)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C,H,W) of every image."""
+        for split in (self.train, self.val, self.test):
+            if split is not None:
+                channels, height, width = split.images.shape[1:]
+                return channels, height, width
+        assert self.shape is not None
+        return self.shape
+
+
+def check_labels(name: str, labels: Tensor, num_classes: int) -> None:
+    """Refuse labels outside 0 .. num_classes - 1.
+
+    Args:
+        name: the set, for the message.
+        labels: integers, any shape.
+        num_classes: how many classes there are.
+
+    Raises:
+        DataError: names the set, the first such label and how many images have it.
+    """
+    wrong = labels[(labels < 0) | (labels >= num_classes)]
+    if len(wrong) == 0:
+        return
+    label = int(wrong[0])
+    count = int((wrong == label).sum())
+    raise DataError(
+        f"{name}: label {label} on {count} image{'s' if count > 1 else ''}, but there are {num_classes} "
+        f"classes (labels 0 to {num_classes - 1}). Correct the labels or name all classes"
+    )
+
+
+def hold_out(train: Split, size: int | float, *, seed: int = 0) -> tuple[Split, Split]:
+    """Split ``train`` into (train, val), with the classes in proportion; the same split for the same seed.
+
+    Both keep the original order. A class with two or more images keeps at least one for training
+    as long as the wanted size allows it.
+
+    Args:
+        train: what to split.
+        size: images to hold out: a number of them (int) or a share of them (float in (0,1)).
+        seed: of the choice within each class.
+
+    Raises:
+        DataError: ``size`` leaves no image on one of the two sides.
+    """
+    total = len(train)
+    wanted = round(size * total) if isinstance(size, float) else size
+    if not 0 < wanted < total:
+        raise DataError(
+            f"cannot hold out {size} of {total} training images: choose data.val as a share between 0 and 1, "
+            f"as a number from 1 to {total - 1}, or 0 for no validation images"
+        )
+    generator = torch.Generator().manual_seed(seed)
+    counts = torch.bincount(train.labels)
+    exact = [int(count) * wanted / total for count in counts]
+    quota = [int(share) for share in exact]
+    while sum(quota) < wanted:  # largest remainder first, but a class's last image last
+        room = [c for c in range(len(quota)) if quota[c] < counts[c]]
+        best = max(room, key=lambda c: (quota[c] + 1 < counts[c], exact[c] - quota[c]))
+        quota[best] += 1
+    held = torch.zeros(total, dtype=torch.bool)
+    for label, take in enumerate(quota):
+        members = (train.labels == label).nonzero().squeeze(1)
+        held[members[torch.randperm(len(members), generator=generator)[:take]]] = True
+    return Split(train.images[~held], train.labels[~held]), Split(train.images[held], train.labels[held])
+
+
+def fit_to(images: Tensor, *, size: int, channels: int) -> Tensor:
+    """Bring square uint8 images to (N,channels,size,size).
+
+    Grey is the usual 0.299 R + 0.587 G + 0.114 B; grey becomes RGB by repetition. Sizes change bilinearly
+    with antialiasing, in the same fixed-point arithmetic as Pillow's (at most one level of 256 apart).
+    """
+    if channels == 1 and images.shape[1] == 3:
+        images = torch.cat([_grey(chunk) for chunk in images.split(1024)])
+    if images.shape[-2:] != (size, size):
+        images = F.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
+    if channels == 3 and images.shape[1] == 1:
+        images = images.repeat(1, 3, 1, 1)
+    return images
+
+
+def _grey(x: Tensor) -> Tensor:
+    red, green, blue = x.int().unbind(1)
+    # Pillow's fixed-point weights, so that a converted file and a converted array agree to the bit.
+    return ((19595 * red + 38470 * green + 7471 * blue + 32768) >> 16).to(torch.uint8).unsqueeze(1)

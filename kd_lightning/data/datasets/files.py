@@ -1,0 +1,196 @@
+"""The public sets as torchvision lays them out on disk, or as class folders of the same images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from torch import Tensor
+from torchvision import datasets
+
+from kd_lightning.artifacts import Store
+from kd_lightning.data.classes import class_names, split_folders
+from kd_lightning.data.dataset import Dataset, Split, fit_to, hold_out
+from kd_lightning.data.datasets import folder
+from kd_lightning.errors import DataError
+
+DIGITS = [str(digit) for digit in range(10)]
+IDX = [f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
+BATCHES = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta"]
+
+
+@dataclass(frozen=True)
+class Public:
+    """How torchvision keeps a set.
+
+    ``open(root, train, download)`` makes its dataset object; ``inside`` holds ``files``, in one of ``homes``
+    below the root; ``classes`` are their real names, None where only the files know them.
+    """
+
+    open: Callable[[str, bool, bool], Any]
+    inside: str
+    files: Sequence[str]
+    classes: list[str] | None = None
+    homes: Sequence[str] = ("",)
+    count: int = 10
+
+
+PUBLIC = {
+    "mnist": Public(lambda r, t, d: datasets.MNIST(r, t, download=d), "MNIST/raw", IDX, DIGITS),
+    "fashion_mnist": Public(
+        lambda r, t, d: datasets.FashionMNIST(r, t, download=d),
+        "FashionMNIST/raw",
+        IDX,
+        list(datasets.FashionMNIST.classes),
+    ),
+    "usps": Public(
+        lambda r, t, d: datasets.USPS(r, t, download=d), "", ["usps.bz2", "usps.t.bz2"], DIGITS, ("", "usps")
+    ),
+    "cifar10": Public(lambda r, t, d: datasets.CIFAR10(r, t, download=d), "cifar-10-batches-py", BATCHES),
+    "cifar100": Public(
+        lambda r, t, d: datasets.CIFAR100(r, t, download=d),
+        "cifar-100-python",
+        ["train", "test", "meta"],
+        count=100,
+    ),
+    "svhn": Public(
+        lambda r, t, d: datasets.SVHN(r, "train" if t else "test", download=d),
+        "",
+        ["train_32x32.mat", "test_32x32.mat"],
+        DIGITS,
+        ("", "svhn"),
+    ),
+}
+
+
+def load(
+    *,
+    name: str,
+    root: str | Path,
+    size: int,
+    channels: int,
+    val: int | float = 5000,
+    download: bool = False,
+    store: Store | None = None,
+    skip_bad: bool = False,
+) -> Dataset:
+    """Load a public set: torchvision's files under ``root``, else ``root/<name>/{train,test}/<class>/*``.
+
+    Args:
+        name: mnist, fashion_mnist, usps, cifar10, cifar100 or svhn.
+        root: the folder that holds the files.
+        size: side in pixels; other sizes are resized bilinearly.
+        channels: 1 (grey) or 3 (RGB).
+        val: number or share of training images held out, the same ones each time; 0 for none.
+        download: let torchvision fetch what is missing.
+        store: where images decoded from class folders are kept.
+        skip_bad: with class folders, leave out files that cannot be decoded.
+
+    Raises:
+        DataError: files are missing, damaged or of other classes, or the download failed.
+    """
+    if name not in PUBLIC:
+        raise DataError(f"no public set is called {name}: expected one of {', '.join(PUBLIC)}")
+    root = Path(root).expanduser()
+    public = PUBLIC[name]
+    lacking = {home: _missing(root / home / public.inside, public.files) for home in public.homes}
+    home, missing = min(lacking.items(), key=lambda item: len(item[1]))
+    if missing and any((root / name / part).is_dir() for part in ("train", "test")):
+        return _from_folders(name, root / name, public, size, channels, val, store, skip_bad)
+    if missing and not download:
+        raise DataError(
+            f"{name} is not under {root}: {missing[0]} is missing. Put torchvision's files there or the "
+            f"images in {root / name}/{{train,test}}/<class>/, or have it fetched with data.download=true"
+        )
+    if missing:
+        home = ""
+        _download(name, root, public)
+    opened = [_open(name, root / home, public, train) for train in (True, False)]
+    train, test = (Split(fit_to(_pixels(o), size=size, channels=channels), _labels(o)) for o in opened)
+    train, val_split = hold_out(train, val) if val else (train, None)
+    return Dataset(
+        name=name,
+        classes=public.classes or list(opened[0].classes),
+        train=train,
+        val=val_split,
+        test=test,
+        layout="torchvision",
+        encoding="raw",
+    )
+
+
+def _missing(where: Path, files: Sequence[str]) -> list[Path]:
+    return [where / file for file in files if not (where / file).is_file()]
+
+
+def _from_folders(
+    name: str,
+    root: Path,
+    public: Public,
+    size: int,
+    channels: int,
+    val: int | float,
+    store: Store | None,
+    skip_bad: bool,
+) -> Dataset:
+    """Accept the real class names or the labels as names of the folders."""
+    parts = split_folders(root)
+    found = class_names(parts.get("train") or parts["test"])
+    if len(found) != public.count:
+        raise DataError(
+            f"{root} holds {len(found)} class folders, but {name} has {public.count} classes: complete it, "
+            "or load a set of your own with data=image_folder"
+        )
+    numbers = [str(label) for label in range(public.count)]
+    numbered = set(found) == set(numbers)
+    loaded = folder.load(
+        root=root,
+        name=name,
+        size=size,
+        channels=channels,
+        val=val,
+        store=store,
+        skip_bad=skip_bad,
+        classes=numbers if numbered else public.classes,
+    )
+    return replace(loaded, classes=public.classes) if public.classes else loaded
+
+
+def _download(name: str, root: Path, public: Public) -> None:
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with FileLock(root / f".{name}.lock"):  # ranks and jobs: one fetches, the others find it there
+            for train in (True, False):
+                public.open(str(root), train, True)
+    except Exception as error:
+        raise DataError(
+            f"{name} could not be fetched into {root}: {' '.join(str(error).split())}. Put its files in "
+            f"{root / public.inside}, or the images in {root / name}/{{train,test}}/<class>/"
+        ) from error
+
+
+def _open(name: str, root: Path, public: Public, train: bool) -> Any:
+    try:
+        return public.open(str(root), train, False)
+    except Exception as error:
+        part = "training" if train else "test"
+        raise DataError(
+            f"{name}: cannot read the {part} files in {root / public.inside}: {error}. Delete them and put "
+            "whole ones there, or have them fetched with data.download=true"
+        ) from error
+
+
+def _pixels(opened: Any) -> Tensor:
+    """uint8 (N,C,H,W) from (N,H,W), (N,H,W,3) or, for SVHN, (N,3,H,W)."""
+    pixels = torch.as_tensor(opened.data)
+    if pixels.dim() == 3:
+        return pixels.unsqueeze(1)
+    return (pixels if pixels.shape[1] == 3 else pixels.permute(0, 3, 1, 2)).contiguous()
+
+
+def _labels(opened: Any) -> Tensor:
+    return torch.as_tensor(opened.labels if hasattr(opened, "labels") else opened.targets).long()

@@ -1,0 +1,204 @@
+"""Images in one folder per class, decoded once into a single tensor."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from kd_lightning.artifacts import Store, digest, write_json
+from kd_lightning.data.classes import class_names, split_folders
+from kd_lightning.data.dataset import Dataset, Split, hold_out
+from kd_lightning.errors import DataError
+
+VERSION = 1  # raised whenever the same files would give other pixels
+ENCODINGS = {f".{name}": name for name in ("jpeg", "png", "webp", "bmp", "gif", "ppm", "pgm", "tiff")}
+ENCODINGS |= {".jpg": "jpeg", ".tif": "tiff"}
+RESAMPLE = Image.Resampling.BILINEAR
+
+
+@dataclass(frozen=True)
+class File:
+    """An image file of a class in one part of the set."""
+
+    path: Path
+    part: str
+    label: int
+
+
+def load(
+    *,
+    root: str | Path,
+    name: str = "image_folder",
+    size: int,
+    channels: int = 3,
+    val: int | float = 0.1,
+    store: Store | None = None,
+    skip_bad: bool = False,
+    classes: Sequence[str] | None = None,
+) -> Dataset:
+    """Load ``root/train/<class>/*`` and any ``val`` and ``test``, or ``test`` alone, or ``root/<class>/*``.
+
+    The shorter side is resized to ``size`` and the middle square kept. Folders inside a class folder belong
+    to its class.
+
+    Args:
+        root: the folder.
+        name: what messages and tables call the set.
+        size: side in pixels.
+        channels: 1 (grey) or 3 (RGB).
+        val: number or share of training images held out if there is no ``val`` folder; 0 for none.
+        store: where decoded images are kept; decoded at each call without one.
+        skip_bad: leave out files that cannot be decoded, and count them.
+        classes: the class names in the order of their labels, where folders hold only some of them.
+
+    Raises:
+        DataError: no class folders, an empty one, one that is no class, or a file that cannot be decoded.
+    """
+    root = Path(root).expanduser()
+    parts = split_folders(root)
+    names = list(classes) if classes else class_names(parts.get("train") or parts["test"])
+    files = [file for part, folder in parts.items() for file in _list(folder, part, names)]
+    images, good, bad = _decoded(root, files, size=size, channels=channels, store=store)
+    if bad and not skip_bad:
+        path, reason = next(iter(bad.items()))
+        others = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
+        raise DataError(
+            f"cannot decode {root / path}: {reason}{others}. Replace it, or leave such files out with "
+            "data.skip_bad=true"
+        )
+    kept = [files[i] for i in good.tolist()]
+    for part, folder in parts.items():
+        for label in {f.label for f in files if f.part == part} - {f.label for f in kept if f.part == part}:
+            raise DataError(f"no image in the class folder {folder / names[label]} can be decoded")
+    splits = {part: _split(images, kept, part) for part in parts}
+    if "train" in splits and "val" not in splits and val:
+        splits["train"], splits["val"] = hold_out(splits["train"], val)
+    return Dataset(
+        name=name,
+        classes=names,
+        train=splits.get("train"),
+        val=splits.get("val"),
+        test=splits.get("test"),
+        layout="folders",
+        encoding="+".join(sorted({ENCODINGS[file.path.suffix.lower()] for file in kept})),
+        skipped=len(bad),
+    )
+
+
+def _list(folder: Path, part: str, names: list[str]) -> list[File]:
+    found = class_names(folder)
+    if unknown := [name for name in found if name not in names]:
+        raise DataError(
+            f"class folder {folder / unknown[0]} is none of the {len(names)} classes that training knows "
+            f"({', '.join(names[:5])}{' ...' if len(names) > 5 else ''}): rename it, remove it, or add the "
+            "class to the training folder"
+        )
+    files = []
+    for name in found:
+        paths = sorted(
+            Path(base) / file
+            for base, _, inside in os.walk(folder / name)
+            for file in inside
+            if os.path.splitext(file)[1].lower() in ENCODINGS and not file.startswith(".")
+        )
+        if not paths:
+            raise DataError(
+                f"class folder {folder / name} holds no image ({', '.join(ENCODINGS)}): add some, or remove the folder"
+            )
+        label = names.index(name)
+        files += [File(path, part, label) for path in paths]
+    return files
+
+
+def _split(images: Tensor, files: list[File], part: str) -> Split:
+    rows = [i for i, file in enumerate(files) if file.part == part]
+    labels = torch.tensor([files[i].label for i in rows])
+    return Split(images[rows[0] : rows[-1] + 1], labels)  # the files of a part are neighbours
+
+
+def _decoded(
+    root: Path, files: list[File], *, size: int, channels: int, store: Store | None
+) -> tuple[Tensor, Tensor, dict[str, str]]:
+    """Return images uint8 (M,C,S,S), their places in ``files`` int64 (M,), and why the others have none."""
+    paths = [str(file.path.relative_to(root)) for file in files]
+    if store is None:
+        return _decode(root, paths, size, channels)
+
+    def build(folder: Path) -> None:
+        images, good, bad = _decode(root, paths, size, channels)
+        save_file({"images": images, "good": good}, folder / "images.safetensors")
+        write_json(folder / "bad.json", bad)
+
+    stats = [file.path.stat() for file in files]
+    listing = [[path, stat.st_size, stat.st_mtime_ns] for path, stat in zip(paths, stats, strict=True)]
+    key = {
+        "files": digest(listing),
+        "count": len(files),
+        "size": size,
+        "channels": channels,
+        "version": VERSION,
+    }
+    folder = store.obtain("images", key, build)
+    tensors = load_file(folder / "images.safetensors")
+    return tensors["images"], tensors["good"], json.loads((folder / "bad.json").read_text())
+
+
+def _decode(root: Path, paths: list[str], size: int, channels: int) -> tuple[Tensor, Tensor, dict[str, str]]:
+    images = torch.empty(len(paths), channels, size, size, dtype=torch.uint8)
+    bad: dict[str, str] = {}
+    good: list[int] = []
+
+    def one(i: int) -> str | None:
+        try:
+            images[i] = torch.from_numpy(decode(root / paths[i], size=size, channels=channels))
+        except Exception as error:  # Pillow's plugins raise nearly anything on damaged files
+            return str(error) or type(error).__name__
+        return None
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        reasons = pool.map(one, range(len(paths)))
+        for i, reason in enumerate(tqdm(reasons, "decoding", len(paths), disable=len(paths) <= 2000)):
+            if reason is None:
+                good.append(i)
+            else:
+                bad[paths[i]] = reason
+    return (images[good] if bad else images), torch.tensor(good, dtype=torch.int64), bad
+
+
+def decode(path: Path, *, size: int, channels: int) -> np.ndarray:
+    """Read one image as uint8 (C,size,size): shorter side resized to ``size``, then the middle square.
+
+    Raises:
+        OSError, ValueError ...: the file is damaged or its pixels are no 8- or 16-bit integers.
+    """
+    with Image.open(path) as image:
+        picture = _eight_bit(image).convert("L" if channels == 1 else "RGB")
+    width, height = picture.size
+    scale = size / min(width, height)
+    shape = (max(size, round(width * scale)), max(size, round(height * scale)))
+    if shape != picture.size:
+        picture = picture.resize(shape, RESAMPLE)
+    left, top = (shape[0] - size) // 2, (shape[1] - size) // 2
+    pixels = np.array(picture.crop((left, top, left + size, top + size)))
+    return pixels[None] if channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):  # convert() would clip, not scale
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"pixels are 32-bit (mode {image.mode}), expected 8 or 16 bits")
+    if image.mode == "P" and "transparency" in image.info:
+        return image.convert("RGBA")
+    return image

@@ -1,0 +1,28 @@
+"""No images at all: only what the teacher's classes are called and what its images look like."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from kd_lightning.data.dataset import Dataset
+
+
+def load(*, classes: Sequence[str] | int, channels: int, size: int) -> Dataset:
+    """Describe a task without any image, for methods that need none.
+
+    Args:
+        classes: their names, or how many there are.
+        channels: of the teacher's images, 1 or 3.
+        size: their side in pixels.
+    """
+    names = [str(i) for i in range(classes)] if isinstance(classes, int) else list(classes)
+    return Dataset(
+        name="none",
+        classes=names,
+        train=None,
+        val=None,
+        test=None,
+        layout="none",
+        encoding="none",
+        shape=(channels, size, size),
+    )

@@ -1,0 +1,189 @@
+"""Batches from tensors held on the device: shuffled, sharded, augmented there, and resumable to the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kd_lightning.errors import ConfigError, DataError
+
+Augmentation = Callable[[Tensor, torch.Generator], Tensor]
+
+
+class Batch(NamedTuple):
+    """One batch.
+
+    ``x``: float images (N,C,H,W) in [0,1]; ``y``: int64 labels or float targets; ``t``: the teacher's stored
+    answers (N,K); ``index``: int64 positions in the set.
+    """
+
+    x: Tensor
+    y: Tensor | None
+    t: Tensor | None = None
+    index: Tensor | None = None  # type: ignore[assignment]  # hides tuple.index
+
+
+class TensorLoader:
+    """The loader of every set that fits in memory.
+
+    Each pass over the set has an order drawn from the seed, the epoch and the number of the pass in that epoch,
+    and each of its batches an augmentation drawn from those, the batch's number and the rank. So the state is
+    a few numbers, and what rank 0 saved is right for all ranks.
+
+    While shuffling, ranks take every ``world``-th place of one common order and have equally many images:
+    where ``world`` does not divide the set, a few are seen twice or, with ``drop_last``, left out. Without
+    shuffling each image is seen exactly once, by one rank.
+
+    The first batch drawn from an ``iter`` begins a new pass, whether the last one was finished or not; after
+    ``load_state_dict`` it is the batch after the last one drawn. (Lightning never exhausts a loader, calls
+    ``iter`` twice before some first batches, and saves the state after the batch was used.) Resume with the
+    same seed: Lightning loads the state only of an unfinished epoch.
+
+    Args:
+        images: uint8 (N,C,H,W).
+        labels: (N,...) integer labels, given out as int64, or float targets; or None.
+        batch_size: images per batch and rank.
+        shuffle: a new order each epoch.
+        augment: applied to x in this order.
+        answers: (N,K) stored answers of a teacher.
+        seed: of order and augmentation; not negative.
+        rank: which of the ``world`` processes this is.
+        world: number of processes.
+        drop_last: leave out the last batch if it is smaller.
+        device: where the tensors are kept and batches are made.
+
+    Raises:
+        DataError: no images.
+        ConfigError: ``drop_last`` would leave no batch.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor | None = None,
+        *,
+        batch_size: int,
+        shuffle: bool,
+        augment: Sequence[Augmentation] = (),
+        answers: Tensor | None = None,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        drop_last: bool = False,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if images.dtype != torch.uint8 or images.dim() != 4:
+            raise ValueError(f"images must be uint8 (N,C,H,W), not {images.dtype} {tuple(images.shape)}")
+        for other in (labels, answers):
+            if other is not None and len(other) != len(images):
+                raise ValueError(f"{len(images)} images, but {len(other)} labels or answers")
+        if len(images) == 0:
+            raise DataError("a loader needs at least one image, but the set is empty")
+        self.images, self.labels, self.answers = images, labels, answers
+        self.batch_size, self.shuffle, self.drop_last = batch_size, shuffle, drop_last
+        self.augment = tuple(augment)
+        self.seed, self.rank, self.world = seed, rank, world
+        self.device = torch.device(device)
+        self.epoch = self.turn = self.cursor = 0
+        self._resumed = False
+        if drop_last and len(self) == 0:
+            raise ConfigError(
+                f"a batch of {batch_size} on each of {world} device(s) is more than the {len(images)} images "
+                "there are: choose a smaller batch size"
+            )
+
+    def to(self, device: torch.device | str) -> TensorLoader:
+        """Keep the tensors on ``device`` and make batches there."""
+        self.device = torch.device(device)
+        self.images = self.images.to(self.device)
+        self.labels = None if self.labels is None else self.labels.to(self.device)
+        self.answers = None if self.answers is None else self.answers.to(self.device)
+        return self
+
+    def __len__(self) -> int:
+        """Batches of one epoch on this rank."""
+        share = self._share()
+        return share // self.batch_size if self.drop_last else -(-share // self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        self.to(self.device)
+        if self.cursor >= len(self) or (self.cursor > 0 and not self._resumed):
+            self.turn, self.cursor = self.turn + 1, 0
+        order, rng = self._order().to(self.device), torch.Generator(self.device)
+        while self.cursor < len(self):
+            number, self.cursor, self._resumed = self.cursor, self.cursor + 1, False
+            index = order[number * self.batch_size : (number + 1) * self.batch_size]
+            yield self._batch(index, rng.manual_seed(_mix(2, *self._pass(), number, self.rank)))
+
+    @property
+    def batch_sampler(self) -> SimpleNamespace:
+        """Where Lightning looks for ``sampler.set_epoch``."""
+        return SimpleNamespace(sampler=self)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Begin ``epoch`` unless already in it.
+
+        Lightning calls this before each epoch, also after resuming from the end of one, where it does not load
+        the saved state.
+        """
+        if epoch != self.epoch:
+            self.epoch, self.turn, self.cursor, self._resumed = epoch, 0, 0, False
+
+    def state_dict(self) -> dict[str, int]:
+        """Seed, epoch, pass in it, batches drawn in that, and what gives this number a meaning."""
+        place = {"seed": self.seed, "epoch": self.epoch, "turn": self.turn, "cursor": self.cursor}
+        return place | self._shape()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on, at the next ``iter``, with the batch after the last one drawn.
+
+        Raises:
+            ConfigError: the epoch was cut in batches of another set, batch size or number of processes.
+        """
+        before = {key: state[key] for key in self._shape()}
+        if before != self._shape():
+            raise ConfigError(
+                f"cannot go on in the middle of an epoch with other batches: saved with {before}, now "
+                f"{self._shape()}. Restore those settings, or start anew with artifacts.reuse=false"
+            )
+        self.seed, self.epoch = state["seed"], state["epoch"]
+        self.turn, self.cursor = state["turn"], state["cursor"]
+        self._resumed = True
+
+    def _shape(self) -> dict[str, int]:
+        return {"images": len(self.images), "batch_size": self.batch_size, "world": self.world}
+
+    def _share(self) -> int:
+        if not self.shuffle:
+            return len(range(self.rank, len(self.images), self.world))
+        return len(self.images) // self.world if self.drop_last else -(-len(self.images) // self.world)
+
+    def _order(self) -> Tensor:
+        places = torch.arange(self.rank, self.rank + self._share() * self.world, self.world)
+        if not self.shuffle:
+            return places
+        generator = torch.Generator().manual_seed(_mix(1, *self._pass()))
+        return torch.randperm(len(self.images), generator=generator)[places % len(self.images)]
+
+    def _pass(self) -> tuple[int, int, int]:
+        return self.seed, self.epoch, self.turn
+
+    def _batch(self, index: Tensor, rng: torch.Generator) -> Batch:
+        x = self.images.index_select(0, index).float().div_(255)
+        for augmentation in self.augment:
+            x = augmentation(x, rng)
+        y = None if self.labels is None else self.labels.index_select(0, index)
+        if y is not None and not y.is_floating_point():
+            y = y.long()
+        t = None if self.answers is None else self.answers.index_select(0, index)
+        return Batch(x, y, t, index)
+
+
+def _mix(*words: int) -> int:
+    """One well-mixed 64-bit seed from several small numbers."""
+    return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0])

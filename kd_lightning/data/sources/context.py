@@ -1,0 +1,59 @@
+"""What a source may use to prepare itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sized
+from dataclasses import dataclass, field
+from typing import Any
+
+from kd_lightning.artifacts import Store
+from kd_lightning.data.dataset import Dataset, Split
+from kd_lightning.errors import DataError
+
+
+@dataclass
+class Context:
+    """Handed to ``source.prepare``, which returns any sized iterable of batches.
+
+    Args:
+        dataset: the images and labels that exist.
+        teacher: a :class:`FrozenTeacher` or :class:`QueryTeacher`, or None.
+        store: where pools and paid answers are kept.
+        keys: the data's and the teacher's digests, parents of whatever the source keeps.
+        mean: per channel, in data units.
+        std: per channel, in data units.
+        seed: of the source's own choices.
+        order_seed: of the order in which a fit sees the images.
+        rank: which of the ``world`` processes this is.
+        world: number of processes.
+        device: where batches are wanted.
+    """
+
+    dataset: Dataset
+    teacher: Any
+    store: Store
+    keys: dict[str, str]
+    mean: list[float]
+    std: list[float]
+    seed: int = 0
+    order_seed: int = 0
+    rank: int = 0
+    world: int = 1
+    device: str = "cpu"
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    def real(self) -> Split:
+        """The training images.
+
+        Raises:
+            DataError: there are none.
+        """
+        if self.dataset.train is None:
+            raise DataError(
+                f"data={self.dataset.name} has no training images, but this source needs them. "
+                "Use a method that makes its own (method=dafl), or give the set a train folder"
+            )
+        return self.dataset.train
+
+
+Loader = Sized

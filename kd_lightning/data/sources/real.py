@@ -1,0 +1,88 @@
+"""Real images with their labels: all of them, or a few per class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from kd_lightning.data.dataset import Split
+from kd_lightning.data.loader import Augmentation, TensorLoader
+from kd_lightning.data.sources.context import Context
+from kd_lightning.errors import DataError
+
+
+class Real:
+    """Every training image, shuffled and augmented.
+
+    Args:
+        batch_size: images per batch and rank.
+        augment: applied to each batch in this order.
+    """
+
+    offers = frozenset({"source.images", "source.labels"})
+
+    def __init__(self, *, batch_size: int, augment: Sequence[Augmentation] = ()) -> None:
+        self.batch_size, self.augment = batch_size, augment
+
+    def prepare(self, context: Context) -> TensorLoader:
+        """A loader of labelled images."""
+        return self.serve(context.real(), context)
+
+    def serve(self, split: Split, context: Context) -> TensorLoader:
+        """The loader of ``split``."""
+        return TensorLoader(
+            split.images,
+            split.labels,
+            batch_size=self.batch_size,
+            shuffle=True,
+            augment=self.augment,
+            seed=context.order_seed,
+            rank=context.rank,
+            world=context.world,
+            drop_last=len(split) >= self.batch_size * context.world,
+            device=context.device,
+        )
+
+
+class FewShot(Real):
+    """The first ``per_class`` images of each class in a random order that ``source.seed`` fixes.
+
+    Args:
+        per_class: images of each class.
+        batch_size: images per batch and rank.
+        augment: applied to each batch in this order.
+    """
+
+    def __init__(self, *, per_class: int, batch_size: int, augment: Sequence[Augmentation] = ()) -> None:
+        super().__init__(batch_size=batch_size, augment=augment)
+        self.per_class = per_class
+
+    def prepare(self, context: Context) -> TensorLoader:
+        """A loader of the few.
+
+        Raises:
+            DataError: a class has fewer images.
+        """
+        split = context.real()
+        return self.serve(few(split, self.per_class, seed=context.seed, classes=context.dataset.classes), context)
+
+
+def few(split: Split, per_class: int, *, seed: int, classes: Sequence[str]) -> Split:
+    """``per_class`` images of every class, the same ones for the same seed; more are a superset of fewer.
+
+    Raises:
+        DataError: names the class that has fewer, and how many it has.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    chosen = []
+    for label, name in enumerate(classes):
+        members = (split.labels == label).nonzero().squeeze(1)
+        if len(members) < per_class:
+            raise DataError(
+                f"source.per_class={per_class}, but class {name} has {len(members)} training images. "
+                f"Choose source.per_class={len(members)} or less"
+            )
+        chosen.append(members[torch.randperm(len(members), generator=generator)[:per_class]])
+    index = torch.cat(chosen)
+    return Split(split.images[index], split.labels[index])

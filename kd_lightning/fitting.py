@@ -1,0 +1,259 @@
+"""One fit: cached under what determines it, resumable to the bit, the same for teachers, controls and students."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from hydra.utils import get_class, instantiate
+from lightning.pytorch.callbacks import Callback
+from omegaconf import DictConfig, OmegaConf
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from kd_lightning.artifacts import Store, digest, file_digest, write_json, writing
+from kd_lightning.callbacks import PhaseBar, WatchGenerator
+from kd_lightning.data.dataset import Dataset
+from kd_lightning.data.loader import TensorLoader
+from kd_lightning.data.module import Images
+from kd_lightning.data.sources.context import Context
+from kd_lightning.loggers import Curves, KeepCurves
+from kd_lightning.methods.base import Distiller, Teacher
+from kd_lightning.networks.normalized import Normalized
+from kd_lightning.tasks import Classification
+from kd_lightning.teacher.weights import load_weights
+
+VERSION = 1
+SILENT = ("enable_progress_bar", "enable_model_summary", "logger", "callbacks", "default_root_dir", "log_every_n_steps")
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a fit left: the network on the CPU in eval mode, its folder, its hash, its report, its seconds."""
+
+    network: Normalized
+    folder: Path
+    key: str
+    report: dict[str, Any]
+    seconds: float
+
+
+@dataclass
+class Bench:
+    """What every fit of a run shares.
+
+    Args:
+        store: where fits are kept.
+        dataset: the images and labels that exist.
+        data_key: digest of their content.
+        task: loss and metrics.
+        loggers: further loggers for the student's fit.
+    """
+
+    store: Store
+    dataset: Dataset
+    data_key: str
+    task: Classification
+    loggers: list[Any]
+
+
+def build_network(cfg: DictConfig) -> Normalized:
+    """The network that ``cfg.student`` describes, normalising with the data's statistics."""
+    return Normalized(instantiate(cfg.student), mean=cfg.data.mean, std=cfg.data.std)
+
+
+def fit(
+    cfg: DictConfig,
+    bench: Bench,
+    *,
+    phase: str,
+    teacher: Teacher | None = None,
+    teacher_key: str = "none",
+    val_answers: Tensor | None = None,
+    watched: bool = False,
+) -> Fitted:
+    """Train ``cfg.student`` by ``cfg.method`` on ``cfg.source``, or return what the same fit left before.
+
+    Args:
+        cfg: a composition, or a variant of one.
+        bench: what the run's fits share.
+        phase: its name on the screen and in the result.
+        teacher: who answers.
+        teacher_key: digest of the teacher, part of the fit's hash.
+        val_answers: the teacher's outputs on the validation images, for the agreement curve.
+        watched: whether the run's loggers follow this fit.
+    """
+    config = fit_config(cfg, bench, teacher_key)
+
+    def build(work: Path) -> None:
+        context = Context(
+            dataset=bench.dataset,
+            teacher=teacher,
+            store=bench.store,
+            keys={"data": bench.data_key, "teacher": teacher_key},
+            mean=list(cfg.data.mean),
+            std=list(cfg.data.std),
+            seed=cfg.source.get("seed", 0),
+            order_seed=cfg.seed,
+            device=device_of(cfg),
+        )
+        method, report = _train(cfg, bench, phase, work, context, val_answers, watched)
+        state = {k: v.detach().cpu().contiguous().clone() for k, v in method.student.state_dict().items()}
+        with writing(work):
+            save_file(state, work / "student.safetensors")
+        write_json(work / "fit.json", report)
+
+    folder = bench.store.obtain("fit", config, build)
+    network = build_network(cfg)
+    network.load_state_dict(load_file(folder / "student.safetensors"))
+    report = json.loads((folder / "fit.json").read_text())
+    return Fitted(network.eval(), folder, digest(config), report, bench.store.seconds[folder])
+
+
+def fit_config(cfg: DictConfig, bench: Bench, teacher_key: str) -> dict[str, Any]:
+    """Everything that determines the numbers of a fit, as plain data."""
+    plain: Any = {k: OmegaConf.to_container(cfg[k], resolve=True) for k in ("source", "student", "method", "trainer")}
+    plain["trainer"] = {k: v for k, v in plain["trainer"].items() if k not in SILENT}
+    method = plain["method"].pop("_target_")
+    return {
+        **plain,
+        "target": method,
+        "init": cfg.init and file_digest(cfg.init),
+        "seed": cfg.seed,
+        "memory_format": cfg.memory_format,
+        "mean": list(cfg.data.mean),
+        "std": list(cfg.data.std),
+        "data": bench.data_key,
+        "teacher": teacher_key,
+        "version": [VERSION, _method_version(method)],
+    }
+
+
+def _method_version(target: str) -> int:
+    return get_class(target).version  # type: ignore[attr-defined]
+
+
+def _train(
+    cfg: DictConfig,
+    bench: Bench,
+    phase: str,
+    work: Path,
+    context: Context,
+    val_answers: Tensor | None,
+    watched: bool,
+) -> tuple[Distiller, dict[str, Any]]:
+    L.seed_everything(cfg.seed, verbose=False)
+    network = build_network(cfg)
+    if cfg.init:
+        load_weights(network, cfg.init)
+    method = instantiate(cfg.method, _partial_=True, _convert_="all")(
+        student=network, teacher=context.teacher, task=bench.task
+    )
+    if cfg.memory_format == "channels_last":
+        method.to(memory_format=torch.channels_last)
+    loader = instantiate(cfg.source, _convert_="all").prepare(context)
+    val = bench.dataset.val
+    val_loader = val and TensorLoader(
+        val.images, val.labels, answers=val_answers, batch_size=500, shuffle=False, device=context.device
+    )
+    curves = Curves(work)
+    trainer = instantiate(cfg.trainer, _partial_=True, _convert_="all")(
+        default_root_dir=work,
+        logger=[curves, *(bench.loggers if watched else [])],
+        callbacks=[PhaseBar(phase), WatchGenerator(work), KeepCurves(curves), Resumable(work / "last.ckpt")],
+    )
+    method.train()
+    checkpoint = work / "last.ckpt"
+    started = time.perf_counter()
+    with writing(work):
+        try:
+            trainer.fit(method, Images(loader, val_loader), ckpt_path=checkpoint if checkpoint.is_file() else None)
+        except SystemExit as interrupted:  # Lightning's answer to Ctrl-C
+            raise KeyboardInterrupt from interrupted
+        save_checkpoint(trainer, checkpoint)
+    report = {
+        "phase": phase,
+        "rounds": trainer.fit_loop.epoch_loop.total_batch_idx + 1,
+        "student_updates": (trainer.fit_loop.epoch_loop.total_batch_idx + 1) * method.student_updates_per_round(),
+        "images_synthesised": method.images_made,
+        "teacher_images": method.teacher.asked if method.teacher is not None else 0,
+        "fit_seconds": time.perf_counter() - started,
+        "precision": str(cfg.trainer.precision),
+        "memory_format": cfg.memory_format,
+        **context.notes,
+    }
+    if hasattr(method, "draw") and context.teacher is not None:
+        report["generated/agreement"] = _agreement_on_drawn(method, bench.task)
+    return method, report
+
+
+@torch.no_grad()
+def _agreement_on_drawn(method: Any, task: Classification, n: int = 1000) -> float:
+    method.eval()
+    chunks = [method.draw(n // 10) for _ in range(10)]
+    agreement = task.agreement().to(method.device)
+    for x in chunks:
+        agreement.update(method.student(x), method.teacher.net(x))
+    return float(agreement.compute())
+
+
+def device_of(cfg: DictConfig) -> str:
+    """Where a fit's batches are wanted."""
+    wanted = cfg.trainer.accelerator
+    if wanted in ("gpu", "cuda") or (wanted == "auto" and torch.cuda.is_available()):
+        return f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    return "cpu"
+
+
+def fast_precision(accelerator: str = "auto") -> str:
+    """``bf16-mixed`` where the hardware multiplies in bf16, else ``32-true``."""
+    if accelerator != "cpu" and torch.cuda.is_available():
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+    if platform.system() == "Linux":
+        flags = Path("/proc/cpuinfo").read_text().split("\n\n", 1)[0]
+        if "avx512_bf16" in flags or "amx_bf16" in flags:
+            return "bf16-mixed"
+    return "32-true"
+
+
+class Resumable(Callback):
+    """Keeps ``last.ckpt`` no older than ``seconds``: a kill at any moment loses no more than that.
+
+    Lightning's own time-based checkpoints do nothing under manual optimisation. Nothing is saved when a step
+    raises: half a round has happened then, and a resumed run would differ from an uninterrupted one.
+    """
+
+    def __init__(self, path: Path, *, seconds: float | None = None) -> None:
+        self.path = path
+        self.seconds = float(os.environ.get("KD_CHECKPOINT_SECONDS", 20)) if seconds is None else seconds
+        self.last = time.monotonic()
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        """Save if it is time; ranks agree on the first one's clock, asked seldom."""
+        if trainer.world_size > 1:
+            if trainer.fit_loop.epoch_loop.batch_idx % 50:
+                return
+            due = trainer.strategy.broadcast(self._due())
+        else:
+            due = self._due()
+        if due:
+            save_checkpoint(trainer, self.path)
+            self.last = time.monotonic()
+
+    def _due(self) -> bool:
+        return time.monotonic() - self.last >= self.seconds
+
+
+def save_checkpoint(trainer: L.Trainer, path: Path) -> None:
+    """Replace ``path`` in one step: readers see the old checkpoint or the new one."""
+    part = path.with_name(path.name + ".part")
+    trainer.save_checkpoint(part, weights_only=False)
+    if trainer.is_global_zero:
+        os.replace(part, path)

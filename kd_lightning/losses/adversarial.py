@@ -1,0 +1,88 @@
+"""How much student and teacher disagree, and how a generator is told to look for it."""
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from kd_lightning.losses.response import check_same_shape
+
+
+def masked_kl(student: Tensor, teacher: Tensor) -> Tensor:
+    """Minus the mean of KL(teacher || student), counting only samples on whose class both agree.
+
+    What the generator of CMI (Fang et al., IJCAI 2021) and of FastDFKD (AAAI 2022) minimises: it looks for
+    images near the student's boundary and lets go of an image once the student has changed its mind.
+    Gradients flow through both.
+
+    Args:
+        student: logits (N,K).
+        teacher: logits (N,K).
+    """
+    check_same_shape(student, teacher)
+    log_q, log_p = F.log_softmax(student.float(), dim=1), F.log_softmax(teacher.float(), dim=1)
+    agree = student.argmax(1) == teacher.argmax(1)
+    divergence = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(1)
+    return -(divergence * agree).mean()
+
+
+def jensen_shannon(
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    temperature: float = 3.0,
+    variant: Literal["paper", "code"] = "paper",
+) -> Tensor:
+    """Jensen-Shannon divergence of softmax(student/T) and softmax(teacher/T), averaged over samples.
+
+    Adaptive DeepInversion (Yin et al., CVPR 2020) minimises 1 - JS over its images. "paper" is the divergence
+    itself, in nats, at most ln 2: divide by it for the 0..1 that 1 - JS suggests. "code" averages the reverse
+    divergences KL(mean || each) of probabilities clamped to [.01,.99], reaches 1.614, and so loses every
+    gradient where the authors clamp it to 1; that clamp is left to the caller.
+
+    Args:
+        student: logits (N,K).
+        teacher: logits (N,K).
+        temperature: T.
+        variant: see above.
+    """
+    check_same_shape(student, teacher)
+    log_q = F.log_softmax(student.float() / temperature, dim=1)
+    log_p = F.log_softmax(teacher.float() / temperature, dim=1)
+    if variant == "paper":
+        log_mean = torch.logaddexp(log_q, log_p) - math.log(2)
+        divergences = [F.kl_div(log_mean, each, reduction="batchmean", log_target=True) for each in (log_q, log_p)]
+    elif variant == "code":
+        q, p = log_q.exp(), log_p.exp()
+        mean = ((q + p) / 2).clamp(0.01, 0.99)
+        divergences = [F.kl_div(each.clamp(0.01, 0.99).log(), mean, reduction="batchmean") for each in (q, p)]
+    else:
+        raise ValueError(f"unknown variant {variant!r}: take paper or code")
+    return torch.stack(divergences).mean()
+
+
+def attention_transfer(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> Tensor:
+    """Sum over blocks of the mean squared difference of attention maps.
+
+    ZSKT (Micaelli and Storkey, NeurIPS 2019) weighs it by 250 in the student's loss.
+    The attention of a map (N,C,H,W) is the channel mean of its squares, flattened and scaled to length 1
+    (Zagoruyko and Komodakis, ICLR 2017). Channels may differ, sizes may not.
+
+    Raises:
+        ValueError: no map, a different number of maps, or sizes that differ.
+    """
+    if not student_maps or len(student_maps) != len(teacher_maps):
+        raise ValueError(f"need pairs of maps, got {len(student_maps)} of student, {len(teacher_maps)} of teacher")
+    terms = []
+    for s, t in zip(student_maps, teacher_maps, strict=True):
+        if s.shape[0] != t.shape[0] or s.shape[2:] != t.shape[2:]:
+            raise ValueError(f"attention maps must have one size, got {tuple(s.shape)} and {tuple(t.shape)}")
+        terms.append(F.mse_loss(_attention(s), _attention(t)))
+    return torch.stack(terms).sum()
+
+
+def _attention(x: Tensor) -> Tensor:
+    return F.normalize(x.float().square().mean(1).flatten(1), dim=1)

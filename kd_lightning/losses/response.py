@@ -1,0 +1,63 @@
+"""Losses on the student's answers, given the teacher's."""
+
+from typing import Literal
+
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def kl(
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    temperature: float = 1.0,
+    reduction: Literal["batchmean", "mean"] = "batchmean",
+) -> Tensor:
+    """T^2 KL(softmax(teacher/T) || softmax(student/T)), the loss of Hinton et al. 2015.
+
+    Args:
+        student: logits (N,K) or (N,K,...); a dense answer counts as one sample per position.
+        teacher: logits of the same shape. Gradients flow into it as well: detach it where the method does.
+        temperature: T.
+        reduction: "batchmean" sums over classes and averages over samples; "mean" divides by K besides
+            (ZSKT's code).
+    """
+    check_same_shape(student, teacher)
+    log_q = F.log_softmax(student.float() / temperature, dim=1)
+    log_p = F.log_softmax(teacher.float() / temperature, dim=1)
+    divergence = F.kl_div(log_q, log_p, reduction="none", log_target=True) * temperature**2
+    if reduction == "mean":
+        return divergence.mean()
+    if reduction == "batchmean":
+        return divergence.sum(1).mean()
+    raise ValueError(f"unknown reduction {reduction!r}: take batchmean or mean")
+
+
+def soft_cross_entropy(student: Tensor, targets: Tensor, *, temperature: float = 1.0) -> Tensor:
+    """-sum_k targets_k log softmax(student/T)_k, averaged over samples, without a factor T^2.
+
+    The J of BSS (Heo et al., AAAI 2019), of FS-BBT and, times T^2, of ZSKD (Nayak et al., ICML 2019). It
+    differs from KL by the entropy of the targets, so its gradient is the same.
+
+    Args:
+        student: logits (N,K) or (N,K,...).
+        targets: probabilities of the same shape, already softened where the method softens them.
+        temperature: T, of the student alone.
+    """
+    check_same_shape(student, targets)
+    return -(targets.float() * F.log_softmax(student.float() / temperature, dim=1)).sum(1).mean()
+
+
+def l1_logits(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean |student - teacher| over all logits, (N,K) or (N,K,H,W): DFAD (Fang et al. 2019).
+
+    Its generator maximises the same number L, or ln(1 + L) in segmentation.
+    """
+    check_same_shape(student, teacher)
+    return F.l1_loss(student.float(), teacher.float())
+
+
+def check_same_shape(student: Tensor, teacher: Tensor) -> None:
+    """ValueError where PyTorch would silently broadcast one answer over the other."""
+    if student.shape != teacher.shape:
+        raise ValueError(f"the answers must have one shape, got {tuple(student.shape)} and {tuple(teacher.shape)}")

@@ -1,0 +1,1 @@
+"""One paper, one file: how one round of training goes."""

@@ -1,0 +1,174 @@
+"""What every method shares and no paper is about: teacher, evaluation, randomness, bookkeeping."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import lightning as L
+import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from kd_lightning.errors import TrainingError
+from kd_lightning.teacher.frozen import FrozenTeacher
+from kd_lightning.teacher.query import QueryTeacher
+
+Teacher = FrozenTeacher | QueryTeacher
+OptimizerFactory = Callable[..., Optimizer]
+SchedulerFactory = Callable[[Optimizer], Any]
+
+
+class Seen(NamedTuple):
+    """The last images a method made, and what the teacher said of them."""
+
+    images: Tensor
+    teacher: Tensor
+
+
+class Distiller(L.LightningModule):
+    """One training batch is one round of the paper's outer loop.
+
+    Args:
+        student: the network that is trained; images (N, C, H, W) in [0, 1] to outputs.
+        teacher: who answers, or None for methods without one.
+        task: loss, metrics and agreement.
+        log_every: scalars are logged and checked every this many rounds.
+    """
+
+    version = 1
+    """Raised whenever the method's numbers would change, so that kept fits are not mistaken for new ones."""
+
+    def __init__(self, *, student: nn.Module, teacher: Teacher | None, task: Any, log_every: int = 20) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.student, self.teacher, self.task = student, teacher, task
+        self.log_every = log_every
+        self.metrics = nn.ModuleDict(task.metrics())
+        self.agreement = task.agreement()
+        self.seen: Seen | None = None
+        self.images_made = 0
+        self._rng: torch.Generator | None = None
+        self._restored: list[dict[str, Tensor]] | None = None
+        self._first_bad: Tensor | None = None
+
+    @classmethod
+    def needs(cls, **settings: Any) -> set[str]:
+        """What the composition must offer: ``teacher``, ``teacher.gradients``, ``teacher.batch_norm``,
+        ``source.images``, ``source.labels`` or ``source.free``.
+        """
+        return set()
+
+    def student_updates_per_round(self) -> int:
+        """Optimiser steps of the student in one round: what a control with as many updates copies."""
+        return 1
+
+    def scheduled(self, *pairs: tuple[Optimizer, SchedulerFactory | None]) -> Any:
+        """What ``configure_optimizers`` returns for optimisers with or without a schedule."""
+        return [opt for opt, _ in pairs], [make(opt) for opt, make in pairs if make]
+
+    def opts(self) -> list[LightningOptimizer]:
+        """The optimisers, always as a list, in the order of ``configure_optimizers``."""
+        optimizers = self.optimizers()
+        return optimizers if isinstance(optimizers, list) else [optimizers]  # type: ignore[list-item]
+
+    def update(self, opt: LightningOptimizer, loss: Tensor) -> None:
+        """Zero, backward, step."""
+        opt.zero_grad()
+        self.manual_backward(loss)
+        opt.step()
+
+    def record(self, **terms: Tensor) -> None:
+        """Note this round's scalars: logged every ``log_every`` rounds, and watched for NaN in every round.
+
+        Raises:
+            TrainingError: a term is not finite; names the term and the round in which it turned.
+        """
+        values = torch.stack([value.detach().float() for value in terms.values()])
+        if self._first_bad is None:
+            self._first_bad = torch.full_like(values, -1)
+        fresh = ~values.isfinite() & (self._first_bad < 0)
+        self._first_bad = torch.where(fresh, float(self.rounds_done), self._first_bad)
+        batch = self.trainer.fit_loop.epoch_loop.batch_idx
+        if batch % self.log_every == 0 or batch + 1 == self.trainer.num_training_batches:
+            self._refuse_nan(list(terms))
+            self.log_dict(
+                {f"train/{k}": v for k, v in zip(terms, values.cpu(), strict=True)}, batch_size=1, sync_dist=False
+            )
+
+    def _refuse_nan(self, names: list[str]) -> None:
+        assert self._first_bad is not None
+        rounds = {n: int(r) for n, r in zip(names, self._first_bad.tolist(), strict=True) if r >= 0}
+        if rounds:
+            term = min(rounds, key=rounds.__getitem__)
+            raise TrainingError(
+                f"the loss term '{term}' of {type(self).__name__} was not finite in round {rounds[term]}. "
+                "Lower its learning rate or weight, or run with trainer.precision=32-true"
+            )
+
+    @property
+    def rounds_done(self) -> int:
+        """Rounds finished since the start of the fit, over resumes."""
+        return self.trainer.fit_loop.epoch_loop.total_batch_idx
+
+    def show(self, images: Tensor, teacher: Tensor) -> None:
+        """Count this round's images (N, C, H, W), and let callbacks look at them and the teacher's answers (N, K)."""
+        self.images_made += len(images)
+        self.seen = Seen(images.detach(), teacher.detach())
+
+    @property
+    def rng(self) -> torch.Generator:
+        """Noise of this rank alone, on the device; saved in every checkpoint."""
+        if self._rng is None:
+            self._rng = torch.Generator(self.device)
+            # seed_everything gives every rank the same seed: without the rank all would draw the same noise
+            self._rng.manual_seed(torch.initial_seed() % 2**31 + self.global_rank)
+        return self._rng
+
+    def on_train_start(self) -> None:
+        """Go on with the random numbers of the checkpoint, if there was one."""
+        if self._restored is not None:
+            mine = self._restored[self.global_rank % len(self._restored)]
+            self.rng.set_state(mine["rank"])
+            torch.set_rng_state(mine["torch"])
+
+    def on_train_epoch_end(self) -> None:
+        """Step the learning-rate schedules, which count epochs."""
+        schedulers = self.lr_schedulers() or []
+        for scheduler in schedulers if isinstance(schedulers, list) else [schedulers]:
+            scheduler.step()  # type: ignore[call-arg]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the random state of every rank."""
+        mine = {"rank": self.rng.get_state(), "torch": torch.get_rng_state()}
+        states: list[Any] = [mine]
+        if self.trainer.world_size > 1:
+            states = [None] * self.trainer.world_size
+            torch.distributed.all_gather_object(states, mine)
+        checkpoint["rng"] = states
+        checkpoint["counts"] = {"made": self.images_made, "asked": self.teacher.asked if self.teacher else 0}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on counting, and keep the random states until training starts."""
+        self._restored = checkpoint["rng"]
+        self.images_made = checkpoint["counts"]["made"]
+        if self.teacher is not None:
+            self.teacher.asked = checkpoint["counts"]["asked"]
+
+    def on_validation_epoch_start(self) -> None:
+        """Average batch-norm statistics over ranks: manual optimisation leaves them to drift apart."""
+        if self.trainer.world_size > 1:
+            for buffer in self.buffers():
+                if buffer.is_floating_point():
+                    buffer.copy_(self.trainer.strategy.reduce(buffer, reduce_op="mean"))  # type: ignore[arg-type]
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Metrics against the labels, and agreement with the teacher's stored answers."""
+        output = self.student(batch.x)
+        for name, metric in self.metrics.items():
+            metric(output, batch.y)
+            self.log(f"val/{name}", metric, on_epoch=True, batch_size=len(batch.x))
+        if batch.t is not None:
+            self.agreement(output, batch.t)
+            self.log("val/agreement", self.agreement, on_epoch=True, batch_size=len(batch.x))

@@ -1,0 +1,100 @@
+"""Residual networks (He et al., CVPR 2016): thin ones for CIFAR, and ResNet-18/34 with a stem for 32x32."""
+
+from typing import Literal
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models import resnet as torchvision_resnet
+
+_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
+
+
+class CifarResNet(nn.Module):
+    """ResNet of depth 6n+2 with 16, 32 and 64 channels: (N,in_channels,H,W) -> (N,num_classes).
+
+    The maps of the three groups are the outputs of `layer1`, `layer2`, `layer3`; the feature has 64 values.
+
+    Args:
+        depth: 8, 14, 20, 26, 32, 44, 56, 110 ...
+        num_classes: logits.
+        in_channels: channels of the image.
+        shortcut: where the shape changes, "A" takes every second pixel and appends channels of zeros (the
+            paper on CIFAR; no parameters), "B" is a 1x1 convolution with BatchNorm (the usual CIFAR-100
+            distillation tables).
+
+    Raises:
+        ValueError: a depth that is not 6n+2, an unknown shortcut.
+    """
+
+    def __init__(
+        self, *, depth: int, num_classes: int, in_channels: int = 3, shortcut: Literal["A", "B"] = "A"
+    ) -> None:
+        super().__init__()
+        if depth < 8 or (depth - 2) % 6:
+            raise ValueError(f"CifarResNet has depth 6n+2 (8, 14, 20, 26, 32, 44, 56, 110), got {depth}")
+        if shortcut not in ("A", "B"):
+            raise ValueError(f"unknown shortcut {shortcut!r}: take A or B")
+        n = (depth - 2) // 6
+        self.conv1 = nn.Conv2d(in_channels, 16, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.layer1 = _group(n, 16, 16, 1, shortcut)
+        self.layer2 = _group(n, 16, 32, 2, shortcut)
+        self.layer3 = _group(n, 32, 64, 2, shortcut)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.head = nn.Linear(64, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N,num_classes) of images (N,in_channels,H,W)."""
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        logits: Tensor = self.head(self.pool(x).flatten(1))
+        return logits
+
+
+class ResNet(torchvision_resnet.ResNet):
+    """ResNet-18 or -34 for small images: torchvision's, with a 3x3 stem of stride 1 and without max pooling.
+
+    (N,in_channels,H,W) -> (N,num_classes). Module paths are torchvision's, so that published weights of this
+    shape load; the head is `fc` (see `networks.head_of`), the feature has 512 values.
+
+    Raises:
+        ValueError: a depth other than 18 and 34.
+    """
+
+    def __init__(self, *, depth: int, num_classes: int, in_channels: int = 3) -> None:
+        if depth not in _BLOCKS:
+            raise ValueError(f"ResNet for small images has depth 18 or 34, got {depth}")
+        super().__init__(torchvision_resnet.BasicBlock, list(_BLOCKS[depth]), num_classes=num_classes)
+        self.conv1 = nn.Conv2d(in_channels, 64, 3, padding=1, bias=False)
+        nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
+        self.maxpool = nn.Identity()
+
+
+class _Subsample(nn.Module):
+    """Shortcut A: every `stride`-th pixel, then zeros for the channels that are missing."""
+
+    def __init__(self, stride: int, missing: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.missing = missing
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pad(x[..., :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.missing))
+
+
+def _group(n: int, inputs: int, outputs: int, stride: int, shortcut: str) -> nn.Sequential:
+    blocks = [_block(inputs, outputs, stride, shortcut)]
+    blocks += [_block(outputs, outputs, 1, shortcut) for _ in range(n - 1)]
+    return nn.Sequential(*blocks)
+
+
+def _block(inputs: int, outputs: int, stride: int, shortcut: str) -> nn.Module:
+    down: nn.Module | None = None
+    if inputs != outputs and shortcut == "A":
+        down = _Subsample(stride, outputs - inputs)
+    elif inputs != outputs:
+        down = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+    return torchvision_resnet.BasicBlock(inputs, outputs, stride, down)

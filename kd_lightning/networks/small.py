@@ -1,0 +1,42 @@
+"""A convolutional net for very small images, where one step takes about a millisecond."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+
+class SmallConvNet(nn.Module):
+    """3x3 convolutions with ReLU, max pooling between them: (N,in_channels,H,W) -> (N,num_classes).
+
+    Any H, W >= 8. The feature is the average over positions of the last map, `widths[-1]` values.
+    `batch_norm=True` puts one BatchNorm after each convolution. At most three of the gaps between
+    convolutions pool, so that an image of 8x8 keeps at least one position.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int = 10,
+        in_channels: int = 1,
+        widths: Sequence[int] = (16, 32, 64),
+        batch_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        if not widths:
+            raise ValueError("SmallConvNet needs at least one width")
+        layers: list[nn.Module] = []
+        for depth, (inputs, outputs) in enumerate(zip((in_channels, *widths), widths, strict=False)):
+            if 0 < depth <= 3:
+                layers.append(nn.MaxPool2d(2))
+            layers.append(nn.Conv2d(inputs, outputs, 3, padding=1))
+            if batch_norm:
+                layers.append(nn.BatchNorm2d(outputs))
+            layers.append(nn.ReLU())
+        self.features = nn.Sequential(*layers)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.head = nn.Linear(widths[-1], num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N,num_classes) of images (N,in_channels,H,W)."""
+        logits: Tensor = self.head(self.pool(self.features(x)).flatten(1))
+        return logits

@@ -1,0 +1,404 @@
+"""Hydra launcher ``slots``: every job of a sweep is a process of its own on the next free slot.
+
+A slot is what a job finds in CUDA_VISIBLE_DEVICES: ``"0"`` is one GPU, ``"0,1"`` a job on two, ``""`` the
+CPU; the same GPU may be named twice, for two jobs on it at a time. A job that raises, is killed or runs out
+of memory ends alone. ``sweep.resume=DIR`` goes on with the sweep in that folder.
+
+Every ``kd-lightning`` command imports this file, so it imports nothing heavy. Hydra executes it outside
+``sys.modules``, where dataclasses cannot resolve postponed annotations: there are none.
+"""
+
+import itertools
+import logging
+import math
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Optional
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.core.utils import JobReturn, JobStatus, configure_log, setup_globals
+from hydra.errors import CompactHydraException
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf, read_write
+
+log = logging.getLogger(__name__)
+
+# How long an interrupted job may take to write its checkpoint before it is killed.
+STOP_SECONDS = 30.0
+
+# What a sweep's parent keeps to itself: each job runs in mode RUN, in its own folder.
+_PARENTS = ("hydra.sweep", "hydra.launcher", "hydra/launcher", "hydra/sweeper", "hydra.mode", "hydra.run.")
+
+
+class SweepError(CompactHydraException):
+    """Ends the sweep with exit code 1; of such an error Hydra prints the message alone."""
+
+
+@dataclass
+class Job:
+    """One process of a sweep.
+
+    Attributes:
+        label: the overrides in which the sweep's jobs differ.
+        status: ``waiting``, ``running``, ``ok``, ``failed`` or ``stopped``.
+    """
+
+    number: int
+    overrides: list[str]
+    folder: Path
+    label: str
+    status: str = "waiting"
+    slot: str = ""
+    process: subprocess.Popen[bytes] | None = None
+    started: float = 0.0
+    result: dict[str, Any] = field(default_factory=dict)
+
+
+class Returned(JobReturn):
+    """Raises a failed job's error as it is; Hydra's own adds a line with every override."""
+
+    @property  # type: ignore[misc]
+    def return_value(self) -> Any:
+        """The job's objective, if it has one."""
+        if self.status == JobStatus.FAILED:
+            raise self._return_value
+        return self._return_value
+
+
+def visible_slots() -> list[str]:
+    """One slot per visible GPU, or one for the CPU; torch, slow to import, is not asked."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        gpus = [gpu.strip() for gpu in visible.split(",")]
+        return [gpu for gpu in gpus if gpu not in ("", "-1")] or [""]
+    if shutil.which("nvidia-smi"):
+        try:
+            listed = subprocess.run(
+                ["nvidia-smi", "--list-gpus"], capture_output=True, text=True, timeout=30, check=False
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return [""]
+        gpus = [line for line in listed.stdout.splitlines() if line.startswith("GPU ")]
+        return [str(i) for i in range(len(gpus))] or [""]
+    return [""]
+
+
+def threads_per_job(slots: int) -> int:
+    """An equal share of the cores this process may use."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // slots)
+
+
+def quoted(text: str) -> str:
+    """``text`` as Hydra's grammar reads it back unchanged, whatever commas, blanks or = it has."""
+    return QuotedString(text=text.replace("${", r"\${"), quote=Quote.double).with_quotes()
+
+
+def resume_override(sweep_dir: Path) -> str:
+    """What to add to the command line, as a shell takes it, to go on with a sweep."""
+    plain = re.fullmatch(r"[\w./-]+", str(sweep_dir))
+    return shlex.quote(f"sweep.resume={sweep_dir if plain else quoted(str(sweep_dir))}")
+
+
+def numbers(sweep_dir: Path, jobs: Sequence[Sequence[str]], first: int) -> list[int]:
+    """The folder of each job in a sweep that is resumed.
+
+    A job returns to the folder with its overrides; a new one takes its position, or where that is
+    taken by other overrides, a number after all others.
+    """
+    from kd_lightning.runs import read_overrides
+
+    folders = [folder for folder in sweep_dir.iterdir() if folder.name.isdigit()]
+    found = {int(folder.name): read_overrides(folder) for folder in folders}
+    taken = {number for number, overrides in found.items() if overrides is not None}
+    known = {tuple(found[number] or ()): number for number in sorted(taken, reverse=True)}
+    beyond = itertools.count(max([first + len(jobs) - 1, *taken]) + 1)
+    chosen = []
+    for position, overrides in enumerate(jobs, start=first):
+        number = known.pop(tuple(overrides), None)
+        if number is None:
+            number = next(beyond) if position in taken else position
+        chosen.append(number)
+    return chosen
+
+
+def signal_group(job: Job, which: signal.Signals) -> None:
+    """Send a signal to a job and all that it started."""
+    if job.process is not None:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(job.process.pid, which)
+
+
+def last_word(job: Job, reason: str) -> None:
+    """Leave in a job's log what it could not say itself; reports quote the last line."""
+    with open(job.folder / "console.log", "a") as console:
+        console.write(f"\n{reason}\n")
+
+
+def stop(jobs: Collection[Job]) -> None:
+    """Interrupt jobs as Ctrl-C would, and kill what is left of them when their time or patience is over."""
+    for job in jobs:
+        signal_group(job, signal.SIGINT)
+    deadline = time.monotonic() + STOP_SECONDS
+    try:
+        while time.monotonic() < deadline and any(job.process and job.process.poll() is None for job in jobs):
+            time.sleep(0.05)
+    except KeyboardInterrupt:
+        log.info("killing the running jobs")
+    finally:
+        for job in jobs:
+            signal_group(job, signal.SIGKILL)
+            if job.process is not None:
+                job.process.wait()
+            if not (job.folder / "result.json").exists():
+                last_word(job, "interrupted")
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Treat SIGTERM and SIGHUP like Ctrl-C, so that no way of ending a sweep leaves jobs on the GPUs.
+
+    A wrapper may pass on a Ctrl-C that the terminal sent to all: what follows within a second is an echo.
+    """
+    latest = -math.inf
+
+    def interrupt(*_: Any) -> None:
+        nonlocal latest
+        before, latest = latest, time.monotonic()
+        if latest - before > 1:
+            raise KeyboardInterrupt
+
+    kept = {}
+    if threading.current_thread() is threading.main_thread():
+        for which in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(which) is not signal.SIG_IGN:
+                kept[which] = signal.signal(which, interrupt)
+    try:
+        yield
+    finally:
+        for which, handler in kept.items():
+            signal.signal(which, handler)
+
+
+class SlotLauncher(Launcher):
+    """Runs the jobs of a sweep as processes, one at a time on each slot.
+
+    Args:
+        slots: values for CUDA_VISIBLE_DEVICES; None means the visible GPUs.
+        module: what ``python -m`` runs for each job; it must accept Hydra's command line.
+    """
+
+    def __init__(self, slots: Sequence[str] | None, module: str) -> None:
+        self.slots = visible_slots() if slots is None else [str(slot) for slot in slots]
+        self.module = module
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Check the slots, and turn the sweep to the folder that it resumes."""
+        if not self.slots:
+            raise SweepError('hydra.launcher.slots is empty: name a GPU such as "0", or "" for the CPU')
+        resume = OmegaConf.select(config, "sweep.resume")
+        self.resumes = resume is not None
+        if self.resumes:
+            folder = Path(str(resume)).expanduser().absolute()
+            if not folder.is_dir():
+                raise SweepError(f"sweep.resume={resume} is not a folder: give the folder of the sweep to go on with")
+            with read_write(config.hydra.sweep):
+                config.hydra.sweep.dir = str(folder)
+        self.config = config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Run every job and return in their order, failed ones with an error in place of their objective.
+
+        Raises:
+            SystemExit: 130, after Ctrl-C.
+        """
+        setup_globals()
+        configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
+        self.sweep_dir = Path(self.config.hydra.sweep.dir).absolute()
+        self.sweep_dir.mkdir(parents=True, exist_ok=True)
+        jobs = self._plan(job_overrides, initial_job_idx)
+        slots = ", ".join(slot or "cpu" for slot in self.slots)
+        log.info("%d jobs on slots [%s], results in %s", len(jobs), slots, self.sweep_dir)
+        try:
+            with interruptible():
+                self._run([job for job in jobs if job.status == "waiting"])
+        except KeyboardInterrupt:
+            self._table(show=True)
+            done = sum(job.status == "ok" for job in jobs)
+            message = "stopped with %d of %d jobs done; go on with the same command and %s"
+            log.info(message, done, len(jobs), resume_override(self.sweep_dir))
+            sys.exit(130)
+        self._table(show=True)
+        failed = [str(job.number) for job in sorted(jobs, key=lambda job: job.number) if job.status == "failed"]
+        message = (
+            f"{len(failed)} of {len(jobs)} jobs failed: {', '.join(failed)}. Run them again "
+            f"with the same command and {resume_override(self.sweep_dir)}"
+        )
+        # The basic sweeper lets the error end the program; one that searches may catch it and go on.
+        basic = self.config.hydra.sweeper._target_.endswith(".BasicSweeper")
+        error = SystemExit(message) if basic else SweepError(message)
+        return [self._returned(job, error) for job in jobs]
+
+    def _plan(self, job_overrides: Sequence[Sequence[str]], first: int) -> list[Job]:
+        from kd_lightning.errors import UserError
+        from kd_lightning.runs import read_result
+
+        cleaned = [[o for o in job if not o.lstrip("+").startswith("sweep.resume=")] for job in job_overrides]
+        common = set.intersection(*map(set, cleaned)) if len(cleaned) > 1 else set()
+        chosen = numbers(self.sweep_dir, cleaned, first) if self.resumes else itertools.count(first)
+        jobs = []
+        for number, overrides in zip(chosen, cleaned, strict=False):
+            label = " ".join(override for override in overrides if override not in common)
+            job = Job(number, overrides, self.sweep_dir / str(number), label)
+            if self.resumes:
+                try:
+                    job.result = read_result(job.folder)
+                except (UserError, FileNotFoundError):
+                    job.result = {}
+                if job.result.get("status") == "ok":
+                    job.status = "ok"
+                    log.info("job %d is done already: %s", number, label)
+            jobs.append(job)
+        return jobs
+
+    def _run(self, jobs: Sequence[Job]) -> None:
+        waiting, free, running = deque(jobs), deque(self.slots), list[Job]()
+        try:
+            while waiting or running:
+                while waiting and free:
+                    job = waiting.popleft()
+                    job.slot = free.popleft()
+                    running.append(job)
+                    self._start(job)
+                ended = [job for job in running if job.process and job.process.poll() is not None]
+                for job in ended:
+                    running.remove(job)
+                    free.append(job.slot)
+                    self._finish(job)
+                    self._table(running)
+                if not ended:
+                    time.sleep(0.05)
+        except BaseException:
+            stop(running)
+            for job in running:
+                job.status = "stopped"
+            raise
+
+    def _command(self, job: Job) -> list[str]:
+        """The command line of a job: its overrides, and what the user told Hydra about configs and logs."""
+        flags = {"main": "--config-path", "command-line": "--config-dir"}
+        command = [sys.executable, "-m", self.module]
+        for source in self.config.hydra.runtime.config_sources:
+            if source.provider in flags and source.schema == "file":
+                command += [flags[source.provider], source.path]
+        if self.config.hydra.job.config_name is not None:
+            command += ["--config-name", self.config.hydra.job.config_name]
+        given = [str(override) for override in self.config.hydra.overrides.hydra]
+        kept = [override for override in given if not override.lstrip("+~").startswith(_PARENTS)]
+        return [*command, *job.overrides, *kept, "hydra.mode=RUN", f"hydra.run.dir={quoted(str(job.folder))}"]
+
+    def _start(self, job: Job) -> None:
+        environment = {
+            "OMP_NUM_THREADS": str(threads_per_job(len(self.slots))),
+            "PYTHONUNBUFFERED": "1",
+            **os.environ,
+            "CUDA_VISIBLE_DEVICES": job.slot,
+        }
+        log.info("job %d on %s: %s", job.number, job.slot or "cpu", job.label)
+        try:
+            # Written before the job can die, so that no death goes uncounted.
+            (job.folder / ".hydra").mkdir(parents=True, exist_ok=True)
+            OmegaConf.save(OmegaConf.create(job.overrides), job.folder / ".hydra" / "overrides.yaml")
+            (job.folder / "result.json").unlink(missing_ok=True)
+            with open(job.folder / "console.log", "wb") as console:
+                job.started = time.monotonic()
+                job.process = subprocess.Popen(
+                    self._command(job),
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=console,
+                    stderr=subprocess.STDOUT,
+                    # A group of its own: Ctrl-C reaches a job once, through stop, and so do its children.
+                    process_group=0,
+                )
+        except OSError as error:
+            raise SweepError(f"cannot start job {job.number} in {job.folder}: {error}") from error
+        job.status = "running"
+
+    def _finish(self, job: Job) -> None:
+        from kd_lightning.report import headline
+        from kd_lightning.runs import read_run
+
+        assert job.process is not None
+        code = job.process.returncode
+        seconds = time.monotonic() - job.started
+        run = read_run(job.folder)
+        job.result = run.result
+        if code == 0 and run.status == "ok":
+            job.status = "ok"
+            log.info("job %d done in %.1f s: %s", job.number, seconds, headline(run.result))
+            return
+        job.status = "failed"
+        signal_group(job, signal.SIGKILL)
+        reason = run.reason
+        if code < 0:
+            reason = f"killed by {signal.Signals(-code).name}"
+            if code == -signal.SIGKILL:
+                reason += ", as the system does when memory runs out"
+        elif code == 0 and run.status == "unfinished":
+            reason = "ended without writing result.json"
+        elif run.status == "ok":
+            reason = f"exit code {code} after its result was written"
+        if reason != run.reason:
+            last_word(job, reason)
+        log.error("job %d failed after %.1f s: %s; see %s", job.number, seconds, reason, job.folder / "console.log")
+
+    def _table(self, running: Collection[Job] = (), *, show: bool = False) -> None:
+        """Bring the table on disk up to date; its troubles are no reason to end a sweep."""
+        from kd_lightning.errors import UserError
+        from kd_lightning.report import render, write_table
+
+        try:
+            table = write_table(self.sweep_dir, [job.folder for job in running])
+        except UserError as error:
+            log.warning("no table: %s", error)
+            return
+        if show:
+            print(f"\n{render(table)}", flush=True)
+
+    def _returned(self, job: Job, error: BaseException) -> JobReturn:
+        status = JobStatus.COMPLETED if job.status == "ok" else JobStatus.FAILED
+        objective = job.result.get("objective")
+        value = None if objective is None else float(objective)
+        return Returned(
+            overrides=job.overrides,
+            working_dir=str(job.folder),
+            status=status,
+            _return_value=value if status == JobStatus.COMPLETED else error,
+        )
+
+
+@dataclass
+class SlotLauncherConf:
+    """The config group entry ``hydra/launcher=slots``."""
+
+    _target_: str = "hydra_plugins.kd_slots.SlotLauncher"
+    slots: Optional[list[str]] = None  # noqa: UP045
+    module: str = "kd_lightning.cli"
+
+
+ConfigStore.instance().store(group="hydra/launcher", name="slots", node=SlotLauncherConf, provider="kd_lightning")

@@ -1,0 +1,24 @@
+"""Silence what libraries say at every start and nobody can act upon."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+
+
+def quiet() -> None:
+    """Lightning's banner, its advice on loaders we do not have, and the like; errors stay."""
+    os.environ.setdefault("WANDB_SILENT", "true")
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for message in (
+        ".*does not have many workers.*",
+        ".*LeafSpec.*",
+        ".*you defined a `validation_step` but have no `val_dataloader`.*",
+        ".*lr_scheduler.step.. before .optimizer.step.*",
+        ".*`(train|val)_dataloader` returned an empty.*",
+        ".*Total length of `.*` across ranks is zero.*",
+        ".*The .* logger connector.*",
+    ):
+        warnings.filterwarnings("ignore", message)

@@ -1,0 +1,30 @@
+"""What a composition may compute while it is read; imports no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import ListConfig, OmegaConf
+
+
+def register() -> None:
+    """Make ``${kd.*}`` known to OmegaConf."""
+    OmegaConf.register_new_resolver("kd.count_classes", _count_classes, replace=True)
+    OmegaConf.register_new_resolver("kd.repeat", _repeat, replace=True)
+
+
+def _count_classes(root: str) -> int:
+    from kd_lightning.data.classes import folder_classes
+
+    return len(folder_classes(root))
+
+
+def _repeat(value: Any, times: int) -> ListConfig:
+    return OmegaConf.create([value] * times)
+
+
+def conf_dir() -> Path:
+    """The folder of the groups: inside an installed package, or beside it in a checkout."""
+    here = Path(__file__).parent
+    return next(folder for folder in (here / "conf", here.parent / "conf") if (folder / "run.yaml").is_file())

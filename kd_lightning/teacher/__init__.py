@@ -1,0 +1,1 @@
+"""The model that answers, and how much of it may be touched."""

@@ -1,0 +1,105 @@
+"""Is this teacher any good, and if not, why: measured where labels exist, before anything is learned from it."""
+
+from __future__ import annotations
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from kd_lightning.data.dataset import Split
+from kd_lightning.errors import TeacherError
+from kd_lightning.inference import predict
+from kd_lightning.networks.normalized import Normalized
+
+GAIN = 0.05
+"""A teacher that some other reading of its inputs or outputs improves by this much is being misread."""
+
+
+def diagnose(teacher: Normalized, split: Split, *, limit: int = 2000) -> float:
+    """Measure the teacher and refuse one that is near chance or being misread.
+
+    Args:
+        teacher: the network with the normalisation the run would use.
+        split: labelled images.
+        limit: at most this many of them are used.
+
+    Returns:
+        Accuracy, a fraction.
+
+    Raises:
+        TeacherError: near chance, or better by 5 points under another normalisation, channel order or class order;
+            says which, and what to type.
+    """
+    pick = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))[:limit]
+    images, labels = split.images[pick], split.labels[pick]
+    logits = predict(teacher, images)
+    accuracy = _accuracy(logits, labels)
+    cause, better = _best_reading(teacher, images, labels, logits)
+    if better > accuracy + GAIN and better > 2 / logits.shape[1]:
+        raise TeacherError(
+            f"the teacher reaches {accuracy:.3f} on labelled images, but {better:.3f} with {cause}. Fix that, or accept "
+            "the teacher as it is with teacher.check=false"
+        )
+    chance = float(torch.bincount(labels).max()) / len(labels)
+    noise = 2 * (chance * (1 - chance) / len(labels)) ** 0.5
+    if accuracy < chance + max(GAIN, noise):
+        raise TeacherError(
+            f"the teacher reaches {accuracy:.3f} on labelled images, where always naming the commonest class reaches "
+            f"{chance:.3f}: nothing can be learned from it. Are these its weights, its classes, its kind of images "
+            f"({images.shape[1]}x{images.shape[2]}x{images.shape[3]})? Train longer with data.recipe.epochs=N, or accept "
+            "it with teacher.check=false"
+        )
+    return accuracy
+
+
+def _best_reading(teacher: Normalized, images: Tensor, labels: Tensor, logits: Tensor) -> tuple[str, float]:
+    readings = {"another class order, " + _order_hint(logits, labels): _accuracy_permuted(logits, labels)}
+    channels = images.shape[1]
+    for name, (mean, std) in _normalisations(channels).items():
+        other = Normalized(teacher.net, mean=mean, std=std, class_order=teacher.class_order)
+        hint = f"{name}: teacher.mean={list(mean)} teacher.std={list(std)}"
+        readings[hint] = _accuracy(predict(other, images), labels)
+    if channels == 3:
+        readings["the channels in BGR order"] = _accuracy(predict(teacher, images.flip(1)), labels)
+    readings["inverted images (white on black instead of black on white, or the reverse)"] = _accuracy(
+        predict(teacher, 255 - images), labels
+    )
+    best = max(readings, key=readings.__getitem__)
+    return best, readings[best]
+
+
+def _normalisations(channels: int) -> dict[str, tuple[list[float], list[float]]]:
+    table = {
+        "images left in [0, 1]": ([0.0] * channels, [1.0] * channels),
+        "images in [-1, 1]": ([0.5] * channels, [0.5] * channels),
+        "images in [0, 255]": ([0.0] * channels, [round(1 / 255, 6)] * channels),
+    }
+    if channels == 3:
+        table["ImageNet's normalisation"] = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+        table["CIFAR-10's normalisation"] = ([0.4914, 0.4822, 0.4465], [0.2023, 0.1994, 0.2010])
+    if channels == 1:
+        table["MNIST's normalisation"] = ([0.1307], [0.3081])
+    return table
+
+
+def _accuracy(logits: Tensor, labels: Tensor) -> float:
+    return float((logits.argmax(1) == labels).float().mean())
+
+
+def _assignment(logits: Tensor, labels: Tensor) -> list[int]:
+    classes = logits.shape[1]
+    counts = torch.zeros(classes, classes, dtype=torch.long)
+    counts.index_put_((labels, logits.argmax(1)), torch.ones_like(labels), accumulate=True)
+    return linear_sum_assignment(counts.numpy(), maximize=True)[1].tolist()
+
+
+def _accuracy_permuted(logits: Tensor, labels: Tensor) -> float:
+    # each true class may take any one output, so the best assignment overfits a little: hence half for choosing
+    half = len(labels) // 2
+    order = _assignment(logits[:half], labels[:half])
+    return _accuracy(logits[half:][:, order], labels[half:])
+
+
+def _order_hint(logits: Tensor, labels: Tensor) -> str:
+    order = _assignment(logits, labels)
+    return f"teacher.class_order={str(order).replace(' ', '')}"

@@ -1,0 +1,103 @@
+"""Weights from files: safetensors, or torch files that hold tensors alone."""
+
+from __future__ import annotations
+
+import difflib
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from kd_lightning.errors import TeacherError
+
+_WRAPPERS = ("student", "state_dict", "model_state_dict", "model", "net")
+_PREFIXES = ("", "net.", "module.", "_orig_mod.", "student.", "student.net.", "model.")
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """The state dict in a file, unwrapped from the usual ``{"state_dict": ...}``.
+
+    Raises:
+        TeacherError: no such file, truncated or corrupt, holds more than tensors, or holds none.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise TeacherError(f"weights: there is no file {path}. Give teacher.weights=FILE, or null to train one")
+    try:
+        content: Any = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
+    except pickle.UnpicklingError as error:
+        raise TeacherError(
+            f"weights: {path} is no plain state dict ({str(error).splitlines()[0]}). Files that hold whole modules "
+            "can run code and are refused: save net.state_dict() instead"
+        ) from error
+    except (safetensors.SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise TeacherError(
+            f"weights: {path} is truncated or corrupt ({str(error).splitlines()[0]}). Copy or download it again"
+        ) from error
+    while isinstance(content, Mapping) and (inner := next((k for k in _WRAPPERS if _holds_tensors(content, k)), None)):
+        content = content[inner]
+    if not isinstance(content, Mapping) or not any(isinstance(v, Tensor) for v in content.values()):
+        raise TeacherError(f"weights: {path} holds no state dict: expected a mapping from names to tensors")
+    return {name: value for name, value in content.items() if isinstance(value, Tensor)}
+
+
+def _holds_tensors(content: Mapping[str, Any], key: str) -> bool:
+    return isinstance(content.get(key), Mapping)
+
+
+def load_weights(net: nn.Module, path: str | Path) -> None:
+    """Load a file into ``net`` strictly, whatever usual prefix its names carry.
+
+    Args:
+        net: a module, or a :class:`~kd_lightning.networks.normalized.Normalized` one; a file without statistics
+            leaves those of the wrapper.
+        path: safetensors or torch file.
+
+    Raises:
+        TeacherError: names or shapes differ; lists them with the nearest right one.
+    """
+    found = read_weights(path)
+    wanted = net.state_dict()
+    statistics = {k: v for k, v in wanted.items() if k in ("mean", "std")}
+    candidates = [_renamed(found, strip, add) for strip in _PREFIXES for add in ("", "net.")]
+    best = max(candidates, key=lambda c: len(c.keys() & wanted.keys()))
+    best = statistics | best
+    problems = [
+        f"{name}: missing{_nearest(name, best.keys() - wanted.keys())}" for name in sorted(wanted.keys() - best.keys())
+    ]
+    problems += [f"{name}: not in the network" for name in sorted(best.keys() - wanted.keys())]
+    problems += [
+        f"{name}: shape {tuple(best[name].shape)}, the network has {tuple(wanted[name].shape)}"
+        for name in sorted(best.keys() & wanted.keys())
+        if best[name].shape != wanted[name].shape
+    ]
+    if problems:
+        shown = "\n  ".join(problems[:12]) + (f"\n  ... {len(problems) - 12} more" if len(problems) > 12 else "")
+        raise TeacherError(
+            f"weights: {path} does not fit {_name(net)}:\n  {shown}\nChoose the network it was saved from"
+        )
+    net.load_state_dict(best)
+
+
+def _renamed(found: Mapping[str, Tensor], strip: str, add: str) -> dict[str, Tensor]:
+    keep = ("mean", "std") if add else ()
+    plain = {name.removeprefix(strip): value for name, value in found.items()}
+    return {name if name in keep else add + name: value for name, value in plain.items()}
+
+
+def _nearest(name: str, unused: set[str]) -> str:
+    close = difflib.get_close_matches(name, list(unused), n=1, cutoff=0.5)
+    return f" (the file has {close[0]})" if close else ""
+
+
+def _name(net: nn.Module) -> str:
+    return type(getattr(net, "net", net)).__name__

@@ -1,0 +1,64 @@
+"""Augmentation: every image has its own draw, the draw is the generator's, and pixels only move."""
+
+import pytest
+import torch
+
+from kd_lightning.data.augment import HorizontalFlip, RandomCrop
+
+
+def rng(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def noise(n=64, channels=3, size=8):
+    return torch.rand(n, channels, size, size, generator=rng(9)) + 0.01  # no pixel is black
+
+
+@pytest.mark.parametrize("augment", [RandomCrop(2), HorizontalFlip()])
+def test_only_the_generator_decides(augment):
+    x = noise()
+    kept = x.clone()
+    torch.manual_seed(1)
+    first = augment(x, rng(1))
+    torch.manual_seed(2)
+    assert torch.equal(first, augment(x, rng(1)))
+    assert not torch.equal(first, augment(x, rng(2)))
+    assert torch.equal(x, kept)
+    assert (first.shape, first.dtype) == (x.shape, x.dtype)
+
+
+@pytest.mark.parametrize("augment", [RandomCrop(2), HorizontalFlip()])
+def test_equal_images_of_a_batch_come_out_different(augment):
+    x = noise(1).expand(64, -1, -1, -1).contiguous()
+    assert len(augment(x, rng()).flatten(1).unique(dim=0)) > 1
+
+
+@pytest.mark.parametrize(("height", "width"), [(6, 6), (4, 9)])
+def test_every_crop_is_a_shift_with_black_entering(height, width):
+    x = torch.rand(200, 2, height, width, generator=rng(9)) + 0.01
+    y = RandomCrop(1)(x, rng())
+    seen = set()
+    for before, after in zip(x, y, strict=True):
+        padded = torch.zeros(2, height + 2, width + 2)
+        padded[:, 1:-1, 1:-1] = before
+        shifts = {(r, c): padded[:, r : r + height, c : c + width] for r in range(3) for c in range(3)}
+        places = {place for place, shifted in shifts.items() if torch.equal(after, shifted)}
+        assert len(places) == 1
+        seen |= places
+    assert len(seen) == 9
+
+
+def test_no_padding_changes_nothing():
+    x = noise()
+    assert torch.equal(RandomCrop(0)(x, rng()), x)
+
+
+def test_flips_mirror_left_and_right_at_their_rate():
+    x = noise(2000, channels=1, size=4)
+    y = HorizontalFlip(0.25)(x, rng())
+    mirrored = (y == x.flip(3)).flatten(1).all(1)
+    kept = (y == x).flatten(1).all(1)
+    assert (mirrored ^ kept).all()
+    assert 0.2 < mirrored.float().mean() < 0.3
+    assert torch.equal(HorizontalFlip(1.0)(x, rng()), x.flip(3))
+    assert torch.equal(HorizontalFlip(0.0)(x, rng()), x)

@@ -1,0 +1,282 @@
+import csv
+import io
+import json
+import math
+import os
+import statistics
+import sys
+
+import pytest
+from omegaconf import OmegaConf
+
+from kd_lightning.errors import UserError
+from kd_lightning.report import Stat, collect, fold, headline, main, render, summary, write_table
+
+
+def run_at(folder, overrides, accuracy=0.9, *, status="ok", seed=0, defaults=None, choices=None, **more):
+    (folder / ".hydra").mkdir(parents=True)
+    OmegaConf.save(OmegaConf.create(list(overrides)), folder / ".hydra" / "overrides.yaml")
+    OmegaConf.save(OmegaConf.create(defaults or {}), folder / ".hydra" / "config.yaml")
+    hydra = {"hydra": {"runtime": {"choices": choices or {}}}}
+    OmegaConf.save(OmegaConf.create(hydra), folder / ".hydra" / "hydra.yaml")
+    result = {
+        "format_version": 1,
+        "status": status,
+        "reason": None if status == "ok" else "the loss is NaN",
+        "system": "dafl",
+        "method": "dafl",
+        "data": "mnist",
+        "seed": seed,
+        "metrics": {"test/accuracy": accuracy, "test/agreement": None, "teacher/accuracy": 0.99},
+        "cost": {"seconds": {"total": 10.0 + seed}, "queries": 0},
+    }
+    (folder / "result.json").write_text(json.dumps(result | more))
+    return folder
+
+
+def cell(table, row, header):
+    return table.rows[row][table.headers.index(header)]
+
+
+def test_seeds_fold_into_mean_sample_std_and_n(tmp_path):
+    for seed, accuracy in enumerate([0.90, 0.92, 0.97]):
+        run_at(tmp_path / f"{seed}", [f"seed={seed}", "lr=0.1"], accuracy, seed=seed)
+    table = fold(collect([tmp_path]))
+    assert len(table.rows) == 1
+    stat = cell(table, 0, "accuracy")
+    assert stat.n == cell(table, 0, "n") == 3
+    assert math.isclose(stat.std, math.sqrt((0.03**2 + 0.01**2 + 0.04**2) / 2))
+    assert "0.9300 ± 0.0361" in render(table)
+    assert cell(table, 0, "seconds") == 11.0
+    assert "seed (0, 1, 2)" in " ".join(table.notes)
+
+
+def test_one_seed_prints_its_value_alone_with_n_1(tmp_path):
+    table = fold(collect([run_at(tmp_path / "run", ["lr=0.1"], 0.9712)]))
+    assert cell(table, 0, "n") == 1
+    assert "0.9712" in render(table)
+    assert "±" not in render(table)
+
+
+def test_columns_are_the_settings_that_vary(tmp_path):
+    same = ["data=mnist", "hydra.verbose=true", "hydra/launcher=slots"]
+    for i, lr in enumerate((0.1, 0.2)):
+        run_at(tmp_path / f"{i}", [*same, "lr=9", f"lr={lr}", f"artifacts.root=/tmp/{i}", f"seed={i}"], seed=i)
+    table = fold(collect([tmp_path]))
+    assert table.headers[:2] == ["lr", "n"]
+    assert [row[0] for row in table.rows] == ["0.1", "0.2"]
+
+
+def test_a_setting_left_at_its_default_equals_the_same_setting_named(tmp_path):
+    run_at(tmp_path / "0", ["method=dafl", "lr=1e-1"], seed=0)
+    run_at(tmp_path / "1", [], seed=1, defaults={"lr": 0.1}, choices={"method": "dafl"})
+    run_at(tmp_path / "2", [], seed=2, defaults={"lr": 0.2}, choices={"method": "dafl"})
+    table = fold(collect([tmp_path]))
+    assert table.headers[0] == "lr"
+    assert [(row[0], cell(table, i, "n")) for i, row in enumerate(table.rows)] == [("0.1", 2), ("0.2", 1)]
+
+
+def test_teacher_and_source_seeds_are_folded_and_named(tmp_path):
+    run_at(tmp_path / "0", ["seed=0", "teacher.seed=0", "source.seed=4"])
+    run_at(tmp_path / "1", ["seed=0", "teacher.seed=1", "source.seed=4"])
+    table = fold(collect([tmp_path]))
+    assert cell(table, 0, "n") == 2
+    (note,) = table.notes
+    assert "teacher.seed (0, 1)" in note
+    assert "source.seed" not in note
+
+
+def test_copies_of_a_seed_do_not_raise_n(tmp_path):
+    for name, accuracy in (("new", 0.91), ("old", 0.90)):
+        run_at(tmp_path / name, ["seed=3"], accuracy, seed=3)
+    os.utime(tmp_path / "old" / "result.json", (1, 1))
+    table = fold(collect([tmp_path]))
+    assert cell(table, 0, "accuracy") == Stat(0.91, None, 1)
+    assert any("1 repeated" in note for note in table.notes)
+
+
+def test_failed_runs_are_counted_and_explained(tmp_path):
+    run_at(tmp_path / "0", ["seed=0"], seed=0)
+    assert "failed" not in fold(collect([tmp_path])).headers
+    run_at(tmp_path / "1", ["seed=1"], seed=1, status="failed")
+    killed = run_at(tmp_path / "2", ["seed=2"], seed=2)
+    (killed / "result.json").unlink()
+    (killed / "console.log").write_text("step 3\nkilled by SIGKILL\n\n")
+    table = fold(collect([tmp_path]))
+    assert (cell(table, 0, "n"), cell(table, 0, "failed")) == (1, 2)
+    assert f"failed: {tmp_path / '1'}: the loss is NaN" in table.notes
+    assert f"failed: {killed}: killed by SIGKILL" in table.notes
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ('{"format_version": 1, "sta', "half-written"),
+        ('{"format_version": 7, "status": "ok"}', "format_version 7"),
+        ('{"answer": 42}', "not a result of kd_lightning"),
+        ("[1, 2]", "not a result of kd_lightning"),
+    ],
+)
+def test_a_result_nobody_can_trust_is_one_line_and_the_rest_is_reported(tmp_path, text, complaint):
+    run_at(tmp_path / "0", ["seed=0"])
+    bad = run_at(tmp_path / "1", ["seed=1"]) / "result.json"
+    bad.write_text(text)
+    table = fold(collect([tmp_path]))
+    (note,) = table.notes
+    assert str(bad) in note
+    assert complaint in note
+    assert [cell(table, 0, "n"), len(table.rows), "failed" in table.headers] == [1, 1, False]
+
+
+def test_nothing_but_unreadable_results_still_makes_a_table(tmp_path):
+    (run_at(tmp_path / "0", []) / "result.json").write_text("{")
+    table = write_table(tmp_path)
+    assert table.rows == []
+    assert "half-written" in (tmp_path / "table.md").read_text()
+
+
+def test_controls_teacher_and_the_papers_number(tmp_path):
+    for seed in range(2):
+        metrics = {
+            "noise/accuracy": 0.3,
+            "scratch/accuracy": 0.98 + seed / 100,
+            "scratch/agreement": 0.9,
+            "test/accuracy": 0.95,
+            "test/agreement": 0.96,
+            "teacher/accuracy": 0.99,
+            "val/accuracy": 0.5,
+        }
+        run_at(tmp_path / f"{seed}", [], seed=seed, metrics=metrics, paper={"test/accuracy": 0.982})
+    table = fold(collect([tmp_path]))
+    shown = ["accuracy", "paper", "agreement", "teacher", "real data", "noise", "seconds"]
+    assert table.headers[table.headers.index("n") + 1 :] == shown
+    assert cell(table, 0, "paper") == 0.982
+    assert cell(table, 0, "teacher") == Stat(0.99, None, 2)
+    assert cell(table, 0, "accuracy").std == 0.0
+    assert cell(table, 0, "real data").std > 0
+
+
+def test_another_metric_names_its_own_column(tmp_path):
+    run_at(tmp_path / "0", [], metrics={"test/mae": 4.25, "teacher/mae": 3.5})
+    table = fold(collect([tmp_path]))
+    assert cell(table, 0, "mae").mean == 4.25
+    assert cell(table, 0, "teacher").mean == 3.5
+
+
+def test_a_metric_that_some_runs_lack_says_its_own_n(tmp_path):
+    run_at(tmp_path / "0", [], seed=0, metrics={"test/accuracy": 0.9, "test/agreement": 0.8})
+    run_at(tmp_path / "1", [], seed=1, metrics={"test/accuracy": 0.9, "test/agreement": None})
+    run_at(tmp_path / "2", [], seed=2, metrics=None)
+    text = render(fold(collect([tmp_path])))
+    assert "0.9000 ± 0.0000 (n 2)" in text
+    assert "0.8000 (n 1)" in text
+
+
+def test_markdown_and_csv(tmp_path):
+    values = [0.123456789, 0.2]
+    for seed, value in enumerate(values):
+        run_at(tmp_path / f"{seed}", ["name=a|b"], value, seed=seed)
+        run_at(tmp_path / f"x{seed}", ["name=c"], value, seed=seed)
+    table = fold(collect([tmp_path]))
+    assert "a\\|b" in render(table, "markdown")
+    rows = list(csv.DictReader(io.StringIO(render(table, "csv"))))
+    assert [row["name"] for row in rows] == ["a|b", "c"]
+    assert float(rows[0]["accuracy"]) == statistics.fmean(values)
+    assert float(rows[0]["accuracy std"]) == statistics.stdev(values)
+
+
+def test_jobs_sort_as_numbers_and_a_folder_given_twice_counts_once(tmp_path):
+    for i in (10, 9, 1):
+        run_at(tmp_path / f"{i}", [])
+    names = [run.folder.name for run in collect([tmp_path, tmp_path / "9", tmp_path])]
+    assert names == ["1", "9", "10"]
+
+
+def test_write_table_leaves_running_jobs_out(tmp_path):
+    run_at(tmp_path / "0", ["seed=0"])
+    (run_at(tmp_path / "1", ["seed=1"]) / "result.json").unlink()
+    assert "failed" in write_table(tmp_path).headers
+    table = write_table(tmp_path, running=[tmp_path / "1"])
+    assert "failed" not in table.headers
+    assert (tmp_path / "table.md").read_text() == render(table, "markdown")
+    assert (tmp_path / "table.csv").read_text() == render(table, "csv")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1", "table.csv", "table.md"]
+
+
+def test_the_command_ends_with_2_and_one_line_for_a_wrong_path(tmp_path, capsys):
+    for path in (tmp_path / "nowhere", tmp_path):
+        assert main([str(path)]) == 2
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert str(path) in captured.err
+        assert captured.err.count("\n") == 1
+    run_at(tmp_path / "0", [])
+    assert main([str(tmp_path), "--markdown"]) == 0
+    assert capsys.readouterr().out.startswith("| system")
+
+
+def test_summary_of_one_run():
+    result = {
+        "format_version": 1,
+        "status": "ok",
+        "system": "dafl",
+        "data": "mnist",
+        "seed": 3,
+        "metrics": {
+            "noise/accuracy": 0.31,
+            "scratch/accuracy": 0.985,
+            "scratch/agreement": 0.984,
+            "test/accuracy": 0.97,
+            "test/agreement": 0.975,
+            "teacher/accuracy": 0.99,
+        },
+        "models": {"teacher": {"parameters": 11173962}, "student": {"parameters": 272474}},
+        "cost": {"seconds": {"teacher": 5, "student": 12.34}},
+    }
+    lines = summary(result, ["/run/result.json"]).splitlines()
+    body = {line[:18].strip(): line[18:].split() for line in lines if line and line[0] in "trns"}
+    assert list(body) == ["teacher", "real data", "noise", "student (this run)"]
+    assert body["teacher"] == ["0.9900", "–", "11,173,962", "5.0"]
+    assert body["real data"] == ["0.9850", "0.9840", "272,474", "–"]
+    assert body["noise"] == ["0.3100", "–", "272,474", "–"]
+    assert body["student (this run)"] == ["0.9700", "0.9750", "272,474", "12.3"]
+    assert lines[-1] == "wrote /run/result.json"
+    failed = summary({"status": "failed", "reason": "NaN", "metrics": None, "system": "kd"})
+    assert "failed, NaN" in failed
+    assert "teacher" not in failed
+
+
+def test_headline():
+    assert headline({"metrics": {"teacher/mae": 1.0, "test/agreement": 0.5, "test/mae": 4.2}}) == "mae 4.2000"
+    assert headline({"metrics": None}) == ""
+
+
+def test_plot_without_matplotlib_says_what_to_install(tmp_path, capsys, monkeypatch):
+    run_at(tmp_path / "0", [])
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert main([str(tmp_path), "--plot", str(tmp_path / "a.png")]) == 2
+    assert "kd-lightning[notebook]" in capsys.readouterr().err
+
+
+def test_plot_adds_a_panel_for_queries(tmp_path):
+    pytest.importorskip("matplotlib")
+    from PIL import Image
+
+    widths = []
+    for queries in (0, 500):
+        for seed in range(2):
+            more = {"cost": {"seconds": {"total": 3.0}, "queries": queries}, "paper": {"test/accuracy": 0.95}}
+            run_at(tmp_path / f"{queries}" / f"{seed}", [], 0.9 + seed / 100, seed=seed, **more)
+        picture = tmp_path / f"{queries}.png"
+        assert main([str(tmp_path / f"{queries}"), "--plot", str(picture)]) == 0
+        with Image.open(picture) as image:
+            widths.append(image.width)
+    assert widths[1] > widths[0]
+
+
+def test_nothing_to_plot_is_one_clear_error(tmp_path):
+    pytest.importorskip("matplotlib")
+    from kd_lightning.plots import plot
+
+    with pytest.raises(UserError, match="nothing to plot"):
+        plot([], tmp_path / "a.png")

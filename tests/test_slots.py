@@ -1,0 +1,242 @@
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra_plugins.kd_slots import quoted, resume_override, threads_per_job, visible_slots
+
+APP = """
+import json, os, signal, subprocess, sys, time
+from pathlib import Path
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+
+plain = {"seed": 0, "do": "work", "root": "", "nap": 0.0, "sweep": {"resume": None}}
+ConfigStore.instance().store("config", plain)
+ConfigStore.instance().store("other", plain | {"root": "other"})
+
+
+@hydra.main(version_base="1.3", config_path=None, config_name="config")
+def main(cfg):
+    out = Path(HydraConfig.get().runtime.output_dir)
+    (out / "starts").open("a").write("x")
+    time.sleep(cfg.nap)
+    if cfg.do == "raise":
+        raise RuntimeError("the loss is NaN")
+    if cfg.do == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if cfg.do == "orphan":
+        (out / "child").write_text(str(subprocess.Popen(["sleep", "100"]).pid))
+        os.kill(os.getpid(), signal.SIGKILL)
+    if cfg.do == "nothing":
+        return
+    accuracy = 0.9 + cfg.seed / 100
+    result = {
+        "format_version": 1, "status": "ok", "reason": None, "system": "kd", "data": "digits",
+        "seed": cfg.seed, "metrics": {"test/accuracy": accuracy}, "objective": accuracy, "root": cfg.root,
+        "cuda": os.environ["CUDA_VISIBLE_DEVICES"], "threads": os.environ["OMP_NUM_THREADS"],
+        "out": str(out), "verbose": HydraConfig.get().verbose,
+    }
+    (out / "result.json").write_text(json.dumps(result))
+    if cfg.do == "exit":
+        sys.exit(3)
+
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch):
+    (tmp_path / "tiny_app.py").write_text(APP)
+    monkeypatch.chdir(tmp_path)
+    for name in ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "HYDRA_FULL_ERROR"):
+        monkeypatch.delenv(name, raising=False)
+    launcher = ["hydra/launcher=slots", "hydra.launcher.module=tiny_app"]
+    return [sys.executable, "tiny_app.py", "-m", *launcher]
+
+
+def sweep(command, *overrides, slots='["",""]'):
+    return subprocess.run(
+        [*command, f"hydra.launcher.slots={slots}", *overrides], capture_output=True, text=True, timeout=100
+    )
+
+
+def result(folder):
+    return json.loads((folder / "result.json").read_text())
+
+
+def starts(folder):
+    return len((folder / "starts").read_text())
+
+
+def test_jobs_that_raise_or_are_killed_leave_the_others_alone_and_resume_runs_them_again(command, tmp_path):
+    overrides = ["seed=0,1", "do=die,raise,work", "hydra.sweep.dir=out"]
+    ended = sweep(command, *overrides)
+    out = tmp_path / "out"
+    assert ended.returncode == 1
+    assert sorted(path.parent.name for path in out.glob("*/result.json")) == ["2", "5"]
+    lines = ended.stdout.splitlines()
+    for number, reason in ((0, "SIGKILL"), (1, "the loss is NaN"), (3, "SIGKILL"), (4, "the loss is NaN")):
+        (line,) = [line for line in lines if f"job {number} failed" in line]
+        assert reason in line
+        assert str(out / str(number) / "console.log") in line
+    order = [i for i, line in enumerate(lines) if "job 0 failed" in line or "job 5 on" in line]
+    assert "job 0 failed" in lines[order[0]], "a failure is told when it happens"
+    assert any("job 2 done" in line and "accuracy 0.9000" in line for line in lines)
+    assert "Traceback" not in ended.stderr + ended.stdout
+    (last,) = ended.stderr.splitlines()
+    assert last.startswith("4 of 6 jobs failed: 0, 1, 3, 4.")
+    table = (out / "table.md").read_text()
+    assert "± 0.0071" in table
+    assert table.count("failed: ") == 4
+    assert (out / "table.csv").is_file()
+
+    again = sweep(command, *overrides[:2], f"sweep.resume={out}")
+    assert again.returncode == 1
+    assert [starts(out / str(number)) for number in range(6)] == [2, 2, 1, 2, 2, 1]
+    assert again.stdout.count("is done already") == 2
+
+
+def test_resume_goes_by_the_overrides_not_by_the_position(command, tmp_path):
+    assert sweep(command, "seed=0,1", "hydra.sweep.dir=out").returncode == 0
+    out = tmp_path / "out"
+    resumed = sweep(command, "seed=1,2,0,3", "sweep.resume=out")
+    assert resumed.returncode == 0, resumed.stderr
+    numbers = sorted(int(path.parent.name) for path in out.glob("*/result.json"))
+    assert {number: result(out / str(number))["seed"] for number in numbers} == {0: 0, 1: 1, 3: 3, 4: 2}
+    assert [starts(out / str(number)) for number in numbers] == [1, 1, 1, 1]
+    assert not (tmp_path / "multirun").exists()
+    missing = sweep(command, "seed=1", "sweep.resume=nowhere")
+    assert missing.returncode == 1
+    assert missing.stderr.startswith("sweep.resume=nowhere is not a folder")
+
+
+def test_each_slot_gives_its_jobs_devices_and_threads(command, tmp_path):
+    assert sweep(command, "seed=0,1,2", "nap=0.3", "hydra.sweep.dir=out", slots='["4","0,1",""]').returncode == 0
+    results = [result(tmp_path / "out" / str(number)) for number in range(3)]
+    assert [r["cuda"] for r in results] == ["4", "0,1", ""]
+    assert {r["threads"] for r in results} == {str(threads_per_job(3))}
+
+
+def test_the_users_thread_count_stays(command, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    assert sweep(command, "seed=0", "hydra.sweep.dir=out").returncode == 0
+    assert result(tmp_path / "out" / "0")["threads"] == "7"
+
+
+def test_paths_and_hydras_own_settings_arrive_as_they_were_given(command, tmp_path):
+    odd = "/data/a b,c=d'e\"f${g}"
+    ended = sweep(
+        [*command[:3], "--config-name", "config", *command[3:]],
+        f"root={quoted(odd)}",
+        f"hydra.sweep.dir={quoted('runs, lr=0.1 (a)')}",
+        "hydra.verbose=true",
+        "seed=1,2",
+    )
+    assert ended.returncode == 0, ended.stderr
+    for number in range(2):
+        there = result(tmp_path / "runs, lr=0.1 (a)" / str(number))
+        assert there["root"] == odd
+        assert there["out"] == str(tmp_path / "runs, lr=0.1 (a)" / str(number))
+        assert there["verbose"] is True
+
+
+def test_the_chosen_config_is_the_jobs_too(command, tmp_path):
+    ended = sweep([*command[:3], "--config-name", "other", *command[3:]], "hydra.sweep.dir=out", "seed=1")
+    assert ended.returncode == 0, ended.stderr
+    assert result(tmp_path / "out" / "0")["root"] == "other"
+
+
+def test_no_result_and_a_late_exit_code_are_failures(command, tmp_path):
+    ended = sweep(command, "do=nothing,exit", "hydra.sweep.dir=out")
+    assert ended.returncode == 1
+    assert "ended without writing result.json" in ended.stdout
+    assert "exit code 3 after its result was written" in ended.stdout
+
+
+def test_what_a_killed_job_had_started_does_not_keep_the_slot_busy(command, tmp_path):
+    assert sweep(command, "do=orphan", "hydra.sweep.dir=out").returncode == 1
+    status = Path("/proc") / (tmp_path / "out" / "0" / "child").read_text() / "status"
+    give_up = time.monotonic() + 5
+    while status.exists() and "(zombie)" not in status.read_text():
+        assert time.monotonic() < give_up, "the job's child outlived it"
+        time.sleep(0.05)
+
+
+def test_cores_are_shared_among_the_slots(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(9)), raising=False)
+    assert [threads_per_job(slots) for slots in (1, 2, 4, 20)] == [9, 4, 2, 1]
+
+
+def test_a_stale_result_does_not_pass_for_a_new_one(command, tmp_path):
+    assert sweep(command, "seed=1", "hydra.sweep.dir=out").returncode == 0
+    assert sweep(command, "do=nothing", "hydra.sweep.dir=out").returncode == 1
+
+
+@pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM])
+def test_ending_the_parent_ends_its_jobs_and_starts_no_more(command, tmp_path, which):
+    if signal.getsignal(which) is signal.SIG_IGN:
+        pytest.skip(f"{which.name} is ignored here, so also by the parent")
+    overrides = ["nap=0,60,61,62", "hydra.sweep.dir=out", 'hydra.launcher.slots=["",""]']
+    parent = subprocess.Popen([*command, *overrides], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    out = tmp_path / "out"
+    give_up = time.monotonic() + 60
+    while not ((out / "2" / "starts").exists() and (out / "1" / "starts").exists()):
+        assert time.monotonic() < give_up
+        time.sleep(0.05)
+    assert "accuracy" in (out / "table.md").read_text(), "the table keeps up with the sweep"
+    os.kill(parent.pid, which)
+    stdout, stderr = parent.communicate(timeout=30)
+    assert parent.returncode == 130
+    assert "Traceback" not in stderr
+    assert not (out / "3").exists()
+    assert "interrupted" in (out / "1" / "console.log").read_text()
+    assert "stopped with 1 of 4 jobs done" in stdout
+    assert "accuracy" in stdout[stdout.index("job 0 done") + 40 :], "what is finished is printed as a table"
+    left = subprocess.run(["pgrep", "-f", str(out)], capture_output=True, text=True)
+    assert left.stdout == ""
+
+
+def test_an_empty_list_of_slots_is_refused(command):
+    ended = sweep(command, "seed=0,1", slots="[]")
+    assert ended.returncode == 1
+    assert "hydra.launcher.slots is empty" in ended.stderr
+
+
+def test_slots_default_to_the_visible_gpus(monkeypatch, tmp_path):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2, 5")
+    assert visible_slots() == ["2", "5"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert visible_slots() == [""]
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert visible_slots() == [""]
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text("#!/bin/sh\necho 'GPU 0: A (UUID: x)'\necho '  MIG 1g Device 0: (UUID: y)'\necho 'GPU 1: B'\n")
+    smi.chmod(0o755)
+    assert visible_slots() == ["0", "1"]
+    smi.write_text("#!/bin/sh\necho 'no driver'\nexit 9\n")
+    assert visible_slots() == [""]
+
+
+@pytest.mark.parametrize("path", ["/a b/c=1,2", "/it's", "/end\\", "/{x}[y]", "/ü*~#"])
+def test_quoted_survives_hydras_grammar(path):
+    parsed = OverridesParser.create().parse_override(f"hydra.run.dir={quoted(path)}")
+    assert parsed.value() == path
+
+
+@pytest.mark.parametrize("path", ["/runs/2026-01-01", "/a b/c=1,2"])
+def test_the_way_to_resume_can_be_pasted_into_a_shell(path):
+    (word,) = shlex.split(resume_override(Path(path)))
+    parsed = OverridesParser.create().parse_override(word)
+    assert (parsed.key_or_group, parsed.value()) == ("sweep.resume", path)
