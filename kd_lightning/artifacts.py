@@ -6,14 +6,15 @@ import hashlib
 import json
 import os
 import shutil
-import time
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from platformdirs import user_cache_path
+from safetensors import SafetensorError
 
 from kd_lightning.errors import UserError
 
@@ -52,8 +53,8 @@ def writing(path: Path) -> Iterator[None]:
     """Turn the operating system's refusal to write ``path`` into one clear line."""
     try:
         yield
-    except OSError as error:
-        reason = error.strerror or str(error)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
         raise UserError(
             f"cannot write {path}: {reason}. Free some space, or choose another place with "
             "artifacts.root=DIR (kept work) or hydra.run.dir=DIR (results)"
@@ -71,7 +72,6 @@ class Store:
     def __init__(self, root: str | Path | None = None, *, reuse: bool = True) -> None:
         self.root = Path(root).expanduser() if root else user_cache_path("kd_lightning")
         self.reuse = reuse
-        self.seconds: dict[Path, float] = {}
         self.built: set[Path] = set()
 
     def path(self, kind: str, config: Mapping[str, Any]) -> Path:
@@ -93,44 +93,43 @@ class Store:
             UserError: the store cannot be written.
         """
         folder = self.path(kind, config)
+        if self._usable(folder):  # what is finished never changes: no lock, and a read-only store will do
+            return folder
         with writing(folder):
             self.root.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(folder.with_name(folder.name + ".lock"))
-            lock.acquire()
+            lock = _locked(folder)
         try:
-            wanted = self.reuse or folder in self.built
-            if not (wanted and self._finished(folder)):
-                if not wanted:
-                    shutil.rmtree(self._unfinished(folder), ignore_errors=True)
+            if not self._usable(folder):
                 self._build(folder, kind, config, build)
-            self.seconds[folder] = json.loads((folder / "artifact.json").read_text())["seconds"]
             return folder
         finally:
             lock.release()
 
-    def _finished(self, folder: Path) -> bool:
-        return (folder / "artifact.json").is_file()
-
-    def _unfinished(self, folder: Path) -> Path:
-        return folder.with_name(folder.name + ".unfinished")
+    def _usable(self, folder: Path) -> bool:
+        return (self.reuse or folder in self.built) and (folder / "artifact.json").is_file()
 
     def _build(self, folder: Path, kind: str, config: Mapping[str, Any], build: Callable[[Path], None]) -> None:
-        work = self._unfinished(folder)
+        work, old = (folder.with_name(folder.name + end) for end in (".unfinished", ".old"))
         with writing(work):
+            if not self.reuse:
+                shutil.rmtree(work, ignore_errors=True)
             work.mkdir(exist_ok=True)
-        clock = work / "seconds.json"
-        before = json.loads(clock.read_text()) if clock.is_file() else 0.0
-        start = time.perf_counter()
-        try:
-            build(work)
-        finally:
-            spent = before + time.perf_counter() - start
-            if work.is_dir():
-                write_json(clock, spent)
-        meta = {"format_version": FORMAT_VERSION, "kind": kind, "config": config, "seconds": spent}
-        write_json(work / "artifact.json", meta)
-        clock.unlink()
+        build(work)
+        write_json(work / "artifact.json", {"format_version": FORMAT_VERSION, "kind": kind, "config": config})
         with writing(folder):
-            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(old, ignore_errors=True)
+            if folder.exists():
+                os.replace(folder, old)
             os.replace(work, folder)
+            shutil.rmtree(old, ignore_errors=True)
         self.built.add(folder)
+
+
+def _locked(folder: Path) -> FileLock:
+    lock = FileLock(folder.with_name(folder.name + ".lock"))
+    try:
+        lock.acquire(timeout=2)
+    except Timeout:
+        print(f"another process is making {folder.name}: waiting for it", file=sys.stderr, flush=True)
+        lock.acquire()
+    return lock

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from torch import Tensor, nn
 
 
 @contextmanager
-def capture(net: nn.Module, *, inputs: tuple[str, ...] = (), outputs: tuple[str, ...] = ()) -> Iterator[dict]:
+def capture(net: nn.Module, *, inputs: tuple[str, ...] = (), outputs: tuple[str, ...] = ()) -> Iterator[dict[str, Tensor]]:
     """Collect what goes into and comes out of named modules during the forwards inside the block.
 
     Args:
@@ -28,10 +28,10 @@ def capture(net: nn.Module, *, inputs: tuple[str, ...] = (), outputs: tuple[str,
         raise ValueError(f"no module {', '.join(unknown)} in the network; it has {', '.join(filter(None, modules))}")
     taps: dict[str, Tensor] = {}
 
-    def keep_input(path: str):
+    def keep_input(path: str) -> Callable[..., None]:
         return lambda _module, args: taps.__setitem__(path, args[0])
 
-    def keep_output(path: str):
+    def keep_output(path: str) -> Callable[..., None]:
         return lambda _module, _args, output: taps.__setitem__(path, output)
 
     handles = [modules[path].register_forward_pre_hook(keep_input(path)) for path in inputs]

@@ -2,32 +2,80 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
-import types
-import typing
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from hydra.utils import get_object, instantiate
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import (
+    InterpolationKeyError,
+    InterpolationToMissingValueError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+)
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from kd_lightning.errors import ConfigError, UserError
+from kd_lightning.composition import dotted, refusal, suggest
+from kd_lightning.methods.base import Distiller
+from kd_lightning.signatures import UNKNOWN, fits, located, signature_faults, wrong
 from kd_lightning.teacher.access import LEVELS
-from kd_lightning.variant import variant
-
-GIVEN = {"student", "teacher", "task", "store", "save_dir", "params", "optimizer"}
-"""Arguments that the run supplies."""
+from kd_lightning.variant import MERGED, REPLACED
 
 FORBIDDEN_TRAINER = {
     "max_steps": "it counts every optimiser's steps together; set trainer.max_epochs and source.rounds",
     "gradient_clip_val": "methods optimise by hand and clip, where their paper does, by a setting of their own",
     "accumulate_grad_batches": "methods optimise by hand; raise the batch size instead",
 }
+
+KEYS: dict[str, Any] = {
+    **dict.fromkeys(("source", "student", "method", "trainer", "controls", "main", "paper", "sweep", "data"), dict),
+    **dict.fromkeys(("teacher", "artifacts"), dict),
+    "logger": dict | None,
+    "seed": int,
+    "init": str | None,
+    "memory_format": Literal["contiguous", "channels_last"],
+    "sweep.resume": str | None,
+    "artifacts.root": str | None,
+    "artifacts.reuse": bool,
+    "data.load": dict,
+    "data.num_classes": int,
+    "data.channels": int,
+    "data.size": int,
+    "data.mean": list[float],
+    "data.std": list[float],
+    "data.recipe": dict,
+    "data.recipe.epochs": int,
+    "data.recipe.batch_size": int,
+    "data.recipe.augment": list[dict],
+    "data.recipe.optimizer": dict,
+    "data.recipe.scheduler": dict | None,
+    "teacher.net": dict | None,
+    "teacher.weights": str | None,
+    "teacher.mean": list[float],
+    "teacher.std": list[float],
+    "teacher.class_order": list[int] | None,
+    "teacher.access": Literal[LEVELS],
+    "teacher.decimals": int | None,
+    "teacher.k": int,
+    "teacher.budget": int | None,
+    "teacher.eval_budget": int,
+    "teacher.check": bool,
+    "teacher.seed": int,
+    "teacher.fit": dict,
+    "teacher.fit.source": dict,
+    "teacher.fit.method": dict,
+    "teacher.fit.trainer": dict,
+}
+"""Keys that the run reads itself; all others stand below a ``_target_`` or are referred to by ``${...}``."""
+
+PER_CONTROL = {*REPLACED, *MERGED, "updates"}
+
+Faults = dict[str, None]
+"""An ordered set of lines."""
 
 
 def check(cfg: DictConfig) -> None:
@@ -36,177 +84,247 @@ def check(cfg: DictConfig) -> None:
     Raises:
         ConfigError: lists every fault, each with what was expected.
     """
-    problems = faults(cfg)
-    if problems:
-        raise ConfigError("this composition cannot run:\n  " + "\n  ".join(problems))
+    if found := faults(cfg):
+        raise refusal(found)
 
 
 def faults(cfg: DictConfig) -> list[str]:
     """The faults of a composition, one line each; none if it can run."""
-    if missing := [f"{key}: required, give it with {key}=..." for key in sorted(OmegaConf.missing_keys(cfg))]:
-        return missing
-    try:
-        plain: Any = OmegaConf.to_container(cfg, resolve=True)
-    except (OmegaConfBaseException, UserError) as error:
-        return [str(error).replace("\n", " ").strip()]
-    problems = [problem for path, node in _targets(plain) for problem in _signature_faults(path, node)]
-    problems += _trainer_faults(plain["trainer"])
-    problems += _shape_faults(plain)
-    problems += _file_faults(plain)
-    if problems:
-        return problems
-    problems = _needs_faults("method", plain)
-    for name, node in cfg.controls.items():
-        changes = {k: v for k, v in node.items() if k not in ("updates", "teacher")}
-        own: Any = OmegaConf.to_container(variant(cfg, changes), resolve=True)
-        problems += _needs_faults(f"controls.{name}.method", own)
-    return problems
+    found: Faults = {}
+    everywhere = list(dotted(cfg))
+    echoes: dict[str, str] = {}
+    plain = _plain(cfg, "", found, everywhere, echoes)
+    found |= dict.fromkeys(_key_faults(cfg, plain, everywhere))
+    for path, node in [*_targets(plain), *_partial_trainers(plain)]:
+        found |= dict.fromkeys(signature_faults(path, node, everywhere))
+    found |= dict.fromkeys([*_trainer_faults(plain), *_shape_faults(plain), *_file_faults(plain)])
+    for path, own in _fits_of(plain):
+        try:
+            found |= dict.fromkeys(_needs_faults(path, own))
+        except Exception:
+            if not found:  # a fault of the settings is the likelier cause
+                raise
+    said = {key_of(line) for line in found}
+    return [line for line in found if not said & set(_origins(key_of(line), echoes))]
+
+
+def key_of(fault: str) -> str:
+    """The key that a fault begins with."""
+    return re.split("[:=]", fault, maxsplit=1)[0]
+
+
+def _origins(key: str, echoes: Mapping[str, str]) -> Iterator[str]:
+    """Where the value at ``key`` comes from, step by step: ``${...}`` may stand at it or above it."""
+    seen = {key}
+    above = key
+    while above:
+        if above in echoes:
+            key = above = echoes[above].removeprefix("main.") + key.removeprefix(above)
+            if key in seen:
+                return
+            seen.add(key)
+            yield key
+        else:
+            above = above.rpartition(".")[0]
+
+
+def _plain(node: Any, path: str, found: Faults, everywhere: list[str], echoes: dict[str, str]) -> Any:
+    """Nested dicts and lists with every ``${...}`` resolved; UNKNOWN and a fault where that fails."""
+    if not isinstance(node, (DictConfig, ListConfig)):
+        return node
+    is_list = isinstance(node, ListConfig)
+    keys: Any = range(len(node)) if is_list else node
+    values: dict[Any, Any] = {}
+    for key in keys:
+        full = f"{path}[{key}]" if is_list else f"{path}.{key}" if path else str(key)
+        values[key] = UNKNOWN
+        raw: Any = node._get_node(key)
+        if reference := re.fullmatch(r"\$\{(?:oc\.select:)?([\w.]+)(?:,.*)?\}", str(raw._value())):
+            echoes[full] = reference[1]
+        try:
+            if full != "main":  # repeats what stands elsewhere
+                values[key] = _plain(node[key], full, found, everywhere, echoes)
+        except MissingMandatoryValue:
+            found[f"{full}: required, give it with {full}=..."] = None
+        except InterpolationToMissingValueError:
+            pass
+        except OmegaConfBaseException as error:
+            problem = _reason(error, everywhere)
+            if not any(line.endswith(problem) for line in found):  # others may refer to the same
+                found[f"{full}: {problem}"] = None
+    return list(values.values()) if is_list else values
+
+
+def _reason(error: OmegaConfBaseException, everywhere: list[str]) -> str:
+    text = re.sub(r"^\w+ raised while resolving interpolation: ", "", str(error).splitlines()[0])
+    if isinstance(error, InterpolationKeyError) and (key := re.search("'(.*)'", text)):
+        return f"${{{key[1]}}} refers to nothing{suggest(key[1], [], everywhere)}"
+    return text
+
+
+def _key_faults(cfg: DictConfig, plain: Mapping[str, Any], everywhere: list[str]) -> Iterator[str]:
+    referred = None
+    for key in {k.partition(".")[0]: None for k in KEYS} | dict.fromkeys(plain):
+        yield from _typed(key, plain)
+    for path in _strays(plain):
+        if referred is None:
+            referred = _referred(cfg)
+        if not any(key == path or key.startswith(f"{path}.") for key in referred):
+            parent = path.rpartition(".")[0]
+            beside = [k.rpartition(".")[2] for k in KEYS if k.rpartition(".")[0] == parent]
+            beside += [k for k in _at(plain, parent) if f"{parent}.{k}" in referred]
+            if not parent:
+                beside += ["experiment", "debug", "scale"]
+            yield f"{path}: nothing reads this setting{suggest(path, beside, everywhere)}"
+    for name, node in _dict(plain.get("controls")).items():
+        for key in _dict(node):
+            if key not in PER_CONTROL:
+                path = f"controls.{name}.{key}"
+                yield f"{path}: a control has no such setting{suggest(path, PER_CONTROL)}"
+    for word in ("source", "student", "method", "trainer"):
+        if isinstance(plain.get(word), dict) and "_target_" not in plain[word]:
+            yield f"{word}: required, name its class with {word}._target_=package.module.Class"
+
+
+def _typed(top: str, plain: Mapping[str, Any]) -> Iterator[str]:
+    for path, hint in KEYS.items():
+        if path.partition(".")[0] == top:
+            parent, _, leaf = path.rpartition(".")
+            node = _at(plain, parent)
+            if isinstance(node, dict):
+                if leaf not in node:
+                    yield f"{path}: required, give it with +{path}=..."
+                elif not fits(node[leaf], hint):
+                    yield wrong(path, node[leaf], hint)
+
+
+def _strays(node: Any, path: str = "") -> Iterator[str]:
+    for key, value in _dict(node).items():
+        full = f"{path}.{key}" if path else str(key)
+        if full not in KEYS:
+            if value != {}:  # such as a scale that changes nothing
+                yield full
+        elif any(k.startswith(f"{full}.") for k in KEYS) and full != "teacher.fit":
+            yield from _strays(value, full)
+
+
+def _referred(cfg: DictConfig) -> set[str]:
+    text = OmegaConf.to_yaml(cfg)
+    return {key for inside in re.findall(r"\$\{([^}]*)", text) for key in re.findall(r"\w[\w.]*", inside)}
+
+
+def _partial_trainers(plain: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What the teacher's fit and the controls change in the trainer."""
+    places = {"teacher.fit": _at(plain, "teacher.fit")}
+    places |= {f"controls.{name}": node for name, node in _dict(plain.get("controls")).items()}
+    for path, node in places.items():
+        if isinstance(own := _dict(node).get("trainer"), dict) and "_target_" not in own:
+            yield f"{path}.trainer", {**own, "_target_": "lightning.Trainer", "_partial_": True}
 
 
 def _targets(node: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
     if isinstance(node, dict):
-        if "_target_" in node:
+        if isinstance(node.get("_target_"), str):
             yield path, node
         for key, value in node.items():
-            if (path, key) != ("", "main"):  # repeats what stands elsewhere
-                yield from _targets(value, f"{path}.{key}" if path else str(key))
+            yield from _targets(value, f"{path}.{key}" if path else str(key))
     elif isinstance(node, list):
         for i, value in enumerate(node):
             yield from _targets(value, f"{path}[{i}]")
 
 
-def _signature_faults(path: str, node: Mapping[str, Any]) -> list[str]:
-    try:
-        target = get_object(node["_target_"])
-    except Exception as error:
-        reason = str(error.__cause__ or error).splitlines()[0]
-        return [f"{path}._target_: cannot import {node['_target_']} ({reason})"]
-    try:
-        parameters, hints, open_ended = _parameters(target)
-    except (ValueError, TypeError):
-        return []  # a builtin without a signature
-    settings = {k: v for k, v in node.items() if not k.startswith("_")}
-    problems = []
-    for key, value in settings.items():
-        if key not in parameters:
-            if not open_ended:
-                problems.append(f"{path}.{key}: {_name(target)} has no such setting{nearest(key, parameters)}")
-        elif not _fits(value, hints.get(key, Any)):
-            problems.append(f"{path}.{key}: {value!r} is {_type_name(value)}, expected {_hint_name(hints[key])}")
-    if not node.get("_partial_"):
-        problems += [
-            f"{path}.{key}: required by {_name(target)}, give it with {path}.{key}=..."
-            for key, parameter in parameters.items()
-            if parameter.default is inspect.Parameter.empty
-            and key not in settings
-            and key not in GIVEN
-            and parameter.kind not in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-            and "_args_" not in node
-        ]
-    return problems
+def _trainer_faults(plain: Mapping[str, Any]) -> Iterator[str]:
+    for path, trainer in [("trainer", _dict(plain.get("trainer"))), *_partial_trainers(plain)]:
+        for key, why in FORBIDDEN_TRAINER.items():
+            value = trainer.get(key)
+            if value not in (None, -1, UNKNOWN) and not (key == "accumulate_grad_batches" and value == 1):
+                yield f"{path}.{key}={value}: {why}"
 
 
-def _parameters(target: Any) -> tuple[dict[str, inspect.Parameter], dict[str, Any], bool]:
-    """Parameters and type hints by name; ``**kwargs`` of a class is followed to its base classes."""
-    layers = [c.__init__ for c in target.__mro__ if "__init__" in vars(c)] if inspect.isclass(target) else [target]
-    parameters: dict[str, inspect.Parameter] = {}
-    hints: dict[str, Any] = {}
-    for layer in layers:
-        signature = inspect.signature(layer)
-        own = {k: p for k, p in signature.parameters.items() if k != "self"}
-        parameters = {**{k: p for k, p in own.items() if p.kind is not p.VAR_KEYWORD}, **parameters}
-        try:
-            hints = {**typing.get_type_hints(layer), **hints}
-        except Exception:
-            hints = {**getattr(layer, "__annotations__", {}), **hints}
-        if not any(p.kind is p.VAR_KEYWORD for p in own.values()):
-            return parameters, hints, False
-    return parameters, hints, True
+def _shape_faults(cfg: Mapping[str, Any]) -> Iterator[str]:
+    classes, channels = _at(cfg, "data.num_classes"), _at(cfg, "data.channels")
+    for key in ("data.mean", "data.std", "teacher.mean", "teacher.std"):
+        values = _at(cfg, key)
+        if isinstance(values, list) and isinstance(channels, int) and len(values) != channels:
+            yield f"{key}: {len(values)} values for {channels} channel{'s' if channels > 1 else ''}"
+    order = _at(cfg, "teacher.class_order")
+    if isinstance(order, list) and isinstance(classes, int) and len(order) != classes:
+        yield f"teacher.class_order: {len(order)} values for {classes} classes"
+    for path, more_outputs in {"student": False, "teacher.net": isinstance(order, list)}.items():
+        net = _dict(_at(cfg, path))
+        for key, wanted in {"num_classes": classes, "in_channels": channels}.items():
+            value = net.get(key)
+            if isinstance(value, int) and isinstance(wanted, int) and value != wanted:
+                if key == "num_classes" and more_outputs and value > wanted:
+                    continue
+                what = "classes" if key == "num_classes" else "channels"
+                yield f"{path}.{key}={value}: the data has {wanted} {what}"
 
 
-def _fits(value: Any, hint: Any) -> bool:
-    if hint is Any or isinstance(hint, (str, typing.TypeVar)):
-        return True
-    if hint is None or hint is type(None):
-        return value is None
-    origin = typing.get_origin(hint)
-    if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, option) for option in typing.get_args(hint))
-    if origin is typing.Literal:
-        return value in typing.get_args(hint)
-    if isinstance(value, dict) and "_target_" in value:
-        return hint not in (int, float, str, bool)
-    if hint is bool:
-        return isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if hint is str:
-        return isinstance(value, str)
-    if value is None or isinstance(value, (bool, int, float)):
-        return not (origin or hint in (list, tuple, dict)) and not inspect.isclass(hint)
-    return True
+def _file_faults(cfg: Mapping[str, Any]) -> Iterator[str]:
+    for key in ("teacher.weights", "init"):
+        file = _at(cfg, key)
+        if isinstance(file, str) and file and not Path(file).expanduser().is_file():
+            yield f"{key}: there is no file {file}"
 
 
-def _trainer_faults(trainer: Mapping[str, Any]) -> list[str]:
-    return [
-        f"trainer.{key}={trainer[key]}: {why}"
-        for key, why in FORBIDDEN_TRAINER.items()
-        if trainer.get(key) not in (None, -1, 1 if key == "accumulate_grad_batches" else None)
-    ]
+def _fits_of(plain: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Whatever will be trained: the place of its method, and the composition it sees."""
+    yield "method", plain
+    teacher = _dict(plain.get("teacher"))
+    untrained = isinstance(teacher.get("net"), dict) and teacher.get("weights") is None
+    if untrained and isinstance(teacher.get("fit"), dict):
+        yield "teacher.fit.method", {**plain, **teacher["fit"], "teacher": {**teacher, "net": None}}
+    asked = isinstance(teacher.get("net"), dict) and teacher.get("access") == "white"
+    for name, node in _dict(plain.get("controls")).items():
+        changes = {k: v for k, v in _dict(node).items() if k in REPLACED}
+        if asked or _dict(node).get("teacher") is False:  # the others are left out by the run
+            yield f"controls.{name}.method", {**plain, **changes}
 
 
-def _shape_faults(cfg: Mapping[str, Any]) -> list[str]:
-    data, teacher = cfg["data"], cfg["teacher"]
-    problems = [
-        f"data.{key}: {len(data[key])} values for {data['channels']} channel(s)"
-        for key in ("mean", "std")
-        if len(data[key]) != data["channels"]
-    ]
-    for path, net in {"student": cfg["student"], "teacher.net": teacher["net"]}.items():
-        for key, wanted in {"num_classes": data["num_classes"], "in_channels": data["channels"]}.items():
-            if net and key in net and net[key] != wanted and not (path == "teacher.net" and teacher["class_order"]):
-                problems.append(f"{path}.{key}={net[key]}, but the data has {wanted}")
-    if teacher["access"] not in LEVELS:
-        problems.append(f"teacher.access={teacher['access']}: expected one of {', '.join(LEVELS)}")
-    return problems
-
-
-def _file_faults(cfg: Mapping[str, Any]) -> list[str]:
-    files = {"teacher.weights": cfg["teacher"]["weights"], "init": cfg["init"]}
-    return [f"{key}: there is no file {f}" for key, f in files.items() if f and not Path(f).expanduser().is_file()]
-
-
-def _needs_faults(path: str, cfg: Mapping[str, Any]) -> list[str]:
-    settings = {k: v for k, v in cfg["method"].items() if not k.startswith("_")}
-    method = get_object(cfg["method"]["_target_"])
-    needs = method.needs(**settings)
-    offers = get_object(cfg["source"]["_target_"]).offers
-    teacher = cfg["teacher"]
-    name = method.__name__
-    problems = []
-    if any(need.startswith("teacher") for need in needs) and teacher["net"] is None:
-        problems.append(f"{path}: {name} needs a teacher, but teacher=none: choose one with teacher=NAME")
-    elif "teacher.gradients" in needs and teacher["access"] != "white":
-        problems.append(
-            f"{path}: {name} needs the teacher's gradients, but teacher.access={teacher['access']} gives answers "
+def _needs_faults(path: str, cfg: Mapping[str, Any]) -> Iterator[str]:
+    method, source = _class_of(cfg.get("method")), _class_of(cfg.get("source"))
+    if method is None:
+        return
+    if not (inspect.isclass(method) and issubclass(method, Distiller)):
+        base = f"{Distiller.__module__}.{Distiller.__name__}"
+        yield f"{path}._target_: {getattr(method, '__name__', method)} is not a method: expected a subclass of {base}"
+        return
+    settings = {k: v for k, v in cfg["method"].items() if not k.startswith("_") and v is not UNKNOWN}
+    needs, name = method.needs(**settings), method.__name__
+    net, access = _at(cfg, "teacher.net"), _at(cfg, "teacher.access")
+    if any(need.startswith("teacher") for need in needs) and net is None:
+        yield f"{path}: {name} needs a teacher, but teacher=none: choose one with teacher=NAME"
+    if "teacher.gradients" in needs and net is not None and access != "white" and access in LEVELS:
+        yield (
+            f"{path}: {name} needs the teacher's gradients, but teacher.access={access} gives answers "
             "alone: set teacher.access=white, or ask with method=kd source=queried"
         )
-    elif "teacher.batch_norm" in needs and not _has_batch_norm(teacher["net"]):
-        problems.append(
-            f"{path}: {name} reads the teacher's batch-norm statistics, but {teacher['net']['_target_']} has no "
-            "batch norm as it is set: choose a teacher with batch norm"
+    if "teacher.batch_norm" in needs and isinstance(net, dict) and not _has_batch_norm(net):
+        yield (
+            f"{path}: {name} reads the teacher's batch-norm statistics, but {net['_target_'].rpartition('.')[2]} "
+            "as it is set has no batch norm: choose another teacher, such as teacher=resnet34"
         )
-    wanted = {need for need in needs if need.startswith("source.")} - offers
-    if wanted:
-        ways = {
-            "source.free": "makes its own images: use source=free",
-            "source.images": "trains on images: use source=real, few_shot, noise or queried",
-            "source.labels": "trains on labels: use source=real or few_shot, or set method.label=0",
-        }
-        problems += [f"{path}: {name} {ways[need]}" for need in sorted(wanted)[:1]]
-    return problems
+    if source is None:
+        return
+    if not hasattr(source, "offers"):
+        yield f"{path.removesuffix('method')}source._target_: {source.__name__} is not a source: it lacks `offers`"
+        return
+    ways = {
+        "source.free": "makes its own images: use source=free",
+        "source.images": "trains on images: use source=real, few_shot, noise or queried",
+        "source.labels": "trains on labels: use source=real or few_shot, or set method.label=0",
+    }
+    lacking = sorted(need for need in needs if need.startswith("source.") and need not in source.offers)
+    if lacking:
+        yield f"{path}: {name} {ways.get(lacking[0], f'needs {lacking[0]}')}"
+
+
+def _class_of(node: Any) -> Any:
+    try:
+        return located(node["_target_"])
+    except (ImportError, KeyError, TypeError):
+        return None  # noted elsewhere
 
 
 def _has_batch_norm(net: Mapping[str, Any]) -> bool:
@@ -214,26 +332,13 @@ def _has_batch_norm(net: Mapping[str, Any]) -> bool:
         return any(isinstance(m, _BatchNorm) for m in instantiate(dict(net)).modules())
 
 
-def nearest(key: str, known: typing.Iterable[str]) -> str:
-    """A hint at the right spelling, such as ``; did you mean latent?``, or which there are."""
-    names = sorted(set(known) - GIVEN)
-    close = difflib.get_close_matches(key, names, n=1, cutoff=0.6)
-    return f"; did you mean {close[0]}?" if close else f"; it has {', '.join(names)}"
+def _at(plain: Mapping[str, Any], path: str) -> Any:
+    """The value at a dotted path, UNKNOWN where there is none."""
+    node: Any = plain
+    for key in path.split(".") if path else []:
+        node = node.get(key, UNKNOWN) if isinstance(node, dict) else UNKNOWN
+    return node
 
 
-def _name(target: Any) -> str:
-    return getattr(target, "__qualname__", str(target))
-
-
-def _type_name(value: Any) -> str:
-    return "null" if value is None else type(value).__name__
-
-
-def _hint_name(hint: Any) -> str:
-    if typing.get_origin(hint) is typing.Literal:
-        return "one of " + ", ".join(map(str, typing.get_args(hint)))
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return " or ".join(_hint_name(option) for option in typing.get_args(hint))
-    if hint is type(None):
-        return "null"
-    return getattr(hint, "__name__", str(hint))
+def _dict(node: Any) -> dict[Any, Any]:
+    return node if isinstance(node, dict) else {}

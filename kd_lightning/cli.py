@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import hydra
@@ -14,31 +15,47 @@ from kd_lightning import resolvers
 from kd_lightning.errors import UserError
 
 NAMED = ("data", "source", "teacher", "student", "method", "scale", "experiment")
+MOST_JOBS = 32
+"""Jobs of a sweep that are read before it starts; Hydra composes them all again."""
 
 
 def main() -> None:
     """Read the command line, refuse what is wrong in it, and hand over to Hydra."""
     resolvers.register()
+    sys.path.append(str(Path.cwd()))  # a method of the user's own may lie beside the command
     args = get_args_parser().parse_args()
     only_shows = any(getattr(args, flag) for flag in ("help", "hydra_help", "cfg", "info", "shell_completion"))
     if not only_shows:
         try:
-            _refuse_wrong_overrides(args.overrides, [args.config_dir] if args.config_dir else [])
+            _refuse_wrong_overrides(args)
         except UserError as error:
             _fail(error)
     hydra.main(version_base="1.3", config_path=str(resolvers.conf_dir()), config_name="run")(_task)()
 
 
-def _refuse_wrong_overrides(overrides: list[str], config_dirs: list[str]) -> None:
-    from kd_lightning.composition import jobs, read
-    from kd_lightning.errors import ConfigError
+def _refuse_wrong_overrides(args: Namespace) -> None:
+    from kd_lightning.composition import jobs, read, refusal, sweeps
 
-    for job in jobs(overrides)[:32]:
-        cfg, problems = read(job, config_dirs)
-        if problems:
-            from kd_lightning.check import faults
+    folders = [args.config_dir] if args.config_dir else []
+    each = jobs(args.overrides)
+    lines: dict[str, None] = {}  # an ordered set
+    if len(each) > 1 and not args.multirun and not sweeps(args.overrides, folders, args.config_path):
+        several = [o for o in args.overrides if all(o not in job for job in each)]
+        lines |= dict.fromkeys(f"{o}: several values; add -m to run one job for each" for o in several)
+    for job in each[:MOST_JOBS]:
+        found = read(job, folders, config_path=args.config_path, config_name=args.config_name or "run")
+        if not found.problems and not found.unset and not lines:
+            continue
+        from kd_lightning.check import faults, key_of
 
-            raise ConfigError("this composition cannot run:\n  " + "\n  ".join([*problems, *faults(cfg)]))
+        wrong = faults(found.cfg)
+        named = [key_of(line) for line in wrong]
+        lines |= dict.fromkeys(found.problems + wrong)
+        for key, override in found.unset.items():
+            if not any(key == name or key.startswith(f"{name}.") for name in named):
+                lines[f"{key}: no file sets it, so type +{override}"] = None
+    if lines:
+        raise refusal(list(lines))
 
 
 def _task(cfg: DictConfig) -> float | None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from safetensors.torch import save_file
 from torch import nn
 
@@ -16,7 +17,7 @@ from kd_lightning.errors import UserError
 from kd_lightning.networks.normalized import Normalized
 from kd_lightning.teacher.weights import load_weights
 
-TRUSTED = ("kd_lightning.", "torchvision.", "torch.nn.", "timm.")
+TRUSTED = ("kd_lightning.networks.", "torchvision.models.", "torch.nn.", "timm.")
 
 
 def save_student(network: nn.Module, folder: Path, card: Mapping[str, Any]) -> None:
@@ -55,10 +56,26 @@ def load_student(folder: str | Path, *, trust: bool = False) -> nn.Module:
         raise UserError(
             f"{folder / 'student.json'} has format {card.get('format_version')}, this version reads {FORMAT_VERSION}"
         )
-    target = card["network"]["_target_"]
-    if not trust and not target.startswith(TRUSTED):
-        raise UserError(f"{folder}: the network {target} is none of ours; load_student(..., trust=True) imports it")
+    for target in _targets(card["network"]):
+        if not (trust or _trusted(target)):
+            raise UserError(f"{folder}: the network {target} is none of ours; load_student(..., trust=True) imports it")
     network = Normalized(instantiate(card["network"]), mean=card["mean"], std=card["std"])
     load_weights(network, folder / "student.safetensors")
     network.card = card
     return network.eval()
+
+
+def _targets(node: Any) -> Iterator[str]:
+    for value in node.values() if isinstance(node, Mapping) else node if isinstance(node, list) else ():
+        yield from _targets(value)
+    if isinstance(node, Mapping) and "_target_" in node:
+        yield node["_target_"]
+
+
+def _trusted(target: str) -> bool:
+    """Whether it is a network's class or maker; a dotted path through our modules may end anywhere."""
+    if not target.startswith(TRUSTED):
+        return False
+    found = get_object(target)
+    makes_networks = inspect.isclass(found) and issubclass(found, nn.Module)
+    return makes_networks or (inspect.isfunction(found) and found.__module__.startswith(("torchvision.models", "timm")))

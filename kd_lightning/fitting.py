@@ -13,7 +13,7 @@ from typing import Any
 import lightning as L
 import torch
 from hydra.utils import get_class, instantiate
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Checkpoint
 from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -28,6 +28,8 @@ from kd_lightning.loggers import Curves, KeepCurves
 from kd_lightning.methods.base import Distiller, Teacher
 from kd_lightning.networks.normalized import Normalized
 from kd_lightning.tasks import Classification
+from kd_lightning.teacher.frozen import FrozenTeacher
+from kd_lightning.teacher.query import QueryTeacher
 from kd_lightning.teacher.weights import load_weights
 
 VERSION = 1
@@ -114,7 +116,11 @@ def fit(
     network = build_network(cfg)
     network.load_state_dict(load_file(folder / "student.safetensors"))
     report = json.loads((folder / "fit.json").read_text())
-    return Fitted(network.eval(), folder, digest(config), report, bench.store.seconds[folder])
+    if isinstance(teacher, QueryTeacher):  # also where an earlier run paid
+        teacher.asked = 0
+        teacher.require(report["teacher_images"])
+        teacher.asked = report["teacher_images"]
+    return Fitted(network.eval(), folder, digest(config), report, report["fit_seconds"])
 
 
 def fit_config(cfg: DictConfig, bench: Bench, teacher_key: str) -> dict[str, Any]:
@@ -160,46 +166,51 @@ def _train(
         method.to(memory_format=torch.channels_last)
     loader = instantiate(cfg.source, _convert_="all").prepare(context)
     val = bench.dataset.val
-    val_loader = val and TensorLoader(
-        val.images, val.labels, answers=val_answers, batch_size=500, shuffle=False, device=context.device
+    val_loader = (
+        val
+        if val is None
+        else TensorLoader(
+            val.images, val.labels, answers=val_answers, batch_size=500, shuffle=False, device=context.device
+        )
     )
     curves = Curves(work)
+    checkpoint = work / "last.ckpt"
     trainer = instantiate(cfg.trainer, _partial_=True, _convert_="all")(
         default_root_dir=work,
+        enable_checkpointing=True,
         logger=[curves, *(bench.loggers if watched else [])],
-        callbacks=[PhaseBar(phase), WatchGenerator(work), KeepCurves(curves), Resumable(work / "last.ckpt")],
+        callbacks=[PhaseBar(phase), WatchGenerator(work), KeepCurves(curves), Resumable(checkpoint)],
     )
     method.train()
-    checkpoint = work / "last.ckpt"
-    started = time.perf_counter()
-    with writing(work):
-        try:
-            trainer.fit(method, Images(loader, val_loader), ckpt_path=checkpoint if checkpoint.is_file() else None)
-        except SystemExit as interrupted:  # Lightning's answer to Ctrl-C
-            raise KeyboardInterrupt from interrupted
-        save_checkpoint(trainer, checkpoint)
+    try:
+        trainer.fit(method, Images(loader, val_loader), ckpt_path=checkpoint if checkpoint.is_file() else None)
+    except SystemExit as interrupted:  # Lightning's answer to Ctrl-C
+        raise KeyboardInterrupt from interrupted
+    rounds = trainer.fit_loop.epoch_loop.total_batch_idx + 1
     report = {
         "phase": phase,
-        "rounds": trainer.fit_loop.epoch_loop.total_batch_idx + 1,
-        "student_updates": (trainer.fit_loop.epoch_loop.total_batch_idx + 1) * method.student_updates_per_round(),
+        "rounds": rounds,
+        "student_updates": rounds * method.student_updates_per_round(),
         "images_synthesised": method.images_made,
         "teacher_images": method.teacher.asked if method.teacher is not None else 0,
-        "fit_seconds": time.perf_counter() - started,
+        "fit_seconds": curves.seconds,
         "precision": str(cfg.trainer.precision),
         "memory_format": cfg.memory_format,
         **context.notes,
     }
-    if hasattr(method, "draw") and context.teacher is not None:
-        report["generated/agreement"] = _agreement_on_drawn(method, bench.task)
+    if hasattr(method, "draw") and isinstance(method.teacher, FrozenTeacher):
+        report["generated/agreement"] = _agreement_on_drawn(method.to(context.device), bench.task, cfg.seed)
     return method, report
 
 
 @torch.no_grad()
-def _agreement_on_drawn(method: Any, task: Classification, n: int = 1000) -> float:
-    method.eval()
-    chunks = [method.draw(n // 10) for _ in range(10)]
+def _agreement_on_drawn(method: Any, task: Classification, seed: int, n: int = 1000) -> float:
+    # from noise of its own: the same number whether the fit ended just now or before a kill
+    method._rng = torch.Generator(method.device).manual_seed(seed)
+    method.student.eval()
     agreement = task.agreement().to(method.device)
-    for x in chunks:
+    for _ in range(10):
+        x = method.draw(n // 10)
         agreement.update(method.student(x), method.teacher.net(x))
     return float(agreement.compute())
 
@@ -223,11 +234,13 @@ def fast_precision(accelerator: str = "auto") -> str:
     return "32-true"
 
 
-class Resumable(Callback):
+class Resumable(Checkpoint):
     """Keeps ``last.ckpt`` no older than ``seconds``: a kill at any moment loses no more than that.
 
     Lightning's own time-based checkpoints do nothing under manual optimisation. Nothing is saved when a step
-    raises: half a round has happened then, and a resumed run would differ from an uninterrupted one.
+    raises: half a round has happened then, and a resumed run would differ from an uninterrupted one. Nothing is
+    saved between a round and the validation or the end of the epoch that follows it: Lightning would go on
+    behind those. As a ``Checkpoint`` it is called after the method and all other callbacks.
     """
 
     def __init__(self, path: Path, *, seconds: float | None = None) -> None:
@@ -235,25 +248,34 @@ class Resumable(Callback):
         self.seconds = float(os.environ.get("KD_CHECKPOINT_SECONDS", 20)) if seconds is None else seconds
         self.last = time.monotonic()
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         """Save if it is time; ranks agree on the first one's clock, asked seldom."""
-        if trainer.world_size > 1:
-            if trainer.fit_loop.epoch_loop.batch_idx % 50:
-                return
-            due = trainer.strategy.broadcast(self._due())
-        else:
-            due = self._due()
-        if due:
-            save_checkpoint(trainer, self.path)
-            self.last = time.monotonic()
+        done = batch_idx + 1
+        ends = done == trainer.num_training_batches or done % (trainer.val_check_batch or 1) == 0
+        if not ends and (trainer.world_size == 1 or done % 50 == 0):
+            self._save_if_due(trainer, in_epoch=True)
 
-    def _due(self) -> bool:
-        return time.monotonic() - self.last >= self.seconds
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save if it is time, after validation and schedules; the last epoch is saved by what follows."""
+        if trainer.current_epoch + 1 != trainer.max_epochs:
+            self._save_if_due(trainer)
 
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save the last state."""
+        self._save(trainer)
 
-def save_checkpoint(trainer: L.Trainer, path: Path) -> None:
-    """Replace ``path`` in one step: readers see the old checkpoint or the new one."""
-    part = path.with_name(path.name + ".part")
-    trainer.save_checkpoint(part, weights_only=False)
-    if trainer.is_global_zero:
-        os.replace(part, path)
+    def _save_if_due(self, trainer: L.Trainer, *, in_epoch: bool = False) -> None:
+        if trainer.strategy.broadcast(time.monotonic() - self.last >= self.seconds):
+            if in_epoch:  # Lightning would log this round after us, and not at all when going on from here
+                trainer._logger_connector.update_train_step_metrics()
+            self._save(trainer)
+
+    def _save(self, trainer: L.Trainer) -> None:
+        part = self.path.with_name(self.path.name + ".part")
+        with writing(self.path):
+            trainer.save_checkpoint(part, weights_only=False)
+            if trainer.is_global_zero:
+                os.replace(part, self.path)  # readers see the old checkpoint or the new one
+        self.last = time.monotonic()

@@ -34,6 +34,7 @@ class Curves(Logger):
         super().__init__()
         self.file = Path(folder) / "metrics.csv"
         self.rows: list[dict[str, float]] = []
+        self.latest: dict[str, float] = {}
         self.seconds_before = 0.0
         self.started = time.perf_counter()
 
@@ -58,7 +59,12 @@ class Curves(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Add to the row of this round."""
-        fresh = {k: float(v) for k, v in metrics.items()}
+        # Lightning repeats in every round what it was given before
+        repeated = {k for k, v in metrics.items() if self.latest.get(k) == float(v) and not k.startswith("val/")}
+        fresh = {k: float(v) for k, v in metrics.items() if k not in repeated or k == "epoch"}
+        if fresh.keys() <= {"epoch"}:
+            return
+        self.latest |= fresh
         if self.rows and self.rows[-1]["round"] == step:
             self.rows[-1].update(fresh)
         else:
@@ -93,6 +99,8 @@ class KeepCurves(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with them."""
         self.curves.rows = list(state_dict["rows"])
+        for row in self.curves.rows:
+            self.curves.latest |= row
         self.curves.seconds_before, self.curves.started = state_dict["seconds"], time.perf_counter()
 
 
@@ -119,5 +127,5 @@ def log_images(trainer: L.Trainer, key: str, images: Tensor, captions: Sequence[
         if hasattr(logger, "log_image"):
             pictures = [image.permute(1, 2, 0).numpy() for image in images]
             logger.log_image(key, [p.squeeze() for p in pictures], caption=list(captions))
-        elif hasattr(getattr(logger, "experiment", None), "add_images"):
-            logger.experiment.add_images(key, images, trainer.global_step)
+        elif hasattr(board := getattr(logger, "experiment", None), "add_images"):
+            board.add_images(key, images, trainer.global_step)  # type: ignore[union-attr]

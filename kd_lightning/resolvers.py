@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ def register() -> None:
     """Make ``${kd.*}`` known to OmegaConf."""
     OmegaConf.register_new_resolver("kd.count_classes", _count_classes, replace=True)
     OmegaConf.register_new_resolver("kd.repeat", _repeat, replace=True)
+    OmegaConf.register_new_resolver("kd.members", _members, replace=True)
 
 
 def _count_classes(root: str) -> int:
@@ -22,6 +24,15 @@ def _count_classes(root: str) -> int:
 
 def _repeat(value: Any, times: int) -> ListConfig:
     return OmegaConf.create([value] * times)
+
+
+def _members(group: str, indent: int = 0, width: int = 98) -> str:
+    """The members of a group for ``--help``, the user's own among them."""
+    from kd_lightning.composition import members
+
+    return textwrap.fill(", ".join(members(group)), width - indent, break_on_hyphens=False).replace(
+        "\n", "\n" + " " * indent
+    )
 
 
 def conf_dir() -> Path:

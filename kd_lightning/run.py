@@ -49,12 +49,10 @@ def run(cfg: DictConfig, folder: Path, names: Mapping[str, str | None]) -> dict[
         UserError: something the user can mend; ``result.json`` says ``failed`` and why.
         KeyboardInterrupt: the user stopped it; the same command goes on.
     """
-    started = time.perf_counter()
     outcome = {"status": "failed", "reason": "it ended before anything was done"}
     try:
         check(cfg)
         result = _kept_or_made(cfg, folder, names)
-        result["cost"]["seconds"]["total"] = round(time.perf_counter() - started, 2)
         outcome = result
     except KeyboardInterrupt:
         outcome = {"status": "stopped", "reason": "interrupted; the same command goes on from the last checkpoint"}
@@ -115,6 +113,7 @@ def _produce(
     loggers = [instantiate(logger, save_dir=str(work)) for logger in (cfg.logger or {}).values()]
     bench = Bench(store, dataset, data_key, Classification(dataset.num_classes), loggers)
     teacher = obtain_teacher(cfg, bench)
+    answers = teacher and teacher.answers(dataset.test)  # first: a small eval_budget goes to the result, not the curve
 
     student = fit(
         cfg,
@@ -128,7 +127,7 @@ def _produce(
     controls = {name: _control(name, node, cfg, bench, teacher, student) for name, node in cfg.controls.items()}
 
     with clock("test"):
-        metrics, answers = {}, teacher and teacher.answers(dataset.test)
+        metrics: dict[str, float | None] = {}
         test = dataset.test
         if teacher is not None:
             accuracy = evaluate(bench.task, answers, test.labels, None) if answers is not None and test else {}
@@ -158,7 +157,7 @@ def _produce(
         "paper": OmegaConf.to_container(cfg.paper) if cfg.paper else {},
         "models": {k: {"parameters": _parameters(net)} for k, net in networks.items() if net is not None},
         "cost": {
-            "seconds": {k: round(v, 2) for k, v in seconds.items()},
+            "seconds": {k: round(v, 2) for k, v in {**seconds, "total": sum(seconds.values())}.items()},
             "teacher_images": student.report["teacher_images"],
             "queries": student.report.get(
                 "queries", 0 if not teacher or teacher.white else student.report["teacher_images"]

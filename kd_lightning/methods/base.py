@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import lightning as L
@@ -78,6 +79,15 @@ class Distiller(L.LightningModule):
         opt.zero_grad()
         self.manual_backward(loss)
         opt.step()
+
+    @contextmanager
+    def frozen(self, net: nn.Module) -> Iterator[None]:
+        """Inside, gradients cross ``net`` without reaching its weights, which saves computing them."""
+        net.requires_grad_(False)
+        try:
+            yield
+        finally:
+            net.requires_grad_(True)
 
     def record(self, **terms: Tensor) -> None:
         """Note this round's scalars: logged every ``log_every`` rounds, and watched for NaN in every round.

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from kd_lightning.artifacts import digest, file_digest
+from kd_lightning.artifacts import Store, digest, file_digest, writing
 from kd_lightning.data.dataset import Split
 from kd_lightning.errors import TeacherError
 from kd_lightning.fitting import Bench, device_of, fit
@@ -32,6 +36,8 @@ class Obtained:
         seconds: its training took.
         settings: the ``teacher`` node of the composition.
         device: where it answers.
+        store: where answers that were paid for are kept.
+        evaluator: answers for measuring, out of a bucket of its own.
     """
 
     net: Normalized
@@ -39,6 +45,8 @@ class Obtained:
     seconds: float
     settings: DictConfig
     device: str
+    store: Store
+    evaluator: QueryTeacher
 
     @property
     def white(self) -> bool:
@@ -47,18 +55,27 @@ class Obtained:
 
     def hand_out(self) -> Teacher:
         """A fresh object at the agreed level, its counters at zero."""
-        s = self.settings
-        if self.white:
-            return FrozenTeacher(self.net)
-        ask = answering(self.net, s.access, decimals=s.decimals, k=s.k)
-        return QueryTeacher(ask, access=s.access, budget=s.budget, eval_budget=s.eval_budget)
+        return FrozenTeacher(self.net) if self.white else _asked(self.net, self.settings)
 
     def answers(self, split: Split | None) -> Tensor | None:
         """Its outputs on a split for measuring: free at ``white``, else as far as ``teacher.eval_budget`` pays."""
-        if split is None or not (self.white or len(split) <= self.settings.eval_budget):
+        if split is None:
             return None
-        source = self.net if self.white else self.hand_out().for_evaluation  # type: ignore[union-attr]
-        return predict(source, split.images, device=self.device)
+        if self.white:
+            return predict(self.net, split.images, device=self.device)
+        before = self.evaluator.asked_for_evaluation
+        if before + len(split) > self.evaluator.eval_budget:
+            return None
+
+        def ask(folder: Path) -> None:
+            answers = predict(self.evaluator.for_evaluation, split.images, device=self.device)  # type: ignore[arg-type]
+            with writing(folder):
+                save_file({"answers": answers}, folder / "answers.safetensors")
+
+        pixels = hashlib.sha256(split.images.numpy().tobytes()).hexdigest()
+        folder = self.store.obtain("answers", {"teacher": self.key, "images": pixels, "version": 1}, ask)
+        self.evaluator.asked_for_evaluation = before + len(split)  # also where an earlier run paid
+        return load_file(folder / "answers.safetensors")["answers"]
 
 
 def obtain_teacher(cfg: DictConfig, bench: Bench) -> Obtained | None:
@@ -74,18 +91,24 @@ def obtain_teacher(cfg: DictConfig, bench: Bench) -> Obtained | None:
         net, key, seconds = *_loaded(settings), 0.0
     else:
         net, key, seconds = _trained(cfg, bench)
-    obtained = Obtained(net.eval(), key, seconds, settings, device_of(cfg))
+    device = device_of(cfg)
+    obtained = Obtained(net.eval(), key, seconds, settings, device, bench.store, _asked(net, settings))
     labelled = bench.dataset.val or bench.dataset.test
     if settings.check and obtained.white and labelled is not None:
-        diagnose(obtained.net, labelled)
+        diagnose(obtained.net, labelled, device=device)
     return obtained
+
+
+def _asked(net: Normalized, settings: DictConfig) -> QueryTeacher:
+    ask = answering(net, settings.access, decimals=settings.decimals, k=settings.k)
+    return QueryTeacher(ask, access=settings.access, budget=settings.budget, eval_budget=settings.eval_budget)
 
 
 def _loaded(settings: DictConfig) -> tuple[Normalized, str]:
     net = Normalized(instantiate(settings.net), mean=settings.mean, std=settings.std, class_order=settings.class_order)
     load_weights(net, settings.weights)
-    plain = OmegaConf.to_container(settings, resolve=True)
-    kept = {k: plain[k] for k in ("net", "mean", "std", "class_order", "access", "decimals", "k")}  # type: ignore[index]
+    plain: Any = OmegaConf.to_container(settings, resolve=True)
+    kept = {k: plain[k] for k in ("net", "mean", "std", "class_order", "access", "decimals", "k")}
     return net, digest({**kept, "weights": file_digest(settings.weights)})
 
 

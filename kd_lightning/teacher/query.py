@@ -52,13 +52,21 @@ class QueryTeacher:
         Raises:
             BudgetExceeded: the batch does not fit into what is left; nothing is asked.
         """
-        if self.budget is not None and self.asked + len(x) > self.budget:
-            raise BudgetExceeded(
-                f"teacher.budget={self.budget} images: {self.asked} asked, {len(x)} more wanted. "
-                "Raise teacher.budget, or ask once and train on the stored answers with source=queried"
-            )
+        self.require(len(x))
         self.asked += len(x)
         return self._ask(x)
+
+    def require(self, images: int) -> None:
+        """Make sure that so many more may be asked about.
+
+        Raises:
+            BudgetExceeded: they do not fit into what is left of the budget.
+        """
+        if self.budget is not None and self.asked + images > self.budget:
+            raise BudgetExceeded(
+                f"teacher.budget={self.budget} images: {self.asked} asked, {images} more wanted. Raise teacher.budget, "
+                "or ask once about fewer and train on the stored answers with source=queried source.images=N"
+            )
 
     def for_evaluation(self, x: Tensor) -> Tensor | None:
         """Answer a batch out of the evaluation bucket, or None where it is empty."""

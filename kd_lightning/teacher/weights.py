@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import pickle
+import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,25 +31,29 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise TeacherError(f"weights: there is no file {path}. Give teacher.weights=FILE, or null to train one")
     try:
-        content: Any = (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True)
-        )
+        with path.open("rb") as file:
+            safe = file.read(9)[8:] == b"{" or path.suffix == ".safetensors"
+        with warnings.catch_warnings(action="ignore"):  # torch's guesses about files that are not its own
+            content: Any = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise TeacherError(
-            f"weights: {path} is no plain state dict ({str(error).splitlines()[0]}). Files that hold whole modules "
-            "can run code and are refused: save net.state_dict() instead"
-        ) from error
-    except (safetensors.SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise TeacherError(
-            f"weights: {path} is truncated or corrupt ({str(error).splitlines()[0]}). Copy or download it again"
-        ) from error
+        if refused := re.search(r"GLOBAL (\S+)", str(error)):
+            raise TeacherError(
+                f"weights: {path} holds more than tensors ({refused[1]}). Such files can run code and are refused: "
+                "save net.state_dict() instead"
+            ) from error
+        raise _corrupt(path, error) from error
+    except (safetensors.SafetensorError, OSError, RuntimeError, EOFError, ValueError, LookupError) as error:
+        raise _corrupt(path, error) from error
     while isinstance(content, Mapping) and (inner := next((k for k in _WRAPPERS if _holds_tensors(content, k)), None)):
         content = content[inner]
     if not isinstance(content, Mapping) or not any(isinstance(v, Tensor) for v in content.values()):
         raise TeacherError(f"weights: {path} holds no state dict: expected a mapping from names to tensors")
     return {name: value for name, value in content.items() if isinstance(value, Tensor)}
+
+
+def _corrupt(path: Path, error: Exception) -> TeacherError:
+    reason = (str(error) or type(error).__name__).splitlines()[0]
+    return TeacherError(f"weights: {path} is truncated, corrupt or no weights at all ({reason[:120]}). Copy it again")
 
 
 def _holds_tensors(content: Mapping[str, Any], key: str) -> bool:

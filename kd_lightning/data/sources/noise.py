@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
-
+import numpy as np
 import torch
 
 from kd_lightning.data.loader import Batch
 from kd_lightning.data.sources.context import Context
+from kd_lightning.data.sources.free import Rounds
 
 
 class Noise:
@@ -29,29 +28,20 @@ class Noise:
         return NoiseLoader(self.rounds, self.batch_size, context)
 
 
-class NoiseLoader:
-    """Sized, resumable; its batches depend on seed, rank and how many were drawn before."""
+class NoiseLoader(Rounds):
+    """Each batch is drawn from seed, epoch, its number in that and the rank: nothing else needs to be kept."""
 
     def __init__(self, rounds: int, batch_size: int, context: Context) -> None:
-        self.rounds = rounds
+        super().__init__(rounds)
         self.shape = (batch_size, *context.dataset.image_shape)
-        self.rng = torch.Generator(context.device).manual_seed(context.order_seed * 1009 + context.rank)
-        self.device = context.device
+        self.seed, self.rank = context.order_seed, context.rank
+        self.rng = torch.Generator(context.device)
         self.mean = torch.tensor(context.mean, device=context.device).view(-1, 1, 1)
         self.std = torch.tensor(context.std, device=context.device).view(-1, 1, 1)
 
-    def __len__(self) -> int:
-        return self.rounds
-
-    def __iter__(self) -> Iterator[Batch]:
-        for _ in range(self.rounds):
-            noise = torch.randn(self.shape, device=self.device, generator=self.rng)
-            yield Batch(noise * self.std + self.mean, None)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The generator's state."""
-        return {"rng": self.rng.get_state()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on with the noise that would have come next."""
-        self.rng.set_state(state["rng"])
+    def batch(self, number: int) -> Batch:
+        """Fresh noise without labels."""
+        words = np.random.SeedSequence((self.seed, self.epoch, number, self.rank))
+        self.rng.manual_seed(int(words.generate_state(1, np.uint64)[0]))
+        noise = torch.randn(self.shape, device=self.rng.device, generator=self.rng)
+        return Batch(noise * self.std + self.mean, None)

@@ -8,11 +8,15 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from kd_lightning.artifacts import digest
+from kd_lightning.artifacts import digest, writing
 from kd_lightning.data.loader import Augmentation, TensorLoader
 from kd_lightning.data.sources.context import Context
 from kd_lightning.errors import ConfigError
 from kd_lightning.inference import predict
+from kd_lightning.teacher.query import QueryTeacher
+
+CHUNK = 500
+"""Answers are stored so many at a time."""
 
 
 class Queried:
@@ -42,18 +46,28 @@ class Queried:
         split = context.real()
         order = torch.randperm(len(split), generator=torch.Generator().manual_seed(context.seed))
         index = order[: self.images].sort().values
+        chunks = dict(enumerate(index.split(CHUNK)))
+        spent = context.teacher.asked
+        if isinstance(context.teacher, QueryTeacher):
+            context.teacher.require(len(index))
 
         def ask(folder: Path) -> None:
-            answers = predict(context.teacher, split.images[index], batch_size=250, device=context.device)
-            save_file({"answers": answers.contiguous(), "index": index}, folder / "answers.safetensors")
+            for i, chunk in chunks.items():  # what was paid for before a kill is not paid again
+                if not _part(folder, i).is_file():
+                    answers = predict(context.teacher, split.images[chunk], batch_size=CHUNK, device=context.device)
+                    with writing(folder):
+                        save_file({"answers": answers}, folder / "part")
+                        (folder / "part").replace(_part(folder, i))
 
         config = {**context.keys, "index": digest(index.tolist()), "version": 1}
-        stored = load_file(context.store.obtain("answers", config, ask) / "answers.safetensors")
+        folder = context.store.obtain("answers", config, ask)
+        stored = torch.cat([load_file(_part(folder, i))["answers"] for i in chunks])
+        context.teacher.asked = spent + len(index)  # also where an earlier run paid
         context.notes["queries"] = len(index)
         return TensorLoader(
             split.images[index],
             split.labels[index],
-            answers=stored["answers"],
+            answers=stored,
             batch_size=self.batch_size,
             shuffle=True,
             augment=self.augment,
@@ -63,3 +77,7 @@ class Queried:
             drop_last=len(index) >= self.batch_size * context.world,
             device=context.device,
         )
+
+
+def _part(folder: Path, number: int) -> Path:
+    return folder / f"answers_{number:05d}.safetensors"

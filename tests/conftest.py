@@ -1,0 +1,79 @@
+"""A store of its own for every test, one thread, and a run so small that it takes part of a second."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from kd_lightning import resolvers
+
+torch.set_num_threads(1)
+
+TINY = (
+    "trainer.max_epochs=2",
+    "trainer.accelerator=cpu",
+    "data.recipe.epochs=2",
+    "data.recipe.batch_size=320",
+    "controls=none",
+    "teacher.check=false",
+)
+DAFL = ("source.rounds=4", "method.batch_size=16", "method.latent=8", "method.generator.ngf=4")
+
+
+def composed(*overrides: str) -> DictConfig:
+    """The composition of overrides, as the command line would make it."""
+    resolvers.register()
+    with initialize_config_dir(str(resolvers.conf_dir()), version_base="1.3"):
+        return compose("run", list(overrides))
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where this test's artefacts go."""
+    monkeypatch.setenv("KD_ARTIFACTS", str(tmp_path / "store"))
+    return tmp_path / "store"
+
+
+@pytest.fixture(scope="session")
+def teacher_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of a teacher that knows the digits well."""
+    return tiny_run(
+        tmp_path_factory.mktemp("teacher"),
+        *("method=supervised", "teacher=none", "student=small_conv", "data.recipe.batch_size=32"),
+        *("trainer.max_epochs=8", "data.recipe.epochs=8"),
+        root=tmp_path_factory.mktemp("teacher_store"),
+    ).folder.joinpath("student.safetensors")
+
+
+class Outcome(dict[str, Any]):
+    """The result of a run, and its folder."""
+
+    folder: Path
+
+
+def tiny_run(folder: Path, *overrides: str, root: Path | None = None) -> Outcome:
+    """One run in this process; ``method=dafl`` unless the overrides name another."""
+    from kd_lightning.quiet import quiet
+    from kd_lightning.run import run
+
+    quiet()
+    names = {"method": "dafl", "data": "digits"} | dict(o.split("=", 1) for o in overrides if "." not in o)
+    folder.mkdir(parents=True, exist_ok=True)
+    own = DAFL if names["method"] == "dafl" else ()
+    at = [f"artifacts.root={root}"] if root else []
+    result = Outcome(run(composed(*TINY, *own, *overrides, *at), folder, names))
+    result.folder = folder
+    return result
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, store: Path) -> Callable[..., Outcome]:
+    """Runs a tiny composition in a fresh folder."""
+    count = iter(range(1000))
+    return lambda *overrides: tiny_run(tmp_path / f"run{next(count)}", *overrides)

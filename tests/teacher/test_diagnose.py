@@ -1,0 +1,104 @@
+"""A teacher that is near chance, or good when read another way, is refused with the suspected cause."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kd_lightning.data.dataset import Split
+from kd_lightning.errors import TeacherError
+from kd_lightning.networks.normalized import Normalized
+from kd_lightning.teacher.diagnose import diagnose
+
+CLASSES = 4
+
+
+class Brightest(nn.Module):
+    """Knows exactly which quarter of an image is bright, if pixels come as it learned them: x in [low, high]."""
+
+    def __init__(self, low: float, high: float, order: list[int] | None = None) -> None:
+        super().__init__()
+        self.low, self.high, self.order = low, high, order or list(range(CLASSES))
+
+    def forward(self, x: Tensor) -> Tensor:
+        quarters = x.mean(1).unflatten(1, (CLASSES, -1)).mean((2, 3))
+        right = (x.amin((1, 2, 3)) > self.low) & (x.amax((1, 2, 3)) < self.high)
+        return torch.where(right[:, None], quarters, torch.zeros_like(quarters))[:, self.order]
+
+
+def images(channels: int = 1, n: int = 400) -> Split:
+    torch.manual_seed(0)
+    labels = torch.arange(n) % CLASSES
+    x = torch.randint(10, 60, (n, channels, 8, 8))
+    for i, label in enumerate(labels.tolist()):
+        x[i, :, 2 * label : 2 * label + 2] += 150
+    return Split(x.to(torch.uint8), labels)
+
+
+def teacher(net: nn.Module, channels: int = 1, **settings: object) -> Normalized:
+    return Normalized(net, **({"mean": [0.5] * channels, "std": [0.5] * channels} | settings))  # type: ignore[arg-type]
+
+
+def said(net: Normalized, split: Split) -> str:
+    with pytest.raises(TeacherError) as refusal:
+        diagnose(net, split)
+    assert "teacher.check=false" in str(refusal.value)
+    return str(refusal.value)
+
+
+def test_a_good_teacher_passes() -> None:
+    assert diagnose(teacher(Brightest(-1.1, 1.1)), images()) == 1.0
+
+
+def test_near_chance() -> None:
+    torch.manual_seed(0)
+    message = said(
+        teacher(nn.Sequential(nn.Flatten(), nn.Linear(64, CLASSES))),
+        Split(images().images, torch.randperm(400) % CLASSES),
+    )
+    assert "always naming the commonest class reaches 0.250" in message
+    assert "(1x8x8)" in message
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "hint"),
+    [
+        (0.0, 1.0, "images left in [0, 1]: teacher.mean=[0.0] teacher.std=[1.0]"),
+        (1.0, 256.0, "images in [0, 255]: teacher.mean=[0.0] teacher.std=[0.003922]"),
+    ],
+)
+def test_wrong_normalisation(low: float, high: float, hint: str) -> None:
+    assert hint in said(teacher(Brightest(low, high)), images())
+
+
+def test_the_hint_works_as_typed() -> None:
+    message = said(teacher(Brightest(0.0, 1.0), 3), images(3))
+    mean, std = (eval(re.search(rf"teacher\.{k}=(\S+)", message)[1].rstrip(".")) for k in ("mean", "std"))
+    assert diagnose(teacher(Brightest(0.0, 1.0), 3, mean=mean, std=std), images(3)) == 1.0
+
+
+def test_inverted_images() -> None:
+    split = images()
+    inverted = Split(255 - split.images, split.labels)
+    assert "inverted images" in said(teacher(Brightest(-1.1, 1.1)), inverted)
+
+
+def test_permuted_classes_also_where_an_order_was_given() -> None:
+    for given in (None, [1, 0, 3, 2]):
+        net = Brightest(-1.1, 1.1, order=[2, 0, 3, 1])
+        message = said(teacher(net, class_order=given), images())
+        order = eval(re.search(r"teacher\.class_order=(\[[\d,]+\])", message)[1])
+        assert diagnose(teacher(net, class_order=order), images()) == 1.0
+
+
+def test_bgr() -> None:
+    class Red(Brightest):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x[:, :1])
+
+    split = images(3)
+    split.images[:, :2] = 30
+    assert "BGR" in said(teacher(Red(-1.1, 1.1), 3), split)

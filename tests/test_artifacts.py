@@ -1,0 +1,160 @@
+"""Built once, kept whole, gone on with after a kill, refused in one line where nothing can be written."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from kd_lightning.artifacts import Store, digest, file_digest, write_json, writing
+from kd_lightning.errors import UserError
+
+CONTEXT = multiprocessing.get_context("spawn")
+ONE = {"lr": 0.1, "seed": 0}
+
+
+def write(folder: Path, text: str = "done") -> None:
+    (folder / "file").write_text(text)
+
+
+def build_slowly(root: Path, seconds: float) -> None:
+    def build(folder: Path) -> None:
+        with (folder / "builds").open("a") as file:
+            file.write(f"{os.getpid()}\n")
+        time.sleep(seconds)
+
+    Store(root).obtain("thing", ONE, build)
+
+
+def build_half_and_die(root: Path) -> None:
+    def build(folder: Path) -> None:
+        (folder / "half").write_text("half")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    Store(root).obtain("thing", ONE, build)
+
+
+def test_same_config_is_built_once_and_another_config_apart(tmp_path: Path) -> None:
+    built = []
+    store = Store(tmp_path)
+    for config in (ONE, dict(reversed(ONE.items())), ONE | {"seed": 1}, ONE | {"lr": 0.2}):
+        folder = Store(tmp_path).obtain("thing", config, lambda f: built.append(f) or write(f))
+        assert (folder / "file").read_text() == "done"
+    assert len(built) == 3
+    assert store.path("thing", ONE) != store.path("other", ONE)
+    meta = json.loads((store.path("thing", ONE) / "artifact.json").read_text())
+    assert meta["config"] == ONE
+
+
+def test_two_processes_at_once_build_one(tmp_path: Path) -> None:
+    jobs = [CONTEXT.Process(target=build_slowly, args=(tmp_path, 1.0)) for _ in range(2)]
+    for job in jobs:
+        job.start()
+    for job in jobs:
+        job.join()
+        assert job.exitcode == 0
+    builds = (Store(tmp_path).path("thing", ONE) / "builds").read_text().splitlines()
+    assert len(builds) == 1
+
+
+def test_waiting_for_another_build_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    started = threading.Event()
+    other = threading.Thread(
+        target=Store(tmp_path).obtain, args=("thing", ONE, lambda f: (started.set(), time.sleep(2.5), write(f)))
+    )
+    other.start()
+    started.wait()
+    Store(tmp_path).obtain("thing", ONE, lambda f: pytest.fail("built twice"))
+    other.join()
+    assert "another process is making thing-" in capsys.readouterr().err
+
+
+def test_a_killed_build_looks_unfinished_and_the_next_goes_on_from_it(tmp_path: Path) -> None:
+    job = CONTEXT.Process(target=build_half_and_die, args=(tmp_path,))
+    job.start()
+    job.join()
+    assert job.exitcode == -signal.SIGKILL
+    store = Store(tmp_path)
+    assert not store.path("thing", ONE).exists()
+    seen = []
+    folder = store.obtain("thing", ONE, lambda f: seen.append((f / "half").read_text()) or write(f))
+    assert seen == ["half"]
+    assert sorted(p.name for p in folder.iterdir()) == ["artifact.json", "file", "half"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [folder.name, folder.name + ".lock"]
+
+
+def test_a_build_that_raises_is_not_kept(tmp_path: Path) -> None:
+    def fail(folder: Path) -> None:
+        write(folder)
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        Store(tmp_path).obtain("thing", ONE, fail)
+    assert not Store(tmp_path).path("thing", ONE).exists()
+
+
+def test_without_reuse_everything_is_built_anew_but_only_once_a_run(tmp_path: Path) -> None:
+    Store(tmp_path).obtain("thing", ONE, lambda f: write(f, "old"))
+    unfinished = tmp_path / (Store(tmp_path).path("thing", ONE).name + ".unfinished")
+    unfinished.mkdir()
+    (unfinished / "half").write_text("of an interrupted build")
+    store, built = Store(tmp_path, reuse=False), []
+    for _ in range(2):
+        folder = store.obtain("thing", ONE, lambda f: built.append(1) or write(f, "new"))
+    assert len(built) == 1
+    assert (folder / "file").read_text() == "new"
+    assert not (folder / "half").exists()
+    assert sorted(p.name for p in tmp_path.iterdir()) == [folder.name, folder.name + ".lock"]
+
+
+def test_a_failed_rebuild_leaves_the_old_one(tmp_path: Path) -> None:
+    folder = Store(tmp_path).obtain("thing", ONE, lambda f: write(f, "old"))
+    with pytest.raises(ZeroDivisionError):
+        Store(tmp_path, reuse=False).obtain("thing", ONE, lambda f: 1 / 0)
+    assert (folder / "file").read_text() == "old"
+
+
+def test_a_finished_artefact_needs_no_writable_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Store(tmp_path).obtain("thing", ONE, write)
+    monkeypatch.setattr("kd_lightning.artifacts.FileLock", lambda *_: pytest.fail("locked"))
+    assert Store(tmp_path).obtain("thing", ONE, write) == folder
+
+
+def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot write .*artifacts\.root=DIR") as refusal:
+        Store(tmp_path / "file" / "store").obtain("thing", ONE, write)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_full_disk_is_one_line_and_leaves_no_half_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_json(tmp_path / "result.json", {"a": 1})
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        write_json(tmp_path / "result.json", {"a": 2})
+    assert json.loads((tmp_path / "result.json").read_text()) == {"a": 1}
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_safetensors_own_error_is_the_same_line(tmp_path: Path) -> None:
+    from safetensors.torch import save_file  # not above: the processes started here need no torch
+
+    with pytest.raises(UserError, match="cannot write"), writing(tmp_path):
+        save_file({}, tmp_path / "missing" / "file.safetensors")
+
+
+def test_digests_do_not_depend_on_order_and_see_every_change(tmp_path: Path) -> None:
+    assert digest({"a": 1, "b": [1, 2]}) == digest({"b": [1, 2], "a": 1})
+    assert len({digest({"a": 1}), digest({"a": 2}), digest({"a": "1"}), digest({"a": [1]})}) == 4
+    (tmp_path / "x").write_bytes(b"x")
+    assert file_digest(tmp_path / "x") == "2d711642b726"

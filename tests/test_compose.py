@@ -1,0 +1,152 @@
+"""Every file of the configuration composes and checks; what cannot run says so readably."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from hydra.core.hydra_config import HydraConfig
+
+from kd_lightning import resolvers
+from kd_lightning.check import check, faults
+from kd_lightning.composition import loaded, members, read
+from kd_lightning.errors import ConfigError
+from kd_lightning.resolvers import conf_dir
+from kd_lightning.signatures import located
+
+
+def files(group):
+    folder = conf_dir() / group
+    return sorted(str(file.relative_to(folder).with_suffix("")) for file in folder.rglob("*.yaml"))
+
+
+GROUPS = sorted(folder.name for folder in conf_dir().iterdir() if folder.is_dir() and folder.name != "hydra")
+NEED_MORE = {"data": {"image_folder"}, "teacher": {"base"}}
+TARGETS = sorted(
+    {target for file in conf_dir().rglob("*.yaml") for target in re.findall(r"_target_: ([\w.]+)", file.read_text())}
+)
+
+
+@pytest.fixture(autouse=True)
+def _registered():
+    resolvers.register()
+
+
+def composed(*overrides):
+    cfg, problems, unset = read(overrides)
+    assert not problems
+    assert not unset
+    return cfg
+
+
+def companions(group, name):
+    """What a member needs beside it, because the defaults are for digits and a method without data."""
+    if group == "source":
+        return ["method=dafl"] if name == "free" else ["method=kd", "method.label=0"]
+    if (group, name) == ("teacher", "none"):
+        return ["method=supervised"]
+    return []
+
+
+@pytest.mark.parametrize(
+    ("group", "name"),
+    [(g, n) for g in GROUPS if g not in ("tuned", "experiment") for n in files(g) if n not in NEED_MORE.get(g, ())],
+)
+def test_every_member_of_every_group_checks(group, name):
+    # the method comes first: it chooses a source, which the member may then replace
+    overrides = [*companions(group, name), f"{group}={name}"]
+    check(composed(*overrides))
+
+
+@pytest.mark.parametrize("name", files("experiment"))
+@pytest.mark.parametrize("method", [None, "supervised", "kd"])
+def test_every_experiment_checks_with_any_method(name, method):
+    check(composed(f"experiment={name}", *([f"method={method}"] if method else [])))
+
+
+@pytest.mark.parametrize("name", files("tuned"))
+def test_every_tuned_file_is_pulled_in(name):
+    method, data, scale = next(
+        (m, d, s) for m in files("method") for d in files("data") for s in files("scale") if f"{m}_{d}_{s}" == name
+    )
+    cfg = composed(f"method={method}", f"data={data}", f"scale={scale}")
+    check(cfg)
+    tuned = yaml.safe_load((conf_dir() / "tuned" / f"{name}.yaml").read_text())
+    top = {key: value for key, value in tuned.items() if key in ("source", "trainer") and isinstance(value, dict)}
+    for word, settings in top.items():
+        for key, value in settings.items():
+            assert cfg[word][key] == value
+
+
+@pytest.mark.parametrize("teacher", [n for n in files("teacher") if n != "base"])
+@pytest.mark.parametrize("data", ["digits", "cifar10"])
+@pytest.mark.parametrize("method", files("method"))
+def test_every_method_data_and_teacher_checks_or_says_why_not(method, data, teacher):
+    cfg = composed(f"method={method}", f"data={data}", f"teacher={teacher}")
+    lines = faults(cfg)
+    if lines:
+        with pytest.raises(ConfigError, match="this composition cannot run"):
+            check(cfg)
+        assert teacher == "none", lines
+        assert all(re.match(r"[\w.]+: \w+ needs a teacher", line) for line in lines)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_target_can_be_imported(target):
+    assert callable(located(target))
+
+
+def test_an_image_folder_counts_its_classes(tmp_path):
+    for name in ("ant", "bee", "cat"):
+        (tmp_path / "train" / name).mkdir(parents=True)
+    cfg = composed("data=image_folder", f"data.root={tmp_path}", "student=resnet8", "teacher=resnet14")
+    check(cfg)
+    assert cfg.student.num_classes == 3
+
+
+def test_a_method_brings_its_source_along():
+    assert composed("method=kd").source._target_.endswith("Real")
+    assert composed("method=dafl").source._target_.endswith("Free")
+
+
+@pytest.fixture
+def my_conf(tmp_path):
+    (tmp_path / "method").mkdir()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "method" / "soft.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - kd\nmethod: {label: 0.0}\ntrainer: {max_epochs: 3}\n"
+    )
+    (tmp_path / "data" / "little.yaml").write_text(
+        "defaults: [digits]\nrecipe: {epochs: 2}\n",
+    )
+    return tmp_path
+
+
+def test_a_folder_of_the_users_own(my_conf):
+    cfg, problems, unset = read(["method=soft", "data=little"], [str(my_conf)])
+    assert not problems
+    assert not unset
+    check(cfg)
+    assert (cfg.method.label, cfg.trainer.max_epochs, cfg.data.recipe.epochs) == (0.0, 3, 2)
+    with loaded([str(my_conf)]):
+        assert "soft" in members("method")
+        assert "little" in members("data")
+
+
+def test_the_users_folder_does_not_replace_ours(my_conf):
+    (my_conf / "method" / "kd.yaml").write_text("# @package _global_\nmethod: {label: 0.7}\n")
+    assert read(["method=kd"], [str(my_conf)]).cfg.method.label == 0.1
+
+
+def test_reading_leaves_hydra_as_it_was():
+    read(["method=kd"])
+    read(["method=nothing"])
+    assert not HydraConfig.initialized()
+    with loaded():
+        pass
+
+
+def test_the_configuration_holds_values_only():
+    for file in Path(conf_dir()).rglob("*.yaml"):
+        for _ in yaml.safe_load_all(file.read_text()):
+            pass

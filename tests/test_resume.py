@@ -1,0 +1,161 @@
+"""Killed anywhere, the same command goes on and ends with the same bits."""
+
+from __future__ import annotations
+
+import csv
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import DAFL, TINY, tiny_run
+from safetensors.torch import load_file
+
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["kd_lightning.run", "kd_lightning.methods.dafl", "hydra"])
+SCHEDULED = "method.scheduler={_target_: torch.optim.lr_scheduler.ExponentialLR, _partial_: true, gamma: 0.5}"
+CHAINS = {
+    "dafl": (SCHEDULED, "method.scheduler_g=${method.scheduler}"),
+    "kd": (SCHEDULED, "data.recipe.augment=[{_target_: kd_lightning.data.augment.RandomCrop, padding: 1}]"),
+    "supervised": ("teacher=none",),
+}
+
+
+def run_until_killed(folder: Path, root: Path, overrides: tuple[str, ...], phase: str, where: str) -> None:
+    """Run in this process, which ends at the first checkpoint or in the third round of a phase."""
+    os.environ["KD_CHECKPOINT_SECONDS"] = "0"
+    torch.set_num_threads(1)
+    from kd_lightning import fitting
+    from kd_lightning.methods.base import Distiller
+
+    def die() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    save, record, train, running = fitting.Resumable._save, Distiller.record, fitting._train, []
+
+    def saving(self: Any, trainer: Any) -> None:
+        save(self, trainer)
+        if running[-1] == phase and where == "checkpoint":
+            die()
+
+    def recording(self: Any, **terms: Any) -> None:
+        record(self, **terms)
+        if running[-1] == phase and where == f"round {self.rounds_done}":
+            die()
+
+    def training(cfg: Any, bench: Any, name: str, *rest: Any) -> Any:
+        running.append(name)
+        return train(cfg, bench, name, *rest)
+
+    fitting.Resumable._save, Distiller.record, fitting._train = saving, recording, training
+    tiny_run(folder, *overrides, root=root)
+
+
+def in_a_child(*args: Any) -> int | None:
+    child = FORKS.Process(target=run_until_killed, args=args)
+    child.start()
+    child.join()
+    assert child.exitcode in (0, -signal.SIGKILL)
+    return child.exitcode
+
+
+def left(folder: Path) -> tuple[dict[str, Any], list[dict[str, str]], dict[str, Any]]:
+    """Weights, curves without clock, and checkpoint of a run."""
+    with (folder / "metrics.csv").open() as file:
+        rows = [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
+    checkpoint = torch.load(folder / "last.ckpt", weights_only=True)
+    for rows_and_seconds in checkpoint["callbacks"].values():
+        rows_and_seconds.pop("rows", None)
+        rows_and_seconds.pop("seconds", None)
+    return load_file(folder / "student.safetensors"), rows, checkpoint
+
+
+def assert_same(a: Any, b: Any, path: str = "") -> None:
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), path
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), path
+        for key in a:
+            assert_same(a[key], b[key], f"{path}/{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), path
+        for i, pair in enumerate(zip(a, b, strict=True)):
+            assert_same(*pair, f"{path}/{i}")
+    else:
+        assert a == b or (a != a and b != b), f"{path}: {a} {b}"
+
+
+def assert_same_runs(one: Path, other: Path) -> None:
+    for a, b in zip(left(one), left(other), strict=True):
+        assert_same(a, b)
+    results = [json.loads((folder / "result.json").read_text()) for folder in (one, other)]
+    for result in results:
+        del result["cost"]["seconds"], result["cost"]["peak_memory_bytes"]
+        result.pop("device")
+    assert_same(*results)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", CHAINS)
+def test_killed_after_every_checkpoint(method: str, tmp_path: Path, teacher_file: Path) -> None:
+    weights = () if method == "supervised" else (f"teacher.weights={teacher_file}",)
+    overrides = (f"method={method}", *CHAINS[method], *weights)
+    whole = tiny_run(tmp_path / "whole", *overrides, root=tmp_path / "a")
+    kills = 0
+    while in_a_child(tmp_path / "cut", tmp_path / "b", overrides, "student", "checkpoint") != 0:
+        kills += 1
+        assert kills < 30, "does not get on"
+    assert kills == rounds(whole.folder)
+    assert_same_runs(whole.folder, tmp_path / "cut")
+
+
+def rounds(folder: Path) -> int:
+    """There is a checkpoint after each: at the end of the round, of its epoch, or of the fit."""
+    batches = torch.load(folder / "last.ckpt", weights_only=True)["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    return batches["total"]["completed"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "phase"), [("dafl", "teacher"), ("dafl", "student"), ("dafl", "noise")])
+def test_killed_in_a_round_of(method: str, phase: str, tmp_path: Path) -> None:
+    overrides = (f"method={method}", "controls=digits", "data.recipe.epochs=3")
+    whole = tiny_run(tmp_path / "whole", *overrides, root=tmp_path / "a")
+    assert in_a_child(tmp_path / "cut", tmp_path / "b", overrides, phase, "round 4") == -signal.SIGKILL
+    assert not (tmp_path / "cut/result.json").exists()
+    again = tiny_run(tmp_path / "cut", *overrides, root=tmp_path / "b")
+    assert not again["stored"]
+    assert again["metrics"] == whole["metrics"]
+    assert_same_runs(whole.folder, tmp_path / "cut")
+
+
+@pytest.mark.slow
+def test_interrupted_at_the_keyboard(tmp_path: Path) -> None:
+    overrides = [*TINY, *DAFL, "trainer.max_epochs=200", "source.rounds=100", "hydra.run.dir=" + str(tmp_path / "run")]
+    environment = os.environ | {"KD_CHECKPOINT_SECONDS": "0", "KD_ARTIFACTS": str(tmp_path / "store")}
+    command = [sys.executable, "-m", "kd_lightning.cli", *overrides]
+    run = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "store").glob("run-*.unfinished/../fit-*.unfinished/last.ckpt")) or not list(
+        (tmp_path / "store").glob("fit-????????????")
+    ):
+        assert run.poll() is None, run.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    run.send_signal(signal.SIGINT)
+    _, said = run.communicate(timeout=60)
+    assert run.returncode == 130, said
+    assert said.splitlines()[-1] == "stopped; the same command goes on from the last checkpoint"
+    assert "Traceback" not in said
+    result = json.loads((tmp_path / "run/result.json").read_text())
+    assert result["status"] == "stopped"
+    assert "same command" in result["reason"]
+    (checkpoint,) = (tmp_path / "store").glob("fit-*.unfinished/last.ckpt")
+    reached = torch.load(checkpoint, weights_only=True)["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]
+    assert 0 < reached["completed"] < 20000

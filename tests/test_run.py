@@ -1,0 +1,274 @@
+"""A whole run, small: what it leaves, what it may touch, what it tells."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import Outcome, composed, tiny_run
+from safetensors.torch import load_file
+from torch import nn
+
+from kd_lightning.data.dataset import Dataset, Split
+from kd_lightning.errors import BudgetExceeded, UserError
+from kd_lightning.methods.base import Distiller
+from kd_lightning.networks.normalized import Normalized
+from kd_lightning.networks.small import SmallConvNet
+from kd_lightning.teacher.query import QueryTeacher
+from kd_lightning.teacher.weights import load_weights
+
+Tiny = Callable[..., Outcome]
+QUERIED = ("method=kd", "source=queried", "teacher.access=label", "method.label=0.0")
+
+
+def test_result_says_what_was_done(tiny: Tiny, store: Path) -> None:
+    result = tiny("controls=digits")
+    assert json.loads((result.folder / "result.json").read_text()) == result
+    assert result["status"] == "ok"
+    assert result["reason"] is None
+    assert {"system", "experiment", "method", "data", "seed", "versions", "git"} <= result.keys()
+    assert set(result["metrics"]) == {
+        *("test/accuracy", "test/agreement", "teacher/accuracy", "scratch/accuracy", "scratch/agreement"),
+        *("noise/accuracy", "noise/agreement", "generated/agreement"),
+    }
+    assert all(0 <= value <= 1 for value in result["metrics"].values())
+    cost = result["cost"]
+    assert set(cost) == {"seconds", "teacher_images", "queries", "images_synthesised", "peak_memory_bytes"}
+    assert set(cost["seconds"]) == {"data", "teacher", "student", "scratch", "noise", "test", "total"}
+    assert (cost["teacher_images"], cost["images_synthesised"], cost["queries"]) == (128, 128, 0)
+    assert cost["peak_memory_bytes"] > 1e6
+    assert {"python", "torch", "lightning"} <= result["versions"].keys()
+    left = {str(path.relative_to(result.folder)) for path in result.folder.rglob("*") if path.is_file()}
+    assert left == {
+        *("result.json", "student.safetensors", "student.json", "last.ckpt", "metrics.csv"),
+        *("samples/generated_0001.png", "samples/generated_0002.png"),
+    }
+
+
+def test_same_command_reprints_what_is_stored(tiny: Tiny, store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = tiny()
+    capsys.readouterr()
+    again = tiny()
+    assert "was run before: its stored result" in capsys.readouterr().out
+    assert again["stored"]
+    assert not first["stored"]
+    assert {k: v for k, v in again.items() if k != "stored"} == {k: v for k, v in first.items() if k != "stored"}
+    weights = [load_file(r.folder / "student.safetensors") for r in (first, again)]
+    assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
+
+
+def test_without_reuse_it_runs_anew_with_the_same_numbers(tiny: Tiny, store: Path) -> None:
+    first = tiny()
+    before = {p: p.stat().st_mtime_ns for p in store.glob("*/artifact.json")}
+    anew = tiny("artifacts.reuse=false")
+    assert not anew["stored"]
+    assert anew["metrics"] == first["metrics"]
+    after = {p: p.stat().st_mtime_ns for p in store.glob("*/artifact.json")}
+    assert before.keys() == after.keys()
+    assert all(before[p] < after[p] for p in before)
+
+
+def test_seed_and_settings_have_artefacts_of_their_own_and_share_the_teacher(tiny: Tiny, store: Path) -> None:
+    for overrides in ((), ("seed=1",), ("method.ie=1.0",), ("trainer.max_epochs=1",)):
+        assert not tiny(*overrides)["stored"]
+    assert len(list(store.glob("run-*[0-9a-f]/result.json"))) == 4
+    reports = [json.loads(path.read_text()) for path in store.glob("fit-*/fit.json")]
+    assert sorted(report["phase"] for report in reports) == ["student"] * 4 + ["teacher"]
+
+
+def test_a_failed_run_says_why(tiny: Tiny, tmp_path: Path) -> None:
+    with pytest.raises(UserError):
+        tiny("teacher.weights=none.pt")
+    result = json.loads((tmp_path / "run0/result.json").read_text())
+    assert result["status"] == "failed"
+    assert "none.pt" in result["reason"]
+    assert result["metrics"] == {}
+    assert result["method"] == "dafl"
+
+
+def test_a_bug_is_recorded_and_raised(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kd_lightning.methods.dafl.activation", lambda features: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        tiny()
+    result = json.loads((tmp_path / "run0/result.json").read_text())
+    assert (result["status"], result["reason"]) == ("failed", "division by zero")
+
+
+def test_data_free_means_free_of_data(tiny: Tiny, teacher_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from kd_lightning.data.datasets import digits
+
+    real = digits.load
+    one = tiny(f"teacher.weights={teacher_file}")
+
+    def load(**settings: Any) -> Dataset:
+        data = real(**settings)
+        noise = torch.randint(0, 256, data.train.images.shape, dtype=torch.uint8)
+        train = Split(noise, torch.randint(0, 10, data.train.labels.shape))
+        return Dataset(**{**vars(data), "train": train})
+
+    monkeypatch.setattr(digits, "load", load)
+    other = tiny(f"teacher.weights={teacher_file}")
+    assert not other["stored"]
+    assert one["metrics"] == other["metrics"]
+    a, b = (torch.load(r.folder / "last.ckpt", weights_only=True) for r in (one, other))
+    assert all(torch.equal(a["state_dict"][k], b["state_dict"][k]) for k in a["state_dict"])
+    assert torch.equal(a["rng"][0]["rank"], b["rng"][0]["rank"])
+
+
+@pytest.mark.parametrize("method", ["dafl", "kd"])
+def test_the_teacher_stays_as_it_is(method: str, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(3)
+    net = SmallConvNet(widths=(4, 8), batch_norm=True)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_()
+    file = tmp_path / "teacher.pt"
+    torch.save(net.state_dict(), file)
+    seen, modes = [], set()
+    record = Distiller.record
+
+    def watch(self: Distiller, **terms: Any) -> None:
+        seen.append({k: v.clone() for k, v in self.teacher.net.state_dict().items()})
+        modes.add((self.training, self.student.training, any(m.training for m in self.teacher.net.modules())))
+        modes.add((any(p.grad is not None or p.requires_grad for p in self.teacher.net.parameters()),))
+        record(self, **terms)
+
+    monkeypatch.setattr(Distiller, "record", watch)
+    result = tiny(
+        f"method={method}", f"teacher.weights={file}", "teacher.net.widths=[4,8]", "+teacher.net.batch_norm=true",
+        "+student.batch_norm=true",
+    )  # fmt: skip
+    assert modes == {(True, True, False), (False,)}
+    wanted = Normalized(net, mean=[0.3053], std=[0.3761])
+    load_weights(wanted, file)
+    assert len(seen) >= 6
+    assert all(torch.equal(v, wanted.state_dict()[k]) for k, v in seen[-1].items())
+    checkpoint = torch.load(result.folder / "last.ckpt", weights_only=True)
+    assert not [key for key in checkpoint["state_dict"] if "teacher" in key]
+    assert "student.net.features.1.running_mean" in checkpoint["state_dict"]
+    owned = sum(len(group["params"]) for state in checkpoint["optimizer_states"] for group in state["param_groups"])
+    assert owned == len([k for k in checkpoint["state_dict"] if k.endswith((".weight", ".bias"))])
+
+
+def test_without_data_agreement_is_measured_on_generated_images(tiny: Tiny, teacher_file: Path) -> None:
+    result = tiny("data=none", "data.size=8", f"teacher.weights={teacher_file}")
+    metrics = result["metrics"]
+    assert metrics["test/accuracy"] is metrics["test/agreement"] is metrics["teacher/accuracy"] is None
+    assert 0 <= metrics["generated/agreement"] <= 1
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Sizes of the batches that teachers below white are asked about, measuring left out."""
+    sizes: list[int] = []
+    call = QueryTeacher.__call__
+
+    def count(self: QueryTeacher, x: torch.Tensor) -> torch.Tensor:
+        answer = call(self, x)
+        sizes.append(len(x))
+        return answer
+
+    monkeypatch.setattr(QueryTeacher, "__call__", count)
+    return sizes
+
+
+def test_paid_answers_are_asked_for_once(tiny: Tiny, teacher_file: Path, asked: list[int]) -> None:
+    runs = [
+        tiny(*QUERIED, f"teacher.weights={teacher_file}", "source.images=600", f"seed={seed}", "teacher.budget=600")
+        for seed in (0, 1)
+    ]
+    assert sum(asked) == 600
+    for result in runs:
+        assert result["cost"]["queries"] == result["cost"]["teacher_images"] == 600
+        assert result["metrics"]["teacher/accuracy"] is None
+        assert result["metrics"]["test/agreement"] is None
+        assert result["metrics"]["test/accuracy"] is not None
+
+
+@pytest.mark.parametrize("paid_before", [False, True])
+def test_nothing_is_asked_beyond_the_budget(
+    paid_before: bool, tiny: Tiny, teacher_file: Path, asked: list[int]
+) -> None:
+    overrides = (*QUERIED, f"teacher.weights={teacher_file}", "source.images=600")
+    if paid_before:
+        tiny(*overrides)
+    with pytest.raises(BudgetExceeded, match=r"teacher\.budget=599.*source\.images=N"):
+        tiny(*overrides, "teacher.budget=599")
+    assert sum(asked) == (600 if paid_before else 0)
+
+
+def test_asking_in_every_step_stops_at_the_budget(tiny: Tiny, teacher_file: Path, asked: list[int]) -> None:
+    with pytest.raises(BudgetExceeded, match=r"teacher\.budget=1000 images: 960 asked"):
+        tiny("method=kd", "teacher.access=probs", f"teacher.weights={teacher_file}", "teacher.budget=1000")
+    assert sum(asked) == 960
+
+
+def test_answers_bought_before_a_failure_are_kept(
+    tiny: Tiny, teacher_file: Path, asked: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overrides = (*QUERIED, f"teacher.weights={teacher_file}", "source.images=1100")
+    call = QueryTeacher.__call__
+
+    def fails(self: QueryTeacher, x: torch.Tensor) -> torch.Tensor:
+        if len(asked) == 1:
+            raise ConnectionError("the line is dead")
+        return call(self, x)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(QueryTeacher, "__call__", fails)
+        with pytest.raises(ConnectionError):
+            tiny(*overrides)
+    result = tiny(*overrides)
+    assert asked == [500, 500, 100]
+    assert result["cost"]["queries"] == 1100
+
+
+@pytest.mark.parametrize(("budget", "known"), [(0, False), (358, False), (359, True)])
+def test_measuring_a_closed_teacher_is_paid_for_once(
+    budget: int, known: bool, tiny: Tiny, teacher_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paid: list[int] = []
+    ask = QueryTeacher.for_evaluation
+
+    def count(self: QueryTeacher, x: torch.Tensor) -> torch.Tensor | None:
+        paid.append(len(x))
+        return ask(self, x)
+
+    monkeypatch.setattr(QueryTeacher, "for_evaluation", count)
+    settings = (*QUERIED, f"teacher.weights={teacher_file}", f"teacher.eval_budget={budget}", "data.recipe.epochs=1")
+    for seed in (0, 1):
+        result = tiny(*settings, f"seed={seed}")
+        assert (result["metrics"]["teacher/accuracy"] is not None) == known
+        assert (result["metrics"]["test/agreement"] is not None) == known
+    assert sum(paid) <= budget
+
+
+@pytest.mark.parametrize("access", ["logits", "probs", "topk", "label"])
+def test_what_a_method_gets_below_white(
+    access: str, tiny: Tiny, teacher_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handed = []
+    record = Distiller.record
+    monkeypatch.setattr(Distiller, "record", lambda self, **t: (handed.append(self.teacher), record(self, **t))[1])
+    result = tiny("method=kd", f"teacher.access={access}", f"teacher.weights={teacher_file}")
+    assert {type(teacher) for teacher in handed} == {QueryTeacher}
+    assert not any(isinstance(value, nn.Module | torch.Tensor) for value in vars(handed[0]).values())
+    assert not handed[0](torch.zeros(1, 1, 8, 8)).requires_grad
+    assert result["cost"]["queries"] == 2 * 3 * 320
+
+
+def test_a_run_composes_without_a_teacher(tiny: Tiny) -> None:
+    result = tiny("method=supervised", "teacher=none")
+    assert result["metrics"].keys() == {"test/accuracy", "test/agreement"}
+    assert result["cost"]["teacher_images"] == 0
+    assert composed("method=supervised", "teacher=none").teacher.net is None
+
+
+def test_tiny_runs_go_where_they_are_told(tmp_path: Path, store: Path) -> None:
+    tiny_run(tmp_path / "here", "method=supervised", "teacher=none", root=tmp_path / "there")
+    assert not store.exists()
+    assert list((tmp_path / "there").iterdir())
