@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import get_method, instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import nn
@@ -198,7 +199,10 @@ def _control(
 def load_data(cfg: DictConfig, store: Store) -> Dataset:
     """The data set that the composition names; folders of images keep their decoded form in the store."""
     takes_store = "store" in inspect.signature(get_method(cfg.data.load._target_)).parameters
-    dataset = instantiate(cfg.data.load, _convert_="all", **({"store": store} if takes_store else {}))
+    try:
+        dataset = instantiate(cfg.data.load, _convert_="all", **({"store": store} if takes_store else {}))
+    except InstantiationException as error:  # Hydra's wrapping hides what the user can mend
+        raise error.__cause__ if isinstance(error.__cause__, UserError) else error from None
     if dataset.num_classes != cfg.data.num_classes:
         raise UserError(
             f"data.num_classes={cfg.data.num_classes}, but {dataset.name} has {dataset.num_classes} classes: "

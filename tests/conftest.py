@@ -63,11 +63,12 @@ def tiny_run(folder: Path, *overrides: str, root: Path | None = None) -> Outcome
     from kd_lightning.run import run
 
     quiet()
-    names = {"method": "dafl", "data": "digits"} | dict(o.split("=", 1) for o in overrides if "." not in o)
+    names = {"data": "digits", "method": "dafl"} | dict(o.split("=", 1) for o in overrides if "." not in o)
     folder.mkdir(parents=True, exist_ok=True)
+    rest = [o for o in overrides if not o.startswith("method=")]
     own = DAFL if names["method"] == "dafl" else ()
     at = [f"artifacts.root={root}"] if root else []
-    result = Outcome(run(composed(*TINY, *own, *overrides, *at), folder, names))
+    result = Outcome(run(composed(*TINY, f"method={names['method']}", *own, *rest, *at), folder, names))
     result.folder = folder
     return result
 

@@ -95,14 +95,14 @@ def test_teacher_with_permuted_classes(tiny: Tiny, teacher_file: Path, tmp_path:
     )
 
 
-@pytest.mark.parametrize("at", [0, 3, 5])
+@pytest.mark.parametrize("at", [0, 1, 4])
 def test_nan_names_the_term_and_the_round(at: int, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = iter(range(100))
     monkeypatch.setattr(
         "kd_lightning.methods.dafl.activation", lambda f: f.mean() * (float("nan") if next(calls) == at else 1.0)
     )
     with pytest.raises(TrainingError, match=rf"'act' of Dafl was not finite in round {at}\. Lower"):
-        tiny("method.log_every=3", "source.rounds=6")
+        tiny("+method.log_every=3", "source.rounds=6")
     assert json.loads((tmp_path / "run0/result.json").read_text())["status"] == "failed"
 
 
@@ -163,7 +163,15 @@ def test_undecodable_image(tiny: Tiny, folder: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_full_disk_is_one_line(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "kd_lightning.cli", *TINY, *DAFL, f"hydra.run.dir={tmp_path / 'run'}"]
+    command = [
+        sys.executable,
+        "-m",
+        "kd_lightning.cli",
+        "method=dafl",
+        *TINY,
+        *DAFL,
+        f"hydra.run.dir={tmp_path / 'run'}",
+    ]
     run = subprocess.run(
         command,
         env=os.environ | {"KD_ARTIFACTS": str(tmp_path / "store")},

@@ -115,19 +115,27 @@ def test_help_names_the_users_own_members(run, my_conf):
     assert "soft" in done.stdout
 
 
-def test_wrong_overrides_end_with_all_of_them_and_code_2(run):
-    done = run(COMMAND, "method.lrr=1", "student=resnet21", "+teacher.acess=probs", "method.oh=abc", "data.size=null")
+def test_wrong_overrides_end_with_all_of_them_and_code_2(run, tmp_path):
+    done = run(
+        COMMAND,
+        "method=dafl",
+        "method.lrr=1",
+        "student=resnet21",
+        "+teacher.acess=probs",
+        "method.oh=abc",
+        "data.size=null",
+    )
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     first, *lines = done.stderr.strip().splitlines()
     assert first == "error: this composition cannot run:"
     begin = {line.strip().split(":")[0] for line in lines}
     assert begin == {"student=resnet21", "teacher.acess", "method.lrr", "method.oh", "data.size"}
-    assert not (Path(done.args[0]).parent / "runs").exists()
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_composition_that_cannot_run_leaves_its_reason(run, tmp_path):
-    done = run(COMMAND, "+method.lrr=1", "teacher.access=probs", f"hydra.run.dir={tmp_path}/run")
+    done = run(COMMAND, "method=dafl", "+method.lrr=1", "teacher.access=probs", f"hydra.run.dir={tmp_path}/run")
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert "did you mean method.optimizer.lr" in done.stderr
@@ -175,18 +183,14 @@ def test_a_config_dir_that_is_not_there(monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_a_small_sweep_with_a_folder_of_the_users_own(run, my_conf, tmp_path):
+def test_a_sweep_hands_the_users_folder_to_its_jobs(run, my_conf, tmp_path):
     done = run(
-        COMMAND, "-m", "--config-dir", my_conf, "seed=0,1", "method=soft", "data=little", "debug=smoke",
-        f"hydra.sweep.dir={tmp_path}/sweep",
+        COMMAND, "-m", "--config-dir", my_conf, "seed=3", "method=soft", "data=little", "debug=smoke",
+        "controls=none", f"hydra.sweep.dir={tmp_path}/sweep",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    results = [json.loads((tmp_path / "sweep" / str(i) / "result.json").read_text()) for i in (0, 1)]
-    assert [result["status"] for result in results] == ["ok", "ok"]
-    assert [result["seed"] for result in results] == [0, 1]
-    assert {(result["method"], result["data"]) for result in results} == {("soft", "little")}
-    assert "soft" in done.stdout
-    assert "±" in done.stdout
+    result = json.loads((tmp_path / "sweep" / "0" / "result.json").read_text())
+    assert [result[key] for key in ("status", "method", "data", "seed")] == ["ok", "soft", "little", 3]
 
 
 @pytest.mark.slow
@@ -196,4 +200,5 @@ def test_a_small_sweep_of_the_default(run, tmp_path):
     results = [json.loads((tmp_path / "sweep" / str(i) / "result.json").read_text()) for i in (0, 1)]
     assert [result["status"] for result in results] == ["ok", "ok"]
     assert all({"test/accuracy", "noise/accuracy"} <= result["metrics"].keys() for result in results)
-    assert "dafl" in done.stdout
+    assert [result["seed"] for result in results] == [0, 1]
+    assert "±" in done.stdout

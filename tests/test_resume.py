@@ -24,7 +24,6 @@ SCHEDULED = "method.scheduler={_target_: torch.optim.lr_scheduler.ExponentialLR,
 CHAINS = {
     "dafl": (SCHEDULED, "method.scheduler_g=${method.scheduler}"),
     "kd": (SCHEDULED, "data.recipe.augment=[{_target_: kd_lightning.data.augment.RandomCrop, padding: 1}]"),
-    "supervised": ("teacher=none",),
 }
 
 
@@ -105,8 +104,7 @@ def assert_same_runs(one: Path, other: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("method", CHAINS)
 def test_killed_after_every_checkpoint(method: str, tmp_path: Path, teacher_file: Path) -> None:
-    weights = () if method == "supervised" else (f"teacher.weights={teacher_file}",)
-    overrides = (f"method={method}", *CHAINS[method], *weights)
+    overrides = (f"method={method}", *CHAINS[method], f"teacher.weights={teacher_file}")
     whole = tiny_run(tmp_path / "whole", *overrides, root=tmp_path / "a")
     kills = 0
     while in_a_child(tmp_path / "cut", tmp_path / "b", overrides, "student", "checkpoint") != 0:
@@ -137,7 +135,14 @@ def test_killed_in_a_round_of(method: str, phase: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_interrupted_at_the_keyboard(tmp_path: Path) -> None:
-    overrides = [*TINY, *DAFL, "trainer.max_epochs=200", "source.rounds=100", "hydra.run.dir=" + str(tmp_path / "run")]
+    overrides = [
+        "method=dafl",
+        *TINY,
+        *DAFL,
+        "trainer.max_epochs=200",
+        "source.rounds=100",
+        "hydra.run.dir=" + str(tmp_path / "run"),
+    ]
     environment = os.environ | {"KD_CHECKPOINT_SECONDS": "0", "KD_ARTIFACTS": str(tmp_path / "store")}
     command = [sys.executable, "-m", "kd_lightning.cli", *overrides]
     run = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)

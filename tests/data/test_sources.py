@@ -1,0 +1,149 @@
+"""What training may see: nothing more than the source promises, and the same again after a stop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from kd_lightning.artifacts import Store
+from kd_lightning.data.dataset import Dataset, Split
+from kd_lightning.data.sources.context import Context
+from kd_lightning.data.sources.free import Free
+from kd_lightning.data.sources.noise import Noise
+from kd_lightning.data.sources.queried import Queried
+from kd_lightning.data.sources.real import FewShot, Real
+from kd_lightning.errors import BudgetExceeded, ConfigError, DataError
+from kd_lightning.teacher.query import QueryTeacher
+
+
+def context(folder: Path, **changes: Any) -> Context:
+    """Thirty images of one pixel, whose value is their position; ten of each of three classes."""
+    images = torch.arange(30, dtype=torch.uint8).view(30, 1, 1, 1)
+    data = Dataset("toy", ["a", "b", "c"], Split(images, torch.arange(30) % 3), None, None, "none", "none")
+    settings = {"dataset": data, "teacher": None, "store": Store(folder), "keys": {}, "mean": [0.4], "std": [0.2]}
+    return Context(**settings | changes)
+
+
+def positions(loader: Any) -> list[int]:
+    return sorted(round(v * 255) for batch in loader for v in batch.x.flatten().tolist())
+
+
+def test_real_serves_everything(tmp_path: Path) -> None:
+    loader = Real(batch_size=10).prepare(context(tmp_path))
+    assert positions(loader) == list(range(30))
+
+
+def test_a_set_smaller_than_a_batch_is_still_served(tmp_path: Path) -> None:
+    assert len(Real(batch_size=64).prepare(context(tmp_path))) == 1
+
+
+def test_few_shot_takes_n_of_each_class_chosen_by_its_own_seed(tmp_path: Path) -> None:
+    def chosen(per_class: int, **seeds: int) -> list[int]:
+        return positions(FewShot(per_class=per_class, batch_size=99).prepare(context(tmp_path, **seeds)))
+
+    four = chosen(4, seed=0, order_seed=0)
+    assert sorted(p % 3 for p in four) == [0] * 4 + [1] * 4 + [2] * 4
+    assert chosen(4, seed=0, order_seed=7) == four
+    assert chosen(4, seed=1, order_seed=0) != four
+    assert set(four) < set(chosen(5, seed=0))
+
+
+def test_few_shot_of_more_than_there_are(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"source\.per_class=11, but class a has 10.*source\.per_class=10 or less"):
+        FewShot(per_class=11, batch_size=4).prepare(context(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "source", [Real(batch_size=4), FewShot(per_class=1, batch_size=4), Queried(images=2, batch_size=2)]
+)
+def test_without_training_images_says_what_to_do(source: Any, tmp_path: Path) -> None:
+    nothing = Dataset("none", ["a"], None, None, None, "none", "none", shape=(1, 1, 1))
+    with pytest.raises(DataError, match=r"data=none has no training images.*method=\w+"):
+        source.prepare(context(tmp_path, dataset=nothing, teacher=QueryTeacher(lambda x: x, access="label")))
+
+
+class Untouchable:
+    """Data that nobody may look at."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise AssertionError(f"looked at {name}")
+
+
+def test_free_touches_no_data(tmp_path: Path) -> None:
+    loader = Free(rounds=5).prepare(
+        context(tmp_path, dataset=Untouchable(), teacher=Untouchable(), store=Untouchable())
+    )
+    assert len(loader) == 5
+    assert list(loader) == list(loader) == [0, 1, 2, 3, 4]
+
+
+def noise(tmp_path: Path, **changes: Any) -> Any:
+    settings = {"mean": [0.2, 0.6], "std": [0.1, 0.3], "dataset": Dataset(
+        "toy", ["a"], None, None, None, "none", "none", shape=(2, 8, 8)
+    )}  # fmt: skip
+    return Noise(rounds=6, batch_size=50).prepare(context(tmp_path, **settings | changes))
+
+
+def test_noise_has_the_data_statistics_and_is_fresh_in_every_batch_epoch_rank_and_seed(tmp_path: Path) -> None:
+    batches = [batch.x for batch in noise(tmp_path)]
+    x = torch.cat(batches)
+    assert x.mean((0, 2, 3)).tolist() == pytest.approx([0.2, 0.6], abs=0.01)
+    assert x.std((0, 2, 3)).tolist() == pytest.approx([0.1, 0.3], abs=0.01)
+    neighbours = torch.corrcoef(torch.stack([x[:, 0, :, :-1].flatten(), x[:, 0, :, 1:].flatten()]))[0, 1]
+    assert abs(neighbours) < 0.03
+    later = noise(tmp_path)
+    later.set_epoch(1)
+    batches += [next(iter(loader)).x for loader in (later, noise(tmp_path, rank=1), noise(tmp_path, order_seed=1))]
+    assert len({batch.sum().item() for batch in batches}) == len(batches)
+    assert all(batch.y is None for batch in noise(tmp_path))
+
+
+@pytest.mark.parametrize("stop", [1, 3, 5])
+def test_noise_and_rounds_go_on_where_they_stopped(stop: int, tmp_path: Path) -> None:
+    for make in (lambda: noise(tmp_path), lambda: Free(rounds=6).prepare(context(tmp_path))):
+        whole = make()
+        whole.set_epoch(3)
+        wanted = [getattr(item, "x", item) for item in whole]
+        first = make()
+        first.set_epoch(3)
+        drawn = iter(first)
+        for _ in range(stop):
+            next(drawn)
+        second = make()
+        second.load_state_dict(first.state_dict())
+        second.set_epoch(3)
+        iter(second)  # Lightning asks once in vain
+        rest = [getattr(item, "x", item) for item in second]
+        assert len(rest) == 6 - stop
+        assert all(
+            torch.equal(torch.as_tensor(a), torch.as_tensor(b)) for a, b in zip(rest, wanted[stop:], strict=True)
+        )
+        assert len(list(second)) == 6
+
+
+def test_queried_stores_each_answer_beside_its_image(tmp_path: Path) -> None:
+    asked = []
+
+    def ask(x: torch.Tensor) -> torch.Tensor:
+        asked.append(len(x))
+        return x.flatten(1).repeat(1, 3) * 255
+
+    for order_seed in (0, 1):
+        teacher = QueryTeacher(ask, access="label", budget=20)
+        at = context(tmp_path, teacher=teacher, order_seed=order_seed)
+        batches = list(Queried(images=20, batch_size=5).prepare(at))
+        assert sum(asked) == teacher.asked == at.notes["queries"] == 20
+        assert len(batches) == 4
+        for batch in batches:
+            torch.testing.assert_close(batch.t, (batch.x.flatten(1) * 255).repeat(1, 3))
+    with pytest.raises(BudgetExceeded):
+        Queried(images=21, batch_size=5).prepare(context(tmp_path, teacher=teacher))
+    assert sum(asked) == 20
+
+
+def test_queried_without_a_teacher(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="choose one with teacher=NAME"):
+        Queried(images=2, batch_size=2).prepare(context(tmp_path))

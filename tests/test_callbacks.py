@@ -1,0 +1,125 @@
+"""What a fit shows: a bar or lines, curves, pictures, and whether the generator is alive."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import Outcome
+from PIL import Image
+
+from kd_lightning.callbacks import PhaseBar, WatchGenerator, generator_health
+from kd_lightning.loggers import Curves, KeepCurves, save_grid, to_uint8
+
+Tiny = Callable[..., Outcome]
+
+
+def test_health_closed_forms() -> None:
+    half = torch.full((6, 1, 4, 4), 0.5)
+    one_class = generator_health(half, torch.tensor([[50.0, 0, 0, 0]]).repeat(6, 1))
+    assert one_class == pytest.approx({"entropy": 0.0, "confidence": 1.0, "spread": 0.0}, abs=1e-6)
+    even = generator_health(half, torch.zeros(6, 4))
+    assert even == pytest.approx({"entropy": 1.0, "confidence": 0.25, "spread": 0.0}, abs=1e-6)
+    two = generator_health(torch.stack([half[0] * 0, half[0] * 2]), torch.eye(4)[:2] * 50)
+    assert two == pytest.approx(
+        {"entropy": math.log(2) / math.log(4), "confidence": 1.0, "spread": math.sqrt(0.5)}, abs=1e-6
+    )
+
+
+def test_lines_without_a_terminal(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny()
+    said = capsys.readouterr().err.splitlines()
+    assert [line.split(":")[0] for line in said] == ["teacher", "student"]
+    assert "round 8/8" in said[1]
+    assert "rounds/s, kd " in said[1]
+    assert "val/accuracy" in said[1]
+
+
+def test_a_bar_with_a_terminal(tiny: Tiny, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    tiny()
+    said = capsys.readouterr().err
+    assert "100%" in said
+    assert "8/8" in said
+    assert "student" in said
+    assert "kd" in said
+
+
+def test_a_silenced_rank_shows_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    bar = PhaseBar("teacher")
+    bar.disable()
+
+    class Trainer:
+        num_training_batches, max_epochs, callback_metrics = 2, 1, {}
+
+        class fit_loop:
+            class epoch_loop:
+                total_batch_idx = 1
+
+    for hook in (bar.on_train_start, bar.on_train_end):
+        hook(Trainer, None)  # type: ignore[arg-type]
+    assert capsys.readouterr().err == ""
+
+
+def test_curves_hold_what_was_noted_when_it_was_noted(tiny: Tiny) -> None:
+    result = tiny("+method.log_every=2", "source.rounds=6")
+    with (result.folder / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["round"]) for row in rows] == [0, 2, 4, 5, 6, 8, 10, 11]
+    assert [row["round"] for row in rows if row["val/accuracy"]] == ["5", "11"]
+    assert [row["round"] for row in rows if row["generated/entropy"]] == ["0", "6"]
+    assert all(row["train/kd"] and row["train/act"] for row in rows)
+    seconds = [float(row["seconds"]) for row in rows]
+    assert seconds == sorted(seconds)
+    assert {row["epoch"] for row in rows} == {"0.0", "1.0"}
+
+
+def test_curves_survive_in_a_checkpoint(tmp_path: Path) -> None:
+    one = Curves(tmp_path)
+    one.log_metrics({"train/kd": 0.5, "epoch": 0}, step=0)
+    one.log_metrics({"train/kd": 0.5, "epoch": 0}, step=1)  # a repetition
+    one.log_metrics({"val/accuracy": 0.5, "epoch": 0}, step=1)
+    kept = KeepCurves(one).state_dict()
+    other = Curves(tmp_path)
+    KeepCurves(other).load_state_dict(kept)
+    other.log_metrics({"train/kd": 0.4, "epoch": 1}, step=2)
+    other.log_metrics({"val/accuracy": 0.5, "epoch": 1}, step=3)
+    assert [(row["round"], len(row)) for row in other.rows] == [(0, 4), (1, 4), (2, 3), (3, 4)]
+    assert other.seconds >= kept["seconds"]
+    other.finalize("success")
+    header = (tmp_path / "metrics.csv").read_text().splitlines()[0]
+    assert header.split(",") == ["round", "seconds", "train/kd", "epoch", "val/accuracy"]
+
+
+def test_grid_shows_every_image_enlarged_with_a_border(tmp_path: Path) -> None:
+    images = torch.zeros(12, 1, 8, 8, dtype=torch.uint8)
+    images[11] = 100
+    save_grid(images, tmp_path / "deep" / "grid.png")
+    picture = np.asarray(Image.open(tmp_path / "deep" / "grid.png").convert("RGB"))
+    zoom, border = 6, 3
+    cell = 8 * zoom + border
+    assert picture.shape == (2 * cell + border, 10 * cell + border, 3)
+    assert (picture[:border] == 255).all()
+    assert (picture[cell + border : -border, cell + border : 2 * cell] == 100).all()
+
+
+def test_pixels_outside_the_unit_interval_are_clamped() -> None:
+    assert to_uint8(torch.tensor([-1.0, 0.0, 0.5, 1.0, 2.0])).tolist() == [0, 0, 128, 255, 255]
+
+
+@pytest.mark.parametrize(("entropy", "spread"), [(0.49, 0.5), (0.9, 0.019)])
+def test_collapse_is_judged_by_looks_in_a_row(entropy: float, spread: float, tmp_path: Path) -> None:
+    bad, good = {"entropy": entropy, "spread": spread}, {"entropy": 0.51, "spread": 0.021}
+    watch = WatchGenerator(tmp_path, patience=3)
+    for health in (bad, bad, good, bad, bad):
+        watch._judge(health, 0)
+    resumed = WatchGenerator(tmp_path, patience=3)
+    resumed.load_state_dict(watch.state_dict())
+    with pytest.warns(UserWarning, match="collapsed .round 60."):
+        resumed._judge(bad, 60)
+    resumed._judge(bad, 80)
