@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 
 @contextmanager
-def capture(net: nn.Module, *, inputs: tuple[str, ...] = (), outputs: tuple[str, ...] = ()) -> Iterator[dict[str, Tensor]]:
+def capture(
+    net: nn.Module, *, inputs: tuple[str, ...] = (), outputs: tuple[str, ...] = ()
+) -> Iterator[dict[str, Tensor]]:
     """Collect what goes into and comes out of named modules during the forwards inside the block.
 
     Args:

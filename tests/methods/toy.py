@@ -1,0 +1,92 @@
+"""A problem small enough for seconds: four patterns of 8x8 pixels under noise, and a network that knows them."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kd_lightning.data.module import Images
+from kd_lightning.methods.base import Distiller
+from kd_lightning.networks.generators import Generator
+from kd_lightning.networks.normalized import Normalized
+from kd_lightning.networks.small import SmallConvNet
+from kd_lightning.tasks import Classification
+from kd_lightning.teacher.frozen import FrozenTeacher
+
+CLASSES = 4
+STATISTICS = {"mean": [0.5], "std": [0.3]}
+adam = partial(torch.optim.Adam, fused=True)
+sgd = partial(torch.optim.SGD, momentum=0.9, fused=True)
+
+
+def patterns(n: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Images (n, 1, 8, 8) in [0, 1] and labels: stripes down, stripes across, a ring, a cross; shifted and noisy."""
+    rng = torch.Generator().manual_seed(seed)
+    clean = torch.zeros(CLASSES, 8, 8)
+    clean[0, :, ::2] = 1
+    clean[1, ::2] = 1
+    clean[2, 1:7, 1:7] = 1
+    clean[2, 3:5, 3:5] = 0
+    clean[3].fill_diagonal_(1)
+    clean[3] = clean[3].maximum(clean[3].flip(1))
+    labels = torch.randint(CLASSES, (n,), generator=rng)
+    images = torch.stack([clean[k].roll(s, 0) for k, s in zip(labels, torch.randint(3, (n,), generator=rng).tolist())])
+    noisy = 0.15 + 0.7 * images + 0.25 * torch.randn(images.shape, generator=rng)
+    return noisy.clamp(0, 1).unsqueeze(1), labels
+
+
+def network(widths: tuple[int, ...], *, batch_norm: bool = False) -> Normalized:
+    """A fresh classifier of the patterns."""
+    return Normalized(SmallConvNet(num_classes=CLASSES, widths=widths, batch_norm=batch_norm), **STATISTICS)
+
+
+def trained_teacher(*, batch_norm: bool = False, seed: int = 0) -> Normalized:
+    """A teacher that names nearly all of them rightly."""
+    torch.manual_seed(seed)
+    net = network((16, 32), batch_norm=batch_norm)
+    optimizer = torch.optim.Adam(net.parameters(), lr=5e-3)
+    images, labels = patterns(1024, seed=1)
+    for _ in range(12):
+        for pick in torch.randperm(len(images)).split(64):
+            loss = F.cross_entropy(net(images[pick]), labels[pick])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return net.eval().requires_grad_(False)
+
+
+def generator(**settings: Any) -> Generator:
+    """A small generator of 8x8 images."""
+    return Generator(**{"latent": 16, "channels": 1, "size": 8, "ngf": 8, "eps": 1e-5, **STATISTICS, **settings})
+
+
+def trainer(epochs: int, **settings: Any) -> L.Trainer:
+    """A silent trainer on the CPU."""
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    return L.Trainer(
+        max_epochs=epochs, accelerator="cpu", enable_checkpointing=False, num_sanity_val_steps=0, **quiet, **settings
+    )
+
+
+def fit(
+    make: Any, teacher: nn.Module, loader: Any, *, epochs: int = 1, seed: int = 0, widths: tuple[int, ...] = (8, 16)
+) -> Distiller:
+    """Train a student by the method that ``make(student=, teacher=, task=)`` returns."""
+    torch.manual_seed(seed)
+    student = network(widths)
+    method = make(student=student, teacher=FrozenTeacher(teacher), task=Classification(CLASSES))
+    method.train()
+    trainer(epochs).fit(method, Images(loader, None))
+    return method
+
+
+@torch.no_grad()
+def agreement(student: nn.Module, teacher: nn.Module) -> float:
+    """Fraction of unseen patterns that both put in the same class."""
+    images, _ = patterns(512, seed=2)
+    return float((student.eval()(images).argmax(1) == teacher(images).argmax(1)).float().mean())
