@@ -60,13 +60,13 @@ class PhaseBar(ProgressBar):
         now = time.perf_counter()
         if self.enabled and now - self.shown > 0.1:
             self.shown = now
-            self._show(trainer)
+            self._show(trainer, pl_module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Leave the last state on the screen."""
         self.last_line = -math.inf
         if self.enabled:
-            self._show(trainer)
+            self._show(trainer, pl_module)
         self._close()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
@@ -78,9 +78,9 @@ class PhaseBar(ProgressBar):
             self.bar.close()
             self.bar = None
 
-    def _show(self, trainer: L.Trainer) -> None:
+    def _show(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         done = trainer.fit_loop.epoch_loop.total_batch_idx + 1
-        note = _numbers(trainer)
+        note = _numbers(trainer, pl_module)
         if self.bar is not None:
             self.bar.set_postfix_str(note, refresh=False)
             self.bar.update(done - self.bar.n)
@@ -92,11 +92,12 @@ class PhaseBar(ProgressBar):
             print(f"{self.phase}: round {done}/{self.total}, {rate:.1f} rounds/s, {note}", file=sys.stderr, flush=True)
 
 
-def _numbers(trainer: L.Trainer) -> str:
-    metrics = trainer.callback_metrics
-    losses = [k for k in metrics if k.startswith("train/")][:2]
-    measured = [k for k in metrics if k.startswith("val/")][:1]
-    return ", ".join(f"{k.removeprefix('train/')} {float(metrics[k]):.3f}" for k in losses + measured)
+def _numbers(trainer: L.Trainer, method: L.LightningModule) -> str:
+    assert isinstance(method, Distiller)
+    losses = {k.removeprefix("train/"): v for k, v in method.latest.items() if k.startswith("train/")}
+    measured = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
+    shown = [*list(losses.items())[:2], *list(measured.items())[:1]]
+    return ", ".join(f"{name} {value:.3f}" for name, value in shown)
 
 
 class WatchGenerator(Callback):
@@ -126,7 +127,7 @@ class WatchGenerator(Callback):
         if pl_module.seen is None or batch_idx % self.every:
             return
         health = generator_health(*pl_module.seen)
-        pl_module.log_dict({f"generated/{k}": v for k, v in health.items()}, batch_size=1)
+        pl_module.report({f"generated/{k}": v for k, v in health.items()})
         self._judge(health, pl_module.rounds_done)
 
     def _judge(self, health: dict[str, float], round_: int) -> None:

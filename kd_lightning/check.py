@@ -35,6 +35,7 @@ KEYS: dict[str, Any] = {
     **dict.fromkeys(("source", "student", "method", "trainer", "controls", "main", "paper", "sweep", "data"), dict),
     **dict.fromkeys(("teacher", "artifacts"), dict),
     "logger": dict | None,
+    "stages": list[dict],
     "seed": int,
     "init": str | None,
     "memory_format": Literal["contiguous", "channels_last"],

@@ -23,6 +23,8 @@ def main() -> None:
     """Read the command line, refuse what is wrong in it, and hand over to Hydra."""
     resolvers.register()
     sys.path.append(str(Path.cwd()))  # a method of the user's own may lie beside the command
+    # argparse would stop at an override that follows a flag
+    sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))
     args = get_args_parser().parse_args()
     only_shows = any(getattr(args, flag) for flag in ("help", "hydra_help", "cfg", "info", "shell_completion"))
     if not only_shows:

@@ -8,7 +8,7 @@ import platform
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -16,7 +16,7 @@ from hydra.utils import get_class, instantiate
 from lightning.pytorch.callbacks import Checkpoint
 from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from kd_lightning.artifacts import Store, digest, file_digest, write_json, writing
 from kd_lightning.callbacks import PhaseBar, WatchGenerator
@@ -102,14 +102,14 @@ def fit(
             keys={"data": bench.data_key, "teacher": teacher_key},
             mean=list(cfg.data.mean),
             std=list(cfg.data.std),
-            seed=cfg.source.get("seed", 0),
             order_seed=cfg.seed,
             device=device_of(cfg),
         )
         method, report = _train(cfg, bench, phase, work, context, val_answers, watched)
-        state = {k: v.detach().cpu().contiguous().clone() for k, v in method.student.state_dict().items()}
         with writing(work):
-            save_file(state, work / "student.safetensors")
+            save_file(_plain_state(method.student), work / "student.safetensors")
+            if hasattr(method, "generator"):
+                save_file(_plain_state(cast(nn.Module, method.generator)), work / "generator.safetensors")
         write_json(work / "fit.json", report)
 
     folder = bench.store.obtain("fit", config, build)
@@ -123,11 +123,16 @@ def fit(
     return Fitted(network.eval(), folder, digest(config), report, report["fit_seconds"])
 
 
+def _plain_state(net: nn.Module) -> dict[str, Tensor]:
+    return {k: v.detach().cpu().contiguous().clone() for k, v in net.state_dict().items()}
+
+
 def fit_config(cfg: DictConfig, bench: Bench, teacher_key: str) -> dict[str, Any]:
     """Everything that determines the numbers of a fit, as plain data."""
     plain: Any = {k: OmegaConf.to_container(cfg[k], resolve=True) for k in ("source", "student", "method", "trainer")}
     plain["trainer"] = {k: v for k, v in plain["trainer"].items() if k not in SILENT}
     method = plain["method"].pop("_target_")
+    plain = _without_root(plain, str(bench.store.root))
     return {
         **plain,
         "target": method,
@@ -140,6 +145,15 @@ def fit_config(cfg: DictConfig, bench: Bench, teacher_key: str) -> dict[str, Any
         "teacher": teacher_key,
         "version": [VERSION, _method_version(method)],
     }
+
+
+def _without_root(node: Any, root: str) -> Any:
+    """Files of earlier stages count by their hash, wherever the store is."""
+    if isinstance(node, dict):
+        return {k: _without_root(v, root) for k, v in node.items()}
+    if isinstance(node, list):
+        return [_without_root(v, root) for v in node]
+    return node.removeprefix(root) if isinstance(node, str) else node
 
 
 def _method_version(target: str) -> int:
@@ -167,8 +181,8 @@ def _train(
     loader = instantiate(cfg.source, _convert_="all").prepare(context)
     val = bench.dataset.val
     val_loader = (
-        val
-        if val is None
+        None
+        if val is None or not method.trains_student
         else TensorLoader(
             val.images, val.labels, answers=val_answers, batch_size=500, shuffle=False, device=context.device
         )
@@ -206,7 +220,7 @@ def _train(
 @torch.no_grad()
 def _agreement_on_drawn(method: Any, task: Classification, seed: int, n: int = 1000) -> float:
     # from noise of its own: the same number whether the fit ended just now or before a kill
-    method._rng = torch.Generator(method.device).manual_seed(seed)
+    method.reseed(seed)
     method.student.eval()
     agreement = task.agreement().to(method.device)
     for _ in range(10):
@@ -255,7 +269,7 @@ class Resumable(Checkpoint):
         done = batch_idx + 1
         ends = done == trainer.num_training_batches or done % (trainer.val_check_batch or 1) == 0
         if not ends and (trainer.world_size == 1 or done % 50 == 0):
-            self._save_if_due(trainer, in_epoch=True)
+            self._save_if_due(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save if it is time, after validation and schedules; the last epoch is saved by what follows."""
@@ -266,10 +280,8 @@ class Resumable(Checkpoint):
         """Save the last state."""
         self._save(trainer)
 
-    def _save_if_due(self, trainer: L.Trainer, *, in_epoch: bool = False) -> None:
+    def _save_if_due(self, trainer: L.Trainer) -> None:
         if trainer.strategy.broadcast(time.monotonic() - self.last >= self.seconds):
-            if in_epoch:  # Lightning would log this round after us, and not at all when going on from here
-                trainer._logger_connector.update_train_step_metrics()
             self._save(trainer)
 
     def _save(self, trainer: L.Trainer) -> None:

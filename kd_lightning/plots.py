@@ -4,18 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kd_lightning.artifacts import writing
 from kd_lightning.errors import UserError
 from kd_lightning.report import headline_key
 from kd_lightning.runs import Group
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 
 def plot(groups: Sequence[Group], path: Path) -> None:
-    """Draw every group's metric with its error bar, over total seconds, and over queries if any were asked.
+    """Write what :func:`draw` draws.
 
     Raises:
-        UserError: matplotlib is missing, nothing was measured, or ``path`` cannot be written.
+        UserError: as for :func:`draw`, or ``path`` cannot be written.
+    """
+    figure = draw(groups)
+    with writing(path):
+        figure.savefig(path)
+
+
+def draw(groups: Sequence[Group]) -> Figure:
+    """Every group's metric with its error bar, over total seconds, and over queries if any were asked.
+
+    Raises:
+        UserError: matplotlib is missing, or nothing was measured.
     """
     try:
         from matplotlib import colormaps
@@ -61,5 +76,4 @@ def plot(groups: Sequence[Group], path: Path) -> None:
     for axes in (first, *others):
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-    with writing(path):
-        figure.savefig(path)
+    return figure

@@ -15,6 +15,7 @@ def quiet() -> None:
     for message in (
         ".*does not have many workers.*",
         ".*LeafSpec.*",
+        ".*is smaller than the logging interval.*",
         ".*you defined a `validation_step` but have no `val_dataloader`.*",
         ".*lr_scheduler.step.. before .optimizer.step.*",
         ".*`(train|val)_dataloader` returned an empty.*",

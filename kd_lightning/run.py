@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import json
-import platform
-import resource
 import shutil
-import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,18 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.errors import InstantiationException
-from hydra.utils import get_method, instantiate
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
-from torch import nn
 
-from kd_lightning.artifacts import FORMAT_VERSION, Store, file_digest, write_json, writing
+from kd_lightning.artifacts import Store, file_digest, write_json, writing
 from kd_lightning.check import check
 from kd_lightning.data.dataset import Dataset
-from kd_lightning.errors import UserError
+from kd_lightning.data.load import dataset_digest, load_data
 from kd_lightning.export import save_student
 from kd_lightning.fitting import Bench, Fitted, device_of, fast_precision, fit
 from kd_lightning.inference import predict
+from kd_lightning.results import header, parameters, peak_memory
 from kd_lightning.tasks import Classification, evaluate
 from kd_lightning.teacher.obtain import Obtained, obtain_teacher
 from kd_lightning.variant import variant
@@ -50,7 +45,7 @@ def run(cfg: DictConfig, folder: Path, names: Mapping[str, str | None]) -> dict[
         UserError: something the user can mend; ``result.json`` says ``failed`` and why.
         KeyboardInterrupt: the user stopped it; the same command goes on.
     """
-    outcome = {"status": "failed", "reason": "it ended before anything was done"}
+    outcome: dict[str, Any] = {"status": "failed", "reason": "it ended before anything was done"}
     try:
         check(cfg)
         result = _kept_or_made(cfg, folder, names)
@@ -63,7 +58,7 @@ def run(cfg: DictConfig, folder: Path, names: Mapping[str, str | None]) -> dict[
         raise
     finally:
         if outcome["status"] != "ok":
-            outcome = {**_header(cfg, names), **outcome, "metrics": {}}
+            outcome = {**header(cfg, names), **outcome, "metrics": {}}
         write_json(folder / "result.json", outcome)
     return outcome
 
@@ -114,17 +109,17 @@ def _produce(
     loggers = [instantiate(logger, save_dir=str(work)) for logger in (cfg.logger or {}).values()]
     bench = Bench(store, dataset, data_key, Classification(dataset.num_classes), loggers)
     teacher = obtain_teacher(cfg, bench)
-    answers = teacher and teacher.answers(dataset.test)  # first: a small eval_budget goes to the result, not the curve
+    # before validation's: a small eval_budget goes to the result, not to the curve
+    answers = teacher.answers(dataset.test) if teacher else None
 
-    student = fit(
-        cfg,
-        bench,
-        phase="student",
-        teacher=teacher and teacher.hand_out(),
-        teacher_key=teacher.key if teacher else "none",
-        val_answers=teacher and teacher.answers(dataset.val),
-        watched=True,
-    )
+    asked: dict[str, Any] = {"teacher": teacher.hand_out(), "teacher_key": teacher.key} if teacher else {}
+    stages: dict[str, Fitted] = {}
+    for stage in cfg.stages:
+        own = variant(cfg, {k: v for k, v in stage.items() if k != "name"})
+        stages[stage.name] = fit(referring(own, stages), bench, phase=stage.name, watched=True, **asked)
+    cfg = referring(cfg, stages)
+    val_answers = teacher.answers(dataset.val) if teacher else None
+    student = fit(cfg, bench, phase="student", val_answers=val_answers, watched=True, **asked)
     controls = {name: _control(name, node, cfg, bench, teacher, student) for name, node in cfg.controls.items()}
 
     with clock("test"):
@@ -143,28 +138,29 @@ def _produce(
         if "generated/agreement" in student.report:
             metrics["generated/agreement"] = student.report["generated/agreement"]
 
-    _keep_files(student, work)
-    networks = {"teacher": teacher and teacher.net, "student": student.network}
-    networks |= {name: fitted and fitted.network for name, fitted in controls.items()}
-    seconds = {"teacher": teacher.seconds if teacher else 0.0, "student": student.seconds}
+    fits = [*stages.values(), student]
+    for fitted in fits:
+        _keep_files(fitted, work)
+    networks = {"teacher": teacher.net} if teacher else {}
+    networks["student"] = student.network
+    seconds = {"teacher": teacher.seconds if teacher else 0.0, **{k: v.seconds for k, v in stages.items()}}
+    seconds["student"] = student.seconds
     seconds |= {name: fitted.seconds for name, fitted in controls.items() if fitted} | clock.seconds
     save_student(student.network, work, _card(cfg, dataset, metrics, teacher))
     return {
-        **_header(cfg, names),
+        **header(cfg, names),
         "status": "ok",
         "reason": None,
         "objective": metrics[f"test/{bench.task.headline}"],
         "metrics": metrics,
-        "paper": OmegaConf.to_container(cfg.paper) if cfg.paper else {},
-        "models": {k: {"parameters": _parameters(net)} for k, net in networks.items() if net is not None},
+        "paper": OmegaConf.to_container(cfg.paper.get(names.get("method"), OmegaConf.create({}))),
+        "models": {k: {"parameters": parameters(net)} for k, net in networks.items()},
         "cost": {
             "seconds": {k: round(v, 2) for k, v in {**seconds, "total": sum(seconds.values())}.items()},
-            "teacher_images": student.report["teacher_images"],
-            "queries": student.report.get(
-                "queries", 0 if not teacher or teacher.white else student.report["teacher_images"]
-            ),
-            "images_synthesised": student.report["images_synthesised"],
-            "peak_memory_bytes": _peak_memory(),
+            "teacher_images": sum(f.report["teacher_images"] for f in fits),
+            "queries": sum(_queries(f, teacher) for f in fits),
+            "images_synthesised": sum(f.report["images_synthesised"] for f in fits),
+            "peak_memory_bytes": peak_memory(),
         },
         "dataset": {"layout": dataset.layout, "encoding": dataset.encoding, "skipped": dataset.skipped},
         "precision": student.report["precision"],
@@ -177,7 +173,7 @@ def _control(
     name: str, node: DictConfig, cfg: DictConfig, bench: Bench, teacher: Obtained | None, student: Fitted
 ) -> Fitted | None:
     """The student's network trained another way; None where it cannot be, such as real labels without data."""
-    changes = {k: v for k, v in node.items() if k not in ("updates", "teacher")}
+    changes = {str(k): v for k, v in node.items() if k not in ("updates", "teacher")}
     own = variant(cfg, changes)
     if node.get("updates") == "student":
         epochs = own.trainer.max_epochs
@@ -187,40 +183,8 @@ def _control(
         return None
     if not asks and bench.dataset.train is None:
         return None
-    return fit(
-        own,
-        bench,
-        phase=name,
-        teacher=teacher.hand_out() if asks and teacher else None,
-        teacher_key=teacher.key if asks and teacher else "none",
-    )
-
-
-def load_data(cfg: DictConfig, store: Store) -> Dataset:
-    """The data set that the composition names; folders of images keep their decoded form in the store."""
-    takes_store = "store" in inspect.signature(get_method(cfg.data.load._target_)).parameters
-    try:
-        dataset = instantiate(cfg.data.load, _convert_="all", **({"store": store} if takes_store else {}))
-    except InstantiationException as error:  # Hydra's wrapping hides what the user can mend
-        raise error.__cause__ if isinstance(error.__cause__, UserError) else error from None
-    if dataset.num_classes != cfg.data.num_classes:
-        raise UserError(
-            f"data.num_classes={cfg.data.num_classes}, but {dataset.name} has {dataset.num_classes} classes: "
-            f"set data.num_classes={dataset.num_classes}"
-        )
-    return dataset
-
-
-def dataset_digest(dataset: Dataset) -> str:
-    """A hash of every pixel and label."""
-    import hashlib
-
-    total = hashlib.sha256(json.dumps([dataset.name, dataset.classes, dataset.image_shape]).encode())
-    for split in (dataset.train, dataset.val, dataset.test):
-        if split is not None:
-            total.update(split.images.contiguous().numpy())
-            total.update(split.labels.contiguous().numpy())
-    return total.hexdigest()[:12]
+    asked: dict[str, Any] = {"teacher": teacher.hand_out(), "teacher_key": teacher.key} if asks and teacher else {}
+    return fit(own, bench, phase=name, **asked)
 
 
 class Clock:
@@ -237,22 +201,25 @@ class Clock:
         self.seconds[phase] = time.perf_counter() - start
 
 
-def _header(cfg: DictConfig, names: Mapping[str, str | None]) -> dict[str, Any]:
-    return {
-        "format_version": FORMAT_VERSION,
-        "system": names.get("method"),
-        "experiment": names.get("experiment"),
-        "method": names.get("method"),
-        "data": names.get("data"),
-        "source": names.get("source"),
-        "teacher": names.get("teacher"),
-        "student": names.get("student"),
-        "scale": names.get("scale"),
-        "seed": cfg.get("seed"),
-        "versions": {p: version(p) for p in ("kd_lightning", "torch", "lightning", "torchvision")}
-        | {"python": platform.python_version()},
-        "git": _git(),
-    }
+def referring(cfg: DictConfig, stages: Mapping[str, Fitted]) -> DictConfig:
+    """``cfg`` with every ``stage:NAME/FILE`` replaced by the path of that file, as the stage left it."""
+
+    def replaced(node: Any) -> Any:
+        if isinstance(node, dict):
+            return {k: replaced(v) for k, v in node.items()}
+        if isinstance(node, list):
+            return [replaced(v) for v in node]
+        if isinstance(node, str) and node.startswith("stage:"):
+            name, _, file = node.removeprefix("stage:").partition("/")
+            return str(stages[name].folder / file)
+        return node
+
+    return OmegaConf.create(replaced(OmegaConf.to_container(cfg))) if stages else cfg
+
+
+def _queries(fitted: Fitted, teacher: Obtained | None) -> int:
+    asked_on_the_way = 0 if teacher is None or teacher.white else fitted.report["teacher_images"]
+    return fitted.report.get("queries", asked_on_the_way)
 
 
 def _card(cfg: DictConfig, dataset: Dataset, metrics: Mapping[str, Any], teacher: Obtained | None) -> dict[str, Any]:
@@ -275,24 +242,3 @@ def _keep_files(student: Fitted, work: Path) -> None:
                 shutil.copy2(student.folder / name, work / name)
         if (student.folder / "samples").is_dir():
             shutil.copytree(student.folder / "samples", work / "samples", dirs_exist_ok=True)
-
-
-def _parameters(net: nn.Module) -> int:
-    return sum(p.numel() for p in net.parameters())
-
-
-def _peak_memory() -> int:
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    unit = 1 if platform.system() == "Darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def _git() -> str | None:
-    here = Path(__file__).parent
-    try:
-        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
-        dirty = subprocess.run(["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return head.stdout.strip() + ("+changes" if dirty.stdout.strip() else "")

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import lightning as L
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torchmetrics import Metric
 
-from kd_lightning.errors import TrainingError
+from kd_lightning.methods.terms import TermWatch
 from kd_lightning.teacher.frozen import FrozenTeacher
 from kd_lightning.teacher.query import QueryTeacher
 
@@ -38,6 +39,8 @@ class Distiller(L.LightningModule):
         log_every: scalars are logged and checked every this many rounds.
     """
 
+    trains_student = True
+    """Whether the student is what this method trains: a stage may train a generator alone."""
     version = 1
     """Raised whenever the method's numbers would change, so that kept fits are not mistaken for new ones."""
 
@@ -52,7 +55,8 @@ class Distiller(L.LightningModule):
         self.images_made = 0
         self._rng: torch.Generator | None = None
         self._restored: list[dict[str, Tensor]] | None = None
-        self._first_bad: Tensor | None = None
+        self.latest: dict[str, float] = {}
+        self.terms_seen = TermWatch()
 
     @classmethod
     def needs(cls, **settings: Any) -> set[str]:
@@ -72,7 +76,7 @@ class Distiller(L.LightningModule):
     def opts(self) -> list[LightningOptimizer]:
         """The optimisers, always as a list, in the order of ``configure_optimizers``."""
         optimizers = self.optimizers()
-        return optimizers if isinstance(optimizers, list) else [optimizers]  # type: ignore[list-item]
+        return optimizers if isinstance(optimizers, list) else [optimizers]
 
     def update(self, opt: LightningOptimizer, loss: Tensor) -> None:
         """Zero, backward, step."""
@@ -90,32 +94,18 @@ class Distiller(L.LightningModule):
             net.requires_grad_(True)
 
     def record(self, **terms: Tensor) -> None:
-        """Note this round's scalars: logged every ``log_every`` rounds, and watched for NaN in every round.
-
-        Raises:
-            TrainingError: a term is not finite; names the term and the round in which it turned.
-        """
-        values = torch.stack([value.detach().float() for value in terms.values()])
-        if self._first_bad is None:
-            self._first_bad = torch.full_like(values, -1)
-        fresh = ~values.isfinite() & (self._first_bad < 0)
-        self._first_bad = torch.where(fresh, float(self.rounds_done), self._first_bad)
+        """Note this round's scalars: reported every ``log_every`` rounds, and watched for NaN in every round."""
+        values = self.terms_seen.note(terms, self.rounds_done)
         batch = self.trainer.fit_loop.epoch_loop.batch_idx
         if batch % self.log_every == 0 or batch + 1 == self.trainer.num_training_batches:
-            self._refuse_nan(list(terms))
-            self.log_dict(
-                {f"train/{k}": v for k, v in zip(terms, values.cpu(), strict=True)}, batch_size=1, sync_dist=False
-            )
+            self.terms_seen.refuse_nan(type(self).__name__)
+            self.report({f"train/{k}": v for k, v in zip(terms, values.tolist(), strict=True)})
 
-    def _refuse_nan(self, names: list[str]) -> None:
-        assert self._first_bad is not None
-        rounds = {n: int(r) for n, r in zip(names, self._first_bad.tolist(), strict=True) if r >= 0}
-        if rounds:
-            term = min(rounds, key=rounds.__getitem__)
-            raise TrainingError(
-                f"the loss term '{term}' of {type(self).__name__} was not finite in round {rounds[term]}. "
-                "Lower its learning rate or weight, or run with trainer.precision=32-true"
-            )
+    def report(self, scalars: dict[str, float]) -> None:
+        """Put scalars into every logger, beside the round; ``self.log`` would cost more than a small step."""
+        self.latest |= scalars
+        for logger in self.trainer.loggers:
+            logger.log_metrics({**scalars, "epoch": self.current_epoch}, step=self.rounds_done)
 
     @property
     def rounds_done(self) -> int:
@@ -131,10 +121,14 @@ class Distiller(L.LightningModule):
     def rng(self) -> torch.Generator:
         """Noise of this rank alone, on the device; saved in every checkpoint."""
         if self._rng is None:
-            self._rng = torch.Generator(self.device)
             # seed_everything gives every rank the same seed: without the rank all would draw the same noise
-            self._rng.manual_seed(torch.initial_seed() % 2**31 + self.global_rank)
+            self.reseed(torch.initial_seed() % 2**31 + self.global_rank)
+        assert self._rng is not None
         return self._rng
+
+    def reseed(self, seed: int) -> None:
+        """Begin other noise."""
+        self._rng = torch.Generator(self.device).manual_seed(seed)
 
     def on_train_start(self) -> None:
         """Go on with the random numbers of the checkpoint, if there was one."""
@@ -150,7 +144,8 @@ class Distiller(L.LightningModule):
             scheduler.step()  # type: ignore[call-arg]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the random state of every rank."""
+        """Add the random state of every rank; a method whose loss is not finite is not worth keeping."""
+        self.terms_seen.refuse_nan(type(self).__name__)
         mine = {"rank": self.rng.get_state(), "torch": torch.get_rng_state()}
         states: list[Any] = [mine]
         if self.trainer.world_size > 1:
@@ -171,14 +166,14 @@ class Distiller(L.LightningModule):
         if self.trainer.world_size > 1:
             for buffer in self.buffers():
                 if buffer.is_floating_point():
-                    buffer.copy_(self.trainer.strategy.reduce(buffer, reduce_op="mean"))  # type: ignore[arg-type]
+                    buffer.copy_(self.trainer.strategy.reduce(buffer, reduce_op="mean"))
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Metrics against the labels, and agreement with the teacher's stored answers."""
         output = self.student(batch.x)
         for name, metric in self.metrics.items():
             metric(output, batch.y)
-            self.log(f"val/{name}", metric, on_epoch=True, batch_size=len(batch.x))
+            self.log(f"val/{name}", cast(Metric, metric), on_epoch=True, batch_size=len(batch.x))
         if batch.t is not None:
             self.agreement(output, batch.t)
             self.log("val/agreement", self.agreement, on_epoch=True, batch_size=len(batch.x))

@@ -15,7 +15,7 @@ Deviations (paper / authors' code / here):
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -59,7 +59,7 @@ class Dafl(Distiller):
         oh: float = 1.0,
         act: float = 0.1,
         ie: float = 5.0,
-        variant: str = "paper",
+        variant: Literal["paper", "code"] = "paper",
         **base: Any,
     ) -> None:
         super().__init__(**base)
@@ -68,7 +68,7 @@ class Dafl(Distiller):
         self.make_scheduler, self.make_scheduler_g = scheduler, scheduler_g
         self.latent, self.batch_size = latent, batch_size
         self.oh, self.act, self.ie = oh, act, ie
-        self.entropy_log = {"paper": "e", "code": "10"}[variant]
+        self.entropy_log: Literal["e", "10"] = "e" if variant == "paper" else "10"
 
     @classmethod
     def needs(cls, **settings: Any) -> set[str]:

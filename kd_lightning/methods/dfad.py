@@ -67,7 +67,7 @@ class Dfad(Distiller):
         return {"teacher.gradients", "source.free"}
 
     def student_updates_per_round(self) -> int:
-        """k."""
+        """K."""
         return self.student_steps
 
     def configure_optimizers(self) -> Any:

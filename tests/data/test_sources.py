@@ -41,8 +41,9 @@ def test_a_set_smaller_than_a_batch_is_still_served(tmp_path: Path) -> None:
 
 
 def test_few_shot_takes_n_of_each_class_chosen_by_its_own_seed(tmp_path: Path) -> None:
-    def chosen(per_class: int, **seeds: int) -> list[int]:
-        return positions(FewShot(per_class=per_class, batch_size=99).prepare(context(tmp_path, **seeds)))
+    def chosen(per_class: int, seed: int, **order: int) -> list[int]:
+        source = FewShot(per_class=per_class, batch_size=99, seed=seed)
+        return positions(source.prepare(context(tmp_path, **order)))
 
     four = chosen(4, seed=0, order_seed=0)
     assert sorted(p % 3 for p in four) == [0] * 4 + [1] * 4 + [2] * 4

@@ -15,6 +15,7 @@ from kd_lightning.methods.base import Distiller
 from kd_lightning.networks.generators import Generator
 from kd_lightning.networks.normalized import Normalized
 from kd_lightning.networks.small import SmallConvNet
+from kd_lightning.quiet import quiet
 from kd_lightning.tasks import Classification
 from kd_lightning.teacher.frozen import FrozenTeacher
 
@@ -35,7 +36,9 @@ def patterns(n: int, seed: int) -> tuple[Tensor, Tensor]:
     clean[3].fill_diagonal_(1)
     clean[3] = clean[3].maximum(clean[3].flip(1))
     labels = torch.randint(CLASSES, (n,), generator=rng)
-    images = torch.stack([clean[k].roll(s, 0) for k, s in zip(labels, torch.randint(3, (n,), generator=rng).tolist())])
+    images = torch.stack(
+        [clean[k].roll(s, 0) for k, s in zip(labels, torch.randint(3, (n,), generator=rng).tolist(), strict=True)]
+    )
     noisy = 0.15 + 0.7 * images + 0.25 * torch.randn(images.shape, generator=rng)
     return noisy.clamp(0, 1).unsqueeze(1), labels
 
@@ -67,9 +70,10 @@ def generator(**settings: Any) -> Generator:
 
 def trainer(epochs: int, **settings: Any) -> L.Trainer:
     """A silent trainer on the CPU."""
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    quiet()
+    bare = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     return L.Trainer(
-        max_epochs=epochs, accelerator="cpu", enable_checkpointing=False, num_sanity_val_steps=0, **quiet, **settings
+        max_epochs=epochs, accelerator="cpu", enable_checkpointing=False, num_sanity_val_steps=0, **bare, **settings
     )
 
 

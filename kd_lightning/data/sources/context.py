@@ -22,7 +22,6 @@ class Context:
         keys: the data's and the teacher's digests, parents of whatever the source keeps.
         mean: per channel, in data units.
         std: per channel, in data units.
-        seed: of the source's own choices.
         order_seed: of the order in which a fit sees the images.
         rank: which of the ``world`` processes this is.
         world: number of processes.
@@ -35,7 +34,6 @@ class Context:
     keys: dict[str, str]
     mean: list[float]
     std: list[float]
-    seed: int = 0
     order_seed: int = 0
     rank: int = 0
     world: int = 1

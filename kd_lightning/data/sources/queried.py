@@ -23,16 +23,18 @@ class Queried:
     """``images`` training images, answered by the teacher and stored; training sees the answers, not the teacher.
 
     Args:
-        images: how many of the training images are asked about, a random choice that ``source.seed`` fixes;
-            None for all.
+        images: how many of the training images are asked about, a random choice; None for all.
         batch_size: images per batch and rank.
         augment: applied to each batch; the answer stays that of the image as it was asked about.
+        seed: of the choice.
     """
 
     offers = frozenset({"source.images", "source.labels", "source.answers"})
 
-    def __init__(self, *, images: int | None, batch_size: int, augment: Sequence[Augmentation] = ()) -> None:
-        self.images, self.batch_size, self.augment = images, batch_size, augment
+    def __init__(
+        self, *, images: int | None, batch_size: int, augment: Sequence[Augmentation] = (), seed: int = 0
+    ) -> None:
+        self.images, self.batch_size, self.augment, self.seed = images, batch_size, augment, seed
 
     def prepare(self, context: Context) -> TensorLoader:
         """Ask, or read what was answered before.
@@ -44,7 +46,7 @@ class Queried:
         if context.teacher is None:
             raise ConfigError("source=queried asks a teacher, but teacher=none: choose one with teacher=NAME")
         split = context.real()
-        order = torch.randperm(len(split), generator=torch.Generator().manual_seed(context.seed))
+        order = torch.randperm(len(split), generator=torch.Generator().manual_seed(self.seed))
         index = order[: self.images].sort().values
         chunks = dict(enumerate(index.split(CHUNK)))
         spent = context.teacher.asked

@@ -46,17 +46,18 @@ class Real:
 
 
 class FewShot(Real):
-    """The first ``per_class`` images of each class in a random order that ``source.seed`` fixes.
+    """The first ``per_class`` images of each class in a random order.
 
     Args:
         per_class: images of each class.
         batch_size: images per batch and rank.
         augment: applied to each batch in this order.
+        seed: of the choice.
     """
 
-    def __init__(self, *, per_class: int, batch_size: int, augment: Sequence[Augmentation] = ()) -> None:
+    def __init__(self, *, per_class: int, batch_size: int, augment: Sequence[Augmentation] = (), seed: int = 0) -> None:
         super().__init__(batch_size=batch_size, augment=augment)
-        self.per_class = per_class
+        self.per_class, self.seed = per_class, seed
 
     def prepare(self, context: Context) -> TensorLoader:
         """A loader of the few.
@@ -65,7 +66,7 @@ class FewShot(Real):
             DataError: a class has fewer images.
         """
         split = context.real()
-        return self.serve(few(split, self.per_class, seed=context.seed, classes=context.dataset.classes), context)
+        return self.serve(few(split, self.per_class, seed=self.seed, classes=context.dataset.classes), context)
 
 
 def few(split: Split, per_class: int, *, seed: int, classes: Sequence[str]) -> Split:

@@ -1,0 +1,271 @@
+"""Distillation in one call: a teacher in memory goes in, a student comes out. The command's own pages do the work."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf, open_dict
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from kd_lightning import resolvers
+from kd_lightning.artifacts import Store, writing
+from kd_lightning.check import faults
+from kd_lightning.composition import read, refusal
+from kd_lightning.data.dataset import Dataset, Split
+from kd_lightning.errors import UserError
+from kd_lightning.export import DATA_IN_MEMORY, IN_MEMORY, Student, load_student
+
+_HELD: dict[str, Any] = {}
+"""What a composition may refer to by its fingerprint while a call lasts."""
+
+
+def distill(
+    teacher: nn.Module,
+    *,
+    num_classes: int,
+    image: tuple[int, int, int],
+    method: str = "dafl",
+    student: str | nn.Module = "small_conv_narrow",
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    classes: Sequence[str] | None = None,
+    data: tuple[Tensor, Tensor] | None = None,
+    folder: str | Path | None = None,
+    **settings: Any,
+) -> Student:
+    """Train a small network from ``teacher``, which is all there is: no training images.
+
+    A call that was interrupted goes on when it is made again; one that was finished returns what it made.
+
+    Args:
+        teacher: images (N, C, H, W), in [0, 1] or normalised by ``mean`` and ``std``, to logits (N, num_classes).
+            It is copied and stays as it is.
+        num_classes: K.
+        image: (C, H, W) of its images, H equal to W.
+        method: name of a method, as ``kd-lightning method=NAME`` takes it.
+        student: name of a network, or one whose copy is trained, from the weights it has.
+        mean: per channel, what is subtracted from an image in [0, 1] before the teacher sees it; None if the teacher
+            takes images as they are.
+        std: per channel, what it is divided by.
+        classes: their names.
+        data: images uint8 (N, C, H, W) and labels int64 (N,) to test on; nothing is learned from them.
+        folder: the run folder; default is one named after method and time in ``runs``.
+        **settings: any other setting of the command, a dot written as two underscores: ``seed=1``,
+            ``trainer__max_epochs=30``, ``teacher__access="logits"``.
+
+    Returns:
+        The student in eval mode: images (N, C, H, W) in [0, 1] to logits (N, num_classes). Its ``card`` holds the
+        metrics; its ``folder`` is the run folder, which every other command takes.
+
+    Raises:
+        UserError: lists everything that cannot be as it is.
+    """
+    from kd_lightning.quiet import quiet
+    from kd_lightning.run import run
+
+    _refuse_shapes(num_classes, image, mean, std, classes)
+    overrides = _overrides(num_classes, image, method, student, mean, std, settings)
+    resolvers.register()
+    found = read(overrides)
+    cfg = found.cfg
+    with _holding(teacher=teacher, student=student, data=data) as keys, warnings.catch_warnings():
+        quiet()
+        with open_dict(cfg):
+            _put_in(cfg, keys, teacher, image, mean, classes)
+        if wrong := [*found.problems, *faults(cfg)]:
+            raise refusal(list(dict.fromkeys(wrong)))
+        _refuse_answers("teacher", teacher, num_classes, image)
+        if isinstance(student, nn.Module):
+            _refuse_answers("student", student, num_classes, image)
+        names = _names(cfg, keys, method, student, settings)
+        folder = Path(folder) if folder is not None else _fresh_folder(method, names["data"], cfg.seed)
+        _leave_composition(cfg, overrides, names, folder)
+        run(cfg, folder, names)
+        own = held(keys["student"]) if "student" in keys else None
+        return load_student(folder, network=own, trust=True)
+
+
+def held(key: str) -> nn.Module:
+    """A copy of the network with this fingerprint; a composition's ``_target_`` for networks in memory.
+
+    Raises:
+        UserError: the call that it was handed to is over.
+    """
+    if key not in _HELD:
+        raise UserError(f"the network {key} was handed over in memory and is gone")
+    return copy.deepcopy(_HELD[key]).cpu()
+
+
+def held_data(key: str, classes: Sequence[str] | int) -> Dataset:
+    """The test images with this fingerprint; a composition's ``_target_`` for data in memory.
+
+    Args:
+        key: the fingerprint.
+        classes: their names, or how many there are.
+    """
+    if key not in _HELD:
+        raise UserError(f"the data {key} were handed over in memory and are gone")
+    names = [str(i) for i in range(classes)] if isinstance(classes, int) else list(classes)
+    test = Split(*_HELD[key])
+    return Dataset(name="in_memory", classes=names, train=None, val=None, test=test, layout="none", encoding="raw")
+
+
+@contextmanager
+def _holding(**things: Any) -> Iterator[dict[str, str]]:
+    """Keep networks and pairs of tensors where ``held`` finds them; yields the fingerprint of each."""
+    keys = {name: _fingerprint(thing) for name, thing in things.items() if isinstance(thing, nn.Module | tuple)}
+    _HELD.update({key: things[name] for name, key in keys.items()})
+    try:
+        yield keys
+    finally:
+        for key in set(keys.values()):
+            _HELD.pop(key, None)
+
+
+def _fingerprint(thing: Any) -> str:
+    """First 12 hex digits of a hash of a network's code and state, or of tensors: the same in another process."""
+    total = hashlib.sha256()
+    if isinstance(thing, nn.Module):
+        total.update(f"{type(thing).__module__}.{type(thing).__qualname__} {thing!r}".encode())
+        tensors = list(thing.state_dict().items())
+    else:
+        tensors = [(str(i), tensor) for i, tensor in enumerate(thing)]
+    for name, tensor in tensors:
+        total.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()[:12]
+
+
+def _overrides(
+    num_classes: int,
+    image: tuple[int, int, int],
+    method: str,
+    student: str | nn.Module,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    settings: Mapping[str, Any],
+) -> list[str]:
+    """The call as the command line would say it."""
+    said: dict[str, Any] = {"method": method, "data": "none", "teacher": "none", "controls": "none"}
+    said |= {"student": student} if isinstance(student, str) else {}
+    said |= {"data.num_classes": num_classes, "data.channels": image[0], "data.size": image[1]}
+    said |= {"data.mean": list(mean), "data.std": list(std)} if mean is not None and std is not None else {}
+    said |= {key.replace("__", "."): value for key, value in settings.items()}
+    return [f"{key}={_spelled(value)}" for key, value in said.items()]
+
+
+def _spelled(value: Any) -> str:
+    """A value in Hydra's grammar."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{_spelled(v)}" for key, v in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(map(_spelled, value)) + "]"
+    if isinstance(value, str | Path):
+        text = str(value)
+        return text if text.replace("_", "").replace("/", "").isalnum() else "'" + text.replace("'", "\\'") + "'"
+    return str(value)
+
+
+def _put_in(
+    cfg: DictConfig,
+    keys: Mapping[str, str],
+    teacher: nn.Module,
+    image: tuple[int, int, int],
+    mean: Sequence[float] | None,
+    classes: Sequence[str] | None,
+) -> None:
+    """What lies in memory, as the composition refers to it."""
+    cfg.teacher.net = {"_target_": IN_MEMORY, "key": keys["teacher"]}
+    cfg.teacher.weights = str(_kept_weights(Store(cfg.artifacts.root), keys["teacher"], teacher))
+    if mean is None:
+        cfg.teacher.mean, cfg.teacher.std = [0.0] * image[0], [1.0] * image[0]
+    if "student" in keys:
+        cfg.student = {"_target_": IN_MEMORY, "key": keys["student"]}
+    if "data" in keys:
+        cfg.data.load = {"_target_": DATA_IN_MEMORY, "key": keys["data"], "classes": "${data.num_classes}"}
+    if classes is not None:
+        cfg.data.load.classes = list(classes)
+
+
+def _kept_weights(store: Store, key: str, teacher: nn.Module) -> Path:
+    def build(folder: Path) -> None:
+        state = {name: value.detach().cpu().contiguous().clone() for name, value in teacher.state_dict().items()}
+        with writing(folder):
+            save_file(state, folder / "weights.safetensors")
+
+    return store.obtain("weights", {"key": key, "version": 1}, build) / "weights.safetensors"
+
+
+def _names(
+    cfg: DictConfig, keys: Mapping[str, str], method: str, student: str | nn.Module, settings: Mapping[str, Any]
+) -> dict[str, str | None]:
+    return {
+        "method": method,
+        "data": "in_memory" if "data" in keys else "none",
+        "source": str(settings.get("source") or cfg.source._target_.rpartition(".")[2].lower()),
+        "teacher": "in_memory",
+        "student": student if isinstance(student, str) else type(student).__name__,
+        "scale": settings.get("scale", "small"),
+        "experiment": None,
+    }
+
+
+def _fresh_folder(method: str, data: str | None, seed: int) -> Path:
+    stem = Path("runs") / f"{method}_{data}" / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_s{seed}"
+    for i in count():
+        folder = stem if i == 0 else stem.with_name(f"{stem.name}_{i}")
+        if not folder.exists():
+            return folder
+    raise AssertionError
+
+
+def _leave_composition(cfg: DictConfig, overrides: list[str], names: Mapping[str, str | None], folder: Path) -> None:
+    """The files that Hydra would have left, so that every other command can read the run."""
+    hydra = {"hydra": {"runtime": {"choices": dict(names)}}}
+    with writing(folder):
+        (folder / ".hydra").mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(cfg, folder / ".hydra" / "config.yaml")
+        OmegaConf.save(OmegaConf.create(overrides), folder / ".hydra" / "overrides.yaml")
+        OmegaConf.save(OmegaConf.create(hydra), folder / ".hydra" / "hydra.yaml")
+
+
+def _refuse_shapes(
+    num_classes: int,
+    image: tuple[int, int, int],
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    classes: Sequence[str] | None,
+) -> None:
+    if len(image) != 3 or image[1] != image[2]:
+        raise UserError(f"image={tuple(image)}: expected (channels, height, width) with equal height and width")
+    if (mean is None) != (std is None):
+        raise UserError("mean and std belong together: give both, or none if the teacher takes images in [0, 1]")
+    if classes is not None and len(classes) != num_classes:
+        raise UserError(f"classes: {len(classes)} names for num_classes={num_classes}")
+
+
+@torch.no_grad()
+def _refuse_answers(what: str, net: nn.Module, num_classes: int, image: tuple[int, int, int]) -> None:
+    """Refuse a network that does not turn such images into such logits."""
+    probe = copy.deepcopy(net).cpu().eval()
+    try:
+        answer = probe(torch.rand(2, *image))
+    except Exception as error:  # whatever the network raises
+        raise UserError(f"{what}: it fails on images {(2, *image)}: {str(error).splitlines()[0]}") from error
+    shape = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
+    if shape != (2, num_classes):
+        raise UserError(f"{what}: it answers 2 images with {shape}, expected logits {(2, num_classes)}")

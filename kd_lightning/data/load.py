@@ -1,0 +1,41 @@
+"""The data set that a composition names."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+
+from hydra.errors import InstantiationException
+from hydra.utils import get_method, instantiate
+from omegaconf import DictConfig
+
+from kd_lightning.artifacts import Store
+from kd_lightning.data.dataset import Dataset
+from kd_lightning.errors import DataError, UserError
+
+
+def load_data(cfg: DictConfig, store: Store) -> Dataset:
+    """The data set that the composition names; folders of images keep their decoded form in the store."""
+    takes_store = "store" in inspect.signature(get_method(cfg.data.load._target_)).parameters
+    try:
+        dataset = instantiate(cfg.data.load, _convert_="all", **({"store": store} if takes_store else {}))
+    except InstantiationException as error:  # Hydra's wrapping hides what the user can mend
+        raise error.__cause__ if isinstance(error.__cause__, UserError) else error from None
+    if dataset.num_classes != cfg.data.num_classes:
+        raise DataError(
+            f"data.num_classes={cfg.data.num_classes}, but {dataset.name} has {dataset.num_classes} classes: "
+            f"set data.num_classes={dataset.num_classes}"
+        )
+    return dataset
+
+
+def dataset_digest(dataset: Dataset) -> str:
+    """A hash of every pixel and label."""
+
+    total = hashlib.sha256(json.dumps([dataset.name, dataset.classes, dataset.image_shape]).encode())
+    for split in (dataset.train, dataset.val, dataset.test):
+        if split is not None:
+            total.update(split.images.contiguous().numpy().data)
+            total.update(split.labels.contiguous().numpy().data)
+    return total.hexdigest()[:12]

@@ -1,0 +1,124 @@
+"""``kd-predict``: what a student says about image files."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from kd_lightning.artifacts import writing
+from kd_lightning.data.datasets.folder import ENCODINGS, decode
+from kd_lightning.errors import UserError
+from kd_lightning.export import Student, load_student
+from kd_lightning.inference import predict
+
+
+class Prediction(NamedTuple):
+    """A file's class and its probability; of a file that cannot be decoded the ``problem`` instead."""
+
+    file: Path
+    label: str
+    confidence: float
+    problem: str = ""
+
+
+def image_files(paths: Iterable[str | Path]) -> list[Path]:
+    """The files among ``paths``, and the images in and under the folders among them, sorted by name.
+
+    Raises:
+        UserError: a folder without any image, or nothing of that name.
+    """
+    files: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            found = sorted(
+                Path(base) / name
+                for base, _, inside in os.walk(path)
+                for name in inside
+                if os.path.splitext(name)[1].lower() in ENCODINGS and not name.startswith(".")
+            )
+            if not found:
+                raise UserError(f"no image in {path} ({', '.join(ENCODINGS)})")
+            files += found
+        elif path.exists():
+            files.append(path)
+        else:
+            raise UserError(f"there is no file or folder {path}")
+    return files
+
+
+def predictions(student: Student, files: Sequence[Path], *, batch_size: int = 256) -> Iterator[Prediction]:
+    """One prediction per file, in order; images are resized and cropped as a folder of training images is.
+
+    Args:
+        student: as :func:`~kd_lightning.export.load_student` gives it.
+        files: images of any kind and size.
+        batch_size: files that are decoded and answered at a time.
+    """
+    channels, size, _ = student.card["image_shape"]
+    classes = student.card["classes"]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+
+    def pixels(file: Path) -> np.ndarray | str:
+        try:
+            return decode(file, size=size, channels=channels)
+        except Exception as error:  # Pillow's plugins raise nearly anything on damaged files
+            return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        for start in range(0, len(files), batch_size):
+            chunk = files[start : start + batch_size]
+            decoded = list(pool.map(pixels, chunk))
+            good = [torch.from_numpy(image) for image in decoded if isinstance(image, np.ndarray)]
+            answers = predict(student, torch.stack(good), device=device).softmax(1) if good else torch.empty(0, 1)
+            said = iter(zip(*(values.tolist() for values in answers.max(1)), strict=True))
+            for file, image in zip(chunk, decoded, strict=True):
+                if isinstance(image, str):
+                    yield Prediction(file, "", 0.0, image)
+                else:
+                    confidence, label = next(said)
+                    yield Prediction(file, classes[label], confidence)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print confidence, class and name of every file, or write them; 2 if any could not be decoded."""
+    parser = argparse.ArgumentParser(prog="kd-predict", description="What the student of a run says about images.")
+    parser.add_argument("run", metavar="RUN", type=Path, help="a run folder, or a file that kd-export wrote")
+    parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files, or folders of them")
+    parser.add_argument("--csv", metavar="FILE", type=Path, help="write file, class, confidence instead of printing")
+    parser.add_argument("--trust", action="store_true", help="import the student's network from anywhere")
+    args = parser.parse_args(argv)
+    if args.trust:
+        sys.path.append(str(Path.cwd()))
+    try:
+        student = load_student(args.run, trust=args.trust)
+        files = image_files(args.images)
+        width = max(map(len, student.card["classes"]))
+        rows = []
+        for prediction in predictions(student, files):
+            if prediction.problem:
+                print(f"kd-predict: cannot decode {prediction.file}: {prediction.problem}", file=sys.stderr)
+                continue
+            rows.append([prediction.file, prediction.label, f"{prediction.confidence:.6f}"])
+            if not args.csv:
+                print(f"{prediction.confidence:.3f}  {prediction.label:<{width}}  {prediction.file}")
+        if args.csv:
+            with writing(args.csv), args.csv.open("w", newline="") as out:
+                csv.writer(out).writerows([["file", "class", "confidence"], *rows])
+            print(f"wrote {args.csv}: {len(rows)} images")
+    except UserError as error:
+        print(f"kd-predict: {error}", file=sys.stderr)
+        return 2
+    return 0 if len(rows) == len(files) else 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
