@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from kd_lightning import resolvers
 from kd_lightning.artifacts import Store, writing
 from kd_lightning.check import faults
 from kd_lightning.composition import read, refusal
-from kd_lightning.data.dataset import Dataset, Split
+from kd_lightning.data.dataset import Dataset, Split, check_labels
 from kd_lightning.errors import UserError
 from kd_lightning.export import DATA_IN_MEMORY, IN_MEMORY, Student, load_student
 
@@ -74,6 +75,8 @@ def distill(
     from kd_lightning.run import run
 
     _refuse_shapes(num_classes, image, mean, std, classes)
+    if data is not None:
+        _refuse_data(data, num_classes, image)
     overrides = _overrides(num_classes, image, method, student, mean, std, settings)
     resolvers.register()
     found = read(overrides)
@@ -85,8 +88,7 @@ def distill(
         if wrong := [*found.problems, *faults(cfg)]:
             raise refusal(list(dict.fromkeys(wrong)))
         _refuse_answers("teacher", teacher, num_classes, image)
-        if isinstance(student, nn.Module):
-            _refuse_answers("student", student, num_classes, image)
+        _refuse_answers("student", instantiate(cfg.student), num_classes, image)
         names = _names(cfg, keys, method, student, settings)
         folder = Path(folder) if folder is not None else _fresh_folder(method, names["data"], cfg.seed)
         _leave_composition(cfg, overrides, names, folder)
@@ -256,6 +258,21 @@ def _refuse_shapes(
         raise UserError("mean and std belong together: give both, or none if the teacher takes images in [0, 1]")
     if classes is not None and len(classes) != num_classes:
         raise UserError(f"classes: {len(classes)} names for num_classes={num_classes}")
+
+
+def _refuse_data(data: tuple[Tensor, Tensor], num_classes: int, image: tuple[int, int, int]) -> None:
+    images, labels = data
+    if images.dtype != torch.uint8 or tuple(images.shape[1:]) != tuple(image):
+        raise UserError(
+            f"data: images are {str(images.dtype).removeprefix('torch.')} {tuple(images.shape)}, expected uint8 images "
+            f"(N, {', '.join(map(str, image))}); (x * 255).round().byte() makes them from x in [0, 1]"
+        )
+    if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
+        raise UserError(
+            f"data: labels are {str(labels.dtype).removeprefix('torch.')} {tuple(labels.shape)}, expected labels int64 "
+            f"(N,) for {len(images)} images"
+        )
+    check_labels("data", labels, num_classes)
 
 
 @torch.no_grad()

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra._internal.utils import _locate
 from hydra.errors import InstantiationException
-from hydra.utils import get_object, instantiate
+from hydra.utils import instantiate
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -244,6 +245,18 @@ def _trusted(target: str) -> bool:
     """Whether it is a network's class or maker; a dotted path through our modules may end anywhere."""
     if not target.startswith(TRUSTED):
         return False
-    found = get_object(target)
+    found = named(target)
     makes_networks = inspect.isclass(found) and issubclass(found, nn.Module)
     return makes_networks or (inspect.isfunction(found) and found.__module__.startswith(("torchvision.models", "timm")))
+
+
+def named(target: str) -> Any:
+    """What a config's ``_target_`` names.
+
+    Raises:
+        UserError: it is not installed, or not in this version.
+    """
+    try:
+        return _locate(target)
+    except Exception as error:  # whatever importing it raises
+        raise UserError(f"there is no {target} here: another version of its package has made this run") from error

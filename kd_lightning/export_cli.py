@@ -13,6 +13,7 @@ from torch import Tensor
 
 from kd_lightning.errors import UserError
 from kd_lightning.export import load_student, save_single, to_onnx
+from kd_lightning.finished import data_of, open_run
 
 
 def images_to_check(folder: Path, card: dict[str, Any], *, most: int = 1000, trust: bool = False) -> tuple[Tensor, str]:
@@ -27,8 +28,6 @@ def images_to_check(folder: Path, card: dict[str, Any], *, most: int = 1000, tru
     Returns:
         uint8 (N, C, H, W), and words such as ``359 test images of digits``.
     """
-    from kd_lightning.inspection import data_of, open_run
-
     try:
         dataset = data_of(open_run(folder, trust=trust))
         if dataset.test is None:

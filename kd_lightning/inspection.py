@@ -3,154 +3,56 @@
 from __future__ import annotations
 
 import csv
-import inspect
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
-from hydra.errors import InstantiationException
-from hydra.utils import get_object, instantiate
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import OmegaConf
 from torch import Tensor, nn
-from yaml import YAMLError
 
-from kd_lightning import resolvers
-from kd_lightning.artifacts import Store
 from kd_lightning.capture import capture
-from kd_lightning.data.dataset import Dataset, Split
 from kd_lightning.errors import UserError
-from kd_lightning.export import DATA_IN_MEMORY, Student, load_student, trusted
+from kd_lightning.finished import Finished, data_of, load_generator, newest_run, newest_sweep, open_run, real_images
 from kd_lightning.inference import predict
 from kd_lightning.networks import head_of
 from kd_lightning.report import Table, fold
-from kd_lightning.runs import collect, read_result
+from kd_lightning.runs import collect
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-RUNS = "runs"
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A run that ended well.
-
-    Args:
-        folder: the run folder.
-        result: what its ``result.json`` holds.
-        cfg: the composition it ran; interpolations resolve when read.
-        student: as :func:`~kd_lightning.export.load_student` gives it.
-        trust: whether its data and networks may be built by anybody's code.
-    """
-
-    folder: Path
-    result: dict[str, Any]
-    cfg: DictConfig
-    student: Student
-    trust: bool = False
-
-    @property
-    def classes(self) -> list[str]:
-        """Class names; their positions are the labels."""
-        return self.student.card["classes"]
-
-
-def newest_run(top: str | Path | None = None) -> Path:
-    """The folder of the run that finished last below ``top``.
-
-    Args:
-        top: default is ``runs`` here, or in the nearest folder above that has one.
-
-    Raises:
-        UserError: there is none.
-    """
-    folder = Path(top) if top is not None else _runs_near(Path.cwd())
-    finished = [path for path in folder.rglob("result.json") if (path.parent / "student.json").is_file()]
-    if not finished:
-        raise UserError(f"no finished run below {folder}: run kd-lightning there, or name a run folder")
-    return max(finished, key=lambda path: path.stat().st_mtime).parent
-
-
-def newest_sweep(top: str | Path | None = None) -> Path:
-    """The folder of the last sweep below ``top`` (default as for :func:`newest_run`); ``top`` itself where none is."""
-    folder = Path(top) if top is not None else _runs_near(Path.cwd())
-    sweeps = [path for path in (folder / "sweeps").glob("*") if path.is_dir()]
-    return max(sweeps, key=lambda path: path.stat().st_mtime, default=folder)
-
-
-def _runs_near(here: Path) -> Path:
-    return next((folder / RUNS for folder in (here, *here.parents) if (folder / RUNS).is_dir()), here / RUNS)
-
-
-def open_run(folder: str | Path, *, network: nn.Module | None = None, trust: bool = False) -> Finished:
-    """Read a run folder.
-
-    Args:
-        folder: of a run that ended well.
-        network: the student's network, where it was handed to ``distill`` in memory; it gets the weights.
-        trust: let its composition name data and networks that are none of ours, and so run anybody's code.
-
-    Raises:
-        UserError: no such folder, no result or a half-written one, a failed run, another format version.
-    """
-    folder = Path(folder).expanduser()
-    if not folder.is_dir():
-        raise UserError(f"there is no folder {folder}: name the folder of a finished run")
-    try:
-        result = read_result(folder)
-    except FileNotFoundError:
-        raise UserError(f"{folder} has no result.json: its run was killed, is still at work, or is none") from None
-    student = load_student(folder, network=network, trust=trust)
-    resolvers.register()
-    path = folder / ".hydra" / "config.yaml"
-    try:
-        cfg = OmegaConf.load(path)
-    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
-        raise UserError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
-    if not isinstance(cfg, DictConfig):
-        raise UserError(f"{path} is no composition")
-    return Finished(folder, result, cfg, student, trust)
-
-
-def data_of(run: Finished) -> Dataset:
-    """The data set that a run was made with.
-
-    Raises:
-        UserError: it is not here, or is loaded by code that is none of ours (see ``open_run(..., trust=True)``).
-    """
-    from kd_lightning.data.load import load_data
-
-    target = str(OmegaConf.select(run.cfg, "data.load._target_"))
-    if target == DATA_IN_MEMORY:
-        raise UserError(f"{run.folder}: its data were handed over in memory and are not kept")
-    if not (run.trust or _loads_our_data(target)):
-        raise UserError(f"{run.folder}: its data come from {target}, which is none of ours; trust=True runs it")
-    return load_data(run.cfg, Store(run.cfg.artifacts.root))
-
-
-def _loads_our_data(target: str) -> bool:
-    ours = "kd_lightning.data.datasets."
-    if not target.startswith(ours):
-        return False
-    found = get_object(target)
-    return inspect.isfunction(found) and found.__module__.startswith(ours)
-
-
-def real_images(run: Finished) -> Split:
-    """The images a run was judged by: its data's test part, else the validation part.
-
-    Raises:
-        UserError: as for :func:`data_of`, or the data have neither.
-    """
-    dataset = data_of(run)
-    split = dataset.test or dataset.val
-    if split is None:
-        raise UserError(f"{run.folder}: its data ({dataset.name}) hold no test images")
-    return split
+__all__ = [
+    "Calibration",
+    "Curve",
+    "Errors",
+    "Finished",
+    "Neighbours",
+    "answers",
+    "calibration",
+    "captions",
+    "class_counts",
+    "confident_errors",
+    "confusion",
+    "curves",
+    "data_of",
+    "feature_map",
+    "features",
+    "gallery",
+    "generate",
+    "grid",
+    "interpolation",
+    "latents",
+    "load_generator",
+    "nearest",
+    "newest_run",
+    "newest_sweep",
+    "open_run",
+    "per_class_accuracy",
+    "real_images",
+    "table",
+]
 
 
 def confusion(predicted: Tensor, labels: Tensor, num_classes: int) -> Tensor:
@@ -242,59 +144,6 @@ def feature_map(points: Tensor, *, how: str = "pca", seed: int = 0) -> np.ndarra
         perplexity = min(30.0, (len(points) - 1) / 3)
         return TSNE(2, perplexity=perplexity, init="pca", random_state=seed).fit_transform(points.numpy())
     raise UserError(f"there is no map {how!r}: take pca or tsne")
-
-
-def load_generator(run: Finished) -> nn.Module:
-    """The generator of a run as training left it: latents (N, latent) to images (N, C, H, W) in data units.
-
-    Raises:
-        UserError: the run trained none, its checkpoint is missing or unreadable, or holds another generator.
-    """
-    node = OmegaConf.select(run.cfg, "method.generator")
-    if node is None:
-        raise UserError(f"{run.folder}: its method ({run.result.get('method')}) has no generator")
-    made_of: Any = OmegaConf.to_container(node, resolve=True)
-    if not (run.trust or trusted(made_of)):
-        raise UserError(f"{run.folder}: its generator {node.get('_target_')} is none of ours; trust=True builds it")
-    try:
-        generator: nn.Module = instantiate(made_of)
-    except InstantiationException as error:
-        reason = str(error.__cause__ or error).splitlines()[0]
-        raise UserError(f"{run.folder}: its generator cannot be built here: {reason}") from error
-    state = {
-        name.removeprefix("generator."): value
-        for name, value in _checkpoint(run.folder / "last.ckpt")["state_dict"].items()
-        if name.startswith("generator.")
-    }
-    if not state:
-        raise UserError(f"{run.folder / 'last.ckpt'} holds no generator: it is the checkpoint of another method")
-    wanted = generator.state_dict()
-    if state.keys() != wanted.keys():
-        name = min(state.keys() ^ wanted.keys())
-        raise UserError(
-            f"{run.folder / 'last.ckpt'} holds another generator than its composition says: "
-            f"{name} is in {'the checkpoint' if name in state else 'the composition'} alone"
-        )
-    for name, value in state.items():
-        if value.shape != wanted[name].shape:
-            raise UserError(
-                f"{run.folder / 'last.ckpt'} holds a generator of other widths: {name} is {tuple(value.shape)}, "
-                f"the composition says {tuple(wanted[name].shape)}"
-            )
-    generator.load_state_dict(state)
-    return generator.requires_grad_(False)
-
-
-def _checkpoint(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise UserError(f"{path} is missing: it holds the generator")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises nearly anything on damaged files
-        raise UserError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
-    if not isinstance(content, dict) or "state_dict" not in content:
-        raise UserError(f"{path} is no checkpoint of kd_lightning")
-    return content
 
 
 def latents(run: Finished, n: int, *, seed: int = 0) -> Tensor:

@@ -208,7 +208,7 @@ def summary(result: Mapping[str, Any], paths: Sequence[str | Path] = ()) -> str:
             [label]
             + [NOTHING if cell is None else f"{cell:.4f}" for cell in cells]
             + [NOTHING if parameters is None else f"{parameters:,}"]
-            + [NOTHING if seconds is None else f"{seconds:.1f}"]
+            + [f"{seconds:.1f}" if seconds else NOTHING]
         )
     headers = ["", judged, "agreement", "parameters", "seconds"]
     aligned = ["left", "right", "right", "right", "right"]
@@ -220,6 +220,9 @@ def summary(result: Mapping[str, Any], paths: Sequence[str | Path] = ()) -> str:
     paper = pick(result, "paper", f"test/{judged}")
     if paper is not None:
         lines += ["", f"the paper's student: {judged} {paper:.10g}"]
+    generated = metrics.get("generated/agreement")
+    if generated is not None and metrics.get(f"test/{judged}") is None:
+        lines += ["", f"agreement with the teacher on 1,000 generated images, not on real ones: {generated:.4f}"]
     if paths:
         lines += ["", *(f"wrote {path}" for path in paths)]
     return "\n".join(lines) + "\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,12 @@ from typing import Any
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from kd_lightning import resolvers
 
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
 
 TINY = (
     "trainer.max_epochs=2",
@@ -66,7 +68,7 @@ def tiny_run(folder: Path, *overrides: str, root: Path | None = None) -> Outcome
     names = {"data": "digits", "method": "dafl"} | dict(o.split("=", 1) for o in overrides if "." not in o)
     folder.mkdir(parents=True, exist_ok=True)
     rest = [o for o in overrides if not o.startswith("method=")]
-    own = DAFL if names["method"] == "dafl" else ()
+    own = DAFL if names["method"] in ("dafl", "dfad") else ()
     at = [f"artifacts.root={root}"] if root else []
     result = Outcome(run(composed(*TINY, f"method={names['method']}", *own, *rest, *at), folder, names))
     result.folder = folder
@@ -78,3 +80,18 @@ def tiny(tmp_path: Path, store: Path) -> Callable[..., Outcome]:
     """Runs a tiny composition in a fresh folder."""
     count = iter(range(1000))
     return lambda *overrides: tiny_run(tmp_path / f"run{next(count)}", *overrides)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that a tiny run leaves, Hydra's files included; read it, or copy it and spoil the copy."""
+    folder, root = tmp_path_factory.mktemp("finished") / "run", tmp_path_factory.mktemp("finished_store")
+    overrides = ["method=dafl", "seed=0"]
+    tiny_run(folder, *overrides, root=root)
+    cfg = composed(*TINY, *DAFL, *overrides, f"artifacts.root={root}")
+    choices = {"hydra": {"runtime": {"choices": {"method": "dafl", "data": "digits"}}}}
+    (folder / ".hydra").mkdir()
+    OmegaConf.save(cfg, folder / ".hydra" / "config.yaml")
+    OmegaConf.save(OmegaConf.create(overrides), folder / ".hydra" / "overrides.yaml")
+    OmegaConf.save(OmegaConf.create(choices), folder / ".hydra" / "hydra.yaml")
+    return folder

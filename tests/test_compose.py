@@ -21,7 +21,7 @@ def files(group):
 
 
 GROUPS = sorted(folder.name for folder in conf_dir().iterdir() if folder.is_dir() and folder.name != "hydra")
-NEED_MORE = {"data": {"image_folder"}, "teacher": {"base"}}
+NEED_MORE = {"data": {"image_folder"}, "teacher": {"base"}, "source": {"generated"}}
 TARGETS = sorted(
     {target for file in conf_dir().rglob("*.yaml") for target in re.findall(r"_target_: ([\w.]+)", file.read_text())}
 )
@@ -45,6 +45,8 @@ def companions(group, name):
         return ["method=dafl"] if name == "free" else ["method=kd", "method.label=0"]
     if (group, name) == ("teacher", "none"):
         return ["method=supervised"]
+    if (group, name) == ("method", "dfq"):
+        return ["teacher=small_conv_bn"]
     return []
 
 
@@ -69,7 +71,7 @@ def test_every_tuned_file_is_pulled_in(name):
     method, data, scale = next(
         (m, d, s) for m in files("method") for d in files("data") for s in files("scale") if f"{m}_{d}_{s}" == name
     )
-    cfg = composed(f"method={method}", f"data={data}", f"scale={scale}")
+    cfg = composed(f"method={method}", f"data={data}", f"scale={scale}", *companions("method", method))
     check(cfg)
     tuned = yaml.safe_load((conf_dir() / "tuned" / f"{name}.yaml").read_text())
     top = {key: value for key, value in tuned.items() if key in ("source", "trainer") and isinstance(value, dict)}
@@ -87,8 +89,8 @@ def test_every_method_data_and_teacher_checks_or_says_why_not(method, data, teac
     if lines:
         with pytest.raises(ConfigError, match="this composition cannot run"):
             check(cfg)
-        assert teacher == "none", lines
-        assert all(re.match(r"[\w.]+: \w+ needs a teacher", line) for line in lines)
+        why = r"needs a teacher" if teacher == "none" else r"reads the teacher's batch-norm statistics"
+        assert all(re.match(rf"[\w.]+: \w+ {why}", line) for line in lines), lines
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -280,3 +280,13 @@ def test_nothing_to_plot_is_one_clear_error(tmp_path):
 
     with pytest.raises(UserError, match="nothing to plot"):
         plot([], tmp_path / "a.png")
+
+
+def test_without_real_images_the_agreement_is_labelled_as_one_on_generated_ones() -> None:
+    metrics = {"test/accuracy": None, "test/agreement": None, "generated/agreement": 0.875}
+    text = summary({"status": "ok", "system": "dafl", "data": "none", "seed": 0, "metrics": metrics})
+    assert "generated images, not on real ones: 0.8750" in text
+    measured = summary(
+        {"status": "ok", "system": "dafl", "data": "x", "seed": 0, "metrics": metrics | {"test/accuracy": 0.5}}
+    )
+    assert "generated images" not in measured

@@ -23,6 +23,7 @@ FORKS.set_forkserver_preload(["kd_lightning.run", "kd_lightning.methods.dafl", "
 SCHEDULED = "method.scheduler={_target_: torch.optim.lr_scheduler.ExponentialLR, _partial_: true, gamma: 0.5}"
 CHAINS = {
     "dafl": (SCHEDULED, "method.scheduler_g=${method.scheduler}"),
+    "dfad": ("method.student_steps=2",),
     "kd": (SCHEDULED, "data.recipe.augment=[{_target_: kd_lightning.data.augment.RandomCrop, padding: 1}]"),
 }
 
@@ -163,4 +164,4 @@ def test_interrupted_at_the_keyboard(tmp_path: Path) -> None:
     assert "same command" in result["reason"]
     (checkpoint,) = (tmp_path / "store").glob("fit-*.unfinished/last.ckpt")
     reached = torch.load(checkpoint, weights_only=True)["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]
-    assert 0 < reached["completed"] < 20000
+    assert 0 < reached["ready"] < 20000

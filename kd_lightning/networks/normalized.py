@@ -39,5 +39,9 @@ class Normalized(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, K)."""
-        output = self.net((x - self.mean) / self.std)
+        output = self.net(self.standardise(x))
         return output if self.class_order is None else output[:, self.class_order]
+
+    def standardise(self, x: Tensor) -> Tensor:
+        """What ``net`` sees of images x: the space in which papers take the losses on pixels."""
+        return (x - self.mean) / self.std
