@@ -36,6 +36,7 @@ KEYS: dict[str, Any] = {
     **dict.fromkeys(("teacher", "artifacts"), dict),
     "logger": dict | None,
     "stages": list[dict],
+    "names": dict,
     "seed": int,
     "init": str | None,
     "memory_format": Literal["contiguous", "channels_last"],

@@ -24,7 +24,7 @@ from kd_lightning.data.dataset import Dataset
 from kd_lightning.data.loader import TensorLoader
 from kd_lightning.data.module import Images
 from kd_lightning.data.sources.context import Context
-from kd_lightning.loggers import Curves, KeepCurves
+from kd_lightning.loggers import Curves, KeepCurves, replay
 from kd_lightning.methods.base import Distiller, Teacher
 from kd_lightning.networks.normalized import Normalized
 from kd_lightning.tasks import Classification
@@ -113,6 +113,8 @@ def fit(
         write_json(work / "fit.json", report)
 
     folder = bench.store.obtain("fit", config, build)
+    if watched and folder not in bench.store.built:
+        replay(folder / "metrics.csv", bench.loggers)
     network = build_network(cfg)
     network.load_state_dict(load_file(folder / "student.safetensors"))
     report = json.loads((folder / "fit.json").read_text())

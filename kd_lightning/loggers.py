@@ -104,6 +104,23 @@ class KeepCurves(Callback):
         self.curves.seconds_before, self.curves.started = state_dict["seconds"], time.perf_counter()
 
 
+def replay(file: Path, loggers: Sequence[Any]) -> None:
+    """Give the rows of a kept fit's ``metrics.csv`` to loggers that were not there when it ran."""
+    with file.open() as rows:
+        for row in csv.DictReader(rows):
+            values = {k: float(v) for k, v in row.items() if v and k != "round"}
+            for logger in loggers:
+                logger.log_metrics(values, step=int(row["round"]))
+
+
+def finish(loggers: Sequence[Any]) -> None:
+    """Flush and close; a dashboard's next run is then a new one."""
+    for logger in loggers:
+        logger.finalize("success")
+        if hasattr(logger.experiment, "finish"):
+            logger.experiment.finish()
+
+
 def to_uint8(images: Tensor) -> Tensor:
     """Images in data units, clamped to [0, 1], as uint8 (N, C, H, W) on the CPU."""
     return (images.detach().float().clamp(0, 1) * 255).round().to(torch.uint8).cpu()

@@ -22,6 +22,7 @@ from kd_lightning.data.load import dataset_digest, load_data
 from kd_lightning.export import save_student
 from kd_lightning.fitting import Bench, Fitted, device_of, fast_precision, fit
 from kd_lightning.inference import predict
+from kd_lightning.loggers import finish
 from kd_lightning.results import header, parameters, peak_memory
 from kd_lightning.tasks import Classification, evaluate
 from kd_lightning.teacher.obtain import Obtained, obtain_teacher
@@ -65,6 +66,7 @@ def run(cfg: DictConfig, folder: Path, names: Mapping[str, str | None]) -> dict[
 
 def _kept_or_made(cfg: DictConfig, folder: Path, names: Mapping[str, str | None]) -> dict[str, Any]:
     with open_dict(cfg):
+        cfg.names = {**cfg.names, **names}
         if cfg.trainer.precision == "auto":
             cfg.trainer.precision = fast_precision(cfg.trainer.accelerator)
     store = Store(cfg.artifacts.root, reuse=cfg.artifacts.reuse)
@@ -107,19 +109,20 @@ def _produce(
     names: Mapping[str, str | None],
 ) -> dict[str, Any]:
     loggers = [instantiate(logger, save_dir=str(work)) for logger in (cfg.logger or {}).values()]
+    for logger in loggers:
+        logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
     bench = Bench(store, dataset, data_key, Classification(dataset.num_classes), loggers)
     teacher = obtain_teacher(cfg, bench)
     # before validation's: a small eval_budget goes to the result, not to the curve
     answers = teacher.answers(dataset.test) if teacher else None
 
-    asked: dict[str, Any] = {"teacher": teacher.hand_out(), "teacher_key": teacher.key} if teacher else {}
     stages: dict[str, Fitted] = {}
     for stage in cfg.stages:
         own = variant(cfg, {k: v for k, v in stage.items() if k != "name"})
-        stages[stage.name] = fit(referring(own, stages), bench, phase=stage.name, watched=True, **asked)
+        stages[stage.name] = fit(referring(own, stages), bench, phase=stage.name, watched=True, **handed(teacher))
     cfg = referring(cfg, stages)
     val_answers = teacher.answers(dataset.val) if teacher else None
-    student = fit(cfg, bench, phase="student", val_answers=val_answers, watched=True, **asked)
+    student = fit(cfg, bench, phase="student", val_answers=val_answers, watched=True, **handed(teacher))
     controls = {name: _control(name, node, cfg, bench, teacher, student) for name, node in cfg.controls.items()}
 
     with clock("test"):
@@ -138,6 +141,9 @@ def _produce(
         if "generated/agreement" in student.report:
             metrics["generated/agreement"] = student.report["generated/agreement"]
 
+    for logger in loggers:
+        logger.log_metrics({k: v for k, v in metrics.items() if v is not None})
+    finish(loggers)
     fits = [*stages.values(), student]
     for fitted in fits:
         _keep_files(fitted, work)
@@ -183,8 +189,12 @@ def _control(
         return None
     if not asks and bench.dataset.train is None:
         return None
-    asked: dict[str, Any] = {"teacher": teacher.hand_out(), "teacher_key": teacher.key} if asks and teacher else {}
-    return fit(own, bench, phase=name, **asked)
+    return fit(own, bench, phase=name, **handed(teacher if asks else None))
+
+
+def handed(teacher: Obtained | None) -> dict[str, Any]:
+    """The teacher as a fit is given it: an object of its own, whose counters begin at zero."""
+    return {"teacher": teacher.hand_out(), "teacher_key": teacher.key} if teacher else {}
 
 
 class Clock:

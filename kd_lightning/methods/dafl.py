@@ -11,6 +11,8 @@ Deviations (paper / authors' code / here):
     * Images: the generator's standardised output is fed to the teacher as it is / likewise / it leaves
       the generator in data units and the teacher's own normalisation undoes that, which is the same.
     * Result: not stated / best test accuracy over all epochs / the last step.
+    * ``ms`` is no part of DAFL: it adds the mode-seeking term of MSGAN (Mao et al., CVPR 2019), see
+      conf/method/mskd.yaml.
 """
 
 from __future__ import annotations
@@ -18,88 +20,65 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kd_lightning.capture import capture
-from kd_lightning.losses.image_prior import activation, information_entropy, one_hot
+from kd_lightning.losses.image_prior import activation, information_entropy, mode_seeking, one_hot
 from kd_lightning.losses.response import kl
-from kd_lightning.methods.base import Distiller, OptimizerFactory, SchedulerFactory
+from kd_lightning.methods.generative import Generative
 from kd_lightning.networks import head_of
+from kd_lightning.networks.normalized import Normalized
 from kd_lightning.teacher.frozen import FrozenTeacher
 
 
-class Dafl(Distiller):
+class Dafl(Generative):
     """One round: one joint step of generator and student on the same images.
 
     Args:
-        generator: latents (N, latent) to images (N, C, H, W) in data units.
-        optimizer: makes the student's optimiser.
-        optimizer_g: makes the generator's optimiser.
-        scheduler: schedule of the student's learning rate, stepped once an epoch.
-        scheduler_g: the same for the generator.
-        latent: length of z.
-        batch_size: images a round, per rank.
         oh: weight of the one-hot loss (L_oh, eq. 3).
         act: weight of the activation loss (alpha, eq. 4).
         ie: weight of the information entropy loss (beta, eq. 5).
+        ms: weight of the mode-seeking loss (lambda_ms of MSGAN); 0 is DAFL.
         variant: ``paper`` or ``code``, see the deviations above.
-        **base: see :class:`Distiller`.
+        **generative: see :class:`Generative`.
     """
 
     def __init__(
         self,
         *,
-        generator: nn.Module,
-        optimizer: OptimizerFactory,
-        optimizer_g: OptimizerFactory,
-        scheduler: SchedulerFactory | None = None,
-        scheduler_g: SchedulerFactory | None = None,
-        latent: int = 100,
-        batch_size: int = 512,
         oh: float = 1.0,
         act: float = 0.1,
         ie: float = 5.0,
+        ms: float = 0.0,
         variant: Literal["paper", "code"] = "paper",
-        **base: Any,
+        **generative: Any,
     ) -> None:
-        super().__init__(**base)
-        self.generator = generator
-        self.make_optimizer, self.make_optimizer_g = optimizer, optimizer_g
-        self.make_scheduler, self.make_scheduler_g = scheduler, scheduler_g
-        self.latent, self.batch_size = latent, batch_size
-        self.oh, self.act, self.ie = oh, act, ie
+        super().__init__(**generative)
+        self.oh, self.act, self.ie, self.ms = oh, act, ie, ms
         self.entropy_log: Literal["e", "10"] = "e" if variant == "paper" else "10"
-
-    @classmethod
-    def needs(cls, **settings: Any) -> set[str]:
-        """The teacher's gradients, and no data."""
-        return {"teacher.gradients", "source.free"}
-
-    def configure_optimizers(self) -> Any:
-        """Student first, generator second."""
-        return self.scheduled(
-            (self.make_optimizer(self.student.parameters()), self.make_scheduler),
-            (self.make_optimizer_g(self.generator.parameters()), self.make_scheduler_g),
-        )
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """Images, the teacher's verdict on them, one step of each network."""
         opt_s, opt_g = self.opts()
-        z = torch.randn(self.batch_size, self.latent, device=self.device, generator=self.rng)
+        z = self.latents(self.batch_size)
         x = self.generator(z)
         features, t = self.judge(x)
 
         # Generator, eq. 6: L_oh + alpha L_a + beta L_ie
-        loss_oh = self.oh * one_hot(t)
-        loss_a = self.act * activation(features)
-        loss_ie = self.ie * information_entropy(t, log=self.entropy_log)
-        self.update(opt_g, loss_oh + loss_a + loss_ie)
+        losses = {
+            "oh": self.oh * one_hot(t),
+            "ie": self.ie * information_entropy(t, log=self.entropy_log),
+            "act": self.act * activation(features),
+        }
+        if self.ms:
+            losses["ms"] = self.ms * self.mode_seeking(x, z)
+        self.update(opt_g, torch.stack(list(losses.values())).sum())
 
         # Student, eq. 7: imitate on the same images, which its loss must not pull
         loss_kd = kl(self.student(x.detach()), t.detach())
         self.update(opt_s, loss_kd)
 
-        self.record(kd=loss_kd, oh=loss_oh, ie=loss_ie, act=loss_a)
+        self.record(kd=loss_kd, **losses)
         self.show(x, t)
 
     def judge(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -110,8 +89,8 @@ class Dafl(Distiller):
             t = self.teacher(x)
         return taps[head], t
 
-    @torch.no_grad()
-    def draw(self, n: int) -> Tensor:
-        """``n`` images (n, C, H, W) as the student was shown them: the generator in training mode."""
-        z = torch.randn(n, self.latent, device=self.device, generator=self.rng)
-        return self.generator(z)
+    def mode_seeking(self, x: Tensor, z: Tensor) -> Tensor:
+        """MSGAN's loss, in the space of its tanh images: standardised, not [0, 1]."""
+        assert isinstance(self.teacher, FrozenTeacher)
+        assert isinstance(self.teacher.net, Normalized)
+        return mode_seeking(self.teacher.net.standardise(x), z)

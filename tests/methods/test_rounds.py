@@ -1,0 +1,163 @@
+"""What one round of each method with a generator touches, counts and costs."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from test_toy import dafl, dfad, dfq, distill, rdskd, zskt
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from toy import context, fit, generator, network, trained_teacher
+
+from kd_lightning.data.sources.generated import GeneratedLoader
+from kd_lightning.losses.response import kl
+from kd_lightning.methods.base import Distiller
+
+B = 64
+METHODS: dict[str, Callable[[], Any]] = {
+    "dafl": lambda: dafl(0.02),
+    "mskd": lambda: dafl(0.02, ms=1.0),
+    "dfad": lambda: dfad(1e-3),
+    "rdskd": lambda: rdskd(1e-3),
+    "zskt": lambda: zskt(1e-3),
+    "dfq": lambda: dfq(1e-3),
+}
+
+
+@pytest.fixture(scope="module")
+def teachers() -> dict[bool, nn.Module]:
+    return {batch_norm: trained_teacher(batch_norm=batch_norm) for batch_norm in (False, True)}
+
+
+@pytest.fixture
+def teacher(name: str, teachers: dict[bool, nn.Module]) -> nn.Module:
+    return teachers[name == "dfq"]
+
+
+def state(net: nn.Module) -> str:
+    """A hash of every weight and buffer."""
+    total = hashlib.sha256()
+    for tensor in net.state_dict().values():
+        total.update(tensor.numpy().tobytes())
+    return total.hexdigest()
+
+
+def gradients(net: nn.Module) -> bool:
+    return any(p.grad is not None for p in net.parameters())
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, str, bool]]:
+    """(who steps, the student's state before and after, whether the other was given gradients) of every update."""
+    seen: list[tuple[str, str, str, bool]] = []
+    update = Distiller.update
+
+    def spied(self: Any, opt: Any, loss: Tensor) -> None:
+        own = opt.param_groups[0]["params"][0]
+        who = "student" if any(p is own for p in self.student.parameters()) else "generator"
+        other = self.generator if who == "student" else self.student
+        other.zero_grad()
+        before = seen[-1][2] if seen else self.first_state
+        update(self, opt, loss)
+        seen.append((who, before, state(self.student), gradients(other)))
+
+    monkeypatch.setattr(Distiller, "update", spied)
+    monkeypatch.setattr(
+        Distiller, "on_fit_start", lambda self: setattr(self, "first_state", state(self.student)), raising=False
+    )
+    return seen
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_teacher_comes_out_bit_identical(name: str, teacher: nn.Module) -> None:
+    before = state(teacher)
+    fit(METHODS[name](), teacher, range(3))
+    assert state(teacher) == before
+    assert not gradients(teacher)
+    assert not any(module.training for module in teacher.modules())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in teacher.modules())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_each_step_moves_its_own_network_alone(
+    name: str, teacher: nn.Module, steps: list[tuple[str, str, str, bool]]
+) -> None:
+    method = fit(METHODS[name](), teacher, range(2), batch_norm=name == "dfq")
+    assert steps
+    for who, before, after, leaked in steps:
+        assert not leaked
+        # with batch norm in dfq's student: its running statistics stand still as well
+        assert (before != after) == (who == "student")
+    assert all(p.requires_grad for p in method.student.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "order"),
+    [
+        ("dafl", "gs"),
+        ("dfad", "sssssg"),
+        ("rdskd", "g"),
+        ("zskt", "g" + 10 * "s"),
+        ("dfq", "g" + 10 * "s"),
+    ],
+)
+def test_the_order_of_a_round(
+    name: str, order: str, teacher: nn.Module, steps: list[tuple[str, str, str, bool]]
+) -> None:
+    method = fit(METHODS[name](), teacher, range(2))
+    assert "".join(who[0] for who, *_ in steps) == order * 2
+    assert method.student_updates_per_round() == order.count("s")
+
+
+@pytest.mark.parametrize(("name", "images"), [("dafl", 1), ("dfad", 6), ("rdskd", 1), ("zskt", 1), ("dfq", 11)])
+def test_images_synthesised(name: str, images: int, teacher: nn.Module) -> None:
+    assert fit(METHODS[name](), teacher, range(2), epochs=2).images_made == 4 * images * B
+
+
+def flops(run: Callable[[], Any]) -> int:
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops()
+
+
+class Costs:
+    """FLOPs of one network on one batch: forward, training it, and gradients through it to its input."""
+
+    def __init__(self, net: nn.Module, x: Tensor) -> None:
+        net.requires_grad_(True)
+        with torch.no_grad():
+            self.forward = flops(lambda: net(x))
+        self.train = flops(lambda: net(x).sum().backward())
+        net.requires_grad_(False)
+        self.through = flops(lambda: net(x.clone().requires_grad_()).sum().backward())
+        assert self.train <= 3 * self.forward
+        assert self.through <= 2 * self.forward
+
+
+@pytest.mark.parametrize("name", ["dafl", "dfad", "rdskd", "zskt", "dfq", "generated"])
+def test_no_forward_or_backward_pass_too_many(name: str, teachers: dict[bool, nn.Module]) -> None:
+    """The least that the mathematics allows, in the units of one forward: a training step is 3, a way through is 2."""
+    batch_norm = name == "dfq"
+    made = generator(tail="bn") if name == "zskt" else generator(conv_bias=name != "dfq")
+    g = Costs(made, torch.randn(B, 16))
+    t = Costs(trained_teacher(batch_norm=batch_norm), torch.rand(B, 1, 8, 8))
+    s = Costs(network((8, 16)), torch.rand(B, 1, 8, 8))
+    imitate = g.forward + t.forward + s.train
+    least = {
+        "dafl": g.train + t.through + s.train,
+        "rdskd": g.train + t.through,
+        "dfad": 5 * imitate + g.train + t.through + s.through,
+        "zskt": g.train + t.through + s.through + g.forward + t.forward + 10 * s.train,
+        "dfq": g.train + t.through + s.through + 10 * imitate,
+        "generated": imitate,
+    }[name]
+    if name == "generated":
+        loader = GeneratedLoader(made.eval(), 1, (B, 16), context())
+        make, rounds = distill(kl), loader
+    else:
+        make, rounds = METHODS[name](), range(1)
+    assert flops(lambda: fit(make, teachers[batch_norm], rounds)) == least

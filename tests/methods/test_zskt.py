@@ -1,0 +1,111 @@
+"""ZSKT: ten student steps on the pseudo-batch the generator has just stepped on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from test_toy import zskt
+from torch import Tensor, nn
+from toy import fit, generator, trained_teacher
+
+from kd_lightning.capture import capture
+from kd_lightning.losses.adversarial import attention_transfer
+from kd_lightning.losses.response import kl
+from kd_lightning.methods.base import Distiller
+from kd_lightning.methods.zskt import Zskt
+
+
+@pytest.fixture(scope="module")
+def teacher() -> nn.Module:
+    return trained_teacher()
+
+
+@pytest.fixture
+def terms(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    seen: dict[str, float] = {}
+    monkeypatch.setattr(Zskt, "record", lambda self, **terms: seen.update({k: v.item() for k, v in terms.items()}))
+    return seen
+
+
+def still(**settings: Any) -> Any:
+    """One round that leaves the student as it was, so that its losses can be computed again."""
+    make = zskt(1e-3)
+    make.keywords["optimizer"].keywords["lr"] = 0.0
+    make.keywords.update(settings)
+    return make
+
+
+def test_the_student_sees_one_pseudo_batch_ten_times(teacher: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    latents: list[Tensor] = []
+    images: list[Tensor] = []
+    made = generator(tail="bn")
+    made.register_forward_pre_hook(lambda _module, args: latents.append(args[0]))
+
+    def start(self: Any) -> None:
+        self.student.register_forward_pre_hook(lambda _module, args: images.append(args[0]))
+
+    monkeypatch.setattr(Distiller, "on_fit_start", start, raising=False)
+    fit(still(generator=made), teacher, range(2))
+    assert len(latents) == 4, "once for the generator's step, once for all of the student's"
+    assert torch.equal(latents[0], latents[1])
+    assert torch.equal(latents[2], latents[3])
+    assert not torch.equal(latents[0], latents[2])
+    assert len(images) == 22
+    first, *rest = images[:11]
+    assert all(torch.equal(rest[0], x) for x in rest)
+    assert not torch.equal(first, rest[0]), "rendered again by the generator that has just stepped"
+    assert first.requires_grad
+    assert not any(x.requires_grad for x in rest)
+
+
+@pytest.mark.parametrize(("variant", "reduction"), [("code", "mean"), ("paper", "batchmean")])
+def test_the_divergence(variant: str, reduction: Any, teacher: nn.Module, terms: dict[str, float]) -> None:
+    method = fit(still(variant=variant), teacher, range(1))
+    assert method.seen is not None
+    with torch.no_grad():
+        wanted = kl(method.student(method.seen.images), teacher(method.seen.images), reduction=reduction)
+    assert terms["kl"] == pytest.approx(wanted.item(), rel=1e-4)
+    assert "at" not in terms
+
+
+def test_attention_compares_the_maps_of_the_blocks(teacher: nn.Module, terms: dict[str, float]) -> None:
+    blocks = ("net.features.1", "net.features.4")
+    method = fit(still(blocks=blocks), teacher, range(1))
+    assert method.seen is not None
+    maps = []
+    for net in (method.student, teacher):
+        with torch.no_grad(), capture(net, outputs=blocks) as taps:
+            net(method.seen.images)
+        maps.append([taps[block] for block in blocks])
+    assert terms["at"] == pytest.approx(250 * attention_transfer(*maps).item(), rel=1e-4)
+
+
+def test_attention_reaches_the_student(teacher: nn.Module) -> None:
+    make = zskt(1e-3)
+    make.keywords.update(blocks=("net.features.1",), variant="paper")
+    with_it = fit(make, teacher, range(1)).student
+    make.keywords.update(generator=generator(tail="bn"), beta=0.0)
+    assert any(
+        not torch.equal(a, b)
+        for a, b in zip(with_it.parameters(), fit(make, teacher, range(1)).student.parameters(), strict=True)
+    )
+
+
+def test_both_gradients_are_clipped(teacher: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    norms: list[float] = []
+    update = Distiller.update
+
+    def updating(self: Any, opt: Any, loss: Tensor) -> None:
+        update(self, opt, loss)
+        gradients = [p.grad for p in opt.param_groups[0]["params"]]
+        norms.append(torch.nn.utils.get_total_norm(gradients).item())
+
+    monkeypatch.setattr(Distiller, "update", updating)
+    fit(still(clip=1e-4, variant="paper"), teacher, range(1))
+    assert norms == pytest.approx([1e-4] * 11, rel=0.05)
+    norms.clear()
+    fit(still(clip=5.0, generator=generator(tail="bn")), teacher, range(1))
+    assert max(norms) <= 5.0
+    assert max(norms) > 2e-4
