@@ -277,6 +277,9 @@ def _fits_of(plain: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     untrained = isinstance(teacher.get("net"), dict) and teacher.get("weights") is None
     if untrained and isinstance(teacher.get("fit"), dict):
         yield "teacher.fit.method", {**plain, **teacher["fit"], "teacher": {**teacher, "net": None}}
+    for number, stage in enumerate(plain.get("stages") or []):
+        changes = {k: v for k, v in _dict(stage).items() if k in REPLACED}
+        yield f"stages[{number}].method", {**plain, **changes}
     asked = isinstance(teacher.get("net"), dict) and teacher.get("access") == "white"
     for name, node in _dict(plain.get("controls")).items():
         changes = {k: v for k, v in _dict(node).items() if k in REPLACED}
