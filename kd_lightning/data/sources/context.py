@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sized
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 from kd_lightning.artifacts import Store
 from kd_lightning.data.dataset import Dataset, Split
+from kd_lightning.data.loader import Augmentation, TensorLoader
 from kd_lightning.errors import DataError
 
 
@@ -53,5 +56,26 @@ class Context:
             )
         return self.dataset.train
 
-
-Loader = Sized
+    def serve(
+        self,
+        images: Tensor,
+        labels: Tensor | None = None,
+        *,
+        answers: Tensor | None = None,
+        batch_size: int,
+        augment: Sequence[Augmentation] = (),
+    ) -> TensorLoader:
+        """A shuffling loader of uint8 images (N, C, H, W) for this rank; whole batches alone, if there is one."""
+        return TensorLoader(
+            images,
+            labels,
+            answers=answers,
+            batch_size=batch_size,
+            shuffle=True,
+            augment=augment,
+            seed=self.order_seed,
+            rank=self.rank,
+            world=self.world,
+            drop_last=len(images) >= batch_size * self.world,
+            device=self.device,
+        )

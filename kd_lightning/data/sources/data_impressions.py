@@ -95,18 +95,7 @@ class DataImpressions:
         config = {k: v for k, v in vars(self).items() if k not in ("augment", "batch_size")}
         config |= {"source": "data_impressions", "shape": shape, "version": VERSION}
         pool = obtain_pool(context, config, math.ceil(self.images / self.impressions), make)
-        return TensorLoader(
-            pool["images"],
-            answers=pool["answers"],
-            batch_size=self.batch_size,
-            shuffle=True,
-            augment=self.augment,
-            seed=context.order_seed,
-            rank=context.rank,
-            world=context.world,
-            drop_last=self.images >= self.batch_size * context.world,
-            device=context.device,
-        )
+        return context.serve(pool["images"], answers=pool["answers"], batch_size=self.batch_size, augment=self.augment)
 
     def impress(self, net: nn.Module, x: Tensor, targets: Tensor) -> Tensor:
         """Eq. 4: pixels x (N, C, H, W) that minimise CE(y, softmax(T(x) / tau)), kept in [0, 1] at every step."""

@@ -100,18 +100,7 @@ class DeepInversion:
         config = {k: v for k, v in vars(self).items() if k not in ("augment", "batch_size")}
         config |= {"source": "deep_inversion", "shape": shape, "classes": classes, "version": VERSION}
         pool = obtain_pool(context, config, math.ceil(self.images / self.inverted), make)
-        return TensorLoader(
-            pool["images"],
-            pool["labels"],
-            batch_size=self.batch_size,
-            shuffle=True,
-            augment=self.augment,
-            seed=context.order_seed,
-            rank=context.rank,
-            world=context.world,
-            drop_last=self.images >= self.batch_size * context.world,
-            device=context.device,
-        )
+        return context.serve(pool["images"], pool["labels"], batch_size=self.batch_size, augment=self.augment)
 
     def invert(self, net: Normalized, u: Tensor, y: Tensor, random: np.random.Generator) -> Tensor:
         """Eq. 1 to 4: from standardised noise u (N, C, H, W) to images in data units of the classes y (N,)."""

@@ -66,18 +66,12 @@ class Queried:
         stored = torch.cat([load_file(_part(folder, i))["answers"] for i in chunks])
         context.teacher.asked = spent + len(index)  # also where an earlier run paid
         context.notes["queries"] = len(index)
-        return TensorLoader(
+        return context.serve(
             split.images[index],
             split.labels[index],
             answers=stored,
             batch_size=self.batch_size,
-            shuffle=True,
             augment=self.augment,
-            seed=context.order_seed,
-            rank=context.rank,
-            world=context.world,
-            drop_last=len(index) >= self.batch_size * context.world,
-            device=context.device,
         )
 
 

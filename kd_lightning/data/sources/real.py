@@ -27,22 +27,8 @@ class Real:
 
     def prepare(self, context: Context) -> TensorLoader:
         """A loader of labelled images."""
-        return self.serve(context.real(), context)
-
-    def serve(self, split: Split, context: Context) -> TensorLoader:
-        """The loader of ``split``."""
-        return TensorLoader(
-            split.images,
-            split.labels,
-            batch_size=self.batch_size,
-            shuffle=True,
-            augment=self.augment,
-            seed=context.order_seed,
-            rank=context.rank,
-            world=context.world,
-            drop_last=len(split) >= self.batch_size * context.world,
-            device=context.device,
-        )
+        split = context.real()
+        return context.serve(split.images, split.labels, batch_size=self.batch_size, augment=self.augment)
 
 
 class FewShot(Real):
@@ -65,8 +51,8 @@ class FewShot(Real):
         Raises:
             DataError: a class has fewer images.
         """
-        split = context.real()
-        return self.serve(few(split, self.per_class, seed=self.seed, classes=context.dataset.classes), context)
+        split = few(context.real(), self.per_class, seed=self.seed, classes=context.dataset.classes)
+        return context.serve(split.images, split.labels, batch_size=self.batch_size, augment=self.augment)
 
 
 def few(split: Split, per_class: int, *, seed: int, classes: Sequence[str]) -> Split:
