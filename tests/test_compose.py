@@ -90,7 +90,7 @@ def test_every_method_data_and_teacher_checks_or_says_why_not(method, data, teac
         with pytest.raises(ConfigError, match="this composition cannot run"):
             check(cfg)
         why = r"needs a teacher" if teacher == "none" else r"reads the teacher's batch-norm statistics"
-        assert all(re.match(rf"[\w.]+: \w+ {why}", line) for line in lines), lines
+        assert all(re.match(rf"[\w.\[\]]+: \w+ {why}", line) for line in lines), lines
 
 
 @pytest.mark.parametrize("target", TARGETS)
