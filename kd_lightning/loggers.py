@@ -34,7 +34,6 @@ class Curves(Logger):
         super().__init__()
         self.file = Path(folder) / "metrics.csv"
         self.rows: list[dict[str, float]] = []
-        self.latest: dict[str, float] = {}
         self.seconds_before = 0.0
         self.started = time.perf_counter()
 
@@ -59,12 +58,7 @@ class Curves(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Add to the row of this round."""
-        # Lightning repeats in every round what it was given before
-        repeated = {k for k, v in metrics.items() if self.latest.get(k) == float(v) and not k.startswith("val/")}
-        fresh = {k: float(v) for k, v in metrics.items() if k not in repeated or k == "epoch"}
-        if fresh.keys() <= {"epoch"}:
-            return
-        self.latest |= fresh
+        fresh = {k: float(v) for k, v in metrics.items()}
         if self.rows and self.rows[-1]["round"] == step:
             self.rows[-1].update(fresh)
         else:
@@ -99,8 +93,6 @@ class KeepCurves(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with them."""
         self.curves.rows = list(state_dict["rows"])
-        for row in self.curves.rows:
-            self.curves.latest |= row
         self.curves.seconds_before, self.curves.started = state_dict["seconds"], time.perf_counter()
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 pb = pytest.importorskip("wandb.proto.wandb_internal_pb2")
 
@@ -46,7 +47,6 @@ def read(path: Path) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_wandb_gets_curves_pictures_metrics_and_the_composition(tiny: Callable[..., Any]) -> None:
-    tiny()  # the fit is kept: its curves must reach a dashboard that comes later
     result = tiny("logger=wandb_offline")
     (file,) = result.folder.glob("wandb/offline-run-*/*.wandb")
     run = read(file)
@@ -55,6 +55,17 @@ def test_wandb_gets_curves_pictures_metrics_and_the_composition(tiny: Callable[.
     assert run["meta"].display_name.startswith("dafl-")
     assert run["config"]["method"]["latent"] == 8
     keys = {key for row in run["history"] for key in row}
-    assert {"train/kd", "val/accuracy", "test/accuracy", "teacher/accuracy"} <= keys
+    assert {"train/kd", "val/accuracy", "test/accuracy", "teacher/accuracy", "generated"} <= keys
     accuracy = next(row["test/accuracy"] for row in run["history"] if "test/accuracy" in row)
     assert accuracy == pytest.approx(result["metrics"]["test/accuracy"])
+    pictures = list(file.parent.glob("files/media/images/*.png"))
+    assert len(pictures) >= 16
+    assert all(Image.open(picture).getextrema()[1] > 0 for picture in pictures)  # a float image would be black
+
+
+@pytest.mark.slow
+def test_a_dashboard_that_comes_after_the_fit_gets_its_curves(tiny: Callable[..., Any]) -> None:
+    tiny()
+    result = tiny("logger=wandb_offline")
+    (file,) = result.folder.glob("wandb/offline-run-*/*.wandb")
+    assert {"train/kd", "val/accuracy"} <= {key for row in read(file)["history"] for key in row}

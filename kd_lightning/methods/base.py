@@ -6,18 +6,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
 
-import lightning as L
-import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics import Metric
 
-from kd_lightning.methods.terms import TermWatch
-from kd_lightning.teacher.frozen import FrozenTeacher
-from kd_lightning.teacher.query import QueryTeacher
+from kd_lightning.methods.repeatable import Repeatable, Teacher
 
-Teacher = FrozenTeacher | QueryTeacher
 OptimizerFactory = Callable[..., Optimizer]
 SchedulerFactory = Callable[[Optimizer], Any]
 
@@ -29,7 +24,7 @@ class Seen(NamedTuple):
     teacher: Tensor
 
 
-class Distiller(L.LightningModule):
+class Distiller(Repeatable):
     """One training batch is one round of the paper's outer loop.
 
     Args:
@@ -52,11 +47,7 @@ class Distiller(L.LightningModule):
         self.metrics = nn.ModuleDict(task.metrics())
         self.agreement = task.agreement()
         self.seen: Seen | None = None
-        self.images_made = 0
-        self._rng: torch.Generator | None = None
-        self._restored: list[dict[str, Tensor]] | None = None
         self.latest: dict[str, float] = {}
-        self.terms_seen = TermWatch()
 
     @classmethod
     def needs(cls, **settings: Any) -> set[str]:
@@ -87,11 +78,14 @@ class Distiller(L.LightningModule):
     @contextmanager
     def frozen(self, net: nn.Module) -> Iterator[None]:
         """Inside, gradients cross ``net`` without reaching its weights, which saves computing them."""
-        net.requires_grad_(False)
+        learning = [p for p in net.parameters() if p.requires_grad]
+        for p in learning:
+            p.requires_grad_(False)
         try:
             yield
         finally:
-            net.requires_grad_(True)
+            for p in learning:
+                p.requires_grad_(True)
 
     def record(self, **terms: Tensor) -> None:
         """Note this round's scalars: reported every ``log_every`` rounds, and watched for NaN in every round."""
@@ -117,49 +111,11 @@ class Distiller(L.LightningModule):
         self.images_made += len(images)
         self.seen = Seen(images.detach(), teacher.detach())
 
-    @property
-    def rng(self) -> torch.Generator:
-        """Noise of this rank alone, on the device; saved in every checkpoint."""
-        if self._rng is None:
-            # seed_everything gives every rank the same seed: without the rank all would draw the same noise
-            self.reseed(torch.initial_seed() % 2**31 + self.global_rank)
-        assert self._rng is not None
-        return self._rng
-
-    def reseed(self, seed: int) -> None:
-        """Begin other noise."""
-        self._rng = torch.Generator(self.device).manual_seed(seed)
-
-    def on_train_start(self) -> None:
-        """Go on with the random numbers of the checkpoint, if there was one."""
-        if self._restored is not None:
-            mine = self._restored[self.global_rank % len(self._restored)]
-            self.rng.set_state(mine["rank"])
-            torch.set_rng_state(mine["torch"])
-
     def on_train_epoch_end(self) -> None:
         """Step the learning-rate schedules, which count epochs."""
         schedulers = self.lr_schedulers() or []
         for scheduler in schedulers if isinstance(schedulers, list) else [schedulers]:
             scheduler.step()  # type: ignore[call-arg]
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the random state of every rank; a method whose loss is not finite is not worth keeping."""
-        self.terms_seen.refuse_nan(type(self).__name__)
-        mine = {"rank": self.rng.get_state(), "torch": torch.get_rng_state()}
-        states: list[Any] = [mine]
-        if self.trainer.world_size > 1:
-            states = [None] * self.trainer.world_size
-            torch.distributed.all_gather_object(states, mine)
-        checkpoint["rng"] = states
-        checkpoint["counts"] = {"made": self.images_made, "asked": self.teacher.asked if self.teacher else 0}
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on counting, and keep the random states until training starts."""
-        self._restored = checkpoint["rng"]
-        self.images_made = checkpoint["counts"]["made"]
-        if self.teacher is not None:
-            self.teacher.asked = checkpoint["counts"]["asked"]
 
     def on_validation_epoch_start(self) -> None:
         """Average batch-norm statistics over ranks: manual optimisation leaves them to drift apart."""

@@ -17,6 +17,7 @@ Deviations (paper / authors' code / here):
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -35,9 +36,9 @@ class Dafl(Generative):
     """One round: one joint step of generator and student on the same images.
 
     Args:
-        oh: weight of the one-hot loss (L_oh, eq. 3).
-        act: weight of the activation loss (alpha, eq. 4).
-        ie: weight of the information entropy loss (beta, eq. 5).
+        oh: weight of the one-hot loss (L_oh).
+        act: weight of the activation loss (alpha L_a).
+        ie: weight of the information entropy loss (beta L_ie).
         ms: weight of the mode-seeking loss (lambda_ms of MSGAN); 0 is DAFL.
         variant: ``paper`` or ``code``, see the deviations above.
         **generative: see :class:`Generative`.
@@ -64,7 +65,7 @@ class Dafl(Generative):
         x = self.generator(z)
         features, t = self.judge(x)
 
-        # Generator, eq. 6: L_oh + alpha L_a + beta L_ie
+        # Generator: L_oh + alpha L_a + beta L_ie
         losses = {
             "oh": self.oh * one_hot(t),
             "ie": self.ie * information_entropy(t, log=self.entropy_log),
@@ -74,7 +75,7 @@ class Dafl(Generative):
             losses["ms"] = self.ms * self.mode_seeking(x, z)
         self.update(opt_g, torch.stack(list(losses.values())).sum())
 
-        # Student, eq. 7: imitate on the same images, which its loss must not pull
+        # Student, L_KD: imitate on the same images, which its loss must not pull
         loss_kd = kl(self.student(x.detach()), t.detach())
         self.update(opt_s, loss_kd)
 
@@ -84,10 +85,15 @@ class Dafl(Generative):
     def judge(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The teacher's penultimate features (N, D) and logits (N, K), in one forward that gradients can cross."""
         assert isinstance(self.teacher, FrozenTeacher)
-        head = head_of(self.teacher.net)
-        with capture(self.teacher.net, inputs=(head,)) as taps:
+        with capture(self.teacher.net, inputs=(self.head,)) as taps:
             t = self.teacher(x)
-        return taps[head], t
+        return taps[self.head], t
+
+    @cached_property
+    def head(self) -> str:
+        """Where the teacher's features end."""
+        assert isinstance(self.teacher, FrozenTeacher)
+        return head_of(self.teacher.net)
 
     def mode_seeking(self, x: Tensor, z: Tensor) -> Tensor:
         """MSGAN's loss, in the space of its tanh images: standardised, not [0, 1]."""

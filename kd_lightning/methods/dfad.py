@@ -27,8 +27,8 @@ class Dfad(Generative):
     """One round: ``student_steps`` imitation steps on fresh images, then one generator step.
 
     Args:
-        student_steps: k in algorithm 1.
-        log_distance: the generator maximises ln(1 + L) in place of L (eq. 8, for dense prediction).
+        student_steps: student steps for each of the generator's, k.
+        log_distance: the generator maximises ln(1 + L) in place of L, for dense prediction.
         **generative: see :class:`Generative`.
     """
 
@@ -41,7 +41,7 @@ class Dfad(Generative):
         return self.student_steps
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
-        """Algorithm 1, one outer iteration."""
+        """Imitation stage, then generation stage."""
         assert self.teacher is not None
         opt_s, opt_g = self.opts()
 

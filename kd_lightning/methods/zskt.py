@@ -33,8 +33,8 @@ class Zskt(Generative):
     """One round: one pseudo-batch z, a generator step on it, then ``student_steps`` student steps on it.
 
     Args:
-        student_steps: n_S in algorithm 1; n_G is 1.
-        beta: weight of attention transfer (beta, eq. 3).
+        student_steps: n_S; n_G is 1.
+        beta: weight of attention transfer (beta).
         blocks: module paths whose maps (N, C, H, W) are compared, the same in both networks, which must have
             equal sizes there; ``[net.block1, net.block2, net.block3]`` for wide ResNets. None leaves it out.
         clip: largest norm of either network's gradient.
@@ -62,12 +62,12 @@ class Zskt(Generative):
         return self.student_steps
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
-        """Algorithm 1, one pseudo-batch."""
+        """One pseudo-batch."""
         assert isinstance(self.teacher, FrozenTeacher)
         opt_s, opt_g = self.opts()
         z = self.latents(self.batch_size)
 
-        # Generator, eq. 2: maximise D_KL(T || S); gradients cross both networks and change neither
+        # Generator: maximise D_KL(T || S); gradients cross both networks and change neither
         with self.frozen(self.student):
             x = self.generator(z)
             disagreement = kl(self.student(x), self.teacher(x), reduction=self.reduction)
@@ -78,7 +78,7 @@ class Zskt(Generative):
             x = self.generator(z)
             t = self.teacher(x)
 
-        # Student, eq. 3: D_KL(T || S) + beta * sum over blocks of the attention's distance
+        # Student: D_KL(T || S) + beta * sum over blocks of the attention's distance
         for _ in range(self.student_steps):
             with capture(self.student, outputs=self.blocks) as maps_s:
                 losses = {"kl": kl(self.student(x), t, reduction=self.reduction)}

@@ -98,7 +98,7 @@ class DataImpressions:
         return context.serve(pool["images"], answers=pool["answers"], batch_size=self.batch_size, augment=self.augment)
 
     def impress(self, net: nn.Module, x: Tensor, targets: Tensor) -> Tensor:
-        """Eq. 4: pixels x (N, C, H, W) that minimise CE(y, softmax(T(x) / tau)), kept in [0, 1] at every step."""
+        """Pixels x (N, C, H, W) that minimise CE(y, softmax(T(x) / tau)), kept in [0, 1] at every step."""
         x = x.requires_grad_()
         adam = torch.optim.Adam([x], lr=self.lr)
         for _ in range(self.steps):
@@ -125,7 +125,7 @@ def last_weights(net: Normalized) -> Tensor:
 
 
 def class_similarity(weights: Tensor) -> Tensor:
-    """Eq. 1: cosines (C, C) between the rows of ``weights`` (C, d), each row scaled to [0, 1]."""
+    """Cosines (C, C) between the rows of ``weights`` (C, d), each row scaled to [0, 1]."""
     unit = F.normalize(weights.float(), dim=1)
     return _unit_range(unit @ unit.T)
 

@@ -42,9 +42,9 @@ class DeepInversion:
         inverted: optimised together: their statistics are compared with the batch norms'.
         steps: of Adam for each batch.
         lr: its learning rate, on standardised pixels.
-        bn: weight of the batch-norm statistics (alpha_f, eq. 4).
-        tv: weight of the total variation (alpha_tv, eq. 3); the norm grows with the square root of ``inverted``.
-        l2: weight of the norm (alpha_l2, eq. 3).
+        bn: weight of the batch-norm statistics (alpha_f).
+        tv: weight of the total variation (alpha_tv); the norm grows with the square root of ``inverted``.
+        l2: weight of the norm (alpha_l2).
         jitter: largest shift in pixels.
         flip: mirror in every second step.
         augment: applied to each batch.
@@ -103,7 +103,7 @@ class DeepInversion:
         return context.serve(pool["images"], pool["labels"], batch_size=self.batch_size, augment=self.augment)
 
     def invert(self, net: Normalized, u: Tensor, y: Tensor, random: np.random.Generator) -> Tensor:
-        """Eq. 1 to 4: from standardised noise u (N, C, H, W) to images in data units of the classes y (N,)."""
+        """From standardised noise u (N, C, H, W) to images in data units of the classes y (N,)."""
         u = u.requires_grad_()
         adam = torch.optim.Adam([u], lr=self.lr)
         for _ in range(self.steps):
