@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
 import torch
 from hydra.utils import get_class, instantiate
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Callback, Checkpoint
 from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from kd_lightning.artifacts import Store, digest, file_digest, write_json, writing
+from kd_lightning.artifacts import FORMAT_VERSION, Store, digest, file_digest, names_file, write_json, writing
 from kd_lightning.callbacks import PhaseBar, WatchGenerator
+from kd_lightning.checkpoints import Marked, resumable
 from kd_lightning.data.dataset import Dataset
 from kd_lightning.data.loader import TensorLoader
 from kd_lightning.data.module import Images
@@ -57,6 +57,7 @@ class Bench:
         data_key: digest of their content.
         task: loss and metrics.
         loggers: further loggers for the student's fit.
+        callbacks: further callbacks of every fit.
     """
 
     store: Store
@@ -64,6 +65,7 @@ class Bench:
     data_key: str
     task: Classification
     loggers: list[Any]
+    callbacks: list[Callback] = field(default_factory=list)
 
 
 def build_network(cfg: DictConfig) -> Normalized:
@@ -107,9 +109,9 @@ def fit(
         )
         method, report = _train(cfg, bench, phase, work, context, val_answers, watched)
         with writing(work):
-            save_file(_plain_state(method.student), work / "student.safetensors")
+            _save_net(method.student, work / "student.safetensors")
             if hasattr(method, "generator"):
-                save_file(_plain_state(cast(nn.Module, method.generator)), work / "generator.safetensors")
+                _save_net(cast(nn.Module, method.generator), work / "generator.safetensors")
         write_json(work / "fit.json", report)
 
     folder = bench.store.obtain("fit", config, build)
@@ -125,8 +127,9 @@ def fit(
     return Fitted(network.eval(), folder, digest(config), report, report["fit_seconds"])
 
 
-def _plain_state(net: nn.Module) -> dict[str, Tensor]:
-    return {k: v.detach().cpu().contiguous().clone() for k, v in net.state_dict().items()}
+def _save_net(net: nn.Module, file: Path) -> None:
+    state = {k: v.detach().cpu().contiguous().clone() for k, v in net.state_dict().items()}
+    save_file(state, file, metadata={"format_version": str(FORMAT_VERSION)})
 
 
 def fit_config(cfg: DictConfig, bench: Bench, teacher_key: str) -> dict[str, Any]:
@@ -134,7 +137,7 @@ def fit_config(cfg: DictConfig, bench: Bench, teacher_key: str) -> dict[str, Any
     plain: Any = {k: OmegaConf.to_container(cfg[k], resolve=True) for k in ("source", "student", "method", "trainer")}
     plain["trainer"] = {k: v for k, v in plain["trainer"].items() if k not in SILENT}
     method = plain["method"].pop("_target_")
-    plain = _without_root(plain, str(bench.store.root))
+    plain = _by_content(plain, str(bench.store.root))
     return {
         **plain,
         "target": method,
@@ -149,13 +152,15 @@ def fit_config(cfg: DictConfig, bench: Bench, teacher_key: str) -> dict[str, Any
     }
 
 
-def _without_root(node: Any, root: str) -> Any:
-    """Files of earlier stages count by their hash, wherever the store is."""
+def _by_content(node: Any, root: str) -> Any:
+    """Files of earlier stages count by their hash, wherever the store is; other files by what is in them."""
     if isinstance(node, dict):
-        return {k: _without_root(v, root) for k, v in node.items()}
+        return {k: _by_content(v, root) for k, v in node.items()}
     if isinstance(node, list):
-        return [_without_root(v, root) for v in node]
-    return node.removeprefix(root) if isinstance(node, str) else node
+        return [_by_content(v, root) for v in node]
+    if isinstance(node, str) and node.startswith(root):
+        return node.removeprefix(root)
+    return file_digest(node) if names_file(node) else node
 
 
 def _method_version(target: str) -> int:
@@ -191,20 +196,22 @@ def _train(
     )
     curves = Curves(work)
     checkpoint = work / "last.ckpt"
+    watching = [PhaseBar(phase), WatchGenerator(work), KeepCurves(curves)]
     trainer = instantiate(cfg.trainer, _partial_=True, _convert_="all")(
         default_root_dir=work,
         enable_checkpointing=True,
         logger=[curves, *(bench.loggers if watched else [])],
-        callbacks=[PhaseBar(phase), WatchGenerator(work), KeepCurves(curves), Resumable(checkpoint)],
+        callbacks=[*watching, Marked(), Resumable(checkpoint), *bench.callbacks],
     )
     method.train()
     try:
-        trainer.fit(method, Images(loader, val_loader), ckpt_path=checkpoint if checkpoint.is_file() else None)
+        trainer.fit(method, Images(loader, val_loader), ckpt_path=resumable(checkpoint, method), weights_only=True)
     except SystemExit as interrupted:  # Lightning's answer to Ctrl-C
         raise KeyboardInterrupt from interrupted
     rounds = trainer.fit_loop.epoch_loop.total_batch_idx + 1
     report = {
         "phase": phase,
+        "data": bench.dataset.name,
         "rounds": rounds,
         "student_updates": rounds * method.student_updates_per_round(),
         "images_synthesised": method.images_made,
@@ -237,17 +244,6 @@ def device_of(cfg: DictConfig) -> str:
     if wanted in ("gpu", "cuda") or (wanted == "auto" and torch.cuda.is_available()):
         return f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     return "cpu"
-
-
-def fast_precision(accelerator: str = "auto") -> str:
-    """``bf16-mixed`` where the hardware multiplies in bf16, else ``32-true``."""
-    if accelerator != "cpu" and torch.cuda.is_available():
-        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
-    if platform.system() == "Linux":
-        flags = Path("/proc/cpuinfo").read_text().split("\n\n", 1)[0]
-        if "avx512_bf16" in flags or "amx_bf16" in flags:
-            return "bf16-mixed"
-    return "32-true"
 
 
 class Resumable(Checkpoint):
