@@ -9,7 +9,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,36 @@ def file_digest(path: str | Path) -> str:
 def names_file(text: Any) -> bool:
     """Whether a value of a composition is the path of a file that is there."""
     return isinstance(text, str) and ("/" in text or "." in text) and os.path.isfile(os.path.expanduser(text))
+
+
+def by_content(node: Any, root: str) -> Any:
+    """Files of earlier stages count by their hash, wherever the store is; other files by what is in them."""
+    if isinstance(node, dict):
+        return {k: by_content(v, root) for k, v in node.items()}
+    if isinstance(node, list):
+        return [by_content(v, root) for v in node]
+    if isinstance(node, str) and node.startswith(root):
+        return node.removeprefix(root)
+    return file_digest(node) if names_file(node) else node
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of the files in and below a folder, also of one that changes meanwhile."""
+    total = 0
+    for top, _, files in os.walk(folder):
+        for file in files:
+            with suppress(OSError):
+                total += os.lstat(os.path.join(top, file)).st_size
+    return total
+
+
+def in_words(size: float) -> str:
+    """Bytes as a person reads them: ``1.5 MB``."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 999.5:
+            break
+        size, unit = size / 1000, {"B": "kB", "kB": "MB", "MB": "GB", "GB": "TB"}[unit]
+    return f"{size:.0f} {unit}" if unit == "B" or size >= 100 else f"{size:.1f} {unit}"
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from kd_lightning.artifacts import FORMAT_VERSION, Store, digest, file_digest, names_file, write_json, writing
+from kd_lightning.artifacts import FORMAT_VERSION, Store, by_content, digest, file_digest, write_json, writing
 from kd_lightning.callbacks import PhaseBar, WatchGenerator
 from kd_lightning.checkpoints import Marked, resumable
 from kd_lightning.data.dataset import Dataset
@@ -137,7 +138,7 @@ def fit_config(cfg: DictConfig, bench: Bench, teacher_key: str) -> dict[str, Any
     plain: Any = {k: OmegaConf.to_container(cfg[k], resolve=True) for k in ("source", "student", "method", "trainer")}
     plain["trainer"] = {k: v for k, v in plain["trainer"].items() if k not in SILENT}
     method = plain["method"].pop("_target_")
-    plain = _by_content(plain, str(bench.store.root))
+    plain = by_content(plain, str(bench.store.root))
     return {
         **plain,
         "target": method,
@@ -150,17 +151,6 @@ def fit_config(cfg: DictConfig, bench: Bench, teacher_key: str) -> dict[str, Any
         "teacher": teacher_key,
         "version": [VERSION, _method_version(method)],
     }
-
-
-def _by_content(node: Any, root: str) -> Any:
-    """Files of earlier stages count by their hash, wherever the store is; other files by what is in them."""
-    if isinstance(node, dict):
-        return {k: _by_content(v, root) for k, v in node.items()}
-    if isinstance(node, list):
-        return [_by_content(v, root) for v in node]
-    if isinstance(node, str) and node.startswith(root):
-        return node.removeprefix(root)
-    return file_digest(node) if names_file(node) else node
 
 
 def _method_version(target: str) -> int:
@@ -244,6 +234,17 @@ def device_of(cfg: DictConfig) -> str:
     if wanted in ("gpu", "cuda") or (wanted == "auto" and torch.cuda.is_available()):
         return f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     return "cpu"
+
+
+def fast_precision(accelerator: str = "auto") -> str:
+    """``bf16-mixed`` where the hardware multiplies in bf16, else ``32-true``."""
+    if accelerator != "cpu" and torch.cuda.is_available():
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+    if platform.system() == "Linux":
+        flags = Path("/proc/cpuinfo").read_text().split("\n\n", 1)[0]
+        if "avx512_bf16" in flags or "amx_bf16" in flags:
+            return "bf16-mixed"
+    return "32-true"
 
 
 class Resumable(Checkpoint):

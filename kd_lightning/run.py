@@ -20,10 +20,9 @@ from kd_lightning.check import check
 from kd_lightning.data.dataset import Dataset
 from kd_lightning.data.load import dataset_digest, load_data
 from kd_lightning.export import save_student
-from kd_lightning.fitting import Bench, Fitted, device_of, fit
+from kd_lightning.fitting import Bench, Fitted, device_of, fast_precision, fit
 from kd_lightning.inference import predict
 from kd_lightning.loggers import finish
-from kd_lightning.precision import fast_precision
 from kd_lightning.results import header, parameters, peak_memory
 from kd_lightning.tasks import Classification, evaluate
 from kd_lightning.teacher.obtain import Obtained, obtain_teacher

@@ -28,7 +28,7 @@ from kd_lightning.capture import capture
 from kd_lightning.data.loader import TensorLoader
 from kd_lightning.data.module import Images
 from kd_lightning.data.sources.free import Rounds
-from kd_lightning.fitting import Resumable
+from kd_lightning.fitting import Resumable, fast_precision
 from kd_lightning.loggers import Curves, KeepCurves
 from kd_lightning.losses.image_prior import activation, information_entropy, one_hot
 from kd_lightning.losses.response import kl
@@ -38,7 +38,6 @@ from kd_lightning.networks import head_of
 from kd_lightning.networks.generators import Generator
 from kd_lightning.networks.lenet import LeNet5
 from kd_lightning.networks.normalized import Normalized
-from kd_lightning.precision import fast_precision
 from kd_lightning.quiet import quiet
 from kd_lightning.tasks import Classification
 from kd_lightning.teacher.frozen import FrozenTeacher
