@@ -47,6 +47,7 @@ class Step:
         size: bytes on the disk.
         images: that the teacher will be asked about from now on.
         rounds: of the fit.
+        of: its folder's name.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Step:
     size: int = 0
     images: int = 0
     rounds: int = 0
+    of: str = ""
 
 
 class Timing(Callback):
@@ -129,7 +131,7 @@ class Probe(Store):
         """
         folder = self.path(kind, config)
         if not self._usable(folder):
-            raise Missing(kind)
+            raise Missing(folder.name)
         return folder
 
 
@@ -163,7 +165,8 @@ class Planner:
         how: dict[str, Any] = {"phase": f"try {phase}", "teacher": teacher, "teacher_key": teacher_key}
         if (folder / "artifact.json").is_file():
             fitted = fit(cfg, bench, **how)
-            self.steps.append(Step(phase, KEPT, size=size_of(folder.resolve()), rounds=fitted.report["rounds"]))
+            state = PROMISED if folder.name in self.promised else KEPT
+            self.steps.append(Step(phase, state, size=size_of(folder.resolve()), rounds=fitted.report["rounds"]))
             return fitted
         short, more, asked_before, prepares = self._shortened(cfg, teacher, teacher_key, phase)
         fitted = fit(short, bench, **how)
@@ -177,14 +180,14 @@ class Planner:
         for key in ("student_updates", "images_synthesised"):
             report[key] = round(report[key] * part)
         images = round((report["teacher_images"] - asked_before) * part)
-        report["teacher_images"] = images + (prepares.images if prepares else 0)
+        report["teacher_images"] = images + (prepares.images if prepares else asked_before)
         done = self._done(folder.name)
-        step = Step(phase, MISSING, size=size_of(folder), rounds=rounds)
+        step = Step(phase, MISSING, size=size_of(folder), rounds=rounds, of=folder.name)
         step.seconds = self.timing.seconds(max(0, rounds - done))
         step.images = round(images * max(0, rounds - done) / max(1, rounds))
         if done:
             step.state = f"begun, {done:,} rounds done"
-        self._unless_promised(step, folder.name)
+        self._unless_promised(step)
         self.steps.append(step)
         return dataclasses.replace(fitted, folder=folder, key=digest(config), report=report)
 
@@ -203,12 +206,17 @@ class Planner:
             for key in ("strategy", "num_nodes"):
                 short.trainer.pop(key, None)
         context = self._context(cfg, teacher, teacher_key)
+        before = 0 if teacher is None else teacher.asked
         try:
             instantiate(cfg.source, _convert_="all").prepare(context)
         except Missing as missing:
-            kind = str(missing)
+            name = str(missing)
+            kind = name.partition("-")[0]
         else:
-            return short, 1.0, 0, None
+            counted = 0
+            if teacher is not None:  # what an earlier run paid for is counted, too
+                counted, teacher.asked = teacher.asked - before, before
+            return short, 1.0, counted, None
         source = short.source
         if kind not in ("pool", "answers") or "images" not in source:
             raise UserError(f"plan: {source._target_} makes {kind}, and no plan knows how long that takes")
@@ -218,7 +226,7 @@ class Planner:
         each = 1
         if kind == "pool":
             each, source.steps = source.steps + 1, min(source.steps, ROUNDS)
-        step = Step(f"{phase}'s {kind}", MISSING, images=images * each)
+        step = Step(f"{phase}'s {kind}", MISSING, images=images * each, of=name)
         self.steps.append(step)
         asked = source.images * (source.steps + 1 if kind == "pool" else 1)
         return short, images / source.images, asked, step
@@ -229,6 +237,7 @@ class Planner:
         assert isinstance(store, Overlay)
         longer = cfg.source.steps / short.source.steps if kind == "pool" else 1.0
         step.seconds, step.size = store.seconds[kind] * more * longer, round(store.sizes[kind] * more)
+        self._unless_promised(step)
 
     def _context(self, cfg: DictConfig, teacher: Teacher | None, teacher_key: str) -> Context:
         return Context(
@@ -247,9 +256,9 @@ class Planner:
         if not (self.kept.reuse and file.is_file()):
             return 0
         loops = read_checkpoint(file)["loops"]
-        return int(loops["fit_loop"]["epoch_loop.batch_progress"]["total"]["completed"])
+        return int(loops["fit_loop"]["epoch_loop.batch_progress"]["total"]["processed"])
 
-    def _unless_promised(self, step: Step, name: str) -> None:
-        if name in self.promised:
+    def _unless_promised(self, step: Step) -> None:
+        if step.of in self.promised:
             step.state, step.seconds, step.images = PROMISED, None, 0
-        self.promised.add(name)
+        self.promised.add(step.of)
