@@ -20,6 +20,9 @@ from kd_lightning.dashboards import Boards
 from kd_lightning.methods.base import Distiller
 from kd_lightning.pictures import bars, save, save_grid, to_uint8
 
+BAR = "{desc}{percentage:3.0f}%|{bar:12}| {n_fmt}/{total_fmt}, {rate_noinv_fmt}, {remaining} left{postfix}"
+"""What tqdm shows: the bar itself is short, so that the losses fit on the line."""
+
 
 class PhaseBar(ProgressBar):
     """One bar for the whole phase: rounds, rounds/s, the first two losses, the last validation.
@@ -37,6 +40,7 @@ class PhaseBar(ProgressBar):
         self.bar: tqdm | None = None
         self.terminal = sys.stderr.isatty()
         self.shown = self.last_line = 0.0
+        self.told = -1
         self.enabled = True
 
     def disable(self) -> None:
@@ -55,7 +59,12 @@ class PhaseBar(ProgressBar):
         self.last_line = self.started
         if self.enabled and self.terminal:
             self.bar = tqdm(
-                total=self.total, initial=done, desc=f"{self.phase:<12}", unit="round", dynamic_ncols=True, leave=True
+                total=self.total,
+                initial=done,
+                desc=f"{self.phase:<12}",
+                unit=" rounds",
+                bar_format=BAR,
+                dynamic_ncols=True,
             )
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
@@ -89,8 +98,8 @@ class PhaseBar(ProgressBar):
             self.bar.update(done - self.bar.n)
             return
         now = time.perf_counter()
-        if not self.terminal and now - self.last_line >= self.seconds:
-            self.last_line = now
+        if not self.terminal and now - self.last_line >= self.seconds and done != self.told:
+            self.last_line, self.told = now, done
             rate = (done - self.first) / max(now - self.started, 1e-9)
             print(f"{self.phase}: round {done}/{self.total}, {rate:.1f} rounds/s, {note}", file=sys.stderr, flush=True)
 

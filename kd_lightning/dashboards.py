@@ -206,8 +206,11 @@ def _close(logger: Any, status: str, folder: Path) -> None:
     logger.finalize(status)
     if rank_zero_only.rank or not isinstance(logger, WandbLogger):  # type: ignore[attr-defined]
         return
+    import wandb
+
     run = logger.experiment
     run.finish(exit_code=0 if status == "success" else 1)
+    wandb.teardown()  # without it the file is written on after finish has returned, and would be copied half
     if status == "success" and run.settings.mode in ("offline", "dryrun"):
         at = folder / "wandb" / Path(run.dir).parent.name
         near = at.relative_to(Path.cwd()) if at.is_relative_to(Path.cwd()) else at
