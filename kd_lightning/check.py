@@ -16,6 +16,8 @@ from omegaconf.errors import (
 )
 
 from kd_lightning.composition import dotted, refusal, suggest
+from kd_lightning.errors import ConfigError
+from kd_lightning.max_time import duration
 from kd_lightning.needs import fits_of, needs_faults
 from kd_lightning.signatures import UNKNOWN, as_dict, at, fits, signature_faults, wrong
 from kd_lightning.teacher.access import LEVELS
@@ -238,6 +240,11 @@ def _trainer_faults(plain: Mapping[str, Any]) -> Iterator[str]:
             value = trainer.get(key)
             if value not in (None, -1, UNKNOWN) and not (key == "accumulate_grad_batches" and value == 1):
                 yield f"{path}.{key}={value}: {why}"
+        if (allowed := trainer.get("max_time")) is not UNKNOWN:
+            try:
+                duration(allowed)
+            except ConfigError as error:
+                yield str(error).replace("trainer", path, 1)
 
 
 def _shape_faults(cfg: Mapping[str, Any]) -> Iterator[str]:

@@ -21,11 +21,13 @@ from torch import Tensor, nn
 from kd_lightning.artifacts import FORMAT_VERSION, Store, by_content, digest, file_digest, write_json, writing
 from kd_lightning.callbacks import PhaseBar, WatchGenerator
 from kd_lightning.checkpoints import Marked, resumable
+from kd_lightning.dashboards import Boards
 from kd_lightning.data.dataset import Dataset
 from kd_lightning.data.loader import TensorLoader
 from kd_lightning.data.module import Images
 from kd_lightning.data.sources.context import Context
 from kd_lightning.loggers import Curves, KeepCurves, replay
+from kd_lightning.max_time import cut_short, duration
 from kd_lightning.methods.base import Distiller, Teacher
 from kd_lightning.networks.normalized import Normalized
 from kd_lightning.tasks import Classification
@@ -57,7 +59,7 @@ class Bench:
         dataset: the images and labels that exist.
         data_key: digest of their content.
         task: loss and metrics.
-        loggers: further loggers for the student's fit.
+        boards: dashboards that follow the student's fit.
         callbacks: further callbacks of every fit.
     """
 
@@ -65,7 +67,7 @@ class Bench:
     dataset: Dataset
     data_key: str
     task: Classification
-    loggers: list[Any]
+    boards: Boards
     callbacks: list[Callback] = field(default_factory=list)
 
 
@@ -93,9 +95,10 @@ def fit(
         teacher: who answers.
         teacher_key: digest of the teacher, part of the fit's hash.
         val_answers: the teacher's outputs on the validation images, for the agreement curve.
-        watched: whether the run's loggers follow this fit.
+        watched: whether the run's dashboards follow this fit.
     """
     config = fit_config(cfg, bench, teacher_key)
+    boards = bench.boards.of(phase) if watched else Boards()
 
     def build(work: Path) -> None:
         context = Context(
@@ -108,7 +111,7 @@ def fit(
             order_seed=cfg.seed,
             device=device_of(cfg),
         )
-        method, report = _train(cfg, bench, phase, work, context, val_answers, watched)
+        method, report = _train(cfg, bench, phase, work, context, val_answers, boards)
         with writing(work):
             _save_net(method.student, work / "student.safetensors")
             if hasattr(method, "generator"):
@@ -116,8 +119,8 @@ def fit(
         write_json(work / "fit.json", report)
 
     folder = bench.store.obtain("fit", config, build)
-    if watched and folder not in bench.store.built:
-        replay(folder / "metrics.csv", bench.loggers)
+    if folder not in bench.store.built:
+        replay(folder, boards)
     network = build_network(cfg)
     network.load_state_dict(load_file(folder / "student.safetensors"))
     report = json.loads((folder / "fit.json").read_text())
@@ -164,7 +167,7 @@ def _train(
     work: Path,
     context: Context,
     val_answers: Tensor | None,
-    watched: bool,
+    boards: Boards,
 ) -> tuple[Distiller, dict[str, Any]]:
     L.seed_everything(cfg.seed, verbose=False)
     network = build_network(cfg)
@@ -184,13 +187,15 @@ def _train(
             val.images, val.labels, answers=val_answers, batch_size=500, shuffle=False, device=context.device
         )
     )
-    curves = Curves(work)
+    curves = Curves(work, boards, asked=context.teacher if isinstance(context.teacher, QueryTeacher) else None)
+    watch = WatchGenerator(work, bench.dataset.classes, boards)
     checkpoint = work / "last.ckpt"
-    watching = [PhaseBar(phase), WatchGenerator(work), KeepCurves(curves)]
+    watching = [PhaseBar(phase), watch, KeepCurves(curves)]
     trainer = instantiate(cfg.trainer, _partial_=True, _convert_="all")(
         default_root_dir=work,
         enable_checkpointing=True,
-        logger=[curves, *(bench.loggers if watched else [])],
+        logger=curves,
+        max_time=duration(cfg.trainer.max_time),
         callbacks=[*watching, Marked(), Resumable(checkpoint), *bench.callbacks],
     )
     method.train()
@@ -207,6 +212,7 @@ def _train(
         "images_synthesised": method.images_made,
         "teacher_images": method.teacher.asked if method.teacher is not None else 0,
         "fit_seconds": curves.seconds,
+        "cut_short": cut_short(trainer, phase),
         "precision": str(cfg.trainer.precision),
         "memory_format": cfg.memory_format,
         **context.notes,

@@ -19,6 +19,7 @@ from tabulate import tabulate
 
 from kd_lightning.artifacts import Store, in_words, size_of
 from kd_lightning.check import check
+from kd_lightning.dashboards import Boards
 from kd_lightning.data.load import dataset_digest, load_data
 from kd_lightning.fitting import Bench, Fitted, device_of
 from kd_lightning.inference import predict
@@ -69,7 +70,7 @@ def plan(cfg: DictConfig, names: Mapping[str, str | None], promised: set[str] | 
         key = dataset_digest(dataset)
         stored = (store.path("run", identity(cfg, key)) / "artifact.json").is_file()
         cfg.teacher.check = False  # a few rounds teach nothing
-        bench = Bench(store, dataset, key, Classification(dataset.num_classes), [])
+        bench = Bench(store, dataset, key, Classification(dataset.num_classes), Boards())
         planner = Planner(kept, bench, set() if promised is None else promised)
         made = Plan(f"plan of {names.get('method')} on {names.get('data')}, seed {cfg.seed}", planner.steps)
         _walk(cfg, planner, made)

@@ -23,7 +23,7 @@ NOTHING = "–"
 SEEDS = ("seed", "teacher.seed", "source.seed")
 
 # Overrides that say where, when or how often a run happens, not what it does.
-_NO_SETTING = re.compile(r"(hydra|artifacts|sweep)([./].*)?|seed|(teacher|source)\.seed")
+_NO_SETTING = re.compile(r"(hydra|artifacts|sweep|logger)([./].*)?|seed|(teacher|source)\.seed")
 
 
 class Stat(NamedTuple):

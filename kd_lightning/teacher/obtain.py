@@ -39,6 +39,7 @@ class Obtained:
         device: where it answers.
         store: where answers that were paid for are kept.
         evaluator: answers for measuring, out of a bucket of its own.
+        report: of its training, if it was trained here.
     """
 
     net: Normalized
@@ -48,6 +49,7 @@ class Obtained:
     device: str
     store: Store
     evaluator: QueryTeacher
+    report: dict[str, Any]
 
     @property
     def white(self) -> bool:
@@ -98,11 +100,11 @@ def obtain_teacher(cfg: DictConfig, bench: Bench, train: Callable[..., Fitted] =
     if settings.net is None:
         return None
     if settings.weights:
-        net, key, seconds = *_loaded(settings), 0.0
+        net, key, seconds, report = *_loaded(settings), 0.0, dict[str, Any]()
     else:
-        net, key, seconds = _trained(cfg, bench, train)
+        net, key, seconds, report = _trained(cfg, bench, train)
     device = device_of(cfg)
-    obtained = Obtained(net.eval(), key, seconds, settings, device, bench.store, _asked(net, settings))
+    obtained = Obtained(net.eval(), key, seconds, settings, device, bench.store, _asked(net, settings), report)
     labelled = bench.dataset.val or bench.dataset.test
     if settings.check and obtained.white and labelled is not None:
         diagnose(obtained.net, labelled, device=device)
@@ -122,7 +124,9 @@ def _loaded(settings: DictConfig) -> tuple[Normalized, str]:
     return net, digest({**kept, "weights": file_digest(settings.weights)})
 
 
-def _trained(cfg: DictConfig, bench: Bench, train: Callable[..., Fitted]) -> tuple[Normalized, str, float]:
+def _trained(
+    cfg: DictConfig, bench: Bench, train: Callable[..., Fitted]
+) -> tuple[Normalized, str, float, dict[str, Any]]:
     settings = cfg.teacher
     if bench.dataset.train is None:
         raise TeacherError(
@@ -133,4 +137,4 @@ def _trained(cfg: DictConfig, bench: Bench, train: Callable[..., Fitted]) -> tup
     own.seed = settings.seed
     fitted = train(own, bench, phase="teacher")
     access = [settings.access, settings.decimals, settings.k] if settings.access != "white" else []
-    return fitted.network, digest([fitted.key, *access]), fitted.seconds
+    return fitted.network, digest([fitted.key, *access]), fitted.seconds, fitted.report

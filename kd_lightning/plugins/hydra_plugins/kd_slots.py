@@ -190,6 +190,7 @@ class SlotLauncher(Launcher):
             "PYTHONUNBUFFERED": "1",
             **os.environ,
             "CUDA_VISIBLE_DEVICES": job.slot,
+            "KD_SWEEP": self.sweep_dir.name,
         }
         log.info("job %d on %s: %s", job.number, job.slot or "cpu", job.label)
         try:
