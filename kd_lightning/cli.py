@@ -59,7 +59,7 @@ def _refuse_wrong_overrides(args: Namespace) -> None:
     each = jobs(args.overrides)
     lines = dict.fromkeys(_launcher_faults(args.overrides))  # an ordered set
     if len(each) > 1 or any(override.startswith("sweep=") for override in args.overrides):
-        varied = swept(args.overrides, folders, args.config_path)
+        varied = swept(args.overrides, folders, args.config_path, args.config_name or "run")
         if varied is not None:
             each = jobs([*varied, *args.overrides])
         elif len(each) > 1 and not args.multirun:

@@ -133,12 +133,12 @@ def jobs(overrides: Sequence[str]) -> list[list[str]]:
 
 
 def swept(
-    overrides: Sequence[str], config_dirs: Sequence[str] = (), config_path: str | None = None
+    overrides: Sequence[str], config_dirs: Sequence[str] = (), config_path: str | None = None, config_name: str = "run"
 ) -> list[str] | None:
     """What the composition itself varies (``sweep=NAME``), as one would type it; None where it asks for no sweep."""
     with loaded(config_dirs, config_path) as hydra:
         try:
-            cfg = hydra.compose_config("run", list(overrides), RunMode.MULTIRUN, validate_sweep_overrides=False)
+            cfg = hydra.compose_config(config_name, list(overrides), RunMode.MULTIRUN, validate_sweep_overrides=False)
         except REFUSALS:
             asks = any(override.lstrip("+").startswith(("sweep=", "hydra.mode=")) for override in overrides)
             return [] if asks else None

@@ -49,8 +49,9 @@ def run(tmp_path):
     (tmp_path / "recorder.py").write_text(RECORDER)
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("KD_", "HYDRA_", "SLURM_"))}
     environment |= {"KD_ARTIFACTS": str(tmp_path / "artifacts"), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    # Ray keeps a token in the user's home
-    environment |= {"HOME": str(tmp_path), "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+    # Ray keeps a token in the user's home and lets jobs wait for whatever else the machine does
+    environment |= {"HOME": str(tmp_path), "RAY_worker_niceness": "0"}
+    environment |= {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
 
     def run(*overrides):
         command = [sys.executable, "-m", "kd_lightning.cli", *overrides, "hydra.sweep.dir=out"]
