@@ -40,6 +40,7 @@ KEYS: dict[str, Any] = {
     "init": str | None,
     "memory_format": Literal["contiguous", "channels_last"],
     "sweep.resume": str | None,
+    "sweep.source_seed": int,
     "artifacts.root": str | None,
     "artifacts.reuse": bool,
     "data.load": dict,

@@ -52,19 +52,22 @@ class Run:
     reason: str = ""
 
     @cached_property
-    def composed(self) -> DictConfig:
-        """Hydra's record of the values and group choices that no override named."""
-        config = _load_yaml(self.folder / ".hydra" / "config.yaml") or {}
+    def config(self) -> DictConfig:
+        """Hydra's record of every value, those that no override named among them."""
+        return OmegaConf.create(_load_yaml(self.folder / ".hydra" / "config.yaml") or {})
+
+    @cached_property
+    def choices(self) -> DictConfig:
+        """Hydra's record of the member chosen of each group."""
         hydra = OmegaConf.create(_load_yaml(self.folder / ".hydra" / "hydra.yaml") or {})
-        choices = OmegaConf.select(hydra, "hydra.runtime.choices") or {}
-        return OmegaConf.create({"config": config, "choices": choices})
+        return OmegaConf.select(hydra, "hydra.runtime.choices") or OmegaConf.create()
 
     def setting(self, key: str) -> str:
         """The value of ``key``, by override or by default; numbers in one spelling."""
         value = self.settings.get(key)
         if value is None:
-            choice = self.composed.choices.get(key)
-            value = OmegaConf.select(self.composed.config, key) if choice is None else choice
+            value = self.choices.get(key)
+            value = _select(self.config, key) if value is None else value
         if isinstance(value, bool):
             return str(value).lower()
         try:
@@ -107,6 +110,14 @@ def pick(result: Any, *path: str) -> Any:
     for key in path:
         result = result.get(key) if isinstance(result, Mapping) else None
     return result
+
+
+def _select(config: DictConfig, key: str) -> Any:
+    """The value at a dotted key; None where what it refers to cannot be read any more."""
+    try:
+        return OmegaConf.select(config, key)
+    except OmegaConfBaseException:
+        return None
 
 
 def _load_yaml(path: Path) -> Any:
@@ -207,8 +218,9 @@ def collect(paths: Iterable[str | Path]) -> list[Run]:
 
 def seeds_of(run: Run) -> tuple[str, ...]:
     """What ``SEEDS`` were in a run, as text."""
-    first = run.result.get("seed", run.settings.get("seed", NOTHING))
-    return str(first), *(run.settings.get(key, "0") for key in SEEDS[1:])
+    first = str(run.result.get("seed", run.settings.get("seed", NOTHING)))
+    others = ({NOTHING: "0", "${seed}": first}.get(seed, seed) for seed in map(run.setting, SEEDS[1:]))
+    return first, *others
 
 
 def group(runs: Sequence[Run]) -> list[Group]:

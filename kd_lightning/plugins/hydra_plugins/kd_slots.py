@@ -99,6 +99,9 @@ class SlotLauncher(Launcher):
         """
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
+        if not log.hasHandlers():  # with hydra_logging=none a sweep would say nothing until its end
+            log.addHandler(logging.StreamHandler(sys.stdout))
+            log.setLevel(logging.INFO)
         self.sweep_dir = Path(self.config.hydra.sweep.dir).absolute()
         self.sweep_dir.mkdir(parents=True, exist_ok=True)
         jobs = self._plan(job_overrides, initial_job_idx)
