@@ -21,6 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from kd_lightning.composition import dotted, refusal, suggest
 from kd_lightning.methods.base import Distiller
+from kd_lightning.ranks import rank_faults
 from kd_lightning.signatures import UNKNOWN, fits, located, signature_faults, wrong
 from kd_lightning.teacher.access import LEVELS
 from kd_lightning.variant import MERGED, REPLACED
@@ -73,6 +74,9 @@ KEYS: dict[str, Any] = {
     "teacher.fit.trainer": dict,
 }
 """Keys that the run reads itself; all others stand below a ``_target_`` or are referred to by ``${...}``."""
+
+FOR_ALL_FITS = ("devices", "num_nodes", "strategy", "accelerator")
+"""Of the trainer: the processes of a run are there before its first fit."""
 
 PER_CONTROL = {*REPLACED, *MERGED, "updates"}
 
@@ -219,6 +223,7 @@ def _partial_trainers(plain: Mapping[str, Any]) -> Iterator[tuple[str, dict[str,
     """What the teacher's fit and the controls change in the trainer."""
     places = {"teacher.fit": _at(plain, "teacher.fit")}
     places |= {f"controls.{name}": node for name, node in _dict(plain.get("controls")).items()}
+    places |= {f"stages[{i}]": stage for i, stage in enumerate(plain.get("stages") or [])}
     for path, node in places.items():
         if isinstance(own := _dict(node).get("trainer"), dict) and "_target_" not in own:
             yield f"{path}.trainer", {**own, "_target_": "lightning.Trainer", "_partial_": True}
@@ -241,6 +246,13 @@ def _trainer_faults(plain: Mapping[str, Any]) -> Iterator[str]:
             value = trainer.get(key)
             if value not in (None, -1, UNKNOWN) and not (key == "accumulate_grad_batches" and value == 1):
                 yield f"{path}.{key}={value}: {why}"
+        if path != "trainer":
+            for key in FOR_ALL_FITS:
+                if key in trainer:
+                    yield f"{path}.{key}: all fits of a run share the processes it was started with; set trainer.{key}"
+    trainer = _dict(plain.get("trainer"))
+    if UNKNOWN not in trainer.values():
+        yield from rank_faults(trainer)
 
 
 def _shape_faults(cfg: Mapping[str, Any]) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from argparse import Namespace
 from pathlib import Path
 
@@ -12,8 +13,8 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from kd_lightning import resolvers
-from kd_lightning.errors import UserError
+from kd_lightning import resolvers, start
+from kd_lightning.errors import RankLost, UserError
 
 NAMED = ("data", "source", "teacher", "student", "method", "scale", "experiment")
 MOST_JOBS = 32
@@ -23,11 +24,14 @@ MOST_JOBS = 32
 def main() -> None:
     """Read the command line, refuse what is wrong in it, and hand over to Hydra."""
     resolvers.register()
+    start.stay_with_parent()
     sys.path.append(str(Path.cwd()))  # a method of the user's own may lie beside the command
     # on a busy machine, threads that spin while they wait make small steps twenty times slower
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # argparse would stop at an override that follows a flag
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))
+    if (place := start.placed()) and place.rank:  # the first rank's folder is that of all
+        sys.argv += ["hydra.output_subdir=null", f"hydra.run.dir={tempfile.gettempdir()}"]
     args = get_args_parser().parse_args()
     only_shows = any(getattr(args, flag) for flag in ("help", "hydra_help", "cfg", "info", "shell_completion"))
     if not only_shows:
@@ -64,24 +68,46 @@ def _refuse_wrong_overrides(args: Namespace) -> None:
 
 
 def _task(cfg: DictConfig) -> float | None:
-    from kd_lightning.quiet import quiet
-
-    quiet()
-    from kd_lightning.report import summary
-    from kd_lightning.run import run
-
     config = HydraConfig.get()
     folder = Path(config.runtime.output_dir)
     names = {name: config.runtime.choices.get(name) for name in NAMED}
+    place = start.placed()
+    if place is None and (number := start.wanted(cfg.trainer)) > 1:
+        return _on_ranks(number, cfg, folder, names)
+    from kd_lightning.quiet import quiet
+
+    quiet()
+    from kd_lightning import ranks
+    from kd_lightning.fitting import device_of
+    from kd_lightning.report import summary
+    from kd_lightning.run import run
+
     try:
-        result = run(cfg, folder, names)
+        with ranks.losing():
+            if place is not None:
+                ranks.join(place, device_of(cfg))
+                folder = Path(ranks.decided(lambda: str(folder)))
+            result = run(cfg, folder, names)
+            ranks.leave()
     except UserError as error:
         _fail(error)
     except KeyboardInterrupt:
         print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
         sys.exit(130)
-    print(summary(result, _worth_opening(folder)), end="")
+    if place is None or place.rank == 0:
+        print(summary(result, _worth_opening(folder)), end="")
     return result["objective"]
+
+
+def _on_ranks(number: int, cfg: DictConfig, folder: Path, names: dict[str, str | None]) -> float | None:
+    """Let as many processes run the page as the trainer has devices."""
+    code, reason = start.start(HydraConfig.get(), number)
+    if reason is not None:
+        start.amend(cfg, names, folder, code, reason)
+        print(reason if code == 130 else f"error: {reason}", file=sys.stderr)
+    if code:
+        sys.exit(code)
+    return start.objective(folder)
 
 
 def _worth_opening(folder: Path) -> list[Path]:
@@ -93,7 +119,7 @@ def _worth_opening(folder: Path) -> list[Path]:
 
 def _fail(error: UserError) -> None:
     print(f"error: {error}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(start.LOST if isinstance(error, RankLost) else 2)
 
 
 if __name__ == "__main__":

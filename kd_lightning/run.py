@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +15,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from kd_lightning import ranks
 from kd_lightning.artifacts import Store, file_digest, write_json, writing
 from kd_lightning.check import check
 from kd_lightning.data.dataset import Dataset
@@ -48,7 +49,7 @@ def run(cfg: DictConfig, folder: Path, names: Mapping[str, str | None]) -> dict[
     """
     outcome: dict[str, Any] = {"status": "failed", "reason": "it ended before anything was done"}
     try:
-        check(cfg)
+        ranks.decided(lambda: check(cfg))
         result = _kept_or_made(cfg, folder, names)
         outcome = result
     except KeyboardInterrupt:
@@ -60,7 +61,8 @@ def run(cfg: DictConfig, folder: Path, names: Mapping[str, str | None]) -> dict[
     finally:
         if outcome["status"] != "ok":
             outcome = {**header(cfg, names), **outcome, "metrics": {}}
-        write_json(folder / "result.json", outcome)
+        if ranks.rank() == 0:
+            write_json(folder / "result.json", outcome)
     return outcome
 
 
@@ -68,7 +70,8 @@ def _kept_or_made(cfg: DictConfig, folder: Path, names: Mapping[str, str | None]
     with open_dict(cfg):
         cfg.names = {**cfg.names, **names}
         if cfg.trainer.precision == "auto":
-            cfg.trainer.precision = fast_precision(cfg.trainer.accelerator)
+            cfg.trainer.precision = ranks.decided(lambda: fast_precision(cfg.trainer.accelerator))
+    ranks.settle(cfg.trainer)
     store = Store(cfg.artifacts.root, reuse=cfg.artifacts.reuse)
     clock = Clock()
     with clock("data"):
@@ -83,20 +86,25 @@ def _kept_or_made(cfg: DictConfig, folder: Path, names: Mapping[str, str | None]
     }
 
     def build(work: Path) -> None:
-        write_json(work / "result.json", _produce(cfg, store, dataset, data_key, clock, work, names))
+        result = _produce(cfg, store, dataset, data_key, clock, work, names)
+        ranks.decided(lambda: write_json(work / "result.json", result))
 
     before = time.time()
-    kept = store.obtain("run", identity, build)
-    with writing(folder):
-        shutil.copytree(kept, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("artifact.json"))
-    result = json.loads((folder / "result.json").read_text())
+    kept = store.obtain("run", identity, build, everywhere=True)
+    ranks.decided(lambda: _copied(kept, folder))
+    result = json.loads((kept / "result.json").read_text())
     result["stored"] = kept not in store.built
-    if result["stored"]:
+    if result["stored"] and ranks.rank() == 0:
         made = time.strftime("%Y-%m-%d %H:%M", time.localtime((kept / "result.json").stat().st_mtime or before))
         print(
             f"This composition was run before: its stored result of {made} follows (artifacts.reuse=false runs anew)."
         )
     return result
+
+
+def _copied(kept: Path, folder: Path) -> None:
+    with writing(folder):
+        shutil.copytree(kept, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("artifact.json"))
 
 
 def _produce(
@@ -108,7 +116,8 @@ def _produce(
     work: Path,
     names: Mapping[str, str | None],
 ) -> dict[str, Any]:
-    loggers = [instantiate(logger, save_dir=str(work)) for logger in (cfg.logger or {}).values()]
+    wanted = (cfg.logger or {}).values() if ranks.rank() == 0 else []
+    loggers = [instantiate(logger, save_dir=str(work)) for logger in wanted]
     for logger in loggers:
         logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
     bench = Bench(store, dataset, data_key, Classification(dataset.num_classes), loggers)
@@ -145,14 +154,13 @@ def _produce(
         logger.log_metrics({k: v for k, v in metrics.items() if v is not None})
     finish(loggers)
     fits = [*stages.values(), student]
-    for fitted in fits:
-        _keep_files(fitted, work)
     networks = {"teacher": teacher.net} if teacher else {}
     networks["student"] = student.network
     seconds = {"teacher": teacher.seconds if teacher else 0.0, **{k: v.seconds for k, v in stages.items()}}
     seconds["student"] = student.seconds
     seconds |= {name: fitted.seconds for name, fitted in controls.items() if fitted} | clock.seconds
-    save_student(student.network, work, _card(cfg, dataset, metrics, teacher))
+    card = _card(cfg, dataset, metrics, teacher)
+    ranks.decided(lambda: _keep(fits, card, work))
     return {
         **header(cfg, names),
         "status": "ok",
@@ -245,10 +253,13 @@ def _card(cfg: DictConfig, dataset: Dataset, metrics: Mapping[str, Any], teacher
     }
 
 
-def _keep_files(student: Fitted, work: Path) -> None:
-    with writing(work):
-        for name in ("last.ckpt", "metrics.csv"):
-            if (student.folder / name).is_file():
-                shutil.copy2(student.folder / name, work / name)
-        if (student.folder / "samples").is_dir():
-            shutil.copytree(student.folder / "samples", work / "samples", dirs_exist_ok=True)
+def _keep(fits: Sequence[Fitted], card: Mapping[str, Any], work: Path) -> None:
+    """The student, and the files of all fits: of those of one name the last fit's."""
+    for fitted in fits:
+        with writing(work):
+            for name in ("last.ckpt", "metrics.csv"):
+                if (fitted.folder / name).is_file():
+                    shutil.copy2(fitted.folder / name, work / name)
+            if (fitted.folder / "samples").is_dir():
+                shutil.copytree(fitted.folder / "samples", work / "samples", dirs_exist_ok=True)
+    save_student(fits[-1].network, work, card)
