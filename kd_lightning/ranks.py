@@ -201,7 +201,8 @@ def taking_turns() -> Any:
 
     known = inspect.signature(DistributedDataParallel).parameters
     buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # the older name
-    return DDPStrategy(find_unused_parameters=True, **{buffers: False})
+    settings: dict[str, Any] = {"find_unused_parameters": True, buffers: False}
+    return DDPStrategy(**settings)
 
 
 def rank_faults(trainer: Mapping[str, Any]) -> Iterator[str]:

@@ -156,7 +156,6 @@ def _started(command: Sequence[str], i: int, number: int, meeting: Path, pipe: i
     place = {"RANK": i, "LOCAL_RANK": i, "NODE_RANK": 0, "WORLD_SIZE": number, "LOCAL_WORLD_SIZE": number}
     environment = {
         "OMP_NUM_THREADS": str(max(1, cores // number)),
-        "TORCH_CPP_LOG_LEVEL": "ERROR",  # DDP warns of rounds in which no parameter was unused
         **os.environ,
         **{name: str(value) for name, value in place.items()},
         MEETING: str(meeting / "store"),

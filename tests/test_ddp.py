@@ -133,7 +133,8 @@ def fitted(
     several = {"strategy": ranks.taking_turns(), "devices": 2, **ranks.environment()} if ranks.world() > 1 else {}
     quiet()
     bare: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    bare |= {"num_sanity_val_steps": 0, "accelerator": "cpu"}
+    keeps = any(isinstance(callback, Resumable) for callback in settings.get("callbacks", []))
+    bare |= {"num_sanity_val_steps": 0, "accelerator": "cpu", "enable_checkpointing": keeps}
     L.Trainer(max_epochs=epochs, **bare | several | settings).fit(method, Images(loader, val), ckpt_path=ckpt_path)
 
 
@@ -528,7 +529,7 @@ def children(pid: int) -> list[int]:
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="reads /proc")
 def test_a_lost_rank_ends_the_run_and_the_same_command_goes_on(tmp_path: Path, store: Path) -> None:
     environment = os.environ | {"KD_CHECKPOINT_SECONDS": "0"}
-    long = ("trainer.max_epochs=40", "source.rounds=50")
+    long = ("trainer.max_epochs=6", "source.rounds=60")
     run = subprocess.Popen(command(tmp_path / "run", *long), env=environment, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 200
     while not (list(store.glob("run-*.unfinished")) and list(store.glob("fit-*.unfinished/last.ckpt"))) or not list(
@@ -554,4 +555,4 @@ def test_a_lost_rank_ends_the_run_and_the_same_command_goes_on(tmp_path: Path, s
     result = json.loads((tmp_path / "run/result.json").read_text())
     assert result["status"] == "ok"
     assert result["stored"] is False
-    assert result["cost"]["images_synthesised"] == 2 * 40 * 50 * 16
+    assert result["cost"]["images_synthesised"] == 2 * 6 * 60 * 16
