@@ -19,6 +19,9 @@ from kd_lightning.errors import RankLost, UserError
 NAMED = ("data", "source", "teacher", "student", "method", "scale", "experiment")
 MOST_JOBS = 32
 """Jobs of a sweep that are read before it starts; Hydra composes them all again."""
+_PLANS: list[tuple[float, int]] = []
+"""Seconds and bytes of every job, where plans are all that is wanted."""
+_PROMISED: set[str] = set()
 
 
 def main() -> None:
@@ -36,25 +39,43 @@ def main() -> None:
             sys.argv += ["hydra.output_subdir=null", f"hydra.run.dir={tempfile.gettempdir()}"]
     args = get_args_parser().parse_args()
     only_shows = any(getattr(args, flag) for flag in ("help", "hydra_help", "cfg", "info", "shell_completion"))
+    plans = False
     if not only_shows:
         try:
-            _refuse_wrong_overrides(args)
+            plans = _refuse_wrong_overrides(args)
         except UserError as error:
             _fail(error)
-    hydra.main(version_base="1.3", config_path=str(resolvers.conf_dir()), config_name="run")(_task)()
+    command = hydra.main(version_base="1.3", config_path=str(resolvers.conf_dir()), config_name="run")(_task)
+    if not plans:
+        command()
+        return
+    with tempfile.TemporaryDirectory(prefix="kd_plan_") as nowhere:
+        # one job after the other, in this process, and without a trace
+        mine = ("hydra/launcher", "hydra.launcher", "hydra.run.", "hydra.sweep.", "hydra.output_subdir")
+        sys.argv[1:] = [word for word in sys.argv[1:] if not word.lstrip("+").startswith(mine)]
+        sys.argv += ["hydra/launcher=basic", "hydra.output_subdir=null"]
+        sys.argv += [f"hydra.run.dir={nowhere}", f"hydra.sweep.dir={nowhere}"]
+        command()
+    if len(_PLANS) > 1:
+        from kd_lightning.plan import altogether
+
+        print(altogether(_PLANS), end="")
 
 
-def _refuse_wrong_overrides(args: Namespace) -> None:
+def _refuse_wrong_overrides(args: Namespace) -> bool:
+    """Whether any job only plans."""
     from kd_lightning.composition import jobs, read, refusal, sweeps
 
     folders = [args.config_dir] if args.config_dir else []
     each = jobs(args.overrides)
     lines: dict[str, None] = {}  # an ordered set
+    plans = False
     if len(each) > 1 and not args.multirun and not sweeps(args.overrides, folders, args.config_path):
         several = [o for o in args.overrides if all(o not in job for job in each)]
         lines |= dict.fromkeys(f"{o}: several values; add -m to run one job for each" for o in several)
     for job in each[:MOST_JOBS]:
         found = read(job, folders, config_path=args.config_path, config_name=args.config_name or "run")
+        plans = plans or found.cfg.get("plan") is True
         if not found.problems and not found.unset and not lines:
             continue
         from kd_lightning.check import faults, key_of
@@ -67,9 +88,13 @@ def _refuse_wrong_overrides(args: Namespace) -> None:
                 lines[f"{key}: no file sets it, so type +{override}"] = None
     if lines:
         raise refusal(list(lines))
+    return plans
 
 
 def _task(cfg: DictConfig) -> float | None:
+    if cfg.plan:
+        _plan(cfg)
+        return None
     config = HydraConfig.get()
     folder = Path(config.runtime.output_dir)
     names = {name: config.runtime.choices.get(name) for name in NAMED}
@@ -110,6 +135,20 @@ def _on_ranks(number: int, cfg: DictConfig, folder: Path, names: dict[str, str |
     if code:
         sys.exit(code)
     return start.objective(folder)
+
+
+def _plan(cfg: DictConfig) -> None:
+    from kd_lightning.plan import plan, render
+    from kd_lightning.quiet import quiet
+
+    quiet()
+    choices = HydraConfig.get().runtime.choices
+    try:
+        made = plan(cfg, {name: choices.get(name) for name in NAMED}, _PROMISED)
+    except UserError as error:
+        _fail(error)
+    _PLANS.append((made.seconds, made.size))
+    print(render(made))
 
 
 def _worth_opening(folder: Path) -> list[Path]:

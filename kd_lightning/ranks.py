@@ -30,6 +30,8 @@ MEET = timedelta(minutes=30)
 """How long ranks wait for each other to start."""
 PATIENCE = timedelta(days=1)
 """How long they wait later on: the first may be optimising a pool of images."""
+FOR_ALL_FITS = ("devices", "num_nodes", "strategy", "accelerator")
+"""Of the trainer: the processes of a run are there before its first fit."""
 SOLO = {"devices": 1, "strategy": None, "num_nodes": None, "sync_batchnorm": None, "global_batch_losses": None}
 """What the trainer of several becomes for one; None for no such key."""
 
@@ -205,8 +207,20 @@ def taking_turns() -> Any:
     return DDPStrategy(**settings)
 
 
-def rank_faults(trainer: Mapping[str, Any]) -> Iterator[str]:
-    """What is wrong with a composition's trainer, resolved, as far as ranks go; one line each."""
+def rank_faults(path: str, trainer: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong with a resolved trainer as far as ranks go, one line each.
+
+    Args:
+        path: where it stands: ``trainer`` itself, or what a teacher's fit, a stage or a control changes in it.
+        trainer: its settings.
+    """
+    if path != "trainer":
+        for key in FOR_ALL_FITS:
+            if key in trainer:
+                yield f"{path}.{key}: all fits of a run share the processes it was started with; set trainer.{key}"
+        return
+    if any(not isinstance(trainer.get(key, 1), int | str | list) for key in ("devices", "num_nodes")):
+        return  # a fault that is noted already
     accelerator, devices = trainer.get("accelerator", "auto"), wanted(trainer)
     gpus = torch.cuda.device_count() if accelerator in ("auto", "gpu", "cuda") else 0
     strategy = trainer.get("strategy")
@@ -219,19 +233,24 @@ def rank_faults(trainer: Mapping[str, Any]) -> Iterator[str]:
         yield "trainer.sync_batchnorm=True: it works on GPUs alone; auto switches it on there"
 
 
-def settle(trainer: DictConfig) -> None:
+def settle(trainer: DictConfig, *, planning: bool = False) -> None:
     """Put what the ranks that are here make of it in place of every ``auto`` of a composition's trainer.
+
+    Args:
+        trainer: its node.
+        planning: take the ranks for granted that it asks for.
 
     Raises:
         ConfigError: it asks for other ranks than there are.
     """
-    here, nodes = (_place.local_world, _place.nodes) if _place else (1, 1)
-    open_to_any = trainer.devices in AUTO
     asked, asked_nodes = wanted(trainer), trainer.get("num_nodes") or 1
-    if (not open_to_any and asked != here) or (_place is None and asked > 1) or asked_nodes not in (1, nodes):
+    here, nodes = (_place.local_world, _place.nodes) if _place else (1, 1)
+    if planning:
+        here, nodes = asked, asked_nodes
+    elif asked_nodes not in (1, nodes) or (asked != here and not (_place and trainer.devices in AUTO)):
         raise ConfigError(_mismatch(asked, asked_nodes, here, nodes))
     with open_dict(trainer):
-        if world() == 1:
+        if here * nodes == 1:
             for key, value in SOLO.items():
                 if value is None:
                     trainer.pop(key, None)
@@ -242,7 +261,8 @@ def settle(trainer: DictConfig) -> None:
             trainer.devices = here
         trainer.num_nodes = nodes
         if trainer.get("sync_batchnorm") == "auto":
-            trainer.sync_batchnorm = dist.get_backend() != "gloo"
+            accelerator = trainer.get("accelerator", "auto")
+            trainer.sync_batchnorm = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
 
 
 def _mismatch(asked: int, asked_nodes: int, here: int, nodes: int) -> str:

@@ -14,16 +14,17 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import DictConfig, ListConfig
 from omegaconf.errors import OmegaConfBaseException
+
+from kd_lightning.slots import interruptible, quoted, threads_per_job
 
 AUTO = ("auto", "-1", -1)
 MEETING, PARENT = "KD_MEETING", "KD_PARENT"
@@ -136,7 +137,7 @@ def start(hydra: Any, number: int, *, patience: float = PATIENCE) -> tuple[int, 
     Returns:
         The exit code, and why the ranks had to be ended if the first one does not know it.
     """
-    with tempfile.TemporaryDirectory(prefix="kd_ranks_") as meeting, _interruptible():
+    with tempfile.TemporaryDirectory(prefix="kd_ranks_") as meeting, interruptible():
         inner, ours = os.pipe()
         ranks: list[Rank] = []
         try:
@@ -152,10 +153,9 @@ def start(hydra: Any, number: int, *, patience: float = PATIENCE) -> tuple[int, 
 
 def _started(command: Sequence[str], i: int, number: int, meeting: Path, pipe: int) -> Rank:
     log = meeting / f"rank{i}.log"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     place = {"RANK": i, "LOCAL_RANK": i, "NODE_RANK": 0, "WORLD_SIZE": number, "LOCAL_WORLD_SIZE": number}
     environment = {
-        "OMP_NUM_THREADS": str(max(1, cores // number)),
+        "OMP_NUM_THREADS": str(threads_per_job(number)),
         **os.environ,
         **{name: str(value) for name, value in place.items()},
         MEETING: str(meeting / "store"),
@@ -182,8 +182,7 @@ def _command(hydra: Any) -> list[str]:
         if source.provider in flags and source.schema == "file":
             command += [flags[source.provider], source.path]
     kept = [o for o in hydra.overrides.hydra if not o.lstrip("+~").startswith((*_OURS, "hydra.output_subdir"))]
-    folder = QuotedString(text=hydra.runtime.output_dir.replace("${", r"\${"), quote=Quote.double).with_quotes()
-    at = ["hydra.mode=RUN", f"hydra.run.dir={folder}", "hydra.output_subdir=null"]
+    at = ["hydra.mode=RUN", f"hydra.run.dir={quoted(hydra.runtime.output_dir)}", "hydra.output_subdir=null"]
     return [*command, "--config-name", hydra.job.config_name, *hydra.overrides.task, *kept, *at]
 
 
@@ -236,22 +235,3 @@ def objective(folder: Path) -> float | None:
     """What the ranks' result says."""
     result: dict[str, Any] = json.loads((folder / "result.json").read_text())
     return result["objective"]
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Treat SIGTERM and SIGHUP like Ctrl-C, so that no way of ending the command leaves ranks on the GPUs."""
-
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    kept = {}
-    if threading.current_thread() is threading.main_thread():
-        for which in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(which) is not signal.SIG_IGN:
-                kept[which] = signal.signal(which, interrupt)
-    try:
-        yield
-    finally:
-        for which, handler in kept.items():
-            signal.signal(which, handler)
