@@ -118,7 +118,7 @@ def losing() -> Iterator[None]:
 
 
 def decided(decide: Callable[[], T]) -> T:
-    """What the first rank finds or does, known to all; meanwhile they wait.
+    """What the first rank finds or does once all have come here, known to all; meanwhile they wait.
 
     Args:
         decide: called on the first rank alone; returns something small that pickles.
@@ -129,6 +129,7 @@ def decided(decide: Callable[[], T]) -> T:
     global _deciding
     if world() == 1:
         return decide()
+    dist.all_reduce(torch.zeros(1))  # all are here: what the first one renames or removes, nobody works in any more
     verdict: list[Any] = [None, None]
     failure: Exception | None = None
     if rank() == 0:
