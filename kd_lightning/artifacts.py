@@ -151,9 +151,9 @@ class Store:
     def __init__(self, root: str | Path | None = None, *, reuse: bool = True) -> None:
         self.root = Path(root).expanduser() if root else user_cache_path("kd_lightning")
         self.reuse = reuse
-        from kd_lightning import ranks  # imports torch, which reports do without
+        from kd_lightning.ranks import decided  # imports torch, which reports do without
 
-        self._decided, self._of_each = ranks.decided, ranks.of_each
+        self._decided = decided
         self.built: set[Path] = set()
         self._used: list[set[str]] = []
 
@@ -190,11 +190,7 @@ class Store:
                 self._decided(lambda: self._begin(work))
                 self._used.append(set())
                 try:
-                    if everywhere:
-                        build(work)
-                        self._of_each(None)  # all are done before the folder gets its name
-                    else:
-                        self._decided(lambda: build(work))
+                    build(work) if everywhere else self._decided(lambda: build(work))
                 finally:
                     used = self._used.pop() | set(NAME.findall(json.dumps(config, default=str)))  # a stage's file, too
                 meta = {"format_version": FORMAT_VERSION, "kind": kind, "uses": sorted(used), "config": config}
