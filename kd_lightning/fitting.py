@@ -206,7 +206,7 @@ def _train(
     report = {
         "phase": phase,
         "rounds": rounds,
-        "student_updates": rounds * method.student_updates_per_round(),
+        "student_updates": method.student_updates(rounds),
         "images_synthesised": method.images_made,
         "teacher_images": method.teacher.asked if method.teacher is not None else 0,
         "fit_seconds": curves.seconds,

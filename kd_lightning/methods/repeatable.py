@@ -6,7 +6,6 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor
 
 from kd_lightning.methods.terms import TermWatch
 from kd_lightning.teacher.frozen import FrozenTeacher
@@ -25,7 +24,7 @@ class Repeatable(L.LightningModule):
         self.images_made = 0
         self.terms_seen = TermWatch()
         self._rng: torch.Generator | None = None
-        self._restored: list[dict[str, Tensor]] | None = None
+        self._restored: list[dict[str, Any]] | None = None
 
     @property
     def rng(self) -> torch.Generator:
@@ -40,17 +39,25 @@ class Repeatable(L.LightningModule):
         """Begin other noise."""
         self._rng = torch.Generator(self.device).manual_seed(seed)
 
+    def rank_state(self) -> dict[str, Any]:
+        """What else a checkpoint keeps of each rank: tensors and plain values, by name."""
+        return {}
+
+    def load_rank_state(self, state: dict[str, Any]) -> None:
+        """Take back what ``rank_state`` returned when the checkpoint was saved; the tensors are on the CPU."""
+
     def on_train_start(self) -> None:
         """Go on with the random numbers of the checkpoint, if there was one."""
         if self._restored is not None:
             mine = self._restored[self.global_rank % len(self._restored)]
             self.rng.set_state(mine["rank"])
             torch.set_rng_state(mine["torch"])
+            self.load_rank_state(mine.get("own", {}))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the random state of every rank; a method whose loss is not finite is not worth keeping."""
         self.terms_seen.refuse_nan(type(self).__name__)
-        mine = {"rank": self.rng.get_state(), "torch": torch.get_rng_state()}
+        mine = {"rank": self.rng.get_state(), "torch": torch.get_rng_state(), "own": self.rank_state()}
         states: list[Any] = [mine]
         if self.trainer.world_size > 1:
             states = [None] * self.trainer.world_size
