@@ -14,8 +14,10 @@ import torch
 from lightning.pytorch.callbacks import Callback, ProgressBar
 from tqdm import tqdm
 
+from kd_lightning.data.loader import Batch
 from kd_lightning.loggers import log_images, to_uint8
-from kd_lightning.methods.base import Distiller
+from kd_lightning.methods.base import Distiller, Seen, Teacher
+from kd_lightning.teacher.frozen import FrozenTeacher
 
 
 class PhaseBar(ProgressBar):
@@ -112,19 +114,27 @@ class WatchGenerator(Callback):
         every: rounds between looks.
         patience: bad looks before the warning.
         grids: about this many grids are written over the fit.
+        synthetic: the batches themselves are such images: look at the last one of each epoch.
     """
 
-    def __init__(self, folder: Path, *, every: int = 20, patience: int = 10, grids: int = 10) -> None:
+    def __init__(
+        self, folder: Path, *, every: int = 20, patience: int = 10, grids: int = 10, synthetic: bool = False
+    ) -> None:
         self.folder, self.every, self.patience, self.grids = folder, every, patience, grids
+        self.synthetic = synthetic
         self.bad = 0
         self.warned = False
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Look at what the method showed."""
+        """Look at what the method showed, or was shown."""
         assert isinstance(pl_module, Distiller)
-        if pl_module.seen is None or batch_idx % self.every:
+        if self.synthetic and batch_idx + 1 == trainer.num_training_batches:
+            pl_module.seen = with_answers(batch, pl_module.teacher)
+        elif self.synthetic or batch_idx % self.every:
+            return
+        if pl_module.seen is None:
             return
         health = generator_health(*pl_module.seen)
         pl_module.report({f"generated/{k}": v for k, v in health.items()})
@@ -162,6 +172,14 @@ class WatchGenerator(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on counting."""
         self.bad, self.warned = state_dict["bad"], state_dict["warned"]
+
+
+@torch.no_grad()
+def with_answers(batch: Batch, teacher: Teacher | None) -> Seen | None:
+    """A batch and the teacher's answers: those that came with it, or asked now where that costs no query."""
+    if batch.t is not None:
+        return Seen(batch.x, batch.t)
+    return Seen(batch.x, teacher.net(batch.x)) if isinstance(teacher, FrozenTeacher) else None
 
 
 @torch.no_grad()

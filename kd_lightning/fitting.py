@@ -104,6 +104,8 @@ def fit(
             std=list(cfg.data.std),
             order_seed=cfg.seed,
             device=device_of(cfg),
+            precision=str(cfg.trainer.precision),
+            memory_format=cfg.memory_format,
         )
         method, report = _train(cfg, bench, phase, work, context, val_answers, watched)
         with writing(work):
@@ -180,7 +182,8 @@ def _train(
     )
     if cfg.memory_format == "channels_last":
         method.to(memory_format=torch.channels_last)
-    loader = instantiate(cfg.source, _convert_="all").prepare(context)
+    source = instantiate(cfg.source, _convert_="all")
+    loader = source.prepare(context)
     val = bench.dataset.val
     val_loader = (
         None
@@ -190,12 +193,13 @@ def _train(
         )
     )
     curves = Curves(work)
+    watch = WatchGenerator(work, synthetic="source.synthetic" in source.offers)
     checkpoint = work / "last.ckpt"
     trainer = instantiate(cfg.trainer, _partial_=True, _convert_="all")(
         default_root_dir=work,
         enable_checkpointing=True,
         logger=[curves, *(bench.loggers if watched else [])],
-        callbacks=[PhaseBar(phase), WatchGenerator(work), KeepCurves(curves), Resumable(checkpoint)],
+        callbacks=[PhaseBar(phase), watch, KeepCurves(curves), Resumable(checkpoint)],
     )
     method.train()
     try:
@@ -214,7 +218,7 @@ def _train(
         "memory_format": cfg.memory_format,
         **context.notes,
     }
-    if hasattr(method, "draw") and isinstance(method.teacher, FrozenTeacher):
+    if hasattr(method, "draw") and method.images_made and isinstance(method.teacher, FrozenTeacher):
         report["generated/agreement"] = _agreement_on_drawn(method.to(context.device), bench.task, cfg.seed)
     return method, report
 

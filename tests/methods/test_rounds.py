@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from test_toy import dafl, dfad, dfq, distill, rdskd, zskt
+from test_toy import adi, dafl, dfad, dfq, distill, rdskd, zskt
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from toy import context, fit, generator, network, trained_teacher
 
+from kd_lightning.data.sources.data_impressions import DataImpressions
+from kd_lightning.data.sources.deep_inversion import DeepInversion
 from kd_lightning.data.sources.generated import GeneratedLoader
 from kd_lightning.losses.response import kl
 from kd_lightning.methods.base import Distiller
@@ -161,3 +163,17 @@ def test_no_forward_or_backward_pass_too_many(name: str, teachers: dict[bool, nn
     else:
         make, rounds = METHODS[name](), range(1)
     assert flops(lambda: fit(make, teachers[batch_norm], rounds)) == least
+
+
+def test_a_step_on_pixels_takes_one_way_through_each_network_that_judges_them(
+    teachers: dict[bool, nn.Module],
+) -> None:
+    teacher, x = teachers[True], torch.rand(B, 1, 8, 8)
+    t, s = Costs(teacher, x), Costs(network((8, 16)), x)
+    inversion = DeepInversion(images=B, batch_size=B, inverted=B, steps=3, flip=False)
+    impressions = DataImpressions(images=B, batch_size=B, impressions=B, steps=3)
+    assert flops(lambda: inversion.prepare(context(teacher))) == 3 * t.through
+    assert flops(lambda: impressions.prepare(context(teacher))) == 3 * t.through + t.forward
+    settings = {"inverted": B, "steps": 3, "kd_steps": 3, "per_batch": 3, "kd_batch_size": B}
+    a_period = 3 * (t.through + s.through) + t.forward + 3 * (t.forward + s.train)
+    assert flops(lambda: fit(adi(0.1, **settings), teacher, range(2))) == a_period

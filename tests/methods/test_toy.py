@@ -17,6 +17,7 @@ from kd_lightning.data.sources.data_impressions import DataImpressions
 from kd_lightning.data.sources.deep_inversion import DeepInversion
 from kd_lightning.data.sources.generated import GeneratedLoader
 from kd_lightning.losses.response import kl
+from kd_lightning.methods.adaptive_deep_inversion import AdaptiveDeepInversion
 from kd_lightning.methods.dafl import Dafl
 from kd_lightning.methods.dfad import Dfad
 from kd_lightning.methods.dfq import Dfq
@@ -117,6 +118,22 @@ def inverted(steps: int, teacher: nn.Module) -> TensorLoader:
     return source.prepare(context(teacher))
 
 
+def adi(lr: float, **settings: Any) -> Callable[..., AdaptiveDeepInversion]:
+    small = {
+        "inverted": 64,
+        "steps": 60,
+        "per_batch": 30,
+        "kd_steps": 60,
+        "kd_batch_size": 64,
+        "jitter": 1,
+        "flip": False,
+    }
+    optimizer = partial(adam, lr=5e-3)
+    return partial(
+        AdaptiveDeepInversion, **{"image": (1, 8, 8), "optimizer": optimizer, "lr": lr, "bn": 1.0} | small | settings
+    )
+
+
 @dataclass
 class Row:
     """A method with its signal, and with the signal cut off; both see as many batches."""
@@ -155,6 +172,7 @@ ROWS = {
         partial(impressions, 0),
         epochs=10,
     ),
+    "adaptive_deep_inversion": Row(lambda: adi(0.1), lambda: adi(0.0), lambda _: range(16), batch_norm=True),
     "deep_inversion": Row(
         lambda: distill(partial(kl, temperature=3.0)),
         lambda: distill(partial(kl, temperature=3.0)),

@@ -23,7 +23,7 @@ class Generated:
         latent: length of z.
     """
 
-    offers = frozenset({"source.images"})
+    offers = frozenset({"source.images", "source.synthetic"})
 
     def __init__(self, *, generator: nn.Module, weights: str, rounds: int, batch_size: int, latent: int) -> None:
         self.generator, self.weights = generator, weights
@@ -32,8 +32,8 @@ class Generated:
     def prepare(self, context: Context) -> GeneratedLoader:
         """A resumable loader of what the generator makes; looks at no image of the data."""
         self.generator.load_state_dict(load_file(self.weights))
-        self.generator.eval().requires_grad_(False).to(context.device)
-        return GeneratedLoader(self.generator, self.rounds, (self.batch_size, self.latent), context)
+        self.generator.eval().requires_grad_(False)
+        return GeneratedLoader(context.placed(self.generator), self.rounds, (self.batch_size, self.latent), context)
 
 
 class GeneratedLoader(Rounds):
@@ -43,6 +43,7 @@ class GeneratedLoader(Rounds):
         super().__init__(rounds)
         self.generator, self.shape = generator, shape
         self.seed, self.rank, self.notes = context.order_seed, context.rank, context.notes
+        self.autocast = context.autocast()
         self.rng = torch.Generator(context.device)
 
     @torch.no_grad()
@@ -52,4 +53,6 @@ class GeneratedLoader(Rounds):
         self.rng.manual_seed(int(words.generate_state(1, np.uint64)[0]))
         z = torch.randn(self.shape, device=self.rng.device, generator=self.rng)
         self.notes["images_synthesised"] = (self.epoch * self.rounds + number + 1) * self.shape[0]
-        return Batch(self.generator(z), None)
+        with self.autocast:
+            x = self.generator(z)
+        return Batch(x.float(), None)
