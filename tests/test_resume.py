@@ -26,7 +26,7 @@ CHAINS = {
     "dfad": ("method.student_steps=2",),
     "adaptive_deep_inversion": (
         "teacher=small_conv_bn",
-        "source.rounds=4",
+        "source.rounds=3",
         *(f"method.{key}" for key in ("inverted=8", "steps=4", "kd_steps=2", "kd_batch_size=8", "per_batch=2")),
     ),
     "kd": (SCHEDULED, "data.recipe.augment=[{_target_: kd_lightning.data.augment.RandomCrop, padding: 1}]"),
