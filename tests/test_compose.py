@@ -45,7 +45,7 @@ def companions(group, name):
         return ["method=dafl"] if name == "free" else ["method=kd", "method.label=0"]
     if (group, name) == ("teacher", "none"):
         return ["method=supervised"]
-    if (group, name) == ("method", "dfq"):
+    if group == "method" and name in ("dfq", "cmi", "fast_dfkd"):
         return ["teacher=small_conv_bn"]
     return []
 
