@@ -46,7 +46,7 @@ def companions(group, name):
         return [*own, *(["teacher=small_conv_bn"] if name == "deep_inversion" else [])]
     if (group, name) == ("teacher", "none"):
         return ["method=supervised"]
-    if group == "method" and name in ("dfq", "deep_inversion", "adaptive_deep_inversion"):
+    if group == "method" and name in ("dfq", "cmi", "fast_dfkd", "deep_inversion", "adaptive_deep_inversion"):
         return ["teacher=small_conv_bn"]
     return []
 

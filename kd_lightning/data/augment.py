@@ -66,4 +66,4 @@ class RandomResizedCrop:
         theta[:, :, 2] = centre.T
         grid = F.affine_grid(theta, list(x.shape), align_corners=False)
         # at the very edge half a pixel lies outside: repeat the last one instead of blending in black
-        return F.grid_sample(x, grid.to(x.dtype), padding_mode="border", align_corners=False)
+        return F.grid_sample(x.float(), grid, padding_mode="border", align_corners=False).to(x.dtype)

@@ -122,7 +122,7 @@ class Cmi(Pooled):
         self.terms_seen.note(losses, self.rounds_done)
         if place == self.slices - 1:
             self.commit()
-            self.report({f"train/{name}": float(loss) for name, loss in losses.items()})
+            self.report({f"train/{name}": loss.item() for name, loss in losses.items()})
 
     def begin(self) -> None:
         """A new generator, new latents, a label for each."""

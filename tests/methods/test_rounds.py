@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_toy import adi, dafl, dfad, dfq, distill, rdskd, zskt
+from test_toy import adi, cmi, dafl, dfad, dfq, distill, fast_dfkd, rdskd, zskt
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from toy import context, fit, generator, network, trained_teacher
@@ -29,6 +29,9 @@ METHODS: dict[str, Callable[[], Any]] = {
     "dfq": lambda: dfq(1e-3),
 }
 
+POOLED: dict[str, Callable[[], Any]] = {"fast_dfkd": lambda: fast_dfkd(5e-3), "cmi": lambda: cmi(1e-2)}
+"""Methods whose rounds of the paper are cut into training batches; their own tests say in which order."""
+
 
 @pytest.fixture(scope="module")
 def teachers() -> dict[bool, nn.Module]:
@@ -37,7 +40,7 @@ def teachers() -> dict[bool, nn.Module]:
 
 @pytest.fixture
 def teacher(name: str, teachers: dict[bool, nn.Module]) -> nn.Module:
-    return teachers[name == "dfq"]
+    return teachers[name in ("dfq", *POOLED)]
 
 
 def state(net: nn.Module) -> str:
@@ -74,10 +77,10 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, str, bool]]:
     return seen
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [*METHODS, *POOLED])
 def test_the_teacher_comes_out_bit_identical(name: str, teacher: nn.Module) -> None:
     before = state(teacher)
-    fit(METHODS[name](), teacher, range(3))
+    fit((METHODS | POOLED)[name](), teacher, range(4))
     assert state(teacher) == before
     assert not gradients(teacher)
     assert not any(module.training for module in teacher.modules())

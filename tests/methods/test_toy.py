@@ -12,16 +12,19 @@ import torch
 from torch import nn
 from toy import STATISTICS, adam, agreement, context, fit, generator, patterns, sgd, trained_teacher
 
+from kd_lightning.data.augment import RandomResizedCrop
 from kd_lightning.data.loader import TensorLoader
 from kd_lightning.data.sources.data_impressions import DataImpressions
 from kd_lightning.data.sources.deep_inversion import DeepInversion
 from kd_lightning.data.sources.generated import GeneratedLoader
 from kd_lightning.losses.response import kl
 from kd_lightning.methods.adaptive_deep_inversion import AdaptiveDeepInversion
+from kd_lightning.methods.cmi import Cmi
 from kd_lightning.methods.dafl import Dafl
 from kd_lightning.methods.dfad import Dfad
 from kd_lightning.methods.dfq import Dfq
 from kd_lightning.methods.distill import Distill
+from kd_lightning.methods.fast_dfkd import FastDfkd
 from kd_lightning.methods.rdskd import RdskdGenerator
 from kd_lightning.methods.zskt import Zskt
 
@@ -85,6 +88,39 @@ def dfq(lr_g: float) -> Callable[..., Dfq]:
         generator=generator(tail="sigmoid", conv_bias=False),
         optimizer=partial(sgd, lr=0.02),
         optimizer_g=partial(adam, lr=lr_g, betas=(0.5, 0.999)),
+        latent=16,
+        batch_size=64,
+    )
+
+
+def fast_dfkd(lr_g: float, **settings: Any) -> Callable[..., FastDfkd]:
+    chosen = {"lr_z": 2 * lr_g, "steps": 5, "warmup": 2, "kd_steps": 20, "per_batch": 5, "kd_batch_size": 64}
+    return partial(
+        FastDfkd,
+        **{**chosen, **settings},
+        num_classes=4,
+        generator=generator(tail="sigmoid", conv_bias=False),
+        optimizer=partial(sgd, lr=0.02),
+        optimizer_g=partial(adam, lr=lr_g, betas=(0.5, 0.999)),
+        temperature=4.0,
+        latent=16,
+        batch_size=64,
+    )
+
+
+def cmi(lr_g: float, **settings: Any) -> Callable[..., Cmi]:
+    chosen = {"steps": 20, "kd_steps": 40, "per_batch": 10, "kd_batch_size": 64, "bank_size": 128, "negatives": 100}
+    return partial(
+        Cmi,
+        **{**chosen, **settings},
+        num_classes=4,
+        local=(RandomResizedCrop(),),
+        generator=generator(tail="sigmoid", conv_bias=False),
+        optimizer=partial(sgd, lr=0.02),
+        optimizer_g=partial(adam, lr=lr_g, betas=(0.5, 0.999)),
+        optimizer_head=partial(adam, lr=lr_g),
+        temperature=4.0,
+        head_dim=16,
         latent=16,
         batch_size=64,
     )
@@ -165,6 +201,8 @@ ROWS = {
     ),
     "zskt": Row(lambda: zskt(1e-3), lambda: zskt(0.0), lambda _: range(60)),
     "dfq": Row(lambda: dfq(1e-3), lambda: dfq(0.0), lambda _: range(60), batch_norm=True),
+    "fast_dfkd": Row(lambda: fast_dfkd(5e-3), lambda: fast_dfkd(0.0), lambda _: range(60), batch_norm=True),
+    "cmi": Row(lambda: cmi(1e-2), lambda: cmi(0.0), lambda _: range(60), batch_norm=True),
     "zskd": Row(
         lambda: distill(partial(kl, temperature=20.0)),
         lambda: distill(partial(kl, temperature=20.0)),
