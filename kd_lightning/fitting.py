@@ -113,6 +113,8 @@ def fit(
             rank=ranks.rank(),
             world=ranks.world(),
             device=device_of(cfg),
+            precision=str(cfg.trainer.precision),
+            memory_format=cfg.memory_format,
         )
         method, report = _train(cfg, bench, phase, work, context, val_answers, boards)
         ranks.decided(lambda: _keep(method, report, work))
@@ -186,7 +188,8 @@ def _train(
     method.global_batch_losses = cfg.trainer.get("global_batch_losses", False)
     if cfg.memory_format == "channels_last":
         method.to(memory_format=torch.channels_last)
-    loader = instantiate(cfg.source, _convert_="all").prepare(context)
+    source = instantiate(cfg.source, _convert_="all")
+    loader = source.prepare(context)
     val = bench.dataset.val
     val_loader = (
         None
@@ -202,7 +205,7 @@ def _train(
         )
     )
     curves = Curves(work, boards, asked=context.teacher if isinstance(context.teacher, QueryTeacher) else None)
-    watch = WatchGenerator(work, bench.dataset.classes, boards)
+    watch = WatchGenerator(work, bench.dataset.classes, boards, synthetic="source.synthetic" in source.offers)
     checkpoint = work / "last.ckpt"
     interrupted_before = ranks.decided(checkpoint.is_file)
     goes_on_from = resumable(checkpoint, method) if interrupted_before else None
@@ -225,7 +228,7 @@ def _train(
         "phase": phase,
         "data": bench.dataset.name,
         "rounds": rounds,
-        "student_updates": rounds * method.student_updates_per_round(),
+        "student_updates": method.student_updates(rounds),
         "images_synthesised": method.images_made,
         "teacher_images": method.teacher.asked if method.teacher is not None else 0,
         "fit_seconds": curves.seconds,
@@ -234,7 +237,7 @@ def _train(
         "memory_format": cfg.memory_format,
         **context.notes,
     }
-    if hasattr(method, "draw") and isinstance(method.teacher, FrozenTeacher):
+    if hasattr(method, "draw") and method.images_made and isinstance(method.teacher, FrozenTeacher):
         report["generated/agreement"] = _agreement_on_drawn(method.to(context.device), bench.task, cfg.seed)
     return method, report
 

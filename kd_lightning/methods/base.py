@@ -61,6 +61,10 @@ class Distiller(Repeatable):
         """Optimiser steps of the student in one round: what a control with as many updates copies."""
         return 1
 
+    def student_updates(self, rounds: int) -> int:
+        """The same for the first ``rounds`` rounds, which need not be alike."""
+        return rounds * self.student_updates_per_round()
+
     def scheduled(self, *pairs: tuple[Optimizer, SchedulerFactory | None]) -> Any:
         """What ``configure_optimizers`` returns for optimisers with or without a schedule."""
         return [opt for opt, _ in pairs], [make(opt) for opt, make in pairs if make]

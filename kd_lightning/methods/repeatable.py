@@ -75,29 +75,31 @@ class Repeatable(L.LightningModule):
         return {name: buffer for name, buffer in self.named_buffers() if buffer.is_floating_point()}
 
     def rank_state(self) -> dict[str, Any]:
-        """What differs from rank to rank: random states and buffers; a method with a memory adds it."""
-        state = {"rank": self.rng.get_state(), "torch": torch.get_rng_state()}
-        return state | ({"buffers": self._drifting()} if ranks.world() > 1 else {})
+        """What a method keeps of each rank, such as a memory: tensors and plain values, by name."""
+        return {}
 
     def load_rank_state(self, state: dict[str, Any]) -> None:
-        """Go on with it."""
-        self.rng.set_state(state["rank"])
-        torch.set_rng_state(state["torch"])
-        for name, buffer in self._drifting().items():
-            if name in state.get("buffers", {}):
-                buffer.copy_(state["buffers"][name])
+        """Take back what ``rank_state`` returned when the checkpoint was saved; the tensors are on the CPU."""
 
     def on_train_start(self) -> None:
         """Go on with what the checkpoint held of this rank, if there was one."""
         if self._restored is not None:
-            self.load_rank_state(self._restored[ranks.rank()])
+            mine = self._restored[ranks.rank()]
+            self.rng.set_state(mine["rank"])
+            torch.set_rng_state(mine["torch"])
+            for name, buffer in self._drifting().items():
+                if name in mine["buffers"]:
+                    buffer.copy_(mine["buffers"][name])
+            self.load_rank_state(mine["own"])
         elif ranks.rank():
             torch.manual_seed(self.rng.initial_seed())  # dropout's noise
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the state of every rank; a method whose loss is not finite is not worth keeping."""
         self.terms_seen.refuse_nan(type(self).__name__)
-        checkpoint["rng"] = ranks.of_each(self.rank_state())
+        mine = {"rank": self.rng.get_state(), "torch": torch.get_rng_state(), "own": self.rank_state()}
+        mine["buffers"] = self._drifting() if ranks.world() > 1 else {}
+        checkpoint["rng"] = ranks.of_each(mine)
         checkpoint["counts"] = {"made": self.images_made, "asked": self.teacher.asked if self.teacher else 0}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -23,7 +23,7 @@ class Generated:
         latent: length of z.
     """
 
-    offers = frozenset({"source.images"})
+    offers = frozenset({"source.images", "source.synthetic"})
 
     def __init__(self, *, generator: nn.Module, weights: str, rounds: int, batch_size: int, latent: int) -> None:
         self.generator, self.weights = generator, weights
@@ -36,8 +36,8 @@ class Generated:
             TeacherError: the file cannot be read, or holds another generator.
         """
         load_weights(self.generator, self.weights)
-        self.generator.eval().requires_grad_(False).to(context.device)
-        return GeneratedLoader(self.generator, self.rounds, (self.batch_size, self.latent), context)
+        self.generator.eval().requires_grad_(False)
+        return GeneratedLoader(context.placed(self.generator), self.rounds, (self.batch_size, self.latent), context)
 
 
 class GeneratedLoader(Rounds):
@@ -46,7 +46,7 @@ class GeneratedLoader(Rounds):
     def __init__(self, generator: nn.Module, rounds: int, shape: tuple[int, int], context: Context) -> None:
         super().__init__(rounds)
         self.generator, self.shape = generator, shape
-        self.seed, self.notes = context.order_seed, context.notes
+        self.seed, self.notes, self.autocast = context.order_seed, context.notes, context.autocast()
         self.rank, self.world = context.rank, context.world
         self.rng = torch.Generator(context.device)
 
@@ -54,7 +54,9 @@ class GeneratedLoader(Rounds):
     def batch(self, number: int) -> Batch:
         """Fresh images without labels."""
         self.notes["images_synthesised"] = (self.epoch * self.rounds + number + 1) * self.shape[0] * self.world
-        return Batch(self.generator(self.latents(number)), None)
+        with self.autocast:
+            x = self.generator(self.latents(number))
+        return Batch(x.float(), None)
 
     def latents(self, number: int) -> Tensor:
         """Z ~ N(0, I) of this batch, (batch_size, latent)."""
