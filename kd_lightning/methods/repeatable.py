@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -44,9 +45,19 @@ class Repeatable(L.LightningModule):
         """Begin other noise."""
         self._rng = torch.Generator(self.device).manual_seed(seed)
 
+    @property
+    def rounds_done(self) -> int:
+        """Rounds finished since the start of the fit, over resumes."""
+        return self.trainer.fit_loop.epoch_loop.total_batch_idx
+
     def noise(self, *shape: int) -> Tensor:
         """N(0, 1) of this rank alone, on the device."""
         return torch.randn(*shape, device=self.device, generator=self.rng)
+
+    def common_rng(self) -> torch.Generator:
+        """Noise that all ranks share, on the CPU; another in every round."""
+        words = np.random.SeedSequence((self.rng.initial_seed() - ranks.rank(), self.rounds_done))
+        return torch.Generator().manual_seed(int(words.generate_state(1, np.uint64)[0]))
 
     def gathered(self, rows: Tensor) -> Tensor:
         """Rows (N, ...) of all ranks, for a loss that is no mean over samples; gradients reach this rank's own.
