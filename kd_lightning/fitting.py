@@ -104,6 +104,8 @@ def fit(
             std=list(cfg.data.std),
             order_seed=cfg.seed,
             device=device_of(cfg),
+            precision=str(cfg.trainer.precision),
+            memory_format=cfg.memory_format,
         )
         method, report = _train(cfg, bench, phase, work, context, val_answers, watched)
         with writing(work):

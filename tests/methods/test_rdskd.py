@@ -110,6 +110,16 @@ def test_generated_images_are_fresh_in_every_batch_epoch_rank_and_seed() -> None
     assert later.notes["images_synthesised"] == 7 * 8
 
 
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_the_generator_draws_in_the_precision_of_the_fit(precision: str) -> None:
+    images = loader(precision=precision)
+    dtypes: list[torch.dtype] = []
+    images.generator.body[1].register_forward_hook(lambda _module, _args, output: dtypes.append(output.dtype))
+    x = next(iter(images)).x
+    assert dtypes == [torch.bfloat16 if precision == "bf16-mixed" else torch.float32]
+    assert x.dtype == torch.float32
+
+
 @pytest.mark.parametrize("stop", [1, 4])
 def test_generated_images_go_on_where_they_stopped(stop: int) -> None:
     whole, first, second = loader(), loader(), loader()

@@ -29,6 +29,8 @@ class Context:
         rank: which of the ``world`` processes this is.
         world: number of processes.
         device: where batches are wanted.
+        precision: of the fit, in Lightning's words.
+        memory_format: of the fit's networks, ``contiguous`` or ``channels_last``.
     """
 
     dataset: Dataset
@@ -41,6 +43,8 @@ class Context:
     rank: int = 0
     world: int = 1
     device: str = "cpu"
+    precision: str = "32-true"
+    memory_format: str = "contiguous"
     notes: dict[str, Any] = field(default_factory=dict)
 
     def real(self) -> Split:

@@ -33,17 +33,23 @@ class Generated:
         """A resumable loader of what the generator makes; looks at no image of the data."""
         self.generator.load_state_dict(load_file(self.weights))
         self.generator.eval().requires_grad_(False).to(context.device)
+        if context.memory_format == "channels_last":
+            self.generator.to(memory_format=torch.channels_last)
         return GeneratedLoader(self.generator, self.rounds, (self.batch_size, self.latent), context)
 
 
 class GeneratedLoader(Rounds):
-    """Each batch is drawn from seed, epoch, its number in that and the rank: nothing else needs to be kept."""
+    """Each batch is drawn from seed, epoch, its number in that and the rank: nothing else needs to be kept.
+
+    The generator runs in the precision of the fit: Lightning's own autocast begins after the loader.
+    """
 
     def __init__(self, generator: nn.Module, rounds: int, shape: tuple[int, int], context: Context) -> None:
         super().__init__(rounds)
         self.generator, self.shape = generator, shape
         self.seed, self.rank, self.notes = context.order_seed, context.rank, context.notes
         self.rng = torch.Generator(context.device)
+        self.mixed = context.precision == "bf16-mixed"
 
     @torch.no_grad()
     def batch(self, number: int) -> Batch:
@@ -52,4 +58,5 @@ class GeneratedLoader(Rounds):
         self.rng.manual_seed(int(words.generate_state(1, np.uint64)[0]))
         z = torch.randn(self.shape, device=self.rng.device, generator=self.rng)
         self.notes["images_synthesised"] = (self.epoch * self.rounds + number + 1) * self.shape[0]
-        return Batch(self.generator(z), None)
+        with torch.autocast(self.rng.device.type, torch.bfloat16, enabled=self.mixed):
+            return Batch(self.generator(z).float(), None)
