@@ -110,16 +110,6 @@ def test_generated_images_are_fresh_in_every_batch_epoch_rank_and_seed() -> None
     assert later.notes["images_synthesised"] == 7 * 8
 
 
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_the_generator_draws_in_the_precision_of_the_fit(precision: str) -> None:
-    images = loader(precision=precision)
-    dtypes: list[torch.dtype] = []
-    images.generator.body[1].register_forward_hook(lambda _module, _args, output: dtypes.append(output.dtype))
-    x = next(iter(images)).x
-    assert dtypes == [torch.bfloat16 if precision == "bf16-mixed" else torch.float32]
-    assert x.dtype == torch.float32
-
-
 @pytest.mark.parametrize("stop", [1, 4])
 def test_generated_images_go_on_where_they_stopped(stop: int) -> None:
     whole, first, second = loader(), loader(), loader()
@@ -152,6 +142,28 @@ def test_the_source_reads_weights_and_leaves_the_generator_as_it_is(tmp_path: An
     assert all(batch.y is None and batch.t is None for batch in batches)
     for name, tensor in trained.state_dict().items():
         assert torch.equal(fresh.state_dict()[name], tensor), name
+
+
+def test_images_are_drawn_in_the_precision_and_layout_of_the_fit(tmp_path: Any) -> None:
+    from safetensors.torch import save_file
+
+    save_file(generator().state_dict(), tmp_path / "generator.safetensors")
+    made = {}
+    for precision, memory_format in {"32-true": "contiguous", "bf16-mixed": "channels_last"}.items():
+        fresh = generator()
+        inside: list[torch.Tensor] = []
+        fresh.tail.register_forward_pre_hook(lambda _module, args, inside=inside: inside.append(args[0]))
+        source = Generated(
+            generator=fresh, weights=str(tmp_path / "generator.safetensors"), rounds=1, batch_size=4, latent=16
+        )
+        (batch,) = source.prepare(context(precision=precision, memory_format=memory_format))
+        assert inside[0].dtype == (torch.float32 if precision == "32-true" else torch.bfloat16)
+        wanted = torch.channels_last if memory_format == "channels_last" else torch.contiguous_format
+        assert fresh.body[1].weight.is_contiguous(memory_format=wanted)  # type: ignore[union-attr,operator]
+        assert batch.x.dtype == torch.float32
+        made[precision] = batch.x
+    assert not torch.equal(*made.values())
+    torch.testing.assert_close(*made.values(), rtol=0, atol=0.1)
 
 
 def test_a_run_counts_the_images_of_both_phases(tiny: Any) -> None:
