@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.callbacks import Timer
 
 from kd_lightning.errors import ConfigError
 
@@ -42,7 +43,8 @@ def cut_short(trainer: L.Trainer, phase: str) -> dict[str, Any] | None:
     """How far a fit came that ``max_time`` ended, which is told once; None if it ran to its end."""
     done = trainer.fit_loop.epoch_loop.total_batch_idx + 1
     wanted = int(trainer.num_training_batches) * (trainer.max_epochs or 0)
-    if done >= wanted:
+    over = any(isinstance(c, Timer) and (c.time_remaining() or 0) <= 0 for c in trainer.callbacks)  # type: ignore[attr-defined]
+    if done >= wanted or not over:
         return None
     if trainer.is_global_zero:
         print(f"{phase}: ended by trainer.max_time after round {done} of {wanted}", file=sys.stderr, flush=True)
