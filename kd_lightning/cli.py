@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 import warnings
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
@@ -30,6 +31,9 @@ LAUNCHERS = {
 
 MOST_JOBS = 32
 """Jobs of a sweep that are read before it starts; Hydra composes them all again."""
+_PLANS: list[tuple[float, int]] = []
+"""Seconds and bytes of every job, where plans are all that is wanted."""
+_PROMISED: set[str] = set()
 
 
 def main() -> None:
@@ -44,20 +48,37 @@ def main() -> None:
     # ours complete a plugin's launchers under the names that their documentation uses
     warnings.filterwarnings("ignore", r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
     only_shows = any(getattr(args, flag) for flag in ("help", "hydra_help", "cfg", "info", "shell_completion"))
+    plans = False
     if not only_shows:
         try:
-            _refuse_wrong_overrides(args)
+            plans = _refuse_wrong_overrides(args)
         except UserError as error:
             _fail(error)
-    hydra.main(version_base="1.3", config_path=str(resolvers.conf_dir()), config_name="run")(_task)()
+    command = hydra.main(version_base="1.3", config_path=str(resolvers.conf_dir()), config_name="run")(_task)
+    if not plans:
+        command()
+        return
+    with tempfile.TemporaryDirectory(prefix="kd_plan_") as place:
+        # one job after the other, in this process, and without a trace
+        mine = ("hydra/launcher", "hydra.launcher", "hydra.run.", "hydra.sweep.", "hydra.output_subdir")
+        sys.argv[1:] = [word for word in sys.argv[1:] if not word.lstrip("+").startswith(mine)]
+        sys.argv += ["hydra/launcher=basic", "hydra.output_subdir=null"]
+        sys.argv += [f"hydra.run.dir={place}", f"hydra.sweep.dir={place}"]
+        command()
+    if len(_PLANS) > 1:
+        from kd_lightning.plan import altogether
+
+        print(altogether(_PLANS), end="")
 
 
-def _refuse_wrong_overrides(args: Namespace) -> None:
+def _refuse_wrong_overrides(args: Namespace) -> bool:
+    """Whether any job only plans."""
     from kd_lightning.composition import jobs, read, refusal, swept
 
     folders = [args.config_dir] if args.config_dir else []
     each = jobs(args.overrides)
     lines = dict.fromkeys(_launcher_faults(args.overrides))  # an ordered set
+    plans = False
     if len(each) > 1 or any(override.startswith("sweep=") for override in args.overrides):
         varied = swept(args.overrides, folders, args.config_path, args.config_name or "run")
         if varied is not None:
@@ -67,6 +88,7 @@ def _refuse_wrong_overrides(args: Namespace) -> None:
             lines |= dict.fromkeys(f"{o}: several values; add -m to run one job for each" for o in several)
     for job in each[:MOST_JOBS]:
         found = read(job, folders, config_path=args.config_path, config_name=args.config_name or "run")
+        plans = plans or found.cfg.get("plan") is True
         if not found.problems and not found.unset and not lines:
             continue
         from kd_lightning.check import faults, key_of
@@ -79,6 +101,7 @@ def _refuse_wrong_overrides(args: Namespace) -> None:
                 lines[f"{key}: no file sets it, so type +{override}"] = None
     if lines:
         raise refusal(list(lines))
+    return plans
 
 
 def _launcher_faults(overrides: Sequence[str]) -> Iterator[str]:
@@ -104,6 +127,9 @@ def _task(cfg: DictConfig) -> float | None:
 
     quiet()
     resolvers.register()  # a launcher may have brought this function to a process that main never saw
+    if cfg.plan:
+        _plan(cfg)
+        return None
     from kd_lightning.report import summary
     from kd_lightning.run import run
 
@@ -121,6 +147,18 @@ def _task(cfg: DictConfig) -> float | None:
         sys.exit(130)
     print(summary(result, _worth_opening(folder)), end="")
     return result["objective"]
+
+
+def _plan(cfg: DictConfig) -> None:
+    from kd_lightning.plan import plan, render
+
+    choices = HydraConfig.get().runtime.choices
+    try:
+        made = plan(cfg, {name: choices.get(name) for name in NAMED}, _PROMISED)
+    except UserError as error:
+        _fail(error)
+    _PLANS.append((made.seconds, made.size))
+    print(render(made))
 
 
 def _worth_opening(folder: Path) -> list[Path]:

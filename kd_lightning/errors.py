@@ -5,6 +5,10 @@ class UserError(Exception):
     """What was wrong, what was expected and what to type instead."""
 
 
+class VersionError(UserError):
+    """A file was written in a format that this version does not read."""
+
+
 class ConfigError(UserError):
     """The composition cannot run as written."""
 

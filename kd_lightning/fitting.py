@@ -6,25 +6,28 @@ import json
 import os
 import platform
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
 import torch
 from hydra.utils import get_class, instantiate
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Callback, Checkpoint
 from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from kd_lightning.artifacts import Store, digest, file_digest, write_json, writing
+from kd_lightning.artifacts import FORMAT_VERSION, Store, by_content, digest, file_digest, write_json, writing
 from kd_lightning.callbacks import PhaseBar, WatchGenerator
+from kd_lightning.checkpoints import Marked, resumable
+from kd_lightning.dashboards import Boards
 from kd_lightning.data.dataset import Dataset
 from kd_lightning.data.loader import TensorLoader
 from kd_lightning.data.module import Images
 from kd_lightning.data.sources.context import Context
 from kd_lightning.loggers import Curves, KeepCurves, replay
+from kd_lightning.max_time import cut_short, duration
 from kd_lightning.methods.base import Distiller, Teacher
 from kd_lightning.networks.normalized import Normalized
 from kd_lightning.tasks import Classification
@@ -56,14 +59,16 @@ class Bench:
         dataset: the images and labels that exist.
         data_key: digest of their content.
         task: loss and metrics.
-        loggers: further loggers for the student's fit.
+        boards: dashboards that follow the student's fit.
+        callbacks: further callbacks of every fit.
     """
 
     store: Store
     dataset: Dataset
     data_key: str
     task: Classification
-    loggers: list[Any]
+    boards: Boards
+    callbacks: list[Callback] = field(default_factory=list)
 
 
 def build_network(cfg: DictConfig) -> Normalized:
@@ -90,9 +95,10 @@ def fit(
         teacher: who answers.
         teacher_key: digest of the teacher, part of the fit's hash.
         val_answers: the teacher's outputs on the validation images, for the agreement curve.
-        watched: whether the run's loggers follow this fit.
+        watched: whether the run's dashboards follow this fit.
     """
     config = fit_config(cfg, bench, teacher_key)
+    boards = bench.boards.of(phase) if watched else Boards()
 
     def build(work: Path) -> None:
         context = Context(
@@ -105,16 +111,16 @@ def fit(
             order_seed=cfg.seed,
             device=device_of(cfg),
         )
-        method, report = _train(cfg, bench, phase, work, context, val_answers, watched)
+        method, report = _train(cfg, bench, phase, work, context, val_answers, boards)
         with writing(work):
-            save_file(_plain_state(method.student), work / "student.safetensors")
+            _save_net(method.student, work / "student.safetensors")
             if hasattr(method, "generator"):
-                save_file(_plain_state(cast(nn.Module, method.generator)), work / "generator.safetensors")
+                _save_net(cast(nn.Module, method.generator), work / "generator.safetensors")
         write_json(work / "fit.json", report)
 
     folder = bench.store.obtain("fit", config, build)
-    if watched and folder not in bench.store.built:
-        replay(folder / "metrics.csv", bench.loggers)
+    if folder not in bench.store.built:
+        replay(folder, boards)
     network = build_network(cfg)
     network.load_state_dict(load_file(folder / "student.safetensors"))
     report = json.loads((folder / "fit.json").read_text())
@@ -125,8 +131,9 @@ def fit(
     return Fitted(network.eval(), folder, digest(config), report, report["fit_seconds"])
 
 
-def _plain_state(net: nn.Module) -> dict[str, Tensor]:
-    return {k: v.detach().cpu().contiguous().clone() for k, v in net.state_dict().items()}
+def _save_net(net: nn.Module, file: Path) -> None:
+    state = {k: v.detach().cpu().contiguous().clone() for k, v in net.state_dict().items()}
+    save_file(state, file, metadata={"format_version": str(FORMAT_VERSION)})
 
 
 def fit_config(cfg: DictConfig, bench: Bench, teacher_key: str) -> dict[str, Any]:
@@ -134,7 +141,7 @@ def fit_config(cfg: DictConfig, bench: Bench, teacher_key: str) -> dict[str, Any
     plain: Any = {k: OmegaConf.to_container(cfg[k], resolve=True) for k in ("source", "student", "method", "trainer")}
     plain["trainer"] = {k: v for k, v in plain["trainer"].items() if k not in SILENT}
     method = plain["method"].pop("_target_")
-    plain = _without_root(plain, str(bench.store.root))
+    plain = by_content(plain, str(bench.store.root))
     return {
         **plain,
         "target": method,
@@ -149,15 +156,6 @@ def fit_config(cfg: DictConfig, bench: Bench, teacher_key: str) -> dict[str, Any
     }
 
 
-def _without_root(node: Any, root: str) -> Any:
-    """Files of earlier stages count by their hash, wherever the store is."""
-    if isinstance(node, dict):
-        return {k: _without_root(v, root) for k, v in node.items()}
-    if isinstance(node, list):
-        return [_without_root(v, root) for v in node]
-    return node.removeprefix(root) if isinstance(node, str) else node
-
-
 def _method_version(target: str) -> int:
     return get_class(target).version  # type: ignore[attr-defined]
 
@@ -169,7 +167,7 @@ def _train(
     work: Path,
     context: Context,
     val_answers: Tensor | None,
-    watched: bool,
+    boards: Boards,
 ) -> tuple[Distiller, dict[str, Any]]:
     L.seed_everything(cfg.seed, verbose=False)
     network = build_network(cfg)
@@ -189,27 +187,32 @@ def _train(
             val.images, val.labels, answers=val_answers, batch_size=500, shuffle=False, device=context.device
         )
     )
-    curves = Curves(work)
+    curves = Curves(work, boards, asked=context.teacher if isinstance(context.teacher, QueryTeacher) else None)
+    watch = WatchGenerator(work, bench.dataset.classes, boards)
     checkpoint = work / "last.ckpt"
+    watching = [PhaseBar(phase), watch, KeepCurves(curves)]
     trainer = instantiate(cfg.trainer, _partial_=True, _convert_="all")(
         default_root_dir=work,
         enable_checkpointing=True,
-        logger=[curves, *(bench.loggers if watched else [])],
-        callbacks=[PhaseBar(phase), WatchGenerator(work), KeepCurves(curves), Resumable(checkpoint)],
+        logger=curves,
+        max_time=duration(cfg.trainer.max_time),
+        callbacks=[*watching, Marked(), Resumable(checkpoint), *bench.callbacks],
     )
     method.train()
     try:
-        trainer.fit(method, Images(loader, val_loader), ckpt_path=checkpoint if checkpoint.is_file() else None)
+        trainer.fit(method, Images(loader, val_loader), ckpt_path=resumable(checkpoint, method), weights_only=True)
     except SystemExit as interrupted:  # Lightning's answer to Ctrl-C
         raise KeyboardInterrupt from interrupted
     rounds = trainer.fit_loop.epoch_loop.total_batch_idx + 1
     report = {
         "phase": phase,
+        "data": bench.dataset.name,
         "rounds": rounds,
         "student_updates": rounds * method.student_updates_per_round(),
         "images_synthesised": method.images_made,
         "teacher_images": method.teacher.asked if method.teacher is not None else 0,
         "fit_seconds": curves.seconds,
+        "cut_short": cut_short(trainer, phase),
         "precision": str(cfg.trainer.precision),
         "memory_format": cfg.memory_format,
         **context.notes,

@@ -16,14 +16,14 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from kd_lightning.artifacts import refuse_format
 from kd_lightning.errors import UserError
 
-FORMAT_VERSION = 1
 NOTHING = "–"
 SEEDS = ("seed", "teacher.seed", "source.seed")
 
 # Overrides that say where, when or how often a run happens, not what it does.
-_NO_SETTING = re.compile(r"(hydra|artifacts|sweep)([./].*)?|seed|(teacher|source)\.seed")
+_NO_SETTING = re.compile(r"(hydra|artifacts|sweep|logger)([./].*)?|seed|(teacher|source)\.seed")
 
 
 class Stat(NamedTuple):
@@ -137,7 +137,8 @@ def read_result(folder: Path) -> dict[str, Any]:
     """What a run wrote to its result.json.
 
     Raises:
-        UserError: half-written, written by a newer kd_lightning, or by something else.
+        VersionError: written in another format.
+        UserError: half-written, or written by something else.
         FileNotFoundError: there is none.
     """
     path = folder / "result.json"
@@ -148,10 +149,11 @@ def read_result(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read, perhaps half-written: {error}") from error
     version = pick(result, "format_version")
-    if not isinstance(version, int) or result.get("status") not in ("ok", "failed", "stopped"):
+    if not isinstance(version, int):
         raise UserError(f"{path} is not a result of kd_lightning")
-    if version > FORMAT_VERSION:
-        raise UserError(f"{path} has format_version {version}, this kd_lightning reads up to {FORMAT_VERSION}")
+    refuse_format(version, path, "run it anew, into a folder of its own")
+    if result.get("status") not in ("ok", "failed", "stopped"):
+        raise UserError(f"{path} is not a result of kd_lightning")
     return result
 
 

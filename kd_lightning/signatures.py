@@ -167,3 +167,16 @@ def _hint_name(hint: Any) -> str:
         abc.Callable: "{_target_: ..., _partial_: true}",
     }
     return names.get(kind) or f"{{_target_: ...}} of a {getattr(kind, '__name__', kind)}"
+
+
+def at(plain: Mapping[str, Any], path: str) -> Any:
+    """The value at a dotted path, UNKNOWN where there is none."""
+    node: Any = plain
+    for key in path.split(".") if path else []:
+        node = node.get(key, UNKNOWN) if isinstance(node, dict) else UNKNOWN
+    return node
+
+
+def as_dict(node: Any) -> dict[Any, Any]:
+    """``node`` if it is one, else nothing."""
+    return node if isinstance(node, dict) else {}

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
 from kd_lightning.data.loader import Batch
 from kd_lightning.data.sources.context import Context
 from kd_lightning.data.sources.free import Rounds
+from kd_lightning.teacher.weights import load_weights
 
 
 class Generated:
@@ -30,8 +30,12 @@ class Generated:
         self.rounds, self.batch_size, self.latent = rounds, batch_size, latent
 
     def prepare(self, context: Context) -> GeneratedLoader:
-        """A resumable loader of what the generator makes; looks at no image of the data."""
-        self.generator.load_state_dict(load_file(self.weights))
+        """A resumable loader of what the generator makes; looks at no image of the data.
+
+        Raises:
+            TeacherError: the file cannot be read, or holds another generator.
+        """
+        load_weights(self.generator, self.weights)
         self.generator.eval().requires_grad_(False).to(context.device)
         return GeneratedLoader(self.generator, self.rounds, (self.batch_size, self.latent), context)
 
