@@ -151,6 +151,9 @@ class Store:
     def __init__(self, root: str | Path | None = None, *, reuse: bool = True) -> None:
         self.root = Path(root).expanduser() if root else user_cache_path("kd_lightning")
         self.reuse = reuse
+        from kd_lightning.ranks import decided  # imports torch, which reports do without
+
+        self._decided = decided
         self.built: set[Path] = set()
         self._used: list[set[str]] = []
 
@@ -158,16 +161,20 @@ class Store:
         """Where the artefact that ``config`` describes is, or would be."""
         return self.root / f"{kind}-{digest({'kind': kind, **config})}"
 
-    def obtain(self, kind: str, config: Mapping[str, Any], build: Callable[[Path], None]) -> Path:
+    def obtain(
+        self, kind: str, config: Mapping[str, Any], build: Callable[[Path], None], *, everywhere: bool = False
+    ) -> Path:
         """Return the folder of the artefact, calling ``build`` on an unfinished folder if it is not there.
 
         One process builds while others wait. ``build`` finds in the folder whatever an interrupted
         build left, and goes on from it; nobody else ever sees a folder whose build has not returned.
+        Among ranks the first alone looks, locks and tidies up.
 
         Args:
             kind: first part of the folder's name, such as ``teacher``.
             config: plain data that determines the result: settings, parents' hashes, seed, builder's version.
             build: writes the artefact into the folder it is given.
+            everywhere: whether every rank builds, as in a fit; else the first one does while the others wait.
 
         Raises:
             UserError: the store cannot be written, or the artefact that is there cannot be read.
@@ -177,32 +184,32 @@ class Store:
             self._used[-1].add(folder.name)
         if self._usable(folder):  # what is finished never changes: no lock, and a read-only store will do
             return folder
-        with writing(folder):
-            self.root.mkdir(parents=True, exist_ok=True)
-            lock = _locked(folder)
-        try:
+        with self._locked(folder):
             if not self._usable(folder):
-                self._build(folder, kind, config, build)
-            return folder
-        finally:
-            lock.release()
+                work = _unfinished(folder)
+                self._decided(lambda: self._begin(work))
+                self._used.append(set())
+                try:
+                    build(work) if everywhere else self._decided(lambda: build(work))
+                finally:
+                    used = self._used.pop() | set(NAME.findall(json.dumps(config, default=str)))  # a stage's file, too
+                meta = {"format_version": FORMAT_VERSION, "kind": kind, "uses": sorted(used), "config": config}
+                self._decided(lambda: self._finish(work, folder, meta))
+                self.built.add(folder)
+        return folder
 
     def _usable(self, folder: Path) -> bool:
-        return (self.reuse or folder in self.built) and read_meta(folder) is not None
+        may = self.reuse or folder in self.built
+        return may and self._decided(lambda: read_meta(folder) is not None)
 
-    def _build(self, folder: Path, kind: str, config: Mapping[str, Any], build: Callable[[Path], None]) -> None:
-        work, old = (folder.with_name(folder.name + end) for end in (".unfinished", ".old"))
+    def _begin(self, work: Path) -> None:
         with writing(work):
             if not self.reuse:
                 shutil.rmtree(work, ignore_errors=True)
             work.mkdir(exist_ok=True)
-        self._used.append(set())
-        try:
-            build(work)
-        finally:
-            used = self._used.pop()
-        used |= set(NAME.findall(json.dumps(config, default=str)))  # such as a stage's file
-        meta = {"format_version": FORMAT_VERSION, "kind": kind, "uses": sorted(used), "config": config}
+
+    def _finish(self, work: Path, folder: Path, meta: Mapping[str, Any]) -> None:
+        old = folder.with_name(folder.name + ".old")
         write_json(work / "artifact.json", meta)
         with writing(folder):
             shutil.rmtree(old, ignore_errors=True)
@@ -210,14 +217,26 @@ class Store:
                 os.replace(folder, old)
             os.replace(work, folder)
             shutil.rmtree(old, ignore_errors=True)
-        self.built.add(folder)
+
+    @contextmanager
+    def _locked(self, folder: Path) -> Iterator[None]:
+        lock = FileLock(folder.with_name(folder.name + ".lock"))
+        self._decided(lambda: _acquire(lock, folder))
+        try:
+            yield
+        finally:
+            lock.release()
 
 
-def _locked(folder: Path) -> FileLock:
-    lock = FileLock(folder.with_name(folder.name + ".lock"))
-    try:
-        lock.acquire(timeout=2)
-    except Timeout:
-        print(f"another process is making {folder.name}: waiting for it", file=sys.stderr, flush=True)
-        lock.acquire()
-    return lock
+def _unfinished(folder: Path) -> Path:
+    return folder.with_name(folder.name + ".unfinished")
+
+
+def _acquire(lock: FileLock, folder: Path) -> None:
+    with writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=2)
+        except Timeout:
+            print(f"another process is making {folder.name}: waiting for it", file=sys.stderr, flush=True)
+            lock.acquire()

@@ -17,8 +17,10 @@ from lightning.pytorch.utilities import rank_zero_only
 from tqdm import tqdm
 
 from kd_lightning.dashboards import Boards
-from kd_lightning.methods.base import Distiller
+from kd_lightning.data.loader import Batch
+from kd_lightning.methods.base import Distiller, Seen, Teacher
 from kd_lightning.pictures import bars, save, save_grid, to_uint8
+from kd_lightning.teacher.frozen import FrozenTeacher
 
 BAR = "{desc}{percentage:3.0f}%|{bar:12}| {n_fmt}/{total_fmt}, {rate_noinv_fmt}, {remaining} left{postfix}"
 """What tqdm shows: the bar itself is short, so that the losses fit on the line."""
@@ -126,6 +128,7 @@ class WatchGenerator(Callback):
         every: rounds between looks.
         patience: bad looks before the warning.
         grids: about this many grids are written over the fit.
+        synthetic: the batches themselves are such images: look at the last one of each epoch.
     """
 
     def __init__(
@@ -137,9 +140,10 @@ class WatchGenerator(Callback):
         every: int = 20,
         patience: int = 10,
         grids: int = 10,
+        synthetic: bool = False,
     ) -> None:
         self.folder, self.classes, self.boards = folder, classes, boards or Boards()
-        self.every, self.patience, self.grids = every, patience, grids
+        self.every, self.patience, self.grids, self.synthetic = every, patience, grids, synthetic
         self.counts: list[int] = []
         self.bad = 0
         self.warned = False
@@ -147,9 +151,13 @@ class WatchGenerator(Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Look at what the method showed."""
+        """Look at what the method showed, or was shown."""
         assert isinstance(pl_module, Distiller)
-        if pl_module.seen is None or batch_idx % self.every:
+        if self.synthetic and batch_idx + 1 == trainer.num_training_batches:
+            pl_module.seen = with_answers(batch, pl_module.teacher)
+        elif self.synthetic or batch_idx % self.every:
+            return
+        if pl_module.seen is None:
             return
         answers = pl_module.seen.teacher
         counts = torch.bincount(answers.argmax(1), minlength=answers.shape[1]).tolist()
@@ -207,6 +215,14 @@ class WatchGenerator(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on counting."""
         self.bad, self.warned, self.counts = (state_dict[k] for k in ("bad", "warned", "counts"))
+
+
+@torch.no_grad()
+def with_answers(batch: Batch, teacher: Teacher | None) -> Seen | None:
+    """A batch and the teacher's answers: those that came with it, or asked now where that costs no query."""
+    if batch.t is not None:
+        return Seen(batch.x, batch.t)
+    return Seen(batch.x, teacher.net(batch.x)) if isinstance(teacher, FrozenTeacher) else None
 
 
 @torch.no_grad()

@@ -19,6 +19,7 @@ from kd_lightning.composition import dotted, refusal, suggest
 from kd_lightning.errors import ConfigError
 from kd_lightning.max_time import duration
 from kd_lightning.needs import fits_of, needs_faults
+from kd_lightning.ranks import rank_faults
 from kd_lightning.signatures import UNKNOWN, as_dict, at, fits, signature_faults, wrong
 from kd_lightning.teacher.access import LEVELS
 from kd_lightning.variant import MERGED, REPLACED
@@ -219,6 +220,7 @@ def _partial_trainers(plain: Mapping[str, Any]) -> Iterator[tuple[str, dict[str,
     """What the teacher's fit and the controls change in the trainer."""
     places = {"teacher.fit": at(plain, "teacher.fit")}
     places |= {f"controls.{name}": node for name, node in as_dict(plain.get("controls")).items()}
+    places |= {f"stages[{i}]": stage for i, stage in enumerate(plain.get("stages") or [])}
     for path, node in places.items():
         if isinstance(own := as_dict(node).get("trainer"), dict) and "_target_" not in own:
             yield f"{path}.trainer", {**own, "_target_": "lightning.Trainer", "_partial_": True}
@@ -241,6 +243,7 @@ def _trainer_faults(plain: Mapping[str, Any]) -> Iterator[str]:
             value = trainer.get(key)
             if value not in (None, -1, UNKNOWN) and not (key == "accumulate_grad_batches" and value == 1):
                 yield f"{path}.{key}={value}: {why}"
+        yield from rank_faults(path, trainer)
         if (allowed := trainer.get("max_time")) is not UNKNOWN:
             try:
                 duration(allowed)

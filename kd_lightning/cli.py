@@ -18,8 +18,8 @@ from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from kd_lightning import resolvers
-from kd_lightning.errors import UserError
+from kd_lightning import resolvers, start
+from kd_lightning.errors import RankLost, UserError
 
 NAMED = ("data", "source", "teacher", "student", "method", "scale", "experiment")
 LAUNCHERS = {
@@ -39,11 +39,16 @@ _PROMISED: set[str] = set()
 def main() -> None:
     """Read the command line, refuse what is wrong in it, and hand over to Hydra."""
     resolvers.register()
+    start.stay_with_parent()
     sys.path.append(str(Path.cwd()))  # a method of the user's own may lie beside the command
     # on a busy machine, threads that spin while they wait make small steps twenty times slower
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # argparse would stop at an override that follows a flag
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))
+    if place := start.placed():
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP warns of rounds in which all parameters are used
+        if place.rank:  # the first rank's folder is that of all
+            sys.argv += ["hydra.output_subdir=null", f"hydra.run.dir={tempfile.gettempdir()}"]
     args = get_args_parser().parse_args()
     # ours complete a plugin's launchers under the names that their documentation uses
     warnings.filterwarnings("ignore", r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
@@ -58,12 +63,12 @@ def main() -> None:
     if not plans:
         command()
         return
-    with tempfile.TemporaryDirectory(prefix="kd_plan_") as place:
+    with tempfile.TemporaryDirectory(prefix="kd_plan_") as nowhere:
         # one job after the other, in this process, and without a trace
         mine = ("hydra/launcher", "hydra.launcher", "hydra.run.", "hydra.sweep.", "hydra.output_subdir")
         sys.argv[1:] = [word for word in sys.argv[1:] if not word.lstrip("+").startswith(mine)]
         sys.argv += ["hydra/launcher=basic", "hydra.output_subdir=null"]
-        sys.argv += [f"hydra.run.dir={place}", f"hydra.sweep.dir={place}"]
+        sys.argv += [f"hydra.run.dir={nowhere}", f"hydra.sweep.dir={nowhere}"]
         command()
     if len(_PLANS) > 1:
         from kd_lightning.plan import altogether
@@ -77,8 +82,8 @@ def _refuse_wrong_overrides(args: Namespace) -> bool:
 
     folders = [args.config_dir] if args.config_dir else []
     each = jobs(args.overrides)
-    lines = dict.fromkeys(_launcher_faults(args.overrides))  # an ordered set
     plans = False
+    lines = dict.fromkeys(_launcher_faults(args.overrides))  # an ordered set
     if len(each) > 1 or any(override.startswith("sweep=") for override in args.overrides):
         varied = swept(args.overrides, folders, args.config_path, args.config_name or "run")
         if varied is not None:
@@ -123,21 +128,31 @@ def _launcher_faults(overrides: Sequence[str]) -> Iterator[str]:
 
 
 def _task(cfg: DictConfig) -> float | None:
-    from kd_lightning.quiet import quiet
-
-    quiet()
     resolvers.register()  # a launcher may have brought this function to a process that main never saw
     if cfg.plan:
         _plan(cfg)
         return None
-    from kd_lightning.report import summary
-    from kd_lightning.run import run
-
     config = HydraConfig.get()
     folder = Path(config.runtime.output_dir)
     names = {name: config.runtime.choices.get(name) for name in NAMED}
+    place = start.placed()
+    if place is None and (number := start.wanted(cfg.trainer)) > 1:
+        return _on_ranks(number, cfg, folder, names)
+    from kd_lightning.quiet import quiet
+
+    quiet()
+    from kd_lightning import ranks
+    from kd_lightning.fitting import device_of
+    from kd_lightning.report import summary
+    from kd_lightning.run import run
+
     try:
-        result = run(cfg, folder, names)
+        with ranks.losing():
+            if place is not None:
+                ranks.join(place, device_of(cfg))
+                folder = Path(ranks.decided(lambda: str(folder)))
+            result = run(cfg, folder, names)
+            ranks.leave()
     except UserError as error:
         if config.mode == RunMode.MULTIRUN:
             raise CompactHydraException(str(error)) from error  # exiting would end the launcher's other jobs
@@ -145,13 +160,27 @@ def _task(cfg: DictConfig) -> float | None:
     except KeyboardInterrupt:
         print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
         sys.exit(130)
-    print(summary(result, _worth_opening(folder)), end="")
+    if place is None or place.rank == 0:
+        print(summary(result, _worth_opening(folder)), end="")
     return result["objective"]
+
+
+def _on_ranks(number: int, cfg: DictConfig, folder: Path, names: dict[str, str | None]) -> float | None:
+    """Let as many processes run the page as the trainer has devices."""
+    code, reason = start.start(HydraConfig.get(), number)
+    if reason is not None:
+        start.amend(cfg, names, folder, code, reason)
+        print(reason if code == 130 else f"error: {reason}", file=sys.stderr)
+    if code:
+        sys.exit(code)
+    return start.objective(folder)
 
 
 def _plan(cfg: DictConfig) -> None:
     from kd_lightning.plan import plan, render
+    from kd_lightning.quiet import quiet
 
+    quiet()
     choices = HydraConfig.get().runtime.choices
     try:
         made = plan(cfg, {name: choices.get(name) for name in NAMED}, _PROMISED)
@@ -170,7 +199,7 @@ def _worth_opening(folder: Path) -> list[Path]:
 
 def _fail(error: UserError) -> None:
     print(f"error: {error}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(start.LOST if isinstance(error, RankLost) else 2)
 
 
 if __name__ == "__main__":

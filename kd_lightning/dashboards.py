@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from torch import Tensor
 
+from kd_lightning import ranks
 from kd_lightning.errors import UserError
 
 MOST_CLASSES = 100
@@ -123,7 +124,7 @@ def watching(cfg: DictConfig, work: Path, folder: Path) -> Iterator[Boards]:
     Raises:
         UserError: TensorBoard is wanted and not installed.
     """
-    nodes = (cfg.logger or {}).values()
+    nodes = (cfg.logger or {}).values() if ranks.rank() == 0 else ()
     for leftover in ("wandb", "tensorboard") if nodes else ():  # of a killed run, whose curves are told again
         shutil.rmtree(work / leftover, ignore_errors=True)
     boards = Boards([_opened(node, work) for node in nodes])

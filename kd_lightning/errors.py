@@ -27,3 +27,7 @@ class BudgetExceeded(UserError):
 
 class TrainingError(UserError):
     """Training went where nothing can be learned from: a NaN, or a collapsed generator."""
+
+
+class RankLost(UserError):
+    """Another process of the same run is gone."""

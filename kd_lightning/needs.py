@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
 import torch
@@ -53,6 +53,25 @@ def needs_faults(path: str, cfg: Mapping[str, Any]) -> Iterator[str]:
         return
     settings = {k: v for k, v in cfg["method"].items() if not k.startswith("_") and v is not UNKNOWN}
     needs, name = method.needs(**settings), method.__name__
+    yield from _teacher_faults(path, name, needs, cfg)
+    if source is None:
+        return
+    beside = f"{path.removesuffix('method')}source"
+    yield from _teacher_faults(beside, source.__name__, getattr(source, "needs", set()), cfg)
+    if not hasattr(source, "offers"):
+        yield f"{beside}._target_: {source.__name__} is not a source: it lacks `offers`"
+        return
+    ways = {
+        "source.free": "makes its own images: use source=free",
+        "source.images": "trains on images: use source=real, few_shot, noise or queried",
+        "source.labels": "trains on labels: use source=real or few_shot, or set method.label=0",
+    }
+    lacking = sorted(need for need in needs if need.startswith("source.") and need not in source.offers)
+    if lacking:
+        yield f"{path}: {name} {ways.get(lacking[0], f'needs {lacking[0]}')}"
+
+
+def _teacher_faults(path: str, name: str, needs: Set[str], cfg: Mapping[str, Any]) -> Iterator[str]:
     net, access = at(cfg, "teacher.net"), at(cfg, "teacher.access")
     if any(need.startswith("teacher") for need in needs) and net is None:
         yield f"{path}: {name} needs a teacher, but teacher=none: choose one with teacher=NAME"
@@ -66,19 +85,6 @@ def needs_faults(path: str, cfg: Mapping[str, Any]) -> Iterator[str]:
             f"{path}: {name} reads the teacher's batch-norm statistics, but {net['_target_'].rpartition('.')[2]} "
             "as it is set has no batch norm: choose another teacher, such as teacher=resnet34"
         )
-    if source is None:
-        return
-    if not hasattr(source, "offers"):
-        yield f"{path.removesuffix('method')}source._target_: {source.__name__} is not a source: it lacks `offers`"
-        return
-    ways = {
-        "source.free": "makes its own images: use source=free",
-        "source.images": "trains on images: use source=real, few_shot, noise or queried",
-        "source.labels": "trains on labels: use source=real or few_shot, or set method.label=0",
-    }
-    lacking = sorted(need for need in needs if need.startswith("source.") and need not in source.offers)
-    if lacking:
-        yield f"{path}: {name} {ways.get(lacking[0], f'needs {lacking[0]}')}"
 
 
 def _class_of(node: Any) -> Any:

@@ -62,7 +62,7 @@ def plan(cfg: DictConfig, names: Mapping[str, str | None], promised: set[str] | 
         UserError: as the run would, as far as that can be known now.
     """
     check(cfg)
-    settle(cfg, names)
+    settle(cfg, names, planning=True)
     kept = Store(cfg.artifacts.root, reuse=cfg.artifacts.reuse)
     with tempfile.TemporaryDirectory(prefix="kd_plan_") as place:
         store = Overlay(kept, Path(place))

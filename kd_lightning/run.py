@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from kd_lightning import ranks
 from kd_lightning.artifacts import Store, file_digest, names_file, write_json, writing
 from kd_lightning.check import check
 from kd_lightning.confusions import draw_confusions
@@ -49,7 +50,7 @@ def run(cfg: DictConfig, folder: Path, names: Mapping[str, str | None]) -> dict[
     """
     outcome: dict[str, Any] = {"status": "failed", "reason": "it ended before anything was done"}
     try:
-        check(cfg)
+        ranks.decided(lambda: check(cfg))
         result = _kept_or_made(cfg, folder, names)
         outcome = result
     except KeyboardInterrupt:
@@ -61,16 +62,24 @@ def run(cfg: DictConfig, folder: Path, names: Mapping[str, str | None]) -> dict[
     finally:
         if outcome["status"] != "ok":
             outcome = {**header(cfg, names), **outcome, "metrics": {}}
-        write_json(folder / "result.json", outcome)
+        if ranks.rank() == 0:
+            write_json(folder / "result.json", outcome)
     return outcome
 
 
-def settle(cfg: DictConfig, names: Mapping[str, str | None]) -> None:
-    """Put in what only the command and the machine know: the chosen members, and an automatic precision."""
+def settle(cfg: DictConfig, names: Mapping[str, str | None], *, planning: bool = False) -> None:
+    """Put in what only the command and the machine know: the chosen members, the ranks, and whatever is ``auto``.
+
+    Args:
+        cfg: the composition.
+        names: the chosen members of the groups.
+        planning: whether the ranks need not be there.
+    """
     with open_dict(cfg):
         cfg.names = {**cfg.names, **names}
         if cfg.trainer.precision == "auto":
-            cfg.trainer.precision = fast_precision(cfg.trainer.accelerator)
+            cfg.trainer.precision = ranks.decided(lambda: fast_precision(cfg.trainer.accelerator))
+    ranks.settle(cfg.trainer, planning=planning)
 
 
 def identity(cfg: DictConfig, data_key: str) -> dict[str, Any]:
@@ -99,20 +108,25 @@ def _kept_or_made(cfg: DictConfig, folder: Path, names: Mapping[str, str | None]
     def build(work: Path) -> None:
         with watching(cfg, work, folder) as boards:
             bench = Bench(store, dataset, data_key, Classification(dataset.num_classes), boards)
-            write_json(work / "result.json", _produce(cfg, bench, clock, work, names))
+            result = _produce(cfg, bench, clock, work, names)
+        ranks.decided(lambda: write_json(work / "result.json", result))
 
     before = time.time()
-    kept = store.obtain("run", identity(cfg, data_key), build)
-    with writing(folder):
-        shutil.copytree(kept, folder, dirs_exist_ok=True, ignore=NOT_COPIED)
-    result = json.loads((folder / "result.json").read_text())
+    kept = store.obtain("run", identity(cfg, data_key), build, everywhere=True)
+    ranks.decided(lambda: _copied(kept, folder))
+    result = json.loads((kept / "result.json").read_text())
     result["stored"] = kept not in store.built
-    if result["stored"]:
+    if result["stored"] and ranks.rank() == 0:
         made = time.strftime("%Y-%m-%d %H:%M", time.localtime((kept / "result.json").stat().st_mtime or before))
         print(
             f"This composition was run before: its stored result of {made} follows (artifacts.reuse=false runs anew)."
         )
     return result
+
+
+def _copied(kept: Path, folder: Path) -> None:
+    with writing(folder):
+        shutil.copytree(kept, folder, dirs_exist_ok=True, ignore=NOT_COPIED)
 
 
 def _produce(
@@ -144,7 +158,7 @@ def _produce(
             else:
                 output = predict(fitted.network, test.images, device=device_of(cfg))
                 measured = evaluate(bench.task, output, test.labels, answers)
-                if name == "test":
+                if name == "test" and ranks.rank() == 0:
                     draw_confusions(work / "plots", bench.boards, dataset.classes, output, test.labels, answers)
             metrics |= {f"{name}/{k}": v for k, v in measured.items()}
         if "generated/agreement" in student.report:
@@ -152,15 +166,13 @@ def _produce(
 
     bench.boards.numbers({k: v for k, v in metrics.items() if v is not None}, student.report["rounds"])
     fits = [*stages.values(), student]
-    for fitted in fits:
-        _keep_files(fitted, work)
     networks = {"teacher": teacher.net} if teacher else {}
     networks["student"] = student.network
     seconds = {"teacher": teacher.seconds if teacher else 0.0, **{k: v.seconds for k, v in stages.items()}}
     seconds["student"] = student.seconds
     seconds |= {name: fitted.seconds for name, fitted in controls.items() if fitted} | clock.seconds
     card = _card(cfg, dataset, metrics, teacher)
-    save_student(student.network, work, card)
+    ranks.decided(lambda: _keep(fits, card, work))
     bench.boards.student(work, card)
     return {
         **header(cfg, names),
@@ -273,10 +285,13 @@ def _card(cfg: DictConfig, dataset: Dataset, metrics: Mapping[str, Any], teacher
     }
 
 
-def _keep_files(student: Fitted, work: Path) -> None:
-    with writing(work):
-        for name in ("last.ckpt", "metrics.csv"):
-            if (student.folder / name).is_file():
-                shutil.copy2(student.folder / name, work / name)
-        if (student.folder / "samples").is_dir():
-            shutil.copytree(student.folder / "samples", work / "samples", dirs_exist_ok=True)
+def _keep(fits: Sequence[Fitted], card: Mapping[str, Any], work: Path) -> None:
+    """The student, and the files of all fits: of those of one name the last fit's."""
+    for fitted in fits:
+        with writing(work):
+            for name in ("last.ckpt", "metrics.csv"):
+                if (fitted.folder / name).is_file():
+                    shutil.copy2(fitted.folder / name, work / name)
+            if (fitted.folder / "samples").is_dir():
+                shutil.copytree(fitted.folder / "samples", work / "samples", dirs_exist_ok=True)
+    save_student(fits[-1].network, work, card)

@@ -13,12 +13,15 @@ import torch
 from conftest import Outcome
 from PIL import Image
 
-from kd_lightning.callbacks import PhaseBar, WatchGenerator, generator_health
+from kd_lightning.callbacks import PhaseBar, WatchGenerator, generator_health, with_answers
+from kd_lightning.data.loader import Batch
 from kd_lightning.inspection import curves
 from kd_lightning.loggers import Curves, KeepCurves
 from kd_lightning.methods.base import Distiller, Seen
 from kd_lightning.pictures import save_grid, to_uint8
 from kd_lightning.tasks import Classification
+from kd_lightning.teacher.frozen import FrozenTeacher
+from kd_lightning.teacher.query import QueryTeacher
 
 Tiny = Callable[..., Outcome]
 
@@ -162,3 +165,35 @@ def test_queries_are_an_axis_where_they_are_counted(tiny: Tiny) -> None:
     assert accuracy.queries is not None
     assert accuracy.queries.tolist()[-1] == result["cost"]["queries"]
     assert "queries" not in curves(result.folder)
+
+
+def test_a_frozen_generators_images_are_looked_at_once_an_epoch_and_cost_no_query(tiny: Tiny) -> None:
+    small = ("rdskd.source.rounds=3", "rdskd.trainer.max_epochs=1", "rdskd.method.batch_size=8")
+    small += ("rdskd.method.latent=4", "rdskd.method.generator.ngf=4", "source.rounds=3", "source.batch_size=10")
+    result = tiny("method=rdskd", *small)
+    with (result.folder / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["round"] for row in rows if row["generated/entropy"]] == ["2", "5"]
+    assert {"generated_0001.png", "generated_0002.png"} <= {p.name for p in (result.folder / "samples").iterdir()}
+    assert result["cost"]["teacher_images"] == result["cost"]["images_synthesised"] == 3 * 8 + 2 * 3 * 10
+
+
+def test_only_synthetic_batches_are_looked_at(tiny: Tiny) -> None:
+    assert not list((tiny("method=kd").folder / "samples").glob("*"))
+
+
+def test_answers_come_with_the_batch_or_from_a_teacher_that_may_be_looked_into() -> None:
+    x, t = torch.rand(2, 1, 2, 2), torch.rand(2, 3)
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3))
+    white = FrozenTeacher(net)
+    paid = QueryTeacher(net, access="probs", budget=1)
+    for teacher in (None, white, paid):
+        seen = with_answers(Batch(x, None, t), teacher)
+        assert seen is not None
+        assert torch.equal(seen.teacher, t)
+    looked_into = with_answers(Batch(x, None), white)
+    assert looked_into is not None
+    assert torch.equal(looked_into.teacher, net(x))
+    assert with_answers(Batch(x, None), paid) is None
+    assert with_answers(Batch(x, None), None) is None
+    assert white.asked == paid.asked == 0

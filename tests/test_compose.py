@@ -42,10 +42,11 @@ def composed(*overrides):
 def companions(group, name):
     """What a member needs beside it, because the defaults are for digits and a method without data."""
     if group == "source":
-        return ["method=dafl"] if name == "free" else ["method=kd", "method.label=0"]
+        own = ["method=dafl"] if name == "free" else ["method=kd", "method.label=0"]
+        return [*own, *(["teacher=small_conv_bn"] if name == "deep_inversion" else [])]
     if (group, name) == ("teacher", "none"):
         return ["method=supervised"]
-    if (group, name) == ("method", "dfq"):
+    if group == "method" and name in ("dfq", "cmi", "fast_dfkd", "deep_inversion", "adaptive_deep_inversion"):
         return ["teacher=small_conv_bn"]
     return []
 

@@ -41,3 +41,29 @@ class HorizontalFlip:
         """Mirror every image or leave it."""
         flipped = torch.rand(len(x), 1, 1, 1, generator=generator, device=x.device) < self.p
         return torch.where(flipped, x.flip(3), x)
+
+
+@dataclass(frozen=True)
+class RandomResizedCrop:
+    """A random part of the image, enlarged to its size by bilinear interpolation; gradients cross it.
+
+    The part is upright, wholly inside, and covers a fraction of the area drawn from ``scale``; the ratio of its
+    sides is drawn log-uniformly from ``ratio`` and cut to what fits.
+    """
+
+    scale: tuple[float, float] = (0.25, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+
+    def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Every image its own part."""
+        draw = torch.rand(4, len(x), generator=generator, device=x.device)
+        area = self.scale[0] + (self.scale[1] - self.scale[0]) * draw[0]
+        ratio = (self.ratio[0] / self.ratio[1]) ** -draw[1] * self.ratio[0]
+        sides = torch.stack([area * ratio, area / ratio]).sqrt().clamp(max=1)  # of the whole: width, height
+        centre = (2 * draw[2:] - 1) * (1 - sides)
+        theta = torch.zeros(len(x), 2, 3, device=x.device)
+        theta[:, 0, 0], theta[:, 1, 1] = sides
+        theta[:, :, 2] = centre.T
+        grid = F.affine_grid(theta, list(x.shape), align_corners=False)
+        # at the very edge half a pixel lies outside: repeat the last one instead of blending in black
+        return F.grid_sample(x.float(), grid, padding_mode="border", align_corners=False).to(x.dtype)

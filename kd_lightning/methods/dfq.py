@@ -11,6 +11,7 @@ Deviations (paper / DataFree's code / here):
     * Networks: several generators and students / one of each / one of each.
     * Student while the generator learns: - / training or evaluation mode, by the repository's age / evaluation
       mode: its batch norms do not move and gradients cross them.
+    * Generator while the student learns: - / evaluation mode / evaluation mode: its running statistics.
     * Teacher: - / hooks stay for good, weight gradients are computed / neither; the numbers are the same.
     * Result: - / best test accuracy over all epochs / the last step.
 """
@@ -20,6 +21,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from kd_lightning.losses.image_prior import BatchNormTap, batch_norm_statistics, information_entropy, one_hot
 from kd_lightning.losses.response import kl
@@ -38,6 +40,8 @@ class Dfq(Generative):
         balance: weight of minus the entropy of the mean answer.
         **generative: see :class:`Generative`.
     """
+
+    version = 2
 
     def __init__(
         self,
@@ -75,9 +79,9 @@ class Dfq(Generative):
                 t = self.teacher(x)
             losses = {
                 "adv": -self.adv * kl(self.student(x), t),
-                "bn": self.bn * batch_norm_statistics(tap.statistics, tap.layers),
+                "bn": self.bn * batch_norm_statistics(self.pooled(tap.statistics), tap.layers),
                 "oh": self.oh * one_hot(t),
-                "balance": self.balance * information_entropy(t),
+                "balance": self.balance * information_entropy(self.gathered(t)),
             }
             self.update(opt_g, torch.stack(list(losses.values())).sum())
         self.student.train()
@@ -93,3 +97,11 @@ class Dfq(Generative):
             self.show(x, t)
 
         self.record(kd=loss_kd, **losses)
+
+    @torch.no_grad()
+    def draw(self, n: int) -> Tensor:
+        """``n`` images (n, C, H, W) as the student is shown them: the generator in evaluation mode."""
+        self.generator.eval()
+        x = self.generate(n)
+        self.generator.train()
+        return x

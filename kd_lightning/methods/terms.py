@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from kd_lightning import ranks
 from kd_lightning.errors import TrainingError
 
 
@@ -14,27 +15,28 @@ class TermWatch:
     """Remembers, on the device, the first round in which each term was not finite."""
 
     def __init__(self) -> None:
-        self.names: list[str] = []
-        self.first_bad: Tensor | None = None
+        self.first_bad: dict[tuple[str, ...], Tensor] = {}
 
     def note(self, terms: Mapping[str, Tensor], round_: int) -> Tensor:
-        """Take this round's scalars; returns them as one fp32 tensor."""
+        """Take this round's scalars, not necessarily those of the round before; returns them as one fp32 tensor."""
         values = torch.stack([value.detach().float() for value in terms.values()])
-        if self.first_bad is None:
-            self.first_bad, self.names = torch.full_like(values, -1), list(terms)
-        fresh = ~values.isfinite() & (self.first_bad < 0)
-        self.first_bad = torch.where(fresh, float(round_), self.first_bad)
+        names = tuple(terms)
+        first = self.first_bad.get(names)
+        if first is None:
+            first = torch.full_like(values, -1)
+        self.first_bad[names] = torch.where(~values.isfinite() & (first < 0), float(round_), first)
         return values
 
     def refuse_nan(self, method: str) -> None:
-        """Ask the device.
+        """Ask the device; ranks ask each other, so that all end alike.
 
         Raises:
             TrainingError: a term was not finite; names the first such term and its round.
         """
-        if self.first_bad is None:
-            return
-        rounds = {n: int(r) for n, r in zip(self.names, self.first_bad.tolist(), strict=True) if r >= 0}
+        rounds: dict[str, int] = {}
+        for names, first in self.first_bad.items():
+            bad = ranks.largest(first).tolist()
+            rounds |= {name: int(r) for name, r in zip(names, bad, strict=True) if r >= 0}
         if rounds:
             term = min(rounds, key=rounds.__getitem__)
             raise TrainingError(

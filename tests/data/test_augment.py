@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kd_lightning.data.augment import HorizontalFlip, RandomCrop
+from kd_lightning.data.augment import HorizontalFlip, RandomCrop, RandomResizedCrop
 
 
 def rng(seed=0):
@@ -14,7 +14,7 @@ def noise(n=64, channels=3, size=8):
     return torch.rand(n, channels, size, size, generator=rng(9)) + 0.01  # no pixel is black
 
 
-@pytest.mark.parametrize("augment", [RandomCrop(2), HorizontalFlip()])
+@pytest.mark.parametrize("augment", [RandomCrop(2), HorizontalFlip(), RandomResizedCrop()])
 def test_only_the_generator_decides(augment):
     x = noise()
     kept = x.clone()
@@ -27,7 +27,7 @@ def test_only_the_generator_decides(augment):
     assert (first.shape, first.dtype) == (x.shape, x.dtype)
 
 
-@pytest.mark.parametrize("augment", [RandomCrop(2), HorizontalFlip()])
+@pytest.mark.parametrize("augment", [RandomCrop(2), HorizontalFlip(), RandomResizedCrop()])
 def test_equal_images_of_a_batch_come_out_different(augment):
     x = noise(1).expand(64, -1, -1, -1).contiguous()
     assert len(augment(x, rng()).flatten(1).unique(dim=0)) > 1
@@ -62,3 +62,31 @@ def test_flips_mirror_left_and_right_at_their_rate():
     assert 0.2 < mirrored.float().mean() < 0.3
     assert torch.equal(HorizontalFlip(1.0)(x, rng()), x.flip(3))
     assert torch.equal(HorizontalFlip(0.0)(x, rng()), x)
+
+
+def test_a_resized_crop_shows_a_part_of_the_area_asked_for():
+    ramp = torch.linspace(0, 1, 64).expand(2000, 1, 64, 64)  # its slope tells the width of the part
+    both = torch.cat([ramp, ramp.transpose(2, 3)], 1)
+    seen = RandomResizedCrop(scale=(0.25, 0.36), ratio=(0.5, 2.0))(both, rng())
+    width = (seen[:, 0, 32, 62] - seen[:, 0, 32, 1]) * 63 / 61
+    height = (seen[:, 1, 62, 32] - seen[:, 1, 1, 32]) * 63 / 61
+    area, ratio = width * height, width / height
+    assert area.min() == pytest.approx(0.25, abs=0.01)
+    assert area.max() == pytest.approx(0.36, abs=0.01)
+    assert ratio.min() == pytest.approx(0.5, rel=0.05)
+    assert ratio.max() == pytest.approx(2.0, rel=0.05)
+    assert ratio.log().mean().abs() < 0.05
+    left = seen[:, 0, 32, 0]
+    assert left.min() < 0.02
+    assert left.max() > 0.5
+
+
+def test_the_whole_image_is_a_crop_that_changes_nothing():
+    x = noise(4)
+    assert torch.allclose(RandomResizedCrop(scale=(1.0, 1.0), ratio=(1.0, 1.0))(x, rng()), x, atol=1e-5)
+
+
+def test_gradients_cross_a_resized_crop():
+    x = noise(8).requires_grad_()
+    RandomResizedCrop()(x, rng()).sum().backward()
+    assert x.grad.flatten(1).abs().sum(1).min() > 0

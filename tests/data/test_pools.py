@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import composed
 from torch import nn
 
 sys.path.append(str(Path(__file__).parent.parent / "methods"))
 from toy import context, network, trained_teacher
 
 from kd_lightning.artifacts import Store
+from kd_lightning.check import faults
 from kd_lightning.data.sources import pool
 from kd_lightning.data.sources.data_impressions import (
     DataImpressions,
@@ -182,6 +184,19 @@ def test_jitter_and_flip_change_what_the_teacher_is_shown(teacher_bn: Normalized
 def test_a_teacher_without_batch_norm_cannot_be_inverted(teacher: nn.Module) -> None:
     with pytest.raises(ConfigError, match=r"SmallConvNet as it is set has none.*teacher=lenet5_bn"):
         inversion().prepare(context(teacher))
+
+
+@pytest.mark.parametrize("method", ["deep_inversion", "kd method.label=0 source=deep_inversion"])
+def test_such_a_teacher_is_refused_before_anything_runs(method: str) -> None:
+    overrides = f"method={method}".split()
+    assert not faults(composed(*overrides, "teacher=small_conv_bn"))
+    (fault,) = faults(composed(*overrides, "teacher=small_conv"))
+    assert fault.startswith("source: DeepInversion reads the teacher's batch-norm statistics, but SmallConvNet")
+
+
+def test_a_pool_by_gradients_is_refused_where_the_teacher_only_answers() -> None:
+    (fault,) = faults(composed("method=zskd", "teacher.access=probs"))
+    assert fault.startswith("source: DataImpressions needs the teacher's gradients, but teacher.access=probs")
 
 
 # Both

@@ -361,6 +361,21 @@ def test_exponential_increment_weighs_each_gradient_by_its_value() -> None:
     assert not increment.anchors.requires_grad
 
 
+def test_one_exponential_keeps_its_argmin_and_a_sum_of_several_moves_it() -> None:
+    w = torch.linspace(-2, 2, 401)
+    oh, ie = (w - 1).square(), 2 * (w + 1).square()
+
+    def least(**terms: torch.Tensor) -> float:
+        values = zip(*terms.values(), strict=True)
+        increment = ExponentialIncrement(list(terms), anchor_every=1000, anchor_at=999)
+        losses = [increment(dict(zip(terms, each, strict=True)), 0) for each in values]
+        return w[torch.stack(losses).argmin()].item()
+
+    assert least(oh=oh) == w[oh.argmin()].item()
+    assert least(ie=ie) == w[ie.argmin()].item()
+    assert abs(least(oh=oh, ie=ie) - w[(oh + ie).argmin()].item()) > 0.05
+
+
 def test_anchors_move_at_their_steps_after_the_loss_and_start_at_zero() -> None:
     increment = ExponentialIncrement(["oh"])
     moved = []

@@ -58,6 +58,17 @@ def test_the_generators_losses(teacher: nn.Module, monkeypatch: pytest.MonkeyPat
     assert len(shown) == 11
 
 
+def test_the_generator_learns_in_training_mode_and_draws_for_the_student_in_evaluation_mode(
+    teacher: nn.Module,
+) -> None:
+    modes: list[bool] = []
+    make = dfq(1e-3)
+    make.keywords["generator"].register_forward_pre_hook(lambda module, _args: modes.append(module.training))
+    method = fit(make, teacher, range(2))
+    assert modes == [True, *[False] * 10] * 2
+    assert method.generator.training  # type: ignore[union-attr]
+
+
 def test_statistics_are_tapped_once_a_round(teacher: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     kept: list[int] = []
     keep = BatchNormTap._keep

@@ -144,6 +144,28 @@ def test_the_source_reads_weights_and_leaves_the_generator_as_it_is(tmp_path: An
         assert torch.equal(fresh.state_dict()[name], tensor), name
 
 
+def test_images_are_drawn_in_the_precision_and_layout_of_the_fit(tmp_path: Any) -> None:
+    from safetensors.torch import save_file
+
+    save_file(generator().state_dict(), tmp_path / "generator.safetensors")
+    made = {}
+    for precision, memory_format in {"32-true": "contiguous", "bf16-mixed": "channels_last"}.items():
+        fresh = generator()
+        inside: list[torch.Tensor] = []
+        fresh.tail.register_forward_pre_hook(lambda _module, args, inside=inside: inside.append(args[0]))
+        source = Generated(
+            generator=fresh, weights=str(tmp_path / "generator.safetensors"), rounds=1, batch_size=4, latent=16
+        )
+        (batch,) = source.prepare(context(precision=precision, memory_format=memory_format))
+        assert inside[0].dtype == (torch.float32 if precision == "32-true" else torch.bfloat16)
+        wanted = torch.channels_last if memory_format == "channels_last" else torch.contiguous_format
+        assert fresh.body[1].weight.is_contiguous(memory_format=wanted)  # type: ignore[union-attr,operator]
+        assert batch.x.dtype == torch.float32
+        made[precision] = batch.x
+    assert not torch.equal(*made.values())
+    torch.testing.assert_close(*made.values(), rtol=0, atol=0.1)
+
+
 def test_a_run_counts_the_images_of_both_phases(tiny: Any) -> None:
     generator_phase = ("rdskd.source.rounds=3", "rdskd.trainer.max_epochs=1", "rdskd.method.batch_size=8")
     student_phase = ("source.rounds=4", "source.batch_size=16", "trainer.max_epochs=2")

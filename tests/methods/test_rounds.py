@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from test_toy import dafl, dfad, dfq, distill, rdskd, zskt
+from test_toy import adi, cmi, dafl, dfad, dfq, distill, fast_dfkd, rdskd, zskt
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from toy import context, fit, generator, network, trained_teacher
 
+from kd_lightning.data.sources.data_impressions import DataImpressions, class_similarity, last_weights
+from kd_lightning.data.sources.deep_inversion import DeepInversion
 from kd_lightning.data.sources.generated import GeneratedLoader
 from kd_lightning.losses.response import kl
 from kd_lightning.methods.base import Distiller
@@ -27,6 +29,9 @@ METHODS: dict[str, Callable[[], Any]] = {
     "dfq": lambda: dfq(1e-3),
 }
 
+POOLED: dict[str, Callable[[], Any]] = {"fast_dfkd": lambda: fast_dfkd(5e-3), "cmi": lambda: cmi(1e-2)}
+"""Methods whose rounds of the paper are cut into training batches; their own tests say in which order."""
+
 
 @pytest.fixture(scope="module")
 def teachers() -> dict[bool, nn.Module]:
@@ -35,7 +40,7 @@ def teachers() -> dict[bool, nn.Module]:
 
 @pytest.fixture
 def teacher(name: str, teachers: dict[bool, nn.Module]) -> nn.Module:
-    return teachers[name == "dfq"]
+    return teachers[name in ("dfq", *POOLED)]
 
 
 def state(net: nn.Module) -> str:
@@ -72,10 +77,10 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, str, bool]]:
     return seen
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [*METHODS, *POOLED])
 def test_the_teacher_comes_out_bit_identical(name: str, teacher: nn.Module) -> None:
     before = state(teacher)
-    fit(METHODS[name](), teacher, range(3))
+    fit((METHODS | POOLED)[name](), teacher, range(4))
     assert state(teacher) == before
     assert not gradients(teacher)
     assert not any(module.training for module in teacher.modules())
@@ -161,3 +166,18 @@ def test_no_forward_or_backward_pass_too_many(name: str, teachers: dict[bool, nn
     else:
         make, rounds = METHODS[name](), range(1)
     assert flops(lambda: fit(make, teachers[batch_norm], rounds)) == least
+
+
+def test_a_step_on_pixels_takes_one_way_through_each_network_that_judges_them(
+    teachers: dict[bool, nn.Module],
+) -> None:
+    teacher, x = teachers[True], torch.rand(B, 1, 8, 8)
+    t, s = Costs(teacher, x), Costs(network((8, 16)), x)
+    inversion = DeepInversion(images=B, batch_size=B, inverted=B, steps=3, flip=False)
+    impressions = DataImpressions(images=B, batch_size=B, impressions=B, steps=3)
+    assert flops(lambda: inversion.prepare(context(teacher))) == 3 * t.through
+    similarity = flops(lambda: class_similarity(last_weights(teacher)))
+    assert flops(lambda: impressions.prepare(context(teacher))) == similarity + 3 * t.through + t.forward
+    settings = {"inverted": B, "steps": 3, "kd_steps": 3, "per_batch": 3, "kd_batch_size": B}
+    a_period = 3 * (t.through + s.through) + t.forward + 3 * (t.forward + s.train)
+    assert flops(lambda: fit(adi(0.1, **settings), teacher, range(2))) == a_period

@@ -12,15 +12,19 @@ import torch
 from torch import nn
 from toy import STATISTICS, adam, agreement, context, fit, generator, patterns, sgd, trained_teacher
 
+from kd_lightning.data.augment import RandomResizedCrop
 from kd_lightning.data.loader import TensorLoader
 from kd_lightning.data.sources.data_impressions import DataImpressions
 from kd_lightning.data.sources.deep_inversion import DeepInversion
 from kd_lightning.data.sources.generated import GeneratedLoader
 from kd_lightning.losses.response import kl
+from kd_lightning.methods.adaptive_deep_inversion import AdaptiveDeepInversion
+from kd_lightning.methods.cmi import Cmi
 from kd_lightning.methods.dafl import Dafl
 from kd_lightning.methods.dfad import Dfad
 from kd_lightning.methods.dfq import Dfq
 from kd_lightning.methods.distill import Distill
+from kd_lightning.methods.fast_dfkd import FastDfkd
 from kd_lightning.methods.rdskd import RdskdGenerator
 from kd_lightning.methods.zskt import Zskt
 
@@ -89,6 +93,39 @@ def dfq(lr_g: float) -> Callable[..., Dfq]:
     )
 
 
+def fast_dfkd(lr_g: float, **settings: Any) -> Callable[..., FastDfkd]:
+    chosen = {"lr_z": 2 * lr_g, "steps": 5, "warmup": 2, "kd_steps": 20, "per_batch": 5, "kd_batch_size": 64}
+    return partial(
+        FastDfkd,
+        **{**chosen, **settings},
+        num_classes=4,
+        generator=generator(tail="sigmoid", conv_bias=False),
+        optimizer=partial(sgd, lr=0.02),
+        optimizer_g=partial(adam, lr=lr_g, betas=(0.5, 0.999)),
+        temperature=4.0,
+        latent=16,
+        batch_size=64,
+    )
+
+
+def cmi(lr_g: float, **settings: Any) -> Callable[..., Cmi]:
+    chosen = {"steps": 20, "kd_steps": 40, "per_batch": 10, "kd_batch_size": 64, "bank_size": 128, "negatives": 100}
+    return partial(
+        Cmi,
+        **{**chosen, **settings},
+        num_classes=4,
+        local=(RandomResizedCrop(),),
+        generator=generator(tail="sigmoid", conv_bias=False),
+        optimizer=partial(sgd, lr=0.02),
+        optimizer_g=partial(adam, lr=lr_g, betas=(0.5, 0.999)),
+        optimizer_head=partial(adam, lr=lr_g),
+        temperature=4.0,
+        head_dim=16,
+        latent=16,
+        batch_size=64,
+    )
+
+
 def rdskd(lr_g: float) -> Callable[..., RdskdGenerator]:
     return partial(
         RdskdGenerator,
@@ -115,6 +152,22 @@ def impressions(steps: int, teacher: nn.Module) -> TensorLoader:
 def inverted(steps: int, teacher: nn.Module) -> TensorLoader:
     source = DeepInversion(images=512, batch_size=64, inverted=128, steps=steps, lr=0.1, bn=1.0, jitter=1, flip=False)
     return source.prepare(context(teacher))
+
+
+def adi(lr: float, **settings: Any) -> Callable[..., AdaptiveDeepInversion]:
+    small = {
+        "inverted": 64,
+        "steps": 60,
+        "per_batch": 30,
+        "kd_steps": 60,
+        "kd_batch_size": 64,
+        "jitter": 1,
+        "flip": False,
+    }
+    optimizer = partial(adam, lr=5e-3)
+    return partial(
+        AdaptiveDeepInversion, **{"image": (1, 8, 8), "optimizer": optimizer, "lr": lr, "bn": 1.0} | small | settings
+    )
 
 
 @dataclass
@@ -148,6 +201,8 @@ ROWS = {
     ),
     "zskt": Row(lambda: zskt(1e-3), lambda: zskt(0.0), lambda _: range(60)),
     "dfq": Row(lambda: dfq(1e-3), lambda: dfq(0.0), lambda _: range(60), batch_norm=True),
+    "fast_dfkd": Row(lambda: fast_dfkd(5e-3), lambda: fast_dfkd(0.0), lambda _: range(60), batch_norm=True),
+    "cmi": Row(lambda: cmi(1e-2), lambda: cmi(0.0), lambda _: range(60), batch_norm=True),
     "zskd": Row(
         lambda: distill(partial(kl, temperature=20.0)),
         lambda: distill(partial(kl, temperature=20.0)),
@@ -155,6 +210,7 @@ ROWS = {
         partial(impressions, 0),
         epochs=10,
     ),
+    "adaptive_deep_inversion": Row(lambda: adi(0.1), lambda: adi(0.0), lambda _: range(16), batch_norm=True),
     "deep_inversion": Row(
         lambda: distill(partial(kl, temperature=3.0)),
         lambda: distill(partial(kl, temperature=3.0)),

@@ -80,6 +80,26 @@ def test_parameter_count_at_the_papers_size() -> None:
     assert generator(torch.randn(2, 100)).shape == (2, 1, 32, 32)
 
 
+GENERATORS: dict[str, tuple[dict[str, Any], int, float]] = {
+    "dafl and rdskd, grey": ({"latent": 100, "channels": 1}, 1_049_985, 114.7),
+    "dafl and rdskd, colour": ({"latent": 1000, "channels": 3}, 8_423_939, 123.2),
+    "dfad": ({"latent": 256, "channels": 3, "eps": 1e-5}, 2_329_091, 117.1),
+    "zskt": ({"latent": 100, "channels": 3, "tail": "bn", "eps": 1e-5}, 1_051_145, 115.8),
+    "datafree": ({"latent": 256, "channels": 3, "tail": "sigmoid", "eps": 1e-5, "conv_bias": False}, 2_328_899, 117.1),
+}
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_the_papers_generators_have_their_size_and_cost(name: str) -> None:
+    settings, parameters, millions = GENERATORS[name]
+    statistics = {key: [0.5] * settings["channels"] for key in ("mean", "std")}
+    generator = Generator(size=32, fast=False, **settings, **statistics).eval()
+    assert sum(p.numel() for p in generator.parameters()) == parameters
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        generator(torch.randn(1, settings["latent"]))
+    assert counter.get_total_flops() / 2e6 == pytest.approx(millions, abs=0.05)
+
+
 def test_dafl_sets_eps_in_the_two_hidden_batch_norms_only() -> None:
     generator = Generator(**SMALL, **STATISTICS)
     norms = [m for m in generator.modules() if isinstance(m, nn.BatchNorm2d)]

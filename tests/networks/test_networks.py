@@ -46,6 +46,8 @@ def test_lenet_has_the_papers_size() -> None:
     assert parameters(LeNet5(widths=(3, 8, 60, 42))) == lenet_count(3, 8, 60, 42) == 15_738
     assert batch_norms(LeNet5()) == []
     assert batch_norms(LeNet5(batch_norm=True)) == [6, 16, 120]
+    assert parameters(LeNet5(batch_norm=True)) == 61_706 + 2 * (6 + 16 + 120) == 61_990
+    assert parameters(LeNet5(widths=(3, 8, 60, 42), batch_norm=True)) == 15_738 + 2 * (3 + 8 + 60) == 15_880
 
 
 @pytest.mark.parametrize(("depth", "count"), [(8, 75_290), (14, 172_506), (20, 269_722), (26, 366_938)])
@@ -90,14 +92,15 @@ def test_resnet_keeps_resolution_in_its_stem_and_torchvisions_paths() -> None:
     assert [k for k in mine if mine[k].shape != published[k].shape] == ["conv1.weight"]
 
 
-@pytest.mark.parametrize(("depth", "widen"), [(40, 2), (40, 1), (16, 2), (16, 1)])
-def test_wide_resnet_size_follows_from_its_formula(depth: int, widen: int) -> None:
-    assert parameters(WideResNet(depth=depth, widen=widen, num_classes=10)) == wrn_count(depth, widen, 10)
+@pytest.mark.parametrize(
+    ("depth", "widen", "count"), [(40, 2, 2_243_546), (40, 1, 563_930), (16, 2, 691_674), (16, 1, 175_066)]
+)
+def test_wide_resnet_size_follows_from_its_formula(depth: int, widen: int, count: int) -> None:
+    assert parameters(WideResNet(depth=depth, widen=widen, num_classes=10)) == wrn_count(depth, widen, 10) == count
 
 
 def test_wide_resnet_40_2_has_the_batch_norms_that_papers_count() -> None:
     net = WideResNet(depth=40, widen=2, num_classes=10)
-    assert parameters(net) == 2_243_546
     assert (len(batch_norms(net)), sum(batch_norms(net))) == (37, 2_704)
 
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from kd_lightning.artifacts import Store
 from kd_lightning.data.dataset import Dataset, Split
@@ -29,6 +30,8 @@ class Context:
         rank: which of the ``world`` processes this is.
         world: number of processes.
         device: where batches are wanted.
+        precision: of the fit, as Lightning names it.
+        memory_format: of the fit's networks, ``contiguous`` or ``channels_last``.
     """
 
     dataset: Dataset
@@ -41,7 +44,19 @@ class Context:
     rank: int = 0
     world: int = 1
     device: str = "cpu"
+    precision: str = "32-true"
+    memory_format: str = "contiguous"
     notes: dict[str, Any] = field(default_factory=dict)
+
+    def autocast(self) -> torch.autocast:
+        """What a fit enters around its steps, for networks that a source runs between them."""
+        half = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(self.precision)
+        return torch.autocast(torch.device(self.device).type, half, enabled=half is not None)
+
+    def placed(self, net: nn.Module) -> nn.Module:
+        """``net`` on the device and in the memory format of the fit."""
+        layout = torch.channels_last if self.memory_format == "channels_last" else torch.contiguous_format
+        return net.to(self.device, memory_format=layout)  # type: ignore[call-overload]
 
     def real(self) -> Split:
         """The training images.

@@ -50,7 +50,8 @@ class DataImpressions:
         seed: of targets and noise.
     """
 
-    offers = frozenset({"source.images", "source.answers"})
+    offers = frozenset({"source.images", "source.answers", "source.synthetic"})
+    needs = frozenset({"teacher.gradients"})
 
     def __init__(
         self,

@@ -51,7 +51,8 @@ class DeepInversion:
         seed: of classes, noise, shifts and flips.
     """
 
-    offers = frozenset({"source.images", "source.labels"})
+    offers = frozenset({"source.images", "source.labels", "source.synthetic"})
+    needs = frozenset({"teacher.gradients", "teacher.batch_norm"})
 
     def __init__(
         self,
@@ -107,16 +108,32 @@ class DeepInversion:
         u = u.requires_grad_()
         adam = torch.optim.Adam([u], lr=self.lr)
         for _ in range(self.steps):
-            shifts = random.integers(-self.jitter, self.jitter + 1, 2).tolist()
-            v = u.roll(shifts, (2, 3))
-            if self.flip and random.random() < 0.5:
-                v = v.flip(3)
-            with BatchNormTap(net) as tap:
-                t = net(v * net.std + net.mean)
-            loss = F.cross_entropy(t.float(), y)  # L(x, y)
-            loss = loss + self.bn * batch_norm_statistics(tap.statistics, tap.layers)  # alpha_f R_feature
-            loss = loss + self.tv * total_variation(v) + self.l2 * l2_norm(v)  # R_prior
+            shift = random.integers(-self.jitter, self.jitter + 1, 2).tolist()
+            v = jittered(u, shift, mirrored=self.flip and random.random() < 0.5)
+            _, losses = inversion_losses(net, v, y, bn=self.bn, tv=self.tv, l2=self.l2)
             adam.zero_grad()
-            loss.backward()
+            torch.stack(list(losses.values())).sum().backward()
             adam.step()
         return (u * net.std + net.mean).detach()
+
+
+def jittered(u: Tensor, shift: Sequence[int], *, mirrored: bool = False) -> Tensor:
+    """Pixels u (N, C, H, W) moved down and right by ``shift``, what leaves coming in on the other side."""
+    v = u.roll(tuple(shift), (2, 3))
+    return v.flip(3) if mirrored else v
+
+
+def inversion_losses(
+    net: Normalized, v: Tensor, y: Tensor, *, bn: float, tv: float, l2: float
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The teacher's logits (N, K) on standardised pixels v (N, C, H, W), and DeepInversion's losses for the classes y.
+
+    Hooks sit on ``net`` during its forward pass alone.
+    """
+    with BatchNormTap(net) as tap:
+        t = net(v * net.std + net.mean)
+    return t, {
+        "class": F.cross_entropy(t.float(), y),  # L(x, y)
+        "bn": bn * batch_norm_statistics(tap.statistics, tap.layers),  # alpha_f R_feature
+        "prior": tv * total_variation(v) + l2 * l2_norm(v),  # R_prior = alpha_tv R_TV + alpha_l2 R_l2
+    }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kd_lightning.data.loader import Batch
 from kd_lightning.data.sources.context import Context
@@ -23,7 +23,7 @@ class Generated:
         latent: length of z.
     """
 
-    offers = frozenset({"source.images"})
+    offers = frozenset({"source.images", "source.synthetic"})
 
     def __init__(self, *, generator: nn.Module, weights: str, rounds: int, batch_size: int, latent: int) -> None:
         self.generator, self.weights = generator, weights
@@ -36,8 +36,8 @@ class Generated:
             TeacherError: the file cannot be read, or holds another generator.
         """
         load_weights(self.generator, self.weights)
-        self.generator.eval().requires_grad_(False).to(context.device)
-        return GeneratedLoader(self.generator, self.rounds, (self.batch_size, self.latent), context)
+        self.generator.eval().requires_grad_(False)
+        return GeneratedLoader(context.placed(self.generator), self.rounds, (self.batch_size, self.latent), context)
 
 
 class GeneratedLoader(Rounds):
@@ -46,14 +46,20 @@ class GeneratedLoader(Rounds):
     def __init__(self, generator: nn.Module, rounds: int, shape: tuple[int, int], context: Context) -> None:
         super().__init__(rounds)
         self.generator, self.shape = generator, shape
-        self.seed, self.rank, self.notes = context.order_seed, context.rank, context.notes
+        self.seed, self.notes, self.autocast = context.order_seed, context.notes, context.autocast()
+        self.rank, self.world = context.rank, context.world
         self.rng = torch.Generator(context.device)
 
     @torch.no_grad()
     def batch(self, number: int) -> Batch:
         """Fresh images without labels."""
+        self.notes["images_synthesised"] = (self.epoch * self.rounds + number + 1) * self.shape[0] * self.world
+        with self.autocast:
+            x = self.generator(self.latents(number))
+        return Batch(x.float(), None)
+
+    def latents(self, number: int) -> Tensor:
+        """Z ~ N(0, I) of this batch, (batch_size, latent)."""
         words = np.random.SeedSequence((self.seed, self.epoch, number, self.rank))
         self.rng.manual_seed(int(words.generate_state(1, np.uint64)[0]))
-        z = torch.randn(self.shape, device=self.rng.device, generator=self.rng)
-        self.notes["images_synthesised"] = (self.epoch * self.rounds + number + 1) * self.shape[0]
-        return Batch(self.generator(z), None)
+        return torch.randn(self.shape, device=self.rng.device, generator=self.rng)
