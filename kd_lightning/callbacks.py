@@ -6,18 +6,24 @@ import math
 import sys
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, ProgressBar
+from lightning.pytorch.utilities import rank_zero_only
 from tqdm import tqdm
 
+from kd_lightning.dashboards import Boards
 from kd_lightning.data.loader import Batch
-from kd_lightning.loggers import log_images, to_uint8
 from kd_lightning.methods.base import Distiller, Seen, Teacher
+from kd_lightning.pictures import bars, save, save_grid, to_uint8
 from kd_lightning.teacher.frozen import FrozenTeacher
+
+BAR = "{desc}{percentage:3.0f}%|{bar:12}| {n_fmt}/{total_fmt}, {rate_noinv_fmt}, {remaining} left{postfix}"
+"""What tqdm shows: the bar itself is short, so that the losses fit on the line."""
 
 
 class PhaseBar(ProgressBar):
@@ -36,6 +42,7 @@ class PhaseBar(ProgressBar):
         self.bar: tqdm | None = None
         self.terminal = sys.stderr.isatty()
         self.shown = self.last_line = 0.0
+        self.told = -1
         self.enabled = True
 
     def disable(self) -> None:
@@ -54,7 +61,12 @@ class PhaseBar(ProgressBar):
         self.last_line = self.started
         if self.enabled and self.terminal:
             self.bar = tqdm(
-                total=self.total, initial=done, desc=f"{self.phase:<12}", unit="round", dynamic_ncols=True, leave=True
+                total=self.total,
+                initial=done,
+                desc=f"{self.phase:<12}",
+                unit=" rounds",
+                bar_format=BAR,
+                dynamic_ncols=True,
             )
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
@@ -88,8 +100,8 @@ class PhaseBar(ProgressBar):
             self.bar.update(done - self.bar.n)
             return
         now = time.perf_counter()
-        if not self.terminal and now - self.last_line >= self.seconds:
-            self.last_line = now
+        if not self.terminal and now - self.last_line >= self.seconds and done != self.told:
+            self.last_line, self.told = now, done
             rate = (done - self.first) / max(now - self.started, 1e-9)
             print(f"{self.phase}: round {done}/{self.total}, {rate:.1f} rounds/s, {note}", file=sys.stderr, flush=True)
 
@@ -111,6 +123,8 @@ class WatchGenerator(Callback):
 
     Args:
         folder: where ``samples/`` goes.
+        classes: names of the teacher's classes.
+        boards: who is shown the pictures too.
         every: rounds between looks.
         patience: bad looks before the warning.
         grids: about this many grids are written over the fit.
@@ -118,10 +132,19 @@ class WatchGenerator(Callback):
     """
 
     def __init__(
-        self, folder: Path, *, every: int = 20, patience: int = 10, grids: int = 10, synthetic: bool = False
+        self,
+        folder: Path,
+        classes: Sequence[str] = (),
+        boards: Boards | None = None,
+        *,
+        every: int = 20,
+        patience: int = 10,
+        grids: int = 10,
+        synthetic: bool = False,
     ) -> None:
-        self.folder, self.every, self.patience, self.grids = folder, every, patience, grids
-        self.synthetic = synthetic
+        self.folder, self.classes, self.boards = folder, classes, boards or Boards()
+        self.every, self.patience, self.grids, self.synthetic = every, patience, grids, synthetic
+        self.counts: list[int] = []
         self.bad = 0
         self.warned = False
 
@@ -136,6 +159,9 @@ class WatchGenerator(Callback):
             return
         if pl_module.seen is None:
             return
+        answers = pl_module.seen.teacher
+        counts = torch.bincount(answers.argmax(1), minlength=answers.shape[1]).tolist()
+        self.counts = [a + b for a, b in zip(self.counts or [0] * len(counts), counts, strict=True)]
         health = generator_health(*pl_module.seen)
         pl_module.report({f"generated/{k}": v for k, v in health.items()})
         self._judge(health, pl_module.rounds_done)
@@ -154,24 +180,41 @@ class WatchGenerator(Callback):
             )
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """A grid of the last images, the teacher's class and confidence as captions."""
+        """Pictures: the last images with the teacher's class and confidence, and how often each class came."""
         assert isinstance(pl_module, Distiller)
         epochs = trainer.max_epochs or 1
         step = max(1, epochs // self.grids)
-        last = trainer.current_epoch + 1 == epochs
+        last = trainer.current_epoch + 1 == epochs or trainer.should_stop
         if pl_module.seen is not None and (last or trainer.current_epoch % step == 0):
-            images, logits = pl_module.seen
-            confidence, label = logits[:100].float().softmax(1).max(1)
-            captions = [f"{c} ({p:.2f})" for c, p in zip(label.tolist(), confidence.tolist(), strict=True)]
-            log_images(trainer, "generated", to_uint8(images[:100]), captions, self.folder / "samples")
+            self._draw(pl_module, f"{trainer.current_epoch + 1:04d}")
+            self.counts = []
+
+    @rank_zero_only
+    def _draw(self, method: Distiller, number: str) -> None:
+        assert method.seen is not None
+        images, logits = to_uint8(method.seen.images[:100]), method.seen.teacher[:100]
+        names = self.classes or [str(i) for i in range(logits.shape[1])]
+        confidence, label = logits.float().softmax(1).max(1)
+        captions = [f"{names[c]} ({p:.2f})" for c, p in zip(label.tolist(), confidence.tolist(), strict=True)]
+        save_grid(images, self.folder / "samples" / f"generated_{number}.png")
+        self.boards.images("generated", images, captions, method.rounds_done)
+        if not self.counts:
+            return
+        counts, total = torch.tensor(self.counts), sum(self.counts)
+        method.report({"generated/rarest": min(self.counts) / total, "generated/commonest": max(self.counts) / total})
+        title = f"{total:,} generated images by the teacher's class, up to round {method.rounds_done + 1:,}"
+        picture = bars(counts, names, title)
+        save(picture, self.folder / "samples" / f"classes_{number}.png")
+        self.boards.picture("classes", picture, method.rounds_done)
+        self.boards.class_counts("generated/classes", counts, method.rounds_done)
 
     def state_dict(self) -> dict[str, Any]:
         """Warnings are given once, also over resumes."""
-        return {"bad": self.bad, "warned": self.warned}
+        return {"bad": self.bad, "warned": self.warned, "counts": self.counts}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on counting."""
-        self.bad, self.warned = state_dict["bad"], state_dict["warned"]
+        self.bad, self.warned, self.counts = (state_dict[k] for k in ("bad", "warned", "counts"))
 
 
 @torch.no_grad()

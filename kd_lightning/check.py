@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 import re
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import (
     InterpolationKeyError,
@@ -17,11 +14,13 @@ from omegaconf.errors import (
     MissingMandatoryValue,
     OmegaConfBaseException,
 )
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from kd_lightning.composition import dotted, refusal, suggest
-from kd_lightning.methods.base import Distiller
-from kd_lightning.signatures import UNKNOWN, fits, located, signature_faults, wrong
+from kd_lightning.errors import ConfigError
+from kd_lightning.max_time import duration
+from kd_lightning.needs import fits_of, needs_faults
+from kd_lightning.ranks import rank_faults
+from kd_lightning.signatures import UNKNOWN, as_dict, at, fits, signature_faults, wrong
 from kd_lightning.teacher.access import LEVELS
 from kd_lightning.variant import MERGED, REPLACED
 
@@ -38,9 +37,11 @@ KEYS: dict[str, Any] = {
     "stages": list[dict],
     "names": dict,
     "seed": int,
+    "plan": bool,
     "init": str | None,
     "memory_format": Literal["contiguous", "channels_last"],
     "sweep.resume": str | None,
+    "sweep.source_seed": int,
     "artifacts.root": str | None,
     "artifacts.reuse": bool,
     "data.load": dict,
@@ -100,9 +101,9 @@ def faults(cfg: DictConfig) -> list[str]:
     for path, node in [*_targets(plain), *_partial_trainers(plain)]:
         found |= dict.fromkeys(signature_faults(path, node, everywhere))
     found |= dict.fromkeys([*_trainer_faults(plain), *_shape_faults(plain), *_file_faults(plain)])
-    for path, own in _fits_of(plain):
+    for path, own in fits_of(plain):
         try:
-            found |= dict.fromkeys(_needs_faults(path, own))
+            found |= dict.fromkeys(needs_faults(path, own))
         except Exception:
             if not found:  # a fault of the settings is the likelier cause
                 raise
@@ -174,12 +175,12 @@ def _key_faults(cfg: DictConfig, plain: Mapping[str, Any], everywhere: list[str]
         if not any(key == path or key.startswith(f"{path}.") for key in referred):
             parent = path.rpartition(".")[0]
             beside = [k.rpartition(".")[2] for k in KEYS if k.rpartition(".")[0] == parent]
-            beside += [k for k in _at(plain, parent) if f"{parent}.{k}" in referred]
+            beside += [k for k in at(plain, parent) if f"{parent}.{k}" in referred]
             if not parent:
                 beside += ["experiment", "debug", "scale"]
             yield f"{path}: nothing reads this setting{suggest(path, beside, everywhere)}"
-    for name, node in _dict(plain.get("controls")).items():
-        for key in _dict(node):
+    for name, node in as_dict(plain.get("controls")).items():
+        for key in as_dict(node):
             if key not in PER_CONTROL:
                 path = f"controls.{name}.{key}"
                 yield f"{path}: a control has no such setting{suggest(path, PER_CONTROL)}"
@@ -192,7 +193,7 @@ def _typed(top: str, plain: Mapping[str, Any]) -> Iterator[str]:
     for path, hint in KEYS.items():
         if path.partition(".")[0] == top:
             parent, _, leaf = path.rpartition(".")
-            node = _at(plain, parent)
+            node = at(plain, parent)
             if isinstance(node, dict):
                 if leaf not in node:
                     yield f"{path}: required, give it with +{path}=..."
@@ -201,7 +202,7 @@ def _typed(top: str, plain: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _strays(node: Any, path: str = "") -> Iterator[str]:
-    for key, value in _dict(node).items():
+    for key, value in as_dict(node).items():
         full = f"{path}.{key}" if path else str(key)
         if full not in KEYS:
             if value != {}:  # such as a scale that changes nothing
@@ -217,10 +218,11 @@ def _referred(cfg: DictConfig) -> set[str]:
 
 def _partial_trainers(plain: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """What the teacher's fit and the controls change in the trainer."""
-    places = {"teacher.fit": _at(plain, "teacher.fit")}
-    places |= {f"controls.{name}": node for name, node in _dict(plain.get("controls")).items()}
+    places = {"teacher.fit": at(plain, "teacher.fit")}
+    places |= {f"controls.{name}": node for name, node in as_dict(plain.get("controls")).items()}
+    places |= {f"stages[{i}]": stage for i, stage in enumerate(plain.get("stages") or [])}
     for path, node in places.items():
-        if isinstance(own := _dict(node).get("trainer"), dict) and "_target_" not in own:
+        if isinstance(own := as_dict(node).get("trainer"), dict) and "_target_" not in own:
             yield f"{path}.trainer", {**own, "_target_": "lightning.Trainer", "_partial_": True}
 
 
@@ -236,24 +238,30 @@ def _targets(node: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _trainer_faults(plain: Mapping[str, Any]) -> Iterator[str]:
-    for path, trainer in [("trainer", _dict(plain.get("trainer"))), *_partial_trainers(plain)]:
+    for path, trainer in [("trainer", as_dict(plain.get("trainer"))), *_partial_trainers(plain)]:
         for key, why in FORBIDDEN_TRAINER.items():
             value = trainer.get(key)
             if value not in (None, -1, UNKNOWN) and not (key == "accumulate_grad_batches" and value == 1):
                 yield f"{path}.{key}={value}: {why}"
+        yield from rank_faults(path, trainer)
+        if (allowed := trainer.get("max_time")) is not UNKNOWN:
+            try:
+                duration(allowed)
+            except ConfigError as error:
+                yield str(error).replace("trainer", path, 1)
 
 
 def _shape_faults(cfg: Mapping[str, Any]) -> Iterator[str]:
-    classes, channels = _at(cfg, "data.num_classes"), _at(cfg, "data.channels")
+    classes, channels = at(cfg, "data.num_classes"), at(cfg, "data.channels")
     for key in ("data.mean", "data.std", "teacher.mean", "teacher.std"):
-        values = _at(cfg, key)
+        values = at(cfg, key)
         if isinstance(values, list) and isinstance(channels, int) and len(values) != channels:
             yield f"{key}: {len(values)} values for {channels} channel{'s' if channels > 1 else ''}"
-    order = _at(cfg, "teacher.class_order")
+    order = at(cfg, "teacher.class_order")
     if isinstance(order, list) and isinstance(classes, int) and len(order) != classes:
         yield f"teacher.class_order: {len(order)} values for {classes} classes"
     for path, more_outputs in {"student": False, "teacher.net": isinstance(order, list)}.items():
-        net = _dict(_at(cfg, path))
+        net = as_dict(at(cfg, path))
         for key, wanted in {"num_classes": classes, "in_channels": channels}.items():
             value = net.get(key)
             if isinstance(value, int) and isinstance(wanted, int) and value != wanted:
@@ -264,93 +272,25 @@ def _shape_faults(cfg: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _file_faults(cfg: Mapping[str, Any]) -> Iterator[str]:
-    for key in ("teacher.weights", "init"):
-        file = _at(cfg, key)
-        if isinstance(file, str) and file and not Path(file).expanduser().is_file():
+    stages = [as_dict(stage).get("name") for stage in cfg.get("stages") or []]
+    for key, file in {"init": at(cfg, "init"), **dict(_weights(cfg))}.items():
+        if not isinstance(file, str) or not file:
+            continue
+        if file.startswith("stage:"):
+            name = file.removeprefix("stage:").partition("/")[0]
+            if name not in stages:
+                yield f"{key}={file}: there is no stage {name}{suggest(name, filter(None, stages))}"
+        elif not Path(file).expanduser().is_file():
             yield f"{key}: there is no file {file}"
 
 
-def _fits_of(plain: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Whatever will be trained: the place of its method, and the composition it sees."""
-    yield "method", plain
-    teacher = _dict(plain.get("teacher"))
-    untrained = isinstance(teacher.get("net"), dict) and teacher.get("weights") is None
-    if untrained and isinstance(teacher.get("fit"), dict):
-        yield "teacher.fit.method", {**plain, **teacher["fit"], "teacher": {**teacher, "net": None}}
-    for number, stage in enumerate(plain.get("stages") or []):
-        changes = {k: v for k, v in _dict(stage).items() if k in REPLACED}
-        yield f"stages[{number}].method", {**plain, **changes}
-    asked = isinstance(teacher.get("net"), dict) and teacher.get("access") == "white"
-    for name, node in _dict(plain.get("controls")).items():
-        changes = {k: v for k, v in _dict(node).items() if k in REPLACED}
-        if asked or _dict(node).get("teacher") is False:  # the others are left out by the run
-            yield f"controls.{name}.method", {**plain, **changes}
-
-
-def _needs_faults(path: str, cfg: Mapping[str, Any]) -> Iterator[str]:
-    method, source = _class_of(cfg.get("method")), _class_of(cfg.get("source"))
-    if method is None:
-        return
-    if not (inspect.isclass(method) and issubclass(method, Distiller)):
-        base = f"{Distiller.__module__}.{Distiller.__name__}"
-        yield f"{path}._target_: {getattr(method, '__name__', method)} is not a method: expected a subclass of {base}"
-        return
-    settings = {k: v for k, v in cfg["method"].items() if not k.startswith("_") and v is not UNKNOWN}
-    needs, name = method.needs(**settings), method.__name__
-    yield from _teacher_faults(path, name, needs, cfg)
-    if source is None:
-        return
-    yield from _teacher_faults(
-        f"{path.removesuffix('method')}source", source.__name__, getattr(source, "needs", set()), cfg
-    )
-    if not hasattr(source, "offers"):
-        yield f"{path.removesuffix('method')}source._target_: {source.__name__} is not a source: it lacks `offers`"
-        return
-    ways = {
-        "source.free": "makes its own images: use source=free",
-        "source.images": "trains on images: use source=real, few_shot, noise or queried",
-        "source.labels": "trains on labels: use source=real or few_shot, or set method.label=0",
-    }
-    lacking = sorted(need for need in needs if need.startswith("source.") and need not in source.offers)
-    if lacking:
-        yield f"{path}: {name} {ways.get(lacking[0], f'needs {lacking[0]}')}"
-
-
-def _teacher_faults(path: str, name: str, needs: Set[str], cfg: Mapping[str, Any]) -> Iterator[str]:
-    net, access = _at(cfg, "teacher.net"), _at(cfg, "teacher.access")
-    if any(need.startswith("teacher") for need in needs) and net is None:
-        yield f"{path}: {name} needs a teacher, but teacher=none: choose one with teacher=NAME"
-    if "teacher.gradients" in needs and net is not None and access != "white" and access in LEVELS:
-        yield (
-            f"{path}: {name} needs the teacher's gradients, but teacher.access={access} gives answers "
-            "alone: set teacher.access=white, or ask with method=kd source=queried"
-        )
-    if "teacher.batch_norm" in needs and isinstance(net, dict) and not _has_batch_norm(net):
-        yield (
-            f"{path}: {name} reads the teacher's batch-norm statistics, but {net['_target_'].rpartition('.')[2]} "
-            "as it is set has no batch norm: choose another teacher, such as teacher=resnet34"
-        )
-
-
-def _class_of(node: Any) -> Any:
-    try:
-        return located(node["_target_"])
-    except (ImportError, KeyError, TypeError):
-        return None  # noted elsewhere
-
-
-def _has_batch_norm(net: Mapping[str, Any]) -> bool:
-    with torch.device("meta"):
-        return any(isinstance(m, _BatchNorm) for m in instantiate(dict(net)).modules())
-
-
-def _at(plain: Mapping[str, Any], path: str) -> Any:
-    """The value at a dotted path, UNKNOWN where there is none."""
-    node: Any = plain
-    for key in path.split(".") if path else []:
-        node = node.get(key, UNKNOWN) if isinstance(node, dict) else UNKNOWN
-    return node
-
-
-def _dict(node: Any) -> dict[Any, Any]:
-    return node if isinstance(node, dict) else {}
+def _weights(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Wherever a file of weights is named."""
+    if isinstance(node, list):
+        node = dict(enumerate(node))
+    for key, value in as_dict(node).items():
+        full = f"{path}[{key}]" if isinstance(key, int) else f"{path}.{key}" if path else str(key)
+        if full.endswith(("teacher.weights", "source.weights")):  # torchvision's networks have a word of that name
+            yield full, value
+        else:
+            yield from _weights(value, full)

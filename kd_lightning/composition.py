@@ -132,13 +132,19 @@ def jobs(overrides: Sequence[str]) -> list[list[str]]:
         return []
 
 
-def sweeps(overrides: Sequence[str], config_dirs: Sequence[str] = (), config_path: str | None = None) -> bool:
-    """Whether the composition itself asks for a sweep, without ``-m``."""
+def swept(
+    overrides: Sequence[str], config_dirs: Sequence[str] = (), config_path: str | None = None, config_name: str = "run"
+) -> list[str] | None:
+    """What the composition itself varies (``sweep=NAME``), as one would type it; None where it asks for no sweep."""
     with loaded(config_dirs, config_path) as hydra:
         try:
-            return hydra.get_mode("run", list(overrides)) == RunMode.MULTIRUN
+            cfg = hydra.compose_config(config_name, list(overrides), RunMode.MULTIRUN, validate_sweep_overrides=False)
         except REFUSALS:
-            return any(override.lstrip("+").startswith(("sweep=", "hydra.mode=")) for override in overrides)
+            asks = any(override.lstrip("+").startswith(("sweep=", "hydra.mode=")) for override in overrides)
+            return [] if asks else None
+        if cfg.hydra.mode != RunMode.MULTIRUN:
+            return None
+        return [f"{key}={values}" for key, values in (cfg.hydra.sweeper.get("params") or {}).items()]
 
 
 def members(group: str) -> list[str]:

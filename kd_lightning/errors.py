@@ -5,6 +5,10 @@ class UserError(Exception):
     """What was wrong, what was expected and what to type instead."""
 
 
+class VersionError(UserError):
+    """A file was written in a format that this version does not read."""
+
+
 class ConfigError(UserError):
     """The composition cannot run as written."""
 
@@ -23,3 +27,7 @@ class BudgetExceeded(UserError):
 
 class TrainingError(UserError):
     """Training went where nothing can be learned from: a NaN, or a collapsed generator."""
+
+
+class RankLost(UserError):
+    """Another process of the same run is gone."""

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from kd_lightning.artifacts import FORMAT_VERSION, write_json, writing
+from kd_lightning.artifacts import FORMAT_VERSION, refuse_format, write_json, writing
 from kd_lightning.errors import UserError
 from kd_lightning.inference import predict
 from kd_lightning.networks.normalized import Normalized
@@ -50,7 +50,8 @@ def save_student(network: nn.Module, folder: Path, card: Mapping[str, Any]) -> N
     """
     state = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
     with writing(folder):
-        save_file(state, folder / "student.safetensors", metadata={"classes": json.dumps(card["classes"])})
+        metadata = {"format_version": str(FORMAT_VERSION), "classes": json.dumps(card["classes"])}
+        save_file(state, folder / "student.safetensors", metadata=metadata)
     write_json(folder / "student.json", {"format_version": FORMAT_VERSION, **card})
 
 
@@ -59,7 +60,7 @@ def save_single(student: Student, file: Path) -> None:
     state = {k: v.detach().cpu().contiguous() for k, v in student.state_dict().items()}
     with writing(file):
         file.parent.mkdir(parents=True, exist_ok=True)
-        save_file(state, file, metadata={"card": json.dumps(student.card)})
+        save_file(state, file, metadata={"format_version": str(FORMAT_VERSION), "card": json.dumps(student.card)})
 
 
 def load_student(path: str | Path, *, network: nn.Module | None = None, trust: bool = False) -> Student:
@@ -80,9 +81,8 @@ def load_student(path: str | Path, *, network: nn.Module | None = None, trust: b
     path = Path(path).expanduser()
     weights = path if path.is_file() else path / "student.safetensors"
     card = _card_inside(path) if path.is_file() else _card_of(path)
-    if card.get("format_version") != FORMAT_VERSION:
-        where = path if path.is_file() else path / "student.json"
-        raise UserError(f"{where} has format {card.get('format_version')}, this version reads {FORMAT_VERSION}")
+    where = path if path.is_file() else path / "student.json"
+    refuse_format(card.get("format_version"), where, "run it anew, or use the version that wrote it")
     if missing := [key for key in CARD if key not in card]:
         raise UserError(f"the card of the student in {path} lacks {', '.join(missing)}: copy the run folder again")
     student = Student(

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -17,6 +16,7 @@ from yaml import YAMLError
 
 from kd_lightning import resolvers
 from kd_lightning.artifacts import Store
+from kd_lightning.checkpoints import read_checkpoint
 from kd_lightning.data.dataset import Dataset, Split
 from kd_lightning.data.load import load_data
 from kd_lightning.errors import UserError
@@ -161,7 +161,7 @@ def load_generator(run: Finished) -> nn.Module:
         raise UserError(f"{run.folder}: its generator cannot be built here: {reason}") from error
     state = {
         name.removeprefix("generator."): value
-        for name, value in _checkpoint(run.folder / "last.ckpt")["state_dict"].items()
+        for name, value in read_checkpoint(run.folder / "last.ckpt")["state_dict"].items()
         if name.startswith("generator.")
     }
     if not state:
@@ -181,15 +181,3 @@ def load_generator(run: Finished) -> nn.Module:
             )
     generator.load_state_dict(state)
     return generator.requires_grad_(False)
-
-
-def _checkpoint(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise UserError(f"{path} is missing: it holds the generator")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises nearly anything on damaged files
-        raise UserError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
-    if not isinstance(content, dict) or "state_dict" not in content:
-        raise UserError(f"{path} is no checkpoint of kd_lightning")
-    return content

@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
-import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
 import torch
 from hydra.utils import get_class, instantiate
-from lightning.pytorch.callbacks import Checkpoint
-from omegaconf import DictConfig, OmegaConf
+from lightning.pytorch.callbacks import Callback
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from kd_lightning.artifacts import Store, digest, file_digest, write_json, writing
+from kd_lightning import ranks
+from kd_lightning.artifacts import FORMAT_VERSION, Store, by_content, digest, file_digest, write_json, writing
 from kd_lightning.callbacks import PhaseBar, WatchGenerator
+from kd_lightning.checkpoints import Marked, resumable
+from kd_lightning.dashboards import Boards
 from kd_lightning.data.dataset import Dataset
 from kd_lightning.data.loader import TensorLoader
 from kd_lightning.data.module import Images
 from kd_lightning.data.sources.context import Context
 from kd_lightning.loggers import Curves, KeepCurves, replay
+from kd_lightning.max_time import cut_short, duration
 from kd_lightning.methods.base import Distiller, Teacher
 from kd_lightning.networks.normalized import Normalized
+from kd_lightning.resumable import Resumable
+from kd_lightning.start import placed
 from kd_lightning.tasks import Classification
 from kd_lightning.teacher.frozen import FrozenTeacher
 from kd_lightning.teacher.query import QueryTeacher
@@ -56,14 +60,16 @@ class Bench:
         dataset: the images and labels that exist.
         data_key: digest of their content.
         task: loss and metrics.
-        loggers: further loggers for the student's fit.
+        boards: dashboards that follow the student's fit.
+        callbacks: further callbacks of every fit.
     """
 
     store: Store
     dataset: Dataset
     data_key: str
     task: Classification
-    loggers: list[Any]
+    boards: Boards
+    callbacks: list[Callback] = field(default_factory=list)
 
 
 def build_network(cfg: DictConfig) -> Normalized:
@@ -90,9 +96,10 @@ def fit(
         teacher: who answers.
         teacher_key: digest of the teacher, part of the fit's hash.
         val_answers: the teacher's outputs on the validation images, for the agreement curve.
-        watched: whether the run's loggers follow this fit.
+        watched: whether the run's dashboards follow this fit.
     """
     config = fit_config(cfg, bench, teacher_key)
+    boards = bench.boards.of(phase) if watched else Boards()
 
     def build(work: Path) -> None:
         context = Context(
@@ -103,20 +110,18 @@ def fit(
             mean=list(cfg.data.mean),
             std=list(cfg.data.std),
             order_seed=cfg.seed,
+            rank=ranks.rank(),
+            world=ranks.world(),
             device=device_of(cfg),
             precision=str(cfg.trainer.precision),
             memory_format=cfg.memory_format,
         )
-        method, report = _train(cfg, bench, phase, work, context, val_answers, watched)
-        with writing(work):
-            save_file(_plain_state(method.student), work / "student.safetensors")
-            if hasattr(method, "generator"):
-                save_file(_plain_state(cast(nn.Module, method.generator)), work / "generator.safetensors")
-        write_json(work / "fit.json", report)
+        method, report = _train(cfg, bench, phase, work, context, val_answers, boards)
+        ranks.decided(lambda: _keep(method, report, work))
 
-    folder = bench.store.obtain("fit", config, build)
-    if watched and folder not in bench.store.built:
-        replay(folder / "metrics.csv", bench.loggers)
+    folder = bench.store.obtain("fit", config, build, everywhere=True)
+    if folder not in bench.store.built and ranks.rank() == 0:
+        replay(folder, boards)
     network = build_network(cfg)
     network.load_state_dict(load_file(folder / "student.safetensors"))
     report = json.loads((folder / "fit.json").read_text())
@@ -127,8 +132,17 @@ def fit(
     return Fitted(network.eval(), folder, digest(config), report, report["fit_seconds"])
 
 
-def _plain_state(net: nn.Module) -> dict[str, Tensor]:
-    return {k: v.detach().cpu().contiguous().clone() for k, v in net.state_dict().items()}
+def _keep(method: Distiller, report: dict[str, Any], work: Path) -> None:
+    with writing(work):
+        _save_net(method.student, work / "student.safetensors")
+        if hasattr(method, "generator"):
+            _save_net(cast(nn.Module, method.generator), work / "generator.safetensors")
+    write_json(work / "fit.json", report)
+
+
+def _save_net(net: nn.Module, file: Path) -> None:
+    state = {k: v.detach().cpu().contiguous().clone() for k, v in net.state_dict().items()}
+    save_file(state, file, metadata={"format_version": str(FORMAT_VERSION)})
 
 
 def fit_config(cfg: DictConfig, bench: Bench, teacher_key: str) -> dict[str, Any]:
@@ -136,7 +150,7 @@ def fit_config(cfg: DictConfig, bench: Bench, teacher_key: str) -> dict[str, Any
     plain: Any = {k: OmegaConf.to_container(cfg[k], resolve=True) for k in ("source", "student", "method", "trainer")}
     plain["trainer"] = {k: v for k, v in plain["trainer"].items() if k not in SILENT}
     method = plain["method"].pop("_target_")
-    plain = _without_root(plain, str(bench.store.root))
+    plain = by_content(plain, str(bench.store.root))
     return {
         **plain,
         "target": method,
@@ -151,15 +165,6 @@ def fit_config(cfg: DictConfig, bench: Bench, teacher_key: str) -> dict[str, Any
     }
 
 
-def _without_root(node: Any, root: str) -> Any:
-    """Files of earlier stages count by their hash, wherever the store is."""
-    if isinstance(node, dict):
-        return {k: _without_root(v, root) for k, v in node.items()}
-    if isinstance(node, list):
-        return [_without_root(v, root) for v in node]
-    return node.removeprefix(root) if isinstance(node, str) else node
-
-
 def _method_version(target: str) -> int:
     return get_class(target).version  # type: ignore[attr-defined]
 
@@ -171,15 +176,16 @@ def _train(
     work: Path,
     context: Context,
     val_answers: Tensor | None,
-    watched: bool,
+    boards: Boards,
 ) -> tuple[Distiller, dict[str, Any]]:
-    L.seed_everything(cfg.seed, verbose=False)
+    L.seed_everything(cfg.seed, verbose=False)  # the same on every rank; a method's noise differs
     network = build_network(cfg)
     if cfg.init:
         load_weights(network, cfg.init)
     method = instantiate(cfg.method, _partial_=True, _convert_="all")(
         student=network, teacher=context.teacher, task=bench.task
     )
+    method.global_batch_losses = cfg.trainer.get("global_batch_losses", False)
     if cfg.memory_format == "channels_last":
         method.to(memory_format=torch.channels_last)
     source = instantiate(cfg.source, _convert_="all")
@@ -189,31 +195,44 @@ def _train(
         None
         if val is None or not method.trains_student
         else TensorLoader(
-            val.images, val.labels, answers=val_answers, batch_size=500, shuffle=False, device=context.device
+            *(val.images, val.labels),
+            answers=val_answers,
+            batch_size=500,
+            shuffle=False,
+            rank=context.rank,
+            world=context.world,
+            device=context.device,
         )
     )
-    curves = Curves(work)
-    watch = WatchGenerator(work, synthetic="source.synthetic" in source.offers)
+    curves = Curves(work, boards, asked=context.teacher if isinstance(context.teacher, QueryTeacher) else None)
+    watch = WatchGenerator(work, bench.dataset.classes, boards, synthetic="source.synthetic" in source.offers)
     checkpoint = work / "last.ckpt"
-    trainer = instantiate(cfg.trainer, _partial_=True, _convert_="all")(
+    interrupted_before = ranks.decided(checkpoint.is_file)
+    goes_on_from = resumable(checkpoint, method) if interrupted_before else None
+    watching = [PhaseBar(phase), watch, KeepCurves(curves)]
+    trainer = instantiate(_lightnings(cfg.trainer), _partial_=True, _convert_="all")(
+        **ranks.environment(),
         default_root_dir=work,
         enable_checkpointing=True,
-        logger=[curves, *(bench.loggers if watched else [])],
-        callbacks=[PhaseBar(phase), watch, KeepCurves(curves), Resumable(checkpoint)],
+        logger=curves,
+        max_time=duration(cfg.trainer.max_time),
+        callbacks=[*watching, Marked(), Resumable(checkpoint), *bench.callbacks],
     )
     method.train()
     try:
-        trainer.fit(method, Images(loader, val_loader), ckpt_path=checkpoint if checkpoint.is_file() else None)
+        trainer.fit(method, Images(loader, val_loader), ckpt_path=goes_on_from, weights_only=True)
     except SystemExit as interrupted:  # Lightning's answer to Ctrl-C
         raise KeyboardInterrupt from interrupted
     rounds = trainer.fit_loop.epoch_loop.total_batch_idx + 1
     report = {
         "phase": phase,
+        "data": bench.dataset.name,
         "rounds": rounds,
         "student_updates": method.student_updates(rounds),
         "images_synthesised": method.images_made,
         "teacher_images": method.teacher.asked if method.teacher is not None else 0,
         "fit_seconds": curves.seconds,
+        "cut_short": cut_short(trainer, phase),
         "precision": str(cfg.trainer.precision),
         "memory_format": cfg.memory_format,
         **context.notes,
@@ -221,6 +240,14 @@ def _train(
     if hasattr(method, "draw") and method.images_made and isinstance(method.teacher, FrozenTeacher):
         report["generated/agreement"] = _agreement_on_drawn(method.to(context.device), bench.task, cfg.seed)
     return method, report
+
+
+def _lightnings(trainer: DictConfig) -> DictConfig:
+    """What of ``trainer`` Lightning's own takes."""
+    own = trainer.copy()
+    with open_dict(own):
+        own.pop("global_batch_losses", None)
+    return own
 
 
 @torch.no_grad()
@@ -239,7 +266,10 @@ def device_of(cfg: DictConfig) -> str:
     """Where a fit's batches are wanted."""
     wanted = cfg.trainer.accelerator
     if wanted in ("gpu", "cuda") or (wanted == "auto" and torch.cuda.is_available()):
-        return f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+        place = placed()
+        local = place.local_rank if place else 0
+        devices = cfg.trainer.devices
+        return f"cuda:{devices[local] if isinstance(devices, ListConfig) else local}"
     return "cpu"
 
 
@@ -252,48 +282,3 @@ def fast_precision(accelerator: str = "auto") -> str:
         if "avx512_bf16" in flags or "amx_bf16" in flags:
             return "bf16-mixed"
     return "32-true"
-
-
-class Resumable(Checkpoint):
-    """Keeps ``last.ckpt`` no older than ``seconds``: a kill at any moment loses no more than that.
-
-    Lightning's own time-based checkpoints do nothing under manual optimisation. Nothing is saved when a step
-    raises: half a round has happened then, and a resumed run would differ from an uninterrupted one. Nothing is
-    saved between a round and the validation or the end of the epoch that follows it: Lightning would go on
-    behind those. As a ``Checkpoint`` it is called after the method and all other callbacks.
-    """
-
-    def __init__(self, path: Path, *, seconds: float | None = None) -> None:
-        self.path = path
-        self.seconds = float(os.environ.get("KD_CHECKPOINT_SECONDS", 20)) if seconds is None else seconds
-        self.last = time.monotonic()
-
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Save if it is time; ranks agree on the first one's clock, asked seldom."""
-        done = batch_idx + 1
-        ends = done == trainer.num_training_batches or done % (trainer.val_check_batch or 1) == 0
-        if not ends and (trainer.world_size == 1 or done % 50 == 0):
-            self._save_if_due(trainer)
-
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save if it is time, after validation and schedules; the last epoch is saved by what follows."""
-        if trainer.current_epoch + 1 != trainer.max_epochs:
-            self._save_if_due(trainer)
-
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save the last state."""
-        self._save(trainer)
-
-    def _save_if_due(self, trainer: L.Trainer) -> None:
-        if trainer.strategy.broadcast(time.monotonic() - self.last >= self.seconds):
-            self._save(trainer)
-
-    def _save(self, trainer: L.Trainer) -> None:
-        part = self.path.with_name(self.path.name + ".part")
-        with writing(self.path):
-            trainer.save_checkpoint(part, weights_only=False)
-            if trainer.is_global_zero:
-                os.replace(part, self.path)  # readers see the old checkpoint or the new one
-        self.last = time.monotonic()

@@ -237,11 +237,12 @@ def gallery(images: Tensor, captions: Sequence[str] = (), *, columns: int = 8) -
 
 
 class Curve(NamedTuple):
-    """One quantity over a fit: rounds (n,), seconds (n,) and values (n,)."""
+    """One quantity over a fit: rounds (n,), seconds (n,), values (n,), and images asked about (n,) if they count."""
 
     rounds: np.ndarray
     seconds: np.ndarray
     values: np.ndarray
+    queries: np.ndarray | None = None
 
 
 def curves(folder: str | Path) -> dict[str, Curve]:
@@ -254,11 +255,12 @@ def curves(folder: str | Path) -> dict[str, Curve]:
     try:
         with path.open(newline="") as file:
             rows = list(csv.DictReader(file))
-        names = [name for name in (rows[0] if rows else ()) if name not in ("round", "seconds", "epoch")]
+        names = [name for name in (rows[0] if rows else ()) if name not in ("round", "seconds", "epoch", "queries")]
+        asked = ["queries"] if rows and "queries" in rows[0] else []
         found = {}
         for name in names:
             there = [row for row in rows if row[name]]
-            columns = [[float(row[key]) for row in there] for key in ("round", "seconds", name)]
+            columns = [[float(row[key]) for row in there] for key in ("round", "seconds", name, *asked)]
             found[name] = Curve(*map(np.array, columns))
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error

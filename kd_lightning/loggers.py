@@ -1,24 +1,25 @@
-"""Curves and pictures for whatever dashboard is there; a method never names one."""
+"""The curves of a fit: kept as rows in its folder, and passed on to whatever dashboard is there."""
 
 from __future__ import annotations
 
 import csv
 import io
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import lightning as L
-import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
-from torch import Tensor
-from torchvision.utils import make_grid
 
 from kd_lightning.artifacts import writing
+from kd_lightning.dashboards import Boards
+from kd_lightning.teacher.query import QueryTeacher
+
+AXES = ("seconds", "queries")
+"""What a curve may be drawn over, besides rounds."""
 
 
 class Curves(Logger):
@@ -28,11 +29,15 @@ class Curves(Logger):
 
     Args:
         folder: where ``metrics.csv`` is written.
+        boards: who gets every row too, with its seconds.
+        asked: a teacher that only answers: how many images it was asked about so far makes the column ``queries``.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, boards: Boards | None = None, *, asked: QueryTeacher | None = None) -> None:
         super().__init__()
         self.file = Path(folder) / "metrics.csv"
+        self.boards = boards or Boards()
+        self.asked = asked
         self.rows: list[dict[str, float]] = []
         self.seconds_before = 0.0
         self.started = time.perf_counter()
@@ -59,10 +64,11 @@ class Curves(Logger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Add to the row of this round."""
         fresh = {k: float(v) for k, v in metrics.items()}
-        if self.rows and self.rows[-1]["round"] == step:
-            self.rows[-1].update(fresh)
-        else:
-            self.rows.append({"round": step or 0, "seconds": round(self.seconds, 3), **fresh})
+        if not self.rows or self.rows[-1]["round"] != step:
+            asked = {"queries": self.asked.asked} if self.asked else {}
+            self.rows.append({"round": step or 0, "seconds": round(self.seconds, 3), **asked})
+        self.rows[-1].update(fresh)
+        self.boards.numbers({k: self.rows[-1][k] for k in AXES if k in self.rows[-1]} | fresh, step or 0)
 
     @rank_zero_only
     def save(self) -> None:
@@ -81,7 +87,7 @@ class Curves(Logger):
 
 
 class KeepCurves(Callback):
-    """Puts the rows of :class:`Curves` into checkpoints and takes them back."""
+    """Puts the rows of :class:`Curves` into checkpoints, takes them back, and tells new dashboards of them."""
 
     def __init__(self, curves: Curves) -> None:
         self.curves = curves
@@ -94,47 +100,19 @@ class KeepCurves(Callback):
         """Go on with them."""
         self.curves.rows = list(state_dict["rows"])
         self.curves.seconds_before, self.curves.started = state_dict["seconds"], time.perf_counter()
+        for row in self.curves.rows:
+            self.curves.boards.numbers({k: v for k, v in row.items() if k != "round"}, int(row["round"]))
 
 
-def replay(file: Path, loggers: Sequence[Any]) -> None:
-    """Give the rows of a kept fit's ``metrics.csv`` to loggers that were not there when it ran."""
-    with file.open() as rows:
+def replay(folder: Path, boards: Boards) -> None:
+    """Give the curves and pictures of a kept fit to dashboards that were not there when it ran."""
+    if not boards.loggers:
+        return
+    round_ = 0
+    with (folder / "metrics.csv").open() as rows:
         for row in csv.DictReader(rows):
-            values = {k: float(v) for k, v in row.items() if v and k != "round"}
-            for logger in loggers:
-                logger.log_metrics(values, step=int(row["round"]))
-
-
-def finish(loggers: Sequence[Any]) -> None:
-    """Flush and close; a dashboard's next run is then a new one."""
-    for logger in loggers:
-        logger.finalize("success")
-        if hasattr(logger.experiment, "finish"):
-            logger.experiment.finish()
-
-
-def to_uint8(images: Tensor) -> Tensor:
-    """Images in data units, clamped to [0, 1], as uint8 (N, C, H, W) on the CPU."""
-    return (images.detach().float().clamp(0, 1) * 255).round().to(torch.uint8).cpu()
-
-
-def save_grid(images: Tensor, path: Path, *, columns: int = 10, zoom: int | None = None) -> None:
-    """Write uint8 images (N, C, H, W) as one PNG, enlarged so that each is at least about 48 pixels wide."""
-    zoom = zoom or max(1, 48 // images.shape[-1])
-    enlarged = images.repeat_interleave(zoom, -1).repeat_interleave(zoom, -2)
-    grid = make_grid(enlarged, nrow=columns, padding=max(2, zoom // 2), pad_value=255)
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(grid.permute(1, 2, 0).numpy()).save(path)
-
-
-@rank_zero_only
-def log_images(trainer: L.Trainer, key: str, images: Tensor, captions: Sequence[str], folder: Path) -> None:
-    """Show uint8 images (N, C, H, W) wherever the run is watched, and always as a PNG in ``folder``."""
-    save_grid(images, folder / f"{key.replace('/', '_')}_{trainer.current_epoch + 1:04d}.png")
-    for logger in trainer.loggers:
-        if hasattr(logger, "log_image"):
-            pictures = [image.permute(1, 2, 0).numpy() for image in images]
-            logger.log_image(key, [p.squeeze() for p in pictures], caption=list(captions))
-        elif hasattr(board := getattr(logger, "experiment", None), "add_images"):
-            board.add_images(key, images, trainer.global_step)  # type: ignore[union-attr]
+            round_ = int(row["round"])
+            boards.numbers({k: float(v) for k, v in row.items() if v and k != "round"}, round_)
+    for path in sorted((folder / "samples").glob("*.png")):
+        with Image.open(path) as picture:
+            boards.picture(path.stem.rpartition("_")[0], picture, round_)

@@ -100,10 +100,17 @@ def fold(runs: Sequence[Run]) -> Table:
     notes = _seed_note(groups)
     if copies:
         notes.append(f"{copies} repeated with the same settings and seeds: of each the newest counts")
+    notes += [f"cut short: {run.folder}: {cut}" for run in runs if (cut := cut_short(run.result))]
     notes += [f"failed: {run.folder}: {run.reason}" for run in runs if run.status not in ("ok", "unreadable")]
     notes += [f"unreadable: {run.reason}" for run in runs if run.status == "unreadable"]
     rows = [list(row) for row in zip(*columns.values(), strict=True)]
     return Table(list(columns), rows, notes)
+
+
+def cut_short(result: Mapping[str, Any]) -> str:
+    """The fits of a run that ``trainer.max_time`` ended before their last round, in words; empty where none was."""
+    early = result.get("ended_by") or {}
+    return ", ".join(f"{name} by {at['by']} at round {at['round']:,} of {at['of']:,}" for name, at in early.items())
 
 
 def _in_words(cell: Cell, header: str, n: int) -> str:
@@ -223,6 +230,8 @@ def summary(result: Mapping[str, Any], paths: Sequence[str | Path] = ()) -> str:
     generated = metrics.get("generated/agreement")
     if generated is not None and metrics.get(f"test/{judged}") is None:
         lines += ["", f"agreement with the teacher on 1,000 generated images, not on real ones: {generated:.4f}"]
+    if cut := cut_short(result):
+        lines += ["", f"cut short: {cut}"]
     if paths:
         lines += ["", *(f"wrote {path}" for path in paths)]
     return "\n".join(lines) + "\n"

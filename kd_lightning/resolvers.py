@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,25 @@ def register() -> None:
     OmegaConf.register_new_resolver("kd.count_classes", _count_classes, replace=True)
     OmegaConf.register_new_resolver("kd.repeat", _repeat, replace=True)
     OmegaConf.register_new_resolver("kd.members", _members, replace=True)
+    OmegaConf.register_new_resolver("kd.sweep", _sweep, replace=True)
 
 
 def _count_classes(root: str) -> int:
     from kd_lightning.data.classes import folder_classes
 
     return len(folder_classes(root))
+
+
+def _sweep() -> str | None:
+    """The name of the folder of the sweep that this job is part of, whichever launcher runs it."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    if os.environ.get("KD_SWEEP"):
+        return os.environ["KD_SWEEP"]
+    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        return Path(HydraConfig.get().sweep.dir).name
+    return None
 
 
 def _repeat(value: Any, times: int) -> ListConfig:

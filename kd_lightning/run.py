@@ -5,30 +5,32 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from kd_lightning.artifacts import Store, file_digest, write_json, writing
+from kd_lightning import ranks
+from kd_lightning.artifacts import Store, file_digest, names_file, write_json, writing
 from kd_lightning.check import check
+from kd_lightning.confusions import draw_confusions
+from kd_lightning.dashboards import watching
 from kd_lightning.data.dataset import Dataset
 from kd_lightning.data.load import dataset_digest, load_data
 from kd_lightning.export import save_student
 from kd_lightning.fitting import Bench, Fitted, device_of, fast_precision, fit
 from kd_lightning.inference import predict
-from kd_lightning.loggers import finish
 from kd_lightning.results import header, parameters, peak_memory
 from kd_lightning.tasks import Classification, evaluate
 from kd_lightning.teacher.obtain import Obtained, obtain_teacher
 from kd_lightning.variant import variant
 
-UNIMPORTANT = ("artifacts", "sweep", "main")
+UNIMPORTANT = ("artifacts", "sweep", "main", "plan")
+NOT_COPIED = shutil.ignore_patterns("artifact.json", "latest-run", "debug*.log")  # W&B's links lead out of the folder
 
 
 def run(cfg: DictConfig, folder: Path, names: Mapping[str, str | None]) -> dict[str, Any]:
@@ -48,7 +50,7 @@ def run(cfg: DictConfig, folder: Path, names: Mapping[str, str | None]) -> dict[
     """
     outcome: dict[str, Any] = {"status": "failed", "reason": "it ended before anything was done"}
     try:
-        check(cfg)
+        ranks.decided(lambda: check(cfg))
         result = _kept_or_made(cfg, folder, names)
         outcome = result
     except KeyboardInterrupt:
@@ -60,38 +62,61 @@ def run(cfg: DictConfig, folder: Path, names: Mapping[str, str | None]) -> dict[
     finally:
         if outcome["status"] != "ok":
             outcome = {**header(cfg, names), **outcome, "metrics": {}}
-        write_json(folder / "result.json", outcome)
+        if ranks.rank() == 0:
+            write_json(folder / "result.json", outcome)
     return outcome
 
 
-def _kept_or_made(cfg: DictConfig, folder: Path, names: Mapping[str, str | None]) -> dict[str, Any]:
+def settle(cfg: DictConfig, names: Mapping[str, str | None], *, planning: bool = False) -> None:
+    """Put in what only the command and the machine know: the chosen members, the ranks, and whatever is ``auto``.
+
+    Args:
+        cfg: the composition.
+        names: the chosen members of the groups.
+        planning: whether the ranks need not be there.
+    """
     with open_dict(cfg):
         cfg.names = {**cfg.names, **names}
         if cfg.trainer.precision == "auto":
-            cfg.trainer.precision = fast_precision(cfg.trainer.accelerator)
+            cfg.trainer.precision = ranks.decided(lambda: fast_precision(cfg.trainer.accelerator))
+    ranks.settle(cfg.trainer, planning=planning)
+
+
+def identity(cfg: DictConfig, data_key: str) -> dict[str, Any]:
+    """Everything that determines a run's result, as plain data."""
+    plain: Any = OmegaConf.to_container(cfg, resolve=True)
+    own = {k: v for k, v in plain.items() if k not in UNIMPORTANT}
+    files = [file_digest(file) for file in _files(own)]
+    return {**own, "data": data_key, "files": files, "version": version("kd_lightning")}
+
+
+def _files(node: Any) -> Iterator[str]:
+    for value in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        yield from _files(value)
+    if names_file(node):
+        yield node
+
+
+def _kept_or_made(cfg: DictConfig, folder: Path, names: Mapping[str, str | None]) -> dict[str, Any]:
+    settle(cfg, names)
     store = Store(cfg.artifacts.root, reuse=cfg.artifacts.reuse)
     clock = Clock()
     with clock("data"):
         dataset = load_data(cfg, store)
         data_key = dataset_digest(dataset)
-    plain: Any = OmegaConf.to_container(cfg, resolve=True)
-    identity = {
-        **{k: v for k, v in plain.items() if k not in UNIMPORTANT},
-        "data": data_key,
-        "files": [file_digest(f) for f in (cfg.teacher.weights, cfg.init) if f and Path(f).expanduser().is_file()],
-        "version": version("kd_lightning"),
-    }
 
     def build(work: Path) -> None:
-        write_json(work / "result.json", _produce(cfg, store, dataset, data_key, clock, work, names))
+        with watching(cfg, work, folder) as boards:
+            bench = Bench(store, dataset, data_key, Classification(dataset.num_classes), boards)
+            result = _produce(cfg, bench, clock, work, names)
+        ranks.decided(lambda: write_json(work / "result.json", result))
 
     before = time.time()
-    kept = store.obtain("run", identity, build)
-    with writing(folder):
-        shutil.copytree(kept, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("artifact.json"))
-    result = json.loads((folder / "result.json").read_text())
+    kept = store.obtain("run", identity(cfg, data_key), build, everywhere=True)
+    ranks.decided(lambda: _copied(kept, folder))
+    result = json.loads((kept / "result.json").read_text())
     result["stored"] = kept not in store.built
-    if result["stored"]:
+    if result["stored"] and ranks.rank() == 0:
         made = time.strftime("%Y-%m-%d %H:%M", time.localtime((kept / "result.json").stat().st_mtime or before))
         print(
             f"This composition was run before: its stored result of {made} follows (artifacts.reuse=false runs anew)."
@@ -99,27 +124,23 @@ def _kept_or_made(cfg: DictConfig, folder: Path, names: Mapping[str, str | None]
     return result
 
 
+def _copied(kept: Path, folder: Path) -> None:
+    with writing(folder):
+        shutil.copytree(kept, folder, dirs_exist_ok=True, ignore=NOT_COPIED)
+
+
 def _produce(
-    cfg: DictConfig,
-    store: Store,
-    dataset: Dataset,
-    data_key: str,
-    clock: Clock,
-    work: Path,
-    names: Mapping[str, str | None],
+    cfg: DictConfig, bench: Bench, clock: Clock, work: Path, names: Mapping[str, str | None]
 ) -> dict[str, Any]:
-    loggers = [instantiate(logger, save_dir=str(work)) for logger in (cfg.logger or {}).values()]
-    for logger in loggers:
-        logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
-    bench = Bench(store, dataset, data_key, Classification(dataset.num_classes), loggers)
+    dataset = bench.dataset
     teacher = obtain_teacher(cfg, bench)
     # before validation's: a small eval_budget goes to the result, not to the curve
     answers = teacher.answers(dataset.test) if teacher else None
 
     stages: dict[str, Fitted] = {}
     for stage in cfg.stages:
-        own = variant(cfg, {k: v for k, v in stage.items() if k != "name"})
-        stages[stage.name] = fit(referring(own, stages), bench, phase=stage.name, watched=True, **handed(teacher))
+        own = stage_of(cfg, stage, stages)
+        stages[stage.name] = fit(own, bench, phase=stage.name, watched=True, **handed(teacher))
     cfg = referring(cfg, stages)
     val_answers = teacher.answers(dataset.val) if teacher else None
     student = fit(cfg, bench, phase="student", val_answers=val_answers, watched=True, **handed(teacher))
@@ -137,26 +158,31 @@ def _produce(
             else:
                 output = predict(fitted.network, test.images, device=device_of(cfg))
                 measured = evaluate(bench.task, output, test.labels, answers)
+                if name == "test" and ranks.rank() == 0:
+                    draw_confusions(work / "plots", bench.boards, dataset.classes, output, test.labels, answers)
             metrics |= {f"{name}/{k}": v for k, v in measured.items()}
         if "generated/agreement" in student.report:
             metrics["generated/agreement"] = student.report["generated/agreement"]
 
-    for logger in loggers:
-        logger.log_metrics({k: v for k, v in metrics.items() if v is not None})
-    finish(loggers)
+    bench.boards.numbers({k: v for k, v in metrics.items() if v is not None}, student.report["rounds"])
     fits = [*stages.values(), student]
-    for fitted in fits:
-        _keep_files(fitted, work)
     networks = {"teacher": teacher.net} if teacher else {}
     networks["student"] = student.network
     seconds = {"teacher": teacher.seconds if teacher else 0.0, **{k: v.seconds for k, v in stages.items()}}
     seconds["student"] = student.seconds
     seconds |= {name: fitted.seconds for name, fitted in controls.items() if fitted} | clock.seconds
-    save_student(student.network, work, _card(cfg, dataset, metrics, teacher))
+    card = _card(cfg, dataset, metrics, teacher)
+    ranks.decided(lambda: _keep(fits, card, work))
+    bench.boards.student(work, card)
     return {
         **header(cfg, names),
         "status": "ok",
         "reason": None,
+        "ended_by": {
+            name: f.report["cut_short"]
+            for name, f in {"teacher": teacher, **stages, "student": student, **controls}.items()
+            if f and f.report.get("cut_short")
+        },
         "objective": metrics[f"test/{bench.task.headline}"],
         "metrics": metrics,
         "paper": OmegaConf.to_container(cfg.paper.get(names.get("method"), OmegaConf.create({}))),
@@ -178,6 +204,20 @@ def _produce(
 def _control(
     name: str, node: DictConfig, cfg: DictConfig, bench: Bench, teacher: Obtained | None, student: Fitted
 ) -> Fitted | None:
+    own = control_of(node, cfg, bench.dataset, teacher, student)
+    if own is None:
+        return None
+    return fit(own, bench, phase=name, **handed(teacher if node.get("teacher", True) else None))
+
+
+def stage_of(cfg: DictConfig, stage: DictConfig, stages: Mapping[str, Fitted]) -> DictConfig:
+    """The composition of a stage, those before it trained."""
+    return referring(variant(cfg, {str(k): v for k, v in stage.items() if k != "name"}), stages)
+
+
+def control_of(
+    node: DictConfig, cfg: DictConfig, dataset: Dataset, teacher: Obtained | None, student: Fitted
+) -> DictConfig | None:
     """The student's network trained another way; None where it cannot be, such as real labels without data."""
     changes = {str(k): v for k, v in node.items() if k not in ("updates", "teacher")}
     own = variant(cfg, changes)
@@ -187,9 +227,9 @@ def _control(
     asks = node.get("teacher", True)
     if asks and (teacher is None or not teacher.white):
         return None
-    if not asks and bench.dataset.train is None:
+    if not asks and dataset.train is None:
         return None
-    return fit(own, bench, phase=name, **handed(teacher if asks else None))
+    return own
 
 
 def handed(teacher: Obtained | None) -> dict[str, Any]:
@@ -245,10 +285,13 @@ def _card(cfg: DictConfig, dataset: Dataset, metrics: Mapping[str, Any], teacher
     }
 
 
-def _keep_files(student: Fitted, work: Path) -> None:
-    with writing(work):
-        for name in ("last.ckpt", "metrics.csv"):
-            if (student.folder / name).is_file():
-                shutil.copy2(student.folder / name, work / name)
-        if (student.folder / "samples").is_dir():
-            shutil.copytree(student.folder / "samples", work / "samples", dirs_exist_ok=True)
+def _keep(fits: Sequence[Fitted], card: Mapping[str, Any], work: Path) -> None:
+    """The student, and the files of all fits: of those of one name the last fit's."""
+    for fitted in fits:
+        with writing(work):
+            for name in ("last.ckpt", "metrics.csv"):
+                if (fitted.folder / name).is_file():
+                    shutil.copy2(fitted.folder / name, work / name)
+            if (fitted.folder / "samples").is_dir():
+                shutil.copytree(fitted.folder / "samples", work / "samples", dirs_exist_ok=True)
+    save_student(fits[-1].network, work, card)

@@ -16,14 +16,14 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from kd_lightning.artifacts import refuse_format
 from kd_lightning.errors import UserError
 
-FORMAT_VERSION = 1
 NOTHING = "–"
 SEEDS = ("seed", "teacher.seed", "source.seed")
 
 # Overrides that say where, when or how often a run happens, not what it does.
-_NO_SETTING = re.compile(r"(hydra|artifacts|sweep)([./].*)?|seed|(teacher|source)\.seed")
+_NO_SETTING = re.compile(r"(hydra|artifacts|sweep|logger)([./].*)?|seed|(teacher|source)\.seed")
 
 
 class Stat(NamedTuple):
@@ -52,19 +52,22 @@ class Run:
     reason: str = ""
 
     @cached_property
-    def composed(self) -> DictConfig:
-        """Hydra's record of the values and group choices that no override named."""
-        config = _load_yaml(self.folder / ".hydra" / "config.yaml") or {}
+    def config(self) -> DictConfig:
+        """Hydra's record of every value, those that no override named among them."""
+        return OmegaConf.create(_load_yaml(self.folder / ".hydra" / "config.yaml") or {})
+
+    @cached_property
+    def choices(self) -> DictConfig:
+        """Hydra's record of the member chosen of each group."""
         hydra = OmegaConf.create(_load_yaml(self.folder / ".hydra" / "hydra.yaml") or {})
-        choices = OmegaConf.select(hydra, "hydra.runtime.choices") or {}
-        return OmegaConf.create({"config": config, "choices": choices})
+        return OmegaConf.select(hydra, "hydra.runtime.choices") or OmegaConf.create()
 
     def setting(self, key: str) -> str:
         """The value of ``key``, by override or by default; numbers in one spelling."""
         value = self.settings.get(key)
         if value is None:
-            choice = self.composed.choices.get(key)
-            value = OmegaConf.select(self.composed.config, key) if choice is None else choice
+            value = self.choices.get(key)
+            value = _select(self.config, key) if value is None else value
         if isinstance(value, bool):
             return str(value).lower()
         try:
@@ -109,6 +112,14 @@ def pick(result: Any, *path: str) -> Any:
     return result
 
 
+def _select(config: DictConfig, key: str) -> Any:
+    """The value at a dotted key; None where what it refers to cannot be read any more."""
+    try:
+        return OmegaConf.select(config, key)
+    except OmegaConfBaseException:
+        return None
+
+
 def _load_yaml(path: Path) -> Any:
     try:
         return OmegaConf.to_container(OmegaConf.load(path), resolve=False)
@@ -126,7 +137,8 @@ def read_result(folder: Path) -> dict[str, Any]:
     """What a run wrote to its result.json.
 
     Raises:
-        UserError: half-written, written by a newer kd_lightning, or by something else.
+        VersionError: written in another format.
+        UserError: half-written, or written by something else.
         FileNotFoundError: there is none.
     """
     path = folder / "result.json"
@@ -137,10 +149,11 @@ def read_result(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read, perhaps half-written: {error}") from error
     version = pick(result, "format_version")
-    if not isinstance(version, int) or result.get("status") not in ("ok", "failed", "stopped"):
+    if not isinstance(version, int):
         raise UserError(f"{path} is not a result of kd_lightning")
-    if version > FORMAT_VERSION:
-        raise UserError(f"{path} has format_version {version}, this kd_lightning reads up to {FORMAT_VERSION}")
+    refuse_format(version, path, "run it anew, into a folder of its own")
+    if result.get("status") not in ("ok", "failed", "stopped"):
+        raise UserError(f"{path} is not a result of kd_lightning")
     return result
 
 
@@ -205,8 +218,9 @@ def collect(paths: Iterable[str | Path]) -> list[Run]:
 
 def seeds_of(run: Run) -> tuple[str, ...]:
     """What ``SEEDS`` were in a run, as text."""
-    first = run.result.get("seed", run.settings.get("seed", NOTHING))
-    return str(first), *(run.settings.get(key, "0") for key in SEEDS[1:])
+    first = str(run.result.get("seed", run.settings.get("seed", NOTHING)))
+    others = ({NOTHING: "0", "${seed}": first}.get(seed, seed) for seed in map(run.setting, SEEDS[1:]))
+    return first, *others
 
 
 def group(runs: Sequence[Run]) -> list[Group]:

@@ -19,6 +19,14 @@ GIVEN = {"student", "teacher", "task", "store", "save_dir", "params", "optimizer
 """Arguments that the run supplies."""
 
 
+SETTLED: dict[str, Any] = {
+    "trainer.precision": Literal["auto"],
+    "trainer.sync_batchnorm": Literal["auto"],
+    "trainer.global_batch_losses": bool,
+}
+"""What the run itself reads of a trainer, by the end of the key, beside what Lightning's takes."""
+
+
 class _Unknown:
     """Stands where a value is missing or cannot be computed, which is a fault already noted."""
 
@@ -47,11 +55,16 @@ def signature_faults(path: str, node: Mapping[str, Any], everywhere: list[str]) 
     name = getattr(target, "__qualname__", str(target))
     for key, value in given.items():
         full = f"{path}.{key}"
-        if key not in parameters:
+        ours = next((hint for end, hint in SETTLED.items() if full.endswith(end)), None)
+        if ours is not None and fits(value, ours):
+            continue
+        if key not in parameters and ours is not None:
+            yield wrong(full, value, ours)
+        elif key not in parameters:
             if not open_ended:
                 there = {k for k in parameters if k not in GIVEN or k in given}
                 yield f"{full}: {name} has no such setting{suggest(full, there, everywhere)}"
-        elif not fits(value, hints.get(key, Any)) and not (full.endswith("trainer.precision") and value == "auto"):
+        elif not fits(value, hints.get(key, Any)):
             yield wrong(full, value, hints[key])
     if node.get("_partial_") or "_args_" in node:
         return
@@ -167,3 +180,16 @@ def _hint_name(hint: Any) -> str:
         abc.Callable: "{_target_: ..., _partial_: true}",
     }
     return names.get(kind) or f"{{_target_: ...}} of a {getattr(kind, '__name__', kind)}"
+
+
+def at(plain: Mapping[str, Any], path: str) -> Any:
+    """The value at a dotted path, UNKNOWN where there is none."""
+    node: Any = plain
+    for key in path.split(".") if path else []:
+        node = node.get(key, UNKNOWN) if isinstance(node, dict) else UNKNOWN
+    return node
+
+
+def as_dict(node: Any) -> dict[Any, Any]:
+    """``node`` if it is one, else nothing."""
+    return node if isinstance(node, dict) else {}

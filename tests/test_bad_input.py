@@ -6,6 +6,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import subprocess
 import sys
 import warnings
@@ -14,12 +15,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import DAFL, TINY, Outcome
+from conftest import DAFL, TINY, Outcome, composed
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from kd_lightning.errors import DataError, TeacherError, TrainingError
+from kd_lightning.artifacts import FORMAT_VERSION, Store
+from kd_lightning.check import faults
+from kd_lightning.checkpoints import read_checkpoint, resumable
+from kd_lightning.errors import DataError, TeacherError, TrainingError, UserError, VersionError
+from kd_lightning.export import load_student, save_single
+from kd_lightning.finished import load_generator, open_run
 from kd_lightning.networks.generators import Generator
 
 Tiny = Callable[..., Outcome]
@@ -46,6 +53,181 @@ def test_truncated_weights(suffix: str, tiny: Tiny, teacher_file: Path, tmp_path
 def test_weights_of_another_network(tiny: Tiny, teacher_file: Path) -> None:
     with pytest.raises(TeacherError, match=r"shape \(32, 1, 3, 3\), the network has \(8, 1, 3, 3\)"):
         tiny(f"teacher.weights={teacher_file}", "teacher=small_conv_narrow")
+
+
+def test_a_student_does_not_start_from_other_widths(tiny: Tiny, teacher_file: Path) -> None:
+    with pytest.raises(
+        TeacherError, match=r"(?s)does not fit SmallConvNet:.*shape \(32, 1, 3, 3\), the network has \(8"
+    ):
+        tiny("method=kd", f"init={teacher_file}", f"teacher.weights={teacher_file}")
+
+
+GENERATED = (
+    "method=kd",
+    "method.label=0.0",
+    "source=generated",
+    "source.rounds=2",
+    "source.latent=8",
+    "+source.generator.ngf=4",
+)
+
+
+def test_a_source_does_not_draw_from_another_generator(tiny: Tiny, teacher_file: Path, tmp_path: Path) -> None:
+    settings = (*GENERATED, f"teacher.weights={teacher_file}")
+    with pytest.raises(TeacherError, match=r"(?s)does not fit Generator:.*Choose the network it was saved from"):
+        tiny(*settings, f"source.weights={teacher_file}")
+    (line,) = faults(composed(*settings, f"source.weights={tmp_path / 'gone.safetensors'}"))
+    assert line == f"source.weights: there is no file {tmp_path / 'gone.safetensors'}"
+    (line,) = faults(composed("method=rdskd", "source.weights=stage:generatr/generator.safetensors"))
+    assert "there is no stage generatr; did you mean" in line
+
+
+def test_a_file_of_a_source_counts_by_what_is_in_it(tiny: Tiny, teacher_file: Path, tmp_path: Path) -> None:
+    file = tmp_path / "generator.safetensors"
+    settings = (*GENERATED, f"teacher.weights={teacher_file}")
+
+    def leave(seed: int, file: Path) -> None:
+        torch.manual_seed(seed)
+        made = Generator(latent=8, channels=1, size=8, ngf=4, mean=[0.3], std=[0.4])
+        save_file({k: v.clone() for k, v in made.state_dict().items()}, file)
+
+    leave(0, file)
+    first = tiny(*settings, f"source.weights={file}")
+    assert tiny(*settings, f"source.weights={file}")["stored"]
+    leave(1, file)
+    second = tiny(*settings, f"source.weights={file}")
+    assert not second["stored"]
+    weights = [load_file(run.folder / "student.safetensors") for run in (first, second)]
+    assert not all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
+    leave(0, tmp_path / "elsewhere.safetensors")
+    fits = len(list((tmp_path / "store").glob("fit-*/fit.json")))
+    tiny(*settings, f"source.weights={tmp_path / 'elsewhere.safetensors'}")
+    assert len(list((tmp_path / "store").glob("fit-*/fit.json"))) == fits, "the same content is the same fit"
+
+
+def other_version(path: Path, version: int) -> None:
+    content = json.loads(path.read_text())
+    assert content["format_version"] == FORMAT_VERSION
+    path.write_text(json.dumps(content | {"format_version": version}))
+
+
+@pytest.mark.parametrize(
+    ("version", "remedy"), [(2, "written by a newer one, install that"), (0, "kd-artifacts rm run-")]
+)
+def test_an_artefact_of_another_format_is_refused_and_left(version: int, remedy: str, tiny: Tiny, store: Path) -> None:
+    tiny("method=kd")
+    (file,) = store.glob("run-*/artifact.json")
+    other_version(file, version)
+    before = file.read_text()
+    with pytest.raises(
+        VersionError, match=rf"format_version {version}, this kd_lightning reads 1: .*{remedy}"
+    ) as error:
+        tiny("method=kd")
+    assert "\n" not in str(error.value)
+    assert file.read_text() == before
+
+
+def test_a_half_written_artefact_says_how_to_be_rid_of_it(tmp_path: Path) -> None:
+    folder = Store(tmp_path).obtain("thing", {}, lambda f: None)
+    (folder / "artifact.json").write_text('{"format_version": 1, "ki')
+    with pytest.raises(UserError, match=rf"cannot be read .*: kd-artifacts rm {folder.name}, and it is made anew"):
+        Store(tmp_path).obtain("thing", {}, lambda f: pytest.fail("built over it"))
+
+
+def test_everything_that_is_written_names_its_format(finished: Path, tmp_path: Path) -> None:
+    for name in ("result.json", "student.json"):
+        assert json.loads((finished / name).read_text())["format_version"] == FORMAT_VERSION
+    assert read_checkpoint(finished / "last.ckpt")["format_version"] == FORMAT_VERSION
+    save_single(load_student(finished), tmp_path / "one.safetensors")
+    root = Path(open_run(finished).cfg.artifacts.root)
+    files = [finished / "student.safetensors", tmp_path / "one.safetensors", *root.glob("fit-*/*.safetensors")]
+    assert len(files) == 5  # of the teacher, the student and its generator, too
+    for file in files:
+        with safe_open(file, framework="pt") as content:
+            assert content.metadata()["format_version"] == str(FORMAT_VERSION)
+    artefacts = list(root.glob("*/artifact.json"))
+    assert {file.parent.name.partition("-")[0] for file in artefacts} == {"fit", "run"}
+    assert all(json.loads(file.read_text())["format_version"] == FORMAT_VERSION for file in artefacts)
+
+
+@pytest.mark.parametrize("version", [0, 2])
+def test_files_of_another_format_are_refused_in_one_line(version: int, finished: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+
+    def refused(read: Callable[[], object]) -> None:
+        with pytest.raises(VersionError, match=rf"format_version {version}, this kd_lightning reads 1: ") as error:
+            read()
+        assert "\n" not in str(error.value)
+
+    shutil.copytree(finished, run)
+    other_version(run / "student.json", version)
+    refused(lambda: load_student(run))
+    shutil.copy(finished / "student.json", run)
+    other_version(run / "result.json", version)
+    refused(lambda: open_run(run))
+    shutil.copy(finished / "result.json", run)
+    torch.save(torch.load(run / "last.ckpt", weights_only=True) | {"format_version": version}, tmp_path / "ckpt")
+    shutil.copy(tmp_path / "ckpt", run / "last.ckpt")
+    refused(lambda: load_generator(open_run(run)))
+    state = load_file(run / "student.safetensors")
+    save_file(state, run / "student.safetensors", metadata={"format_version": str(version)})
+    refused(lambda: load_student(run))
+
+
+def test_an_unfinished_fit_goes_on_from_its_own_checkpoint_alone(
+    tiny: Tiny, teacher_file: Path, tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ("method=dafl", f"teacher.weights={teacher_file}")
+    done = tiny(*settings)
+    (fit,) = (f.parent for f in store.glob("fit-*/generator.safetensors"))
+    (kept,) = store.glob("run-*/artifact.json")
+    for case, expected in {
+        "method": r"of another fit \(Distill, this is Dafl\): generator\.\S+ is in the method alone, and \d+ more",
+        "widths": r"of another fit \(Dafl, this is Dafl\): \S+ is \(\d.*\) in it, \(.*\) in the method",
+        "damage": r"last\.ckpt cannot be read: .*Remove .*last\.ckpt to begin this fit anew",
+    }.items():
+        shutil.rmtree(kept.parent, ignore_errors=True)
+        if fit.exists():
+            fit.rename(f"{fit}.unfinished")
+            (Path(f"{fit}.unfinished") / "artifact.json").unlink()
+        checkpoint = Path(f"{fit}.unfinished") / "last.ckpt"
+        other = tiny("method=kd", settings[1]) if case == "method" else tiny(*settings, "method.generator.ngf=5")
+        shutil.copy(other.folder / "last.ckpt", checkpoint)
+        if case == "damage":
+            os.truncate(checkpoint, 5000)
+        before = checkpoint.read_bytes()
+        with pytest.raises(UserError, match=expected) as error:
+            tiny(*settings)
+        assert "\n" not in str(error.value)
+        assert checkpoint.read_bytes() == before
+    checkpoint.unlink()
+    assert tiny(*settings)["metrics"] == done["metrics"]
+
+
+def test_a_checkpoint_can_run_no_code(tmp_path: Path) -> None:
+    class Touch:
+        def __reduce__(self) -> tuple[Callable[..., int], tuple[str]]:
+            return os.system, (f"touch {tmp_path / 'touched'}",)
+
+    torch.save({"state_dict": {}, "evil": Touch()}, tmp_path / "last.ckpt")
+    with pytest.raises(UserError, match="cannot be read"):
+        resumable(tmp_path / "last.ckpt", nn.Linear(1, 1))
+    assert not (tmp_path / "touched").exists()
+
+
+def test_nothing_is_loaded_that_could_run_code() -> None:
+    code = {path: path.read_text() for path in Path(__file__).parents[1].joinpath("kd_lightning").rglob("*.py")}
+    calls = [(path.name, call) for path, text in code.items() for call in re.findall(r"torch\.load\([^)]*\)", text)]
+    assert calls
+    assert all("weights_only=True" in call for _, call in calls), calls
+    fits = [line for text in code.values() for line in re.findall(r"\.(?:fit|test|validate)\([^\n]*ckpt_path.*", text)]
+    assert fits
+    assert all("weights_only=True" in line for line in fits), fits
+    assert not [
+        path
+        for path, text in code.items()
+        if re.search(r"pickle\.loads?\(|load_from_checkpoint|allow_pickle=True", text)
+    ]
 
 
 def test_teacher_near_chance(tiny: Tiny, teacher_file: Path, tmp_path: Path) -> None:

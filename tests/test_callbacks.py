@@ -15,7 +15,11 @@ from PIL import Image
 
 from kd_lightning.callbacks import PhaseBar, WatchGenerator, generator_health, with_answers
 from kd_lightning.data.loader import Batch
-from kd_lightning.loggers import Curves, KeepCurves, save_grid, to_uint8
+from kd_lightning.inspection import curves
+from kd_lightning.loggers import Curves, KeepCurves
+from kd_lightning.methods.base import Distiller, Seen
+from kd_lightning.pictures import save_grid, to_uint8
+from kd_lightning.tasks import Classification
 from kd_lightning.teacher.frozen import FrozenTeacher
 from kd_lightning.teacher.query import QueryTeacher
 
@@ -39,6 +43,7 @@ def test_lines_without_a_terminal(tiny: Tiny, capsys: pytest.CaptureFixture[str]
     said = capsys.readouterr().err.splitlines()
     assert [line.split(":")[0] for line in said] == ["teacher", "student"]
     assert "round 8/8" in said[1]
+    assert len(said) == 2, "nothing is said twice"
     assert "rounds/s, kd " in said[1]
     assert "val/accuracy" in said[1]
 
@@ -77,6 +82,10 @@ def test_curves_hold_what_was_noted_when_it_was_noted(tiny: Tiny) -> None:
     assert [row["round"] for row in rows if row["val/accuracy"]] == ["5", "11"]
     assert [row["round"] for row in rows if row["generated/entropy"]] == ["0", "6"]
     assert all(row["train/kd"] and row["train/act"] for row in rows)
+    drawn = [row for row in rows if row["generated/rarest"]]
+    assert [row["round"] for row in drawn] == ["5", "11"]
+    assert all(0 <= float(r["generated/rarest"]) <= 0.1 <= float(r["generated/commonest"]) <= 1 for r in drawn)
+    assert "queries" not in rows[0]
     seconds = [float(row["seconds"]) for row in rows]
     assert seconds == sorted(seconds)
     assert {row["epoch"] for row in rows} == {"0.0", "1.0"}
@@ -92,7 +101,7 @@ def test_curves_survive_in_a_checkpoint(tmp_path: Path) -> None:
     KeepCurves(other).load_state_dict(kept)
     other.log_metrics({"train/kd": 0.4, "epoch": 1}, step=2)
     other.log_metrics({"val/accuracy": 0.5, "epoch": 1}, step=3)
-    assert [(row["round"], len(row)) for row in other.rows] == [(0, 4), (1, 4), (2, 4), (3, 4)]
+    assert [(row["round"], len(row)) for row in other.rows] == [(0, 4), (1, 5), (2, 4), (3, 4)]
     assert other.seconds >= kept["seconds"]
     other.finalize("success")
     header = (tmp_path / "metrics.csv").read_text().splitlines()[0]
@@ -126,6 +135,36 @@ def test_collapse_is_judged_by_looks_in_a_row(entropy: float, spread: float, tmp
     with pytest.warns(UserWarning, match="collapsed .round 60."):
         resumed._judge(bad, 60)
     resumed._judge(bad, 80)
+
+
+def test_class_counts_are_those_since_the_last_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Distiller, "rounds_done", 0)
+    one_hot = torch.eye(3)
+    watch = WatchGenerator(tmp_path, every=1)
+    module = Distiller(student=torch.nn.Linear(1, 1), teacher=None, task=Classification(3))
+    module.report = lambda scalars: None  # type: ignore[method-assign]
+    for classes in ([0, 0, 2], [2, 2, 0]):
+        module.seen = Seen(torch.rand(3, 1, 4, 4), one_hot[classes])
+        watch.on_train_batch_end(None, module, None, None, 0)  # type: ignore[arg-type]
+    assert watch.counts == [3, 0, 3]
+    other = WatchGenerator(tmp_path)
+    other.load_state_dict(watch.state_dict())
+    assert other.counts == [3, 0, 3]
+
+
+@pytest.mark.slow
+def test_queries_are_an_axis_where_they_are_counted(tiny: Tiny) -> None:
+    result = tiny("method=kd", "teacher.access=probs", "data.recipe.batch_size=320")
+    with (result.folder / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    asked = [int(float(row["queries"])) for row in rows]
+    assert asked == sorted(asked)
+    assert asked[0] == 320
+    assert asked[-1] == result["cost"]["queries"]
+    accuracy = curves(result.folder)["val/accuracy"]
+    assert accuracy.queries is not None
+    assert accuracy.queries.tolist()[-1] == result["cost"]["queries"]
+    assert "queries" not in curves(result.folder)
 
 
 def test_a_frozen_generators_images_are_looked_at_once_an_epoch_and_cost_no_query(tiny: Tiny) -> None:

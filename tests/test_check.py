@@ -4,7 +4,7 @@ from torch import nn
 
 from kd_lightning import resolvers
 from kd_lightning.check import check, faults, key_of
-from kd_lightning.composition import jobs, nearest, read, sweeps
+from kd_lightning.composition import jobs, nearest, read, swept
 from kd_lightning.errors import ConfigError
 from kd_lightning.methods.base import Distiller
 
@@ -223,8 +223,8 @@ def test_sweeps_are_read_job_by_job():
     assert jobs(["seed=0,1", "method=kd"]) == [["seed=0", "method=kd"], ["seed=1", "method=kd"]]
     assert jobs(["seed=range(0,2)", "a"]) == [["seed=0", "a"], ["seed=1", "a"]]
     assert jobs(["seed=interval(0,2)"]) == []
-    assert not sweeps(["seed=0,1"])
-    assert sweeps(["seed=0,1", "hydra.mode=MULTIRUN"])
+    assert swept(["seed=0,1"]) is None
+    assert swept(["seed=0,1", "hydra.mode=MULTIRUN"]) == []
 
 
 def test_the_nearest_is_near():

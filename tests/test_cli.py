@@ -96,12 +96,23 @@ def test_help_is_a_page_that_needs_no_torch(run):
     done = run(sys.executable, "-c", without_torch("--help"))
     assert done.returncode == 0, done.stderr
     assert max(map(len, done.stdout.splitlines())) <= 100
-    for word in ("data", "source", "teacher", "student", "method", "experiment", "cifar10", "few_shot", "dafl"):
+    for word in (
+        "data",
+        "source",
+        "teacher",
+        "student",
+        "method",
+        "experiment",
+        "cifar10",
+        "few_shot",
+        "dafl",
+        "seeds_all",
+    ):
         assert word in done.stdout
 
 
 @pytest.mark.parametrize(
-    ("line", "expected"), [("method=", "method=kd"), ("data=cif", "data=cifar100"), ("teacher.acc", "teacher.access=")]
+    ("line", "expected"), [("method=", "method=kd"), ("sweep=", "sweep=seeds_all"), ("teacher.acc", "teacher.access=")]
 )
 def test_completion_needs_no_torch(run, line, expected):
     line = f"kd-lightning {line}"
@@ -170,6 +181,17 @@ def test_a_sweep_names_every_fault_once(refused):
     assert sum(line.startswith("student.depht: SmallConvNet has no such setting") for line in lines) == 1
 
 
+def test_a_sweep_that_is_not_there(refused):
+    assert refused("sweep=seedz", "method=kd,dafl") == [
+        "sweep=seedz: there is no sweep called seedz; did you mean sweep=seeds?"
+    ]
+
+
+def test_a_sweep_by_name_is_read_before_it_starts(refused):
+    (line,) = refused("sweep=seeds", "method=kd,dafl", "student.depht=3")
+    assert line.startswith("student.depht: SmallConvNet has no such setting")
+
+
 def test_a_setting_that_no_file_sets_is_shown_with_its_plus(refused):
     assert refused("method.log_every=5") == ["method.log_every: no file sets it, so type +method.log_every=5"]
 
@@ -195,7 +217,7 @@ def test_a_sweep_hands_the_users_folder_to_its_jobs(run, my_conf, tmp_path):
 
 @pytest.mark.slow
 def test_a_small_sweep_of_the_default(run, tmp_path):
-    done = run(COMMAND, "-m", "seed=0,1", "debug=smoke", f"hydra.sweep.dir={tmp_path}/sweep")
+    done = run(COMMAND, "sweep=seeds", "seed=0,1", "debug=smoke", f"hydra.sweep.dir={tmp_path}/sweep")
     assert done.returncode == 0, done.stdout + done.stderr
     results = [json.loads((tmp_path / "sweep" / str(i) / "result.json").read_text()) for i in (0, 1)]
     assert [result["status"] for result in results] == ["ok", "ok"]

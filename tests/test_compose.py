@@ -96,6 +96,8 @@ def test_every_method_data_and_teacher_checks_or_says_why_not(method, data, teac
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_every_target_can_be_imported(target):
+    if target.startswith("hydra_plugins."):
+        pytest.importorskip(target.rpartition(".")[0], reason="its launcher is an extra")
     assert callable(located(target))
 
 

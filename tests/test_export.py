@@ -53,7 +53,7 @@ def test_missing_file_and_another_format(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"student\.json is missing\. Name the folder of a finished run"):
         load_student(tmp_path)
     saved(tmp_path, format_version=99)
-    with pytest.raises(UserError, match="has format 99, this version reads 1"):
+    with pytest.raises(UserError, match="has format_version 99, this kd_lightning reads 1"):
         load_student(tmp_path)
 
 

@@ -135,7 +135,7 @@ BAD = {
     "an empty folder": (None, "holds no student: student.json is missing. Name the folder of a finished run"),
     "half a card": ({"student": '{"format_version": 1, "netw'}, r"student\.json cannot be read, perhaps half-written"),
     "no card": ({"student": "[1]"}, "is not the card of a student"),
-    "another format": ({"student": '{"format_version": 99}'}, "has format 99, this version reads 1"),
+    "another format": ({"student": '{"format_version": 99}'}, "has format_version 99, this kd_lightning reads 1"),
     "a poor card": ({"student": '{"format_version": 1}'}, "lacks network, classes, image_shape, mean, std"),
     "a failed run": (
         {"result": '{"format_version": 1, "status": "failed", "reason": "the loss is NaN\\nmore"}'},

@@ -30,6 +30,7 @@ def test_result_says_what_was_done(tiny: Tiny, store: Path) -> None:
     assert json.loads((result.folder / "result.json").read_text()) == result
     assert result["status"] == "ok"
     assert result["reason"] is None
+    assert result["ended_by"] == {}
     assert {"system", "experiment", "method", "data", "seed", "versions", "git"} <= result.keys()
     assert set(result["metrics"]) == {
         *("test/accuracy", "test/agreement", "teacher/accuracy", "scratch/accuracy", "scratch/agreement"),
@@ -45,7 +46,8 @@ def test_result_says_what_was_done(tiny: Tiny, store: Path) -> None:
     left = {str(path.relative_to(result.folder)) for path in result.folder.rglob("*") if path.is_file()}
     assert left == {
         *("result.json", "student.safetensors", "student.json", "last.ckpt", "metrics.csv"),
-        *("samples/generated_0001.png", "samples/generated_0002.png"),
+        *(f"samples/{name}_000{epoch}.png" for name in ("generated", "classes") for epoch in (1, 2)),
+        *("plots/confusion_labels.png", "plots/confusion_teacher.png"),
     }
 
 

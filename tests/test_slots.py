@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra_plugins.kd_slots import quoted, resume_override, threads_per_job, visible_slots
+
+from kd_lightning.slots import missing_gpus, quoted, resume_override, threads_per_job, visible_slots
 
 APP = """
 import json, os, signal, subprocess, sys, time
@@ -121,7 +122,16 @@ def test_resume_goes_by_the_overrides_not_by_the_position(command, tmp_path):
     assert missing.stderr.startswith("sweep.resume=nowhere is not a folder")
 
 
-def test_each_slot_gives_its_jobs_devices_and_threads(command, tmp_path):
+def gpus(folder, monkeypatch, count):
+    """A driver that lists so many, first on the path."""
+    smi = folder / "nvidia-smi"
+    smi.write_text("#!/bin/sh\n" + "".join(f"echo 'GPU {i}: A (UUID: x)'\n" for i in range(count)))
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+
+
+def test_each_slot_gives_its_jobs_devices_and_threads(command, tmp_path, monkeypatch):
+    gpus(tmp_path, monkeypatch, 5)
     assert sweep(command, "seed=0,1,2", "nap=0.3", "hydra.sweep.dir=out", slots='["4","0,1",""]').returncode == 0
     results = [result(tmp_path / "out" / str(number)) for number in range(3)]
     assert [r["cuda"] for r in results] == ["4", "0,1", ""]
@@ -240,3 +250,49 @@ def test_the_way_to_resume_can_be_pasted_into_a_shell(path):
     (word,) = shlex.split(resume_override(Path(path)))
     parsed = OverridesParser.create().parse_override(word)
     assert (parsed.key_or_group, parsed.value()) == ("sweep.resume", path)
+
+
+def test_a_gpu_that_is_not_there_is_refused_before_any_job_starts(command, tmp_path, monkeypatch):
+    gpus(tmp_path, monkeypatch, 2)
+    ended = sweep(command, "seed=0,1", "hydra.sweep.dir=out", slots='["1","0,7"]')
+    assert ended.returncode == 1
+    line = ended.stderr.splitlines()[0]
+    assert line.startswith("hydra.launcher.slots: there is no GPU 7: this machine has GPUs 0, 1.")
+    assert not (tmp_path / "out").exists()
+
+
+def test_slots_are_compared_with_what_is_allowed_and_what_is_there(monkeypatch, tmp_path):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,GPU-ab")
+    assert missing_gpus(["2", "GPU-ab", ""]) == ""
+    assert "no GPU 0: CUDA_VISIBLE_DEVICES=2,GPU-ab allows 2, GPU-ab" in missing_gpus(["0", "2"])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert "allows none" in missing_gpus(["0"])
+    assert missing_gpus(["", "-1"]) == ""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    gpus(tmp_path, monkeypatch, 1)
+    assert missing_gpus(["0", "GPU-ab", "MIG-1"]) == ""  # names the driver alone can check
+    assert "no GPU 1, 7" in missing_gpus(["0,1", "7"])
+    monkeypatch.setenv("PATH", str(tmp_path / "nowhere"))
+    if not Path("/dev/kfd").exists():
+        assert "no GPU 0: this machine has no GPU" in missing_gpus(["0"])
+
+
+def test_a_sweep_of_another_version_is_not_overwritten(command, tmp_path):
+    assert sweep(command, "seed=1", "hydra.sweep.dir=out").returncode == 0
+    file = tmp_path / "out" / "0" / "result.json"
+    newer = file.read_text().replace('"format_version": 1', '"format_version": 2')
+    file.write_text(newer)
+    resumed = sweep(command, "seed=1", "sweep.resume=out")
+    assert resumed.returncode == 1
+    line = resumed.stderr.splitlines()[0]
+    assert line.startswith("sweep.resume:")
+    assert "has format_version 2, this kd_lightning reads 1" in line
+    assert file.read_text() == newer
+    assert starts(tmp_path / "out" / "0") == 1
+
+
+def test_a_half_written_result_is_run_again(command, tmp_path):
+    assert sweep(command, "seed=1", "hydra.sweep.dir=out").returncode == 0
+    (tmp_path / "out" / "0" / "result.json").write_text('{"format_version": 1, "sta')
+    assert sweep(command, "seed=1", "sweep.resume=out").returncode == 0
+    assert starts(tmp_path / "out" / "0") == 2

@@ -114,8 +114,7 @@ def batch_norm_statistics(
     """Sum over layers of ||mean - running mean|| + ||var - running var||, norms and not their squares.
 
     DeepInversion (Yin et al., CVPR 2020). In FastDFKD (Fang et al., AAAI 2022) the batch has to explain only
-    a part of the running statistics: (1-r) mean + r ema stands in place of mean, likewise for var. Under DDP
-    the statistics are those of the rank.
+    a part of the running statistics: (1-r) mean + r ema stands in place of mean, likewise for var.
 
     Args:
         statistics: mean and biased variance (C,) of each BatchNorm's input, see `BatchNormTap`.
@@ -143,6 +142,11 @@ def batch_norm_statistics(
         distance = _norm(mean - layer.running_mean.detach()) + _norm(var - layer.running_var.detach())
         distances.append(distance * first_layer_weight if index == 0 else distance)
     return torch.stack(distances).sum()
+
+
+def pooled(means: Tensor, variances: Tensor) -> MeanVar:
+    """Mean and biased variance (C,) of equally large batches put together, from those of each, (batches, C)."""
+    return means.mean(0), variances.mean(0) + means.var(0, correction=0)
 
 
 def total_variation(x: Tensor, *, norm: Literal["l2", "l1"] = "l2") -> Tensor:

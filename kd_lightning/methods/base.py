@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics import Metric
 
+from kd_lightning import ranks
 from kd_lightning.methods.repeatable import Repeatable, Teacher
 
 OptimizerFactory = Callable[..., Optimizer]
@@ -97,6 +98,7 @@ class Distiller(Repeatable):
         batch = self.trainer.fit_loop.epoch_loop.batch_idx
         if batch % self.log_every == 0 or batch + 1 == self.trainer.num_training_batches:
             self.terms_seen.refuse_nan(type(self).__name__)
+            values = ranks.mean(values)
             self.report({f"train/{k}": v for k, v in zip(terms, values.tolist(), strict=True)})
 
     def report(self, scalars: dict[str, float]) -> None:
@@ -105,28 +107,21 @@ class Distiller(Repeatable):
         for logger in self.trainer.loggers:
             logger.log_metrics({**scalars, "epoch": self.current_epoch}, step=self.rounds_done)
 
-    @property
-    def rounds_done(self) -> int:
-        """Rounds finished since the start of the fit, over resumes."""
-        return self.trainer.fit_loop.epoch_loop.total_batch_idx
-
     def show(self, images: Tensor, teacher: Tensor) -> None:
         """Count this round's images (N, C, H, W), and let callbacks look at them and the teacher's answers (N, K)."""
-        self.images_made += len(images)
+        self.images_made += len(images) * ranks.world()
         self.seen = Seen(images.detach(), teacher.detach())
 
     def on_train_epoch_end(self) -> None:
-        """Step the learning-rate schedules, which count epochs."""
+        """Step the learning-rate schedules, which count epochs; the last statistics are those of all ranks."""
+        self.share_buffers()
         schedulers = self.lr_schedulers() or []
         for scheduler in schedulers if isinstance(schedulers, list) else [schedulers]:
             scheduler.step()  # type: ignore[call-arg]
 
     def on_validation_epoch_start(self) -> None:
-        """Average batch-norm statistics over ranks: manual optimisation leaves them to drift apart."""
-        if self.trainer.world_size > 1:
-            for buffer in self.buffers():
-                if buffer.is_floating_point():
-                    buffer.copy_(self.trainer.strategy.reduce(buffer, reduce_op="mean"))
+        """Validate what all ranks share."""
+        self.share_buffers()
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Metrics against the labels, and agreement with the teacher's stored answers."""

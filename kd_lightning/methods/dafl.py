@@ -68,11 +68,11 @@ class Dafl(Generative):
         # Generator: L_oh + alpha L_a + beta L_ie
         losses = {
             "oh": self.oh * one_hot(t),
-            "ie": self.ie * information_entropy(t, log=self.entropy_log),
+            "ie": self.ie * information_entropy(self.gathered(t), log=self.entropy_log),
             "act": self.act * activation(features),
         }
         if self.ms:
-            losses["ms"] = self.ms * self.mode_seeking(x, z)
+            losses["ms"] = self.ms * self.mode_seeking(self.gathered(x), self.gathered(z))
         self.update(opt_g, torch.stack(list(losses.values())).sum())
 
         # Student, L_KD: imitate on the same images, which its loss must not pull

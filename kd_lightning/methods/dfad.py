@@ -58,7 +58,7 @@ class Dfad(Generative):
         with self.frozen(self.student):
             x = self.generate(self.batch_size)
             t = self.teacher(x)
-            distance = l1_logits(self.student(x), t)
+            distance = self.gathered(l1_logits(self.student(x), t)).mean()
             self.update(opt_g, -torch.log1p(distance) if self.log_distance else -distance)
 
         self.record(l1=loss_s, distance=distance)

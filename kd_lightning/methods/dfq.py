@@ -79,9 +79,9 @@ class Dfq(Generative):
                 t = self.teacher(x)
             losses = {
                 "adv": -self.adv * kl(self.student(x), t),
-                "bn": self.bn * batch_norm_statistics(tap.statistics, tap.layers),
+                "bn": self.bn * batch_norm_statistics(self.pooled(tap.statistics), tap.layers),
                 "oh": self.oh * one_hot(t),
-                "balance": self.balance * information_entropy(t),
+                "balance": self.balance * information_entropy(self.gathered(t)),
             }
             self.update(opt_g, torch.stack(list(losses.values())).sum())
         self.student.train()

@@ -56,7 +56,7 @@ class Generative(Distiller):
 
     def latents(self, n: int) -> Tensor:
         """Z ~ N(0, I), (n, latent)."""
-        return torch.randn(n, self.latent, device=self.device, generator=self.rng)
+        return self.noise(n, self.latent)
 
     def generate(self, n: int) -> Tensor:
         """``n`` images (n, C, H, W) that gradients can reach the generator through."""

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from kd_lightning.losses.image_prior import (
@@ -88,15 +87,15 @@ class RdskdGenerator(Distiller):
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """Pairs of images, three losses, one step."""
         assert self.teacher is not None
-        z = torch.randn(self.batch_size, self.latent, device=self.device, generator=self.rng)
-        x = self.generator(z)
+        x = self.generator(self.noise(self.batch_size, self.latent))
         t = self.teacher(x)
 
+        every_t = self.gathered(t)
         conflicting = {
-            "oh": one_hot(t),  # L_OH, authenticity: the teacher is sure of a class
-            "ie": information_entropy(t),  # L_IE, class diversity: each class equally often
+            "oh": one_hot(every_t),  # L_OH, authenticity: the teacher is sure of a class
+            "ie": information_entropy(every_t),  # L_IE, class diversity: each class equally often
         }
-        loss_ds = self.diversity(x, t)  # L_DS, inter-sample diversity
+        loss_ds = self.diversity(self.gathered(x), every_t)  # L_DS, inter-sample diversity
 
         # L_G = exp(L_OH - L_OH*) + exp(L_IE - L_IE*) + L_DS
         if self.aggregate == "exp":

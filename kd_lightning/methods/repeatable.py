@@ -1,12 +1,16 @@
-"""What a checkpoint has to hold so that a killed fit goes on to the same bits: random states and counts."""
+"""What a checkpoint has to hold so that a killed fit goes on to the same bits, and what ranks have in common."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
+from torch import Tensor
 
+from kd_lightning import ranks
+from kd_lightning.losses.image_prior import MeanVar, pooled
 from kd_lightning.methods.terms import TermWatch
 from kd_lightning.teacher.frozen import FrozenTeacher
 from kd_lightning.teacher.query import QueryTeacher
@@ -18,6 +22,8 @@ class Repeatable(L.LightningModule):
     """Noise of its own on every rank, kept in checkpoints with what was counted so far."""
 
     teacher: Teacher | None
+    global_batch_losses = False
+    """Whether losses over a batch are taken over the batches of all ranks put together."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,30 +45,72 @@ class Repeatable(L.LightningModule):
         """Begin other noise."""
         self._rng = torch.Generator(self.device).manual_seed(seed)
 
+    @property
+    def rounds_done(self) -> int:
+        """Rounds finished since the start of the fit, over resumes."""
+        return self.trainer.fit_loop.epoch_loop.total_batch_idx
+
+    def noise(self, *shape: int) -> Tensor:
+        """N(0, 1) of this rank alone, on the device."""
+        return torch.randn(*shape, device=self.device, generator=self.rng)
+
+    def common_rng(self) -> torch.Generator:
+        """Noise that all ranks share, on the CPU; another in every round."""
+        words = np.random.SeedSequence((self.rng.initial_seed() - ranks.rank(), self.rounds_done))
+        return torch.Generator().manual_seed(int(words.generate_state(1, np.uint64)[0]))
+
+    def gathered(self, rows: Tensor) -> Tensor:
+        """Rows (N, ...) of all ranks, for a loss that is no mean over samples; gradients reach this rank's own.
+
+        A scalar becomes (ranks,). With one rank, or ``trainer.global_batch_losses=false``, what was given.
+        """
+        return ranks.gathered(rows) if self.global_batch_losses else rows
+
+    def pooled(self, statistics: list[MeanVar]) -> list[MeanVar]:
+        """Means and variances of the batches of all ranks put together, likewise."""
+        if not self.global_batch_losses or ranks.world() == 1:
+            return statistics
+        flat = torch.cat([torch.cat(pair) for pair in statistics])
+        every = ranks.gathered(flat[None]).split([2 * len(mean) for mean, _ in statistics], dim=1)
+        return [pooled(*both.chunk(2, dim=1)) for both in every]
+
+    def share_buffers(self) -> None:
+        """Average batch-norm statistics over ranks: manual optimisation leaves them to drift apart."""
+        buffers = list(self._drifting().values())
+        if ranks.world() > 1 and buffers:
+            shared = ranks.mean(torch.cat([buffer.flatten() for buffer in buffers]))
+            for buffer, values in zip(buffers, shared.split([b.numel() for b in buffers]), strict=True):
+                buffer.copy_(values.view_as(buffer))
+
+    def _drifting(self) -> dict[str, Tensor]:
+        return {name: buffer for name, buffer in self.named_buffers() if buffer.is_floating_point()}
+
     def rank_state(self) -> dict[str, Any]:
-        """What else a checkpoint keeps of each rank: tensors and plain values, by name."""
+        """What a method keeps of each rank, such as a memory: tensors and plain values, by name."""
         return {}
 
     def load_rank_state(self, state: dict[str, Any]) -> None:
         """Take back what ``rank_state`` returned when the checkpoint was saved; the tensors are on the CPU."""
 
     def on_train_start(self) -> None:
-        """Go on with the random numbers of the checkpoint, if there was one."""
+        """Go on with what the checkpoint held of this rank, if there was one."""
         if self._restored is not None:
-            mine = self._restored[self.global_rank % len(self._restored)]
+            mine = self._restored[ranks.rank()]
             self.rng.set_state(mine["rank"])
             torch.set_rng_state(mine["torch"])
-            self.load_rank_state(mine.get("own", {}))
+            for name, buffer in self._drifting().items():
+                if name in mine["buffers"]:
+                    buffer.copy_(mine["buffers"][name])
+            self.load_rank_state(mine["own"])
+        elif ranks.rank():
+            torch.manual_seed(self.rng.initial_seed())  # dropout's noise
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the random state of every rank; a method whose loss is not finite is not worth keeping."""
+        """Add the state of every rank; a method whose loss is not finite is not worth keeping."""
         self.terms_seen.refuse_nan(type(self).__name__)
         mine = {"rank": self.rng.get_state(), "torch": torch.get_rng_state(), "own": self.rank_state()}
-        states: list[Any] = [mine]
-        if self.trainer.world_size > 1:
-            states = [None] * self.trainer.world_size
-            torch.distributed.all_gather_object(states, mine)
-        checkpoint["rng"] = states
+        mine["buffers"] = self._drifting() if ranks.world() > 1 else {}
+        checkpoint["rng"] = ranks.of_each(mine)
         checkpoint["counts"] = {"made": self.images_made, "asked": self.teacher.asked if self.teacher else 0}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from kd_lightning import ranks
 from kd_lightning.errors import TrainingError
 
 
@@ -27,14 +28,15 @@ class TermWatch:
         return values
 
     def refuse_nan(self, method: str) -> None:
-        """Ask the device.
+        """Ask the device; ranks ask each other, so that all end alike.
 
         Raises:
             TrainingError: a term was not finite; names the first such term and its round.
         """
         rounds: dict[str, int] = {}
         for names, first in self.first_bad.items():
-            rounds |= {name: int(r) for name, r in zip(names, first.tolist(), strict=True) if r >= 0}
+            bad = ranks.largest(first).tolist()
+            rounds |= {name: int(r) for name, r in zip(names, bad, strict=True) if r >= 0}
         if rounds:
             term = min(rounds, key=rounds.__getitem__)
             raise TrainingError(

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from kd_lightning.ranks import world
+
 
 class FrozenTeacher(nn.Module):
     """Follows its owner to a device or dtype, but owns no parameter, buffer or checkpoint key.
@@ -38,5 +40,5 @@ class FrozenTeacher(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Answer images (N, C, H, W) in [0, 1] with logits (N, K)."""
-        self.asked += len(x)
+        self.asked += len(x) * world()
         return self.net(x)

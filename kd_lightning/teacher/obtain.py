@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor
 from kd_lightning.artifacts import Store, digest, file_digest, writing
 from kd_lightning.data.dataset import Split
 from kd_lightning.errors import TeacherError
-from kd_lightning.fitting import Bench, device_of, fit
+from kd_lightning.fitting import Bench, Fitted, device_of, fit
 from kd_lightning.inference import predict
 from kd_lightning.methods.base import Teacher
 from kd_lightning.networks.normalized import Normalized
@@ -38,6 +39,7 @@ class Obtained:
         device: where it answers.
         store: where answers that were paid for are kept.
         evaluator: answers for measuring, out of a bucket of its own.
+        report: of its training, if it was trained here.
     """
 
     net: Normalized
@@ -47,6 +49,7 @@ class Obtained:
     device: str
     store: Store
     evaluator: QueryTeacher
+    report: dict[str, Any]
 
     @property
     def white(self) -> bool:
@@ -72,14 +75,23 @@ class Obtained:
             with writing(folder):
                 save_file({"answers": answers}, folder / "answers.safetensors")
 
-        pixels = hashlib.sha256(split.images.numpy().tobytes()).hexdigest()
-        folder = self.store.obtain("answers", {"teacher": self.key, "images": pixels, "version": 1}, ask)
+        folder = self.store.obtain("answers", self.answers_key(split), ask)
         self.evaluator.asked_for_evaluation = before + len(split)  # also where an earlier run paid
         return load_file(folder / "answers.safetensors")["answers"]
 
+    def answers_key(self, split: Split) -> dict[str, Any]:
+        """What determines its answers on a split."""
+        pixels = hashlib.sha256(split.images.numpy().tobytes()).hexdigest()
+        return {"teacher": self.key, "images": pixels, "version": 1}
 
-def obtain_teacher(cfg: DictConfig, bench: Bench) -> Obtained | None:
+
+def obtain_teacher(cfg: DictConfig, bench: Bench, train: Callable[..., Fitted] = fit) -> Obtained | None:
     """Load or train ``cfg.teacher``, and measure it where labels exist.
+
+    Args:
+        cfg: the composition.
+        bench: what the run's fits share.
+        train: called as :func:`~kd_lightning.fitting.fit` is.
 
     Raises:
         TeacherError: weights that do not fit, a teacher that knows nothing or is misread, or no data to train it on.
@@ -88,11 +100,11 @@ def obtain_teacher(cfg: DictConfig, bench: Bench) -> Obtained | None:
     if settings.net is None:
         return None
     if settings.weights:
-        net, key, seconds = *_loaded(settings), 0.0
+        net, key, seconds, report = *_loaded(settings), 0.0, dict[str, Any]()
     else:
-        net, key, seconds = _trained(cfg, bench)
+        net, key, seconds, report = _trained(cfg, bench, train)
     device = device_of(cfg)
-    obtained = Obtained(net.eval(), key, seconds, settings, device, bench.store, _asked(net, settings))
+    obtained = Obtained(net.eval(), key, seconds, settings, device, bench.store, _asked(net, settings), report)
     labelled = bench.dataset.val or bench.dataset.test
     if settings.check and obtained.white and labelled is not None:
         diagnose(obtained.net, labelled, device=device)
@@ -112,7 +124,9 @@ def _loaded(settings: DictConfig) -> tuple[Normalized, str]:
     return net, digest({**kept, "weights": file_digest(settings.weights)})
 
 
-def _trained(cfg: DictConfig, bench: Bench) -> tuple[Normalized, str, float]:
+def _trained(
+    cfg: DictConfig, bench: Bench, train: Callable[..., Fitted]
+) -> tuple[Normalized, str, float, dict[str, Any]]:
     settings = cfg.teacher
     if bench.dataset.train is None:
         raise TeacherError(
@@ -121,6 +135,6 @@ def _trained(cfg: DictConfig, bench: Bench) -> tuple[Normalized, str, float]:
         )
     own = variant(cfg, {**settings.fit, "student": settings.net, "init": None})
     own.seed = settings.seed
-    fitted = fit(own, bench, phase="teacher")
+    fitted = train(own, bench, phase="teacher")
     access = [settings.access, settings.decimals, settings.k] if settings.access != "white" else []
-    return fitted.network, digest([fitted.key, *access]), fitted.seconds
+    return fitted.network, digest([fitted.key, *access]), fitted.seconds, fitted.report

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kd_lightning.errors import BudgetExceeded
+from kd_lightning.ranks import world
 from kd_lightning.teacher.access import degrade
 
 
@@ -47,13 +48,14 @@ class QueryTeacher:
         self.asked = self.asked_for_evaluation = 0
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Answer a batch.
+        """Answer a batch; ranks ask as many each, and count them all.
 
         Raises:
             BudgetExceeded: the batch does not fit into what is left; nothing is asked.
         """
-        self.require(len(x))
-        self.asked += len(x)
+        images = len(x) * world()
+        self.require(images)
+        self.asked += images
         return self._ask(x)
 
     def require(self, images: int) -> None:

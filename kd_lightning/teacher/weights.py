@@ -12,9 +12,11 @@ from typing import Any
 
 import safetensors
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from kd_lightning.artifacts import refuse_format
 from kd_lightning.errors import TeacherError
 
 _WRAPPERS = ("student", "state_dict", "model_state_dict", "model", "net")
@@ -26,6 +28,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
     Raises:
         TeacherError: no such file, truncated or corrupt, holds more than tensors, or holds none.
+        VersionError: a file of ours, in another format.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -44,11 +47,23 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         raise _corrupt(path, error) from error
     except (safetensors.SafetensorError, OSError, RuntimeError, EOFError, ValueError, LookupError) as error:
         raise _corrupt(path, error) from error
+    if (version := _version(path, content, safe)) is not None:
+        refuse_format(version, path, "use the version that wrote it")
     while isinstance(content, Mapping) and (inner := next((k for k in _WRAPPERS if _holds_tensors(content, k)), None)):
         content = content[inner]
     if not isinstance(content, Mapping) or not any(isinstance(v, Tensor) for v in content.values()):
         raise TeacherError(f"weights: {path} holds no state dict: expected a mapping from names to tensors")
     return {name: value for name, value in content.items() if isinstance(value, Tensor)}
+
+
+def _version(path: Path, content: Any, safe: bool) -> int | None:
+    """The format that a file of ours gives; others give none."""
+    if not safe:
+        found = content.get("format_version") if isinstance(content, Mapping) else None
+        return found if isinstance(found, int) else None
+    with safe_open(path, framework="pt") as file:
+        found = (file.metadata() or {}).get("format_version", "")
+    return int(found) if found.isdecimal() else None
 
 
 def _corrupt(path: Path, error: Exception) -> TeacherError:

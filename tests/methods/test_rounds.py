@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from toy import context, fit, generator, network, trained_teacher
 
-from kd_lightning.data.sources.data_impressions import DataImpressions
+from kd_lightning.data.sources.data_impressions import DataImpressions, class_similarity, last_weights
 from kd_lightning.data.sources.deep_inversion import DeepInversion
 from kd_lightning.data.sources.generated import GeneratedLoader
 from kd_lightning.losses.response import kl
@@ -176,7 +176,8 @@ def test_a_step_on_pixels_takes_one_way_through_each_network_that_judges_them(
     inversion = DeepInversion(images=B, batch_size=B, inverted=B, steps=3, flip=False)
     impressions = DataImpressions(images=B, batch_size=B, impressions=B, steps=3)
     assert flops(lambda: inversion.prepare(context(teacher))) == 3 * t.through
-    assert flops(lambda: impressions.prepare(context(teacher))) == 3 * t.through + t.forward
+    similarity = flops(lambda: class_similarity(last_weights(teacher)))
+    assert flops(lambda: impressions.prepare(context(teacher))) == similarity + 3 * t.through + t.forward
     settings = {"inverted": B, "steps": 3, "kd_steps": 3, "per_batch": 3, "kd_batch_size": B}
     a_period = 3 * (t.through + s.through) + t.forward + 3 * (t.forward + s.train)
     assert flops(lambda: fit(adi(0.1, **settings), teacher, range(2))) == a_period

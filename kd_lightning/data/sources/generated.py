@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from kd_lightning.data.loader import Batch
 from kd_lightning.data.sources.context import Context
 from kd_lightning.data.sources.free import Rounds
+from kd_lightning.teacher.weights import load_weights
 
 
 class Generated:
@@ -30,8 +30,12 @@ class Generated:
         self.rounds, self.batch_size, self.latent = rounds, batch_size, latent
 
     def prepare(self, context: Context) -> GeneratedLoader:
-        """A resumable loader of what the generator makes; looks at no image of the data."""
-        self.generator.load_state_dict(load_file(self.weights))
+        """A resumable loader of what the generator makes; looks at no image of the data.
+
+        Raises:
+            TeacherError: the file cannot be read, or holds another generator.
+        """
+        load_weights(self.generator, self.weights)
         self.generator.eval().requires_grad_(False)
         return GeneratedLoader(context.placed(self.generator), self.rounds, (self.batch_size, self.latent), context)
 
@@ -42,17 +46,20 @@ class GeneratedLoader(Rounds):
     def __init__(self, generator: nn.Module, rounds: int, shape: tuple[int, int], context: Context) -> None:
         super().__init__(rounds)
         self.generator, self.shape = generator, shape
-        self.seed, self.rank, self.notes = context.order_seed, context.rank, context.notes
-        self.autocast = context.autocast()
+        self.seed, self.notes, self.autocast = context.order_seed, context.notes, context.autocast()
+        self.rank, self.world = context.rank, context.world
         self.rng = torch.Generator(context.device)
 
     @torch.no_grad()
     def batch(self, number: int) -> Batch:
         """Fresh images without labels."""
+        self.notes["images_synthesised"] = (self.epoch * self.rounds + number + 1) * self.shape[0] * self.world
+        with self.autocast:
+            x = self.generator(self.latents(number))
+        return Batch(x.float(), None)
+
+    def latents(self, number: int) -> Tensor:
+        """Z ~ N(0, I) of this batch, (batch_size, latent)."""
         words = np.random.SeedSequence((self.seed, self.epoch, number, self.rank))
         self.rng.manual_seed(int(words.generate_state(1, np.uint64)[0]))
-        z = torch.randn(self.shape, device=self.rng.device, generator=self.rng)
-        self.notes["images_synthesised"] = (self.epoch * self.rounds + number + 1) * self.shape[0]
-        with self.autocast:
-            x = self.generator(z)
-        return Batch(x.float(), None)
+        return torch.randn(self.shape, device=self.rng.device, generator=self.rng)

@@ -10,35 +10,39 @@ Every ``kd-lightning`` command imports this file, so it imports nothing heavy. H
 
 import itertools
 import logging
-import math
 import os
-import re
-import shlex
-import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections import deque
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
 
 from hydra.core.config_store import ConfigStore
-from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.core.utils import JobReturn, JobStatus, configure_log, setup_globals
 from hydra.errors import CompactHydraException
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, read_write
 
-log = logging.getLogger(__name__)
+from kd_lightning.slots import (
+    Job,
+    interruptible,
+    last_word,
+    missing_gpus,
+    numbers,
+    quoted,
+    resume_override,
+    signal_group,
+    stop,
+    threads_per_job,
+    visible_slots,
+)
 
-# How long an interrupted job may take to write its checkpoint before it is killed.
-STOP_SECONDS = 30.0
+log = logging.getLogger(__name__)
 
 # What a sweep's parent keeps to itself: each job runs in mode RUN, in its own folder.
 _PARENTS = ("hydra.sweep", "hydra.launcher", "hydra/launcher", "hydra/sweeper", "hydra.mode", "hydra.run.")
@@ -46,26 +50,6 @@ _PARENTS = ("hydra.sweep", "hydra.launcher", "hydra/launcher", "hydra/sweeper", 
 
 class SweepError(CompactHydraException):
     """Ends the sweep with exit code 1; of such an error Hydra prints the message alone."""
-
-
-@dataclass
-class Job:
-    """One process of a sweep.
-
-    Attributes:
-        label: the overrides in which the sweep's jobs differ.
-        status: ``waiting``, ``running``, ``ok``, ``failed`` or ``stopped``.
-    """
-
-    number: int
-    overrides: list[str]
-    folder: Path
-    label: str
-    status: str = "waiting"
-    slot: str = ""
-    process: subprocess.Popen[bytes] | None = None
-    started: float = 0.0
-    result: dict[str, Any] = field(default_factory=dict)
 
 
 class Returned(JobReturn):
@@ -77,121 +61,6 @@ class Returned(JobReturn):
         if self.status == JobStatus.FAILED:
             raise self._return_value
         return self._return_value
-
-
-def visible_slots() -> list[str]:
-    """One slot per visible GPU, or one for the CPU; torch, slow to import, is not asked."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        gpus = [gpu.strip() for gpu in visible.split(",")]
-        return [gpu for gpu in gpus if gpu not in ("", "-1")] or [""]
-    if shutil.which("nvidia-smi"):
-        try:
-            listed = subprocess.run(
-                ["nvidia-smi", "--list-gpus"], capture_output=True, text=True, timeout=30, check=False
-            )
-        except (OSError, subprocess.TimeoutExpired):
-            return [""]
-        gpus = [line for line in listed.stdout.splitlines() if line.startswith("GPU ")]
-        return [str(i) for i in range(len(gpus))] or [""]
-    return [""]
-
-
-def threads_per_job(slots: int) -> int:
-    """An equal share of the cores this process may use."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // slots)
-
-
-def quoted(text: str) -> str:
-    """``text`` as Hydra's grammar reads it back unchanged, whatever commas, blanks or = it has."""
-    return QuotedString(text=text.replace("${", r"\${"), quote=Quote.double).with_quotes()
-
-
-def resume_override(sweep_dir: Path) -> str:
-    """What to add to the command line, as a shell takes it, to go on with a sweep."""
-    plain = re.fullmatch(r"[\w./-]+", str(sweep_dir))
-    return shlex.quote(f"sweep.resume={sweep_dir if plain else quoted(str(sweep_dir))}")
-
-
-def numbers(sweep_dir: Path, jobs: Sequence[Sequence[str]], first: int) -> list[int]:
-    """The folder of each job in a sweep that is resumed.
-
-    A job returns to the folder with its overrides; a new one takes its position, or where that is
-    taken by other overrides, a number after all others.
-    """
-    from kd_lightning.runs import read_overrides
-
-    folders = [folder for folder in sweep_dir.iterdir() if folder.name.isdigit()]
-    found = {int(folder.name): read_overrides(folder) for folder in folders}
-    taken = {number for number, overrides in found.items() if overrides is not None}
-    known = {tuple(found[number] or ()): number for number in sorted(taken, reverse=True)}
-    beyond = itertools.count(max([first + len(jobs) - 1, *taken]) + 1)
-    chosen = []
-    for position, overrides in enumerate(jobs, start=first):
-        number = known.pop(tuple(overrides), None)
-        if number is None:
-            number = next(beyond) if position in taken else position
-        chosen.append(number)
-    return chosen
-
-
-def signal_group(job: Job, which: signal.Signals) -> None:
-    """Send a signal to a job and all that it started."""
-    if job.process is not None:
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(job.process.pid, which)
-
-
-def last_word(job: Job, reason: str) -> None:
-    """Leave in a job's log what it could not say itself; reports quote the last line."""
-    with open(job.folder / "console.log", "a") as console:
-        console.write(f"\n{reason}\n")
-
-
-def stop(jobs: Collection[Job]) -> None:
-    """Interrupt jobs as Ctrl-C would, and kill what is left of them when their time or patience is over."""
-    for job in jobs:
-        signal_group(job, signal.SIGINT)
-    deadline = time.monotonic() + STOP_SECONDS
-    try:
-        while time.monotonic() < deadline and any(job.process and job.process.poll() is None for job in jobs):
-            time.sleep(0.05)
-    except KeyboardInterrupt:
-        log.info("killing the running jobs")
-    finally:
-        for job in jobs:
-            signal_group(job, signal.SIGKILL)
-            if job.process is not None:
-                job.process.wait()
-            if not (job.folder / "result.json").exists():
-                last_word(job, "interrupted")
-
-
-@contextmanager
-def interruptible() -> Iterator[None]:
-    """Treat SIGTERM and SIGHUP like Ctrl-C, so that no way of ending a sweep leaves jobs on the GPUs.
-
-    A wrapper may pass on a Ctrl-C that the terminal sent to all: what follows within a second is an echo.
-    """
-    latest = -math.inf
-
-    def interrupt(*_: Any) -> None:
-        nonlocal latest
-        before, latest = latest, time.monotonic()
-        if latest - before > 1:
-            raise KeyboardInterrupt
-
-    kept = {}
-    if threading.current_thread() is threading.main_thread():
-        for which in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(which) is not signal.SIG_IGN:
-                kept[which] = signal.signal(which, interrupt)
-    try:
-        yield
-    finally:
-        for which, handler in kept.items():
-            signal.signal(which, handler)
 
 
 class SlotLauncher(Launcher):
@@ -210,6 +79,8 @@ class SlotLauncher(Launcher):
         """Check the slots, and turn the sweep to the folder that it resumes."""
         if not self.slots:
             raise SweepError('hydra.launcher.slots is empty: name a GPU such as "0", or "" for the CPU')
+        if why := missing_gpus(self.slots):
+            raise SweepError(f"hydra.launcher.slots: {why}")
         resume = OmegaConf.select(config, "sweep.resume")
         self.resumes = resume is not None
         if self.resumes:
@@ -228,6 +99,9 @@ class SlotLauncher(Launcher):
         """
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
+        if not log.hasHandlers():  # with hydra_logging=none a sweep would say nothing until its end
+            log.addHandler(logging.StreamHandler(sys.stdout))
+            log.setLevel(logging.INFO)
         self.sweep_dir = Path(self.config.hydra.sweep.dir).absolute()
         self.sweep_dir.mkdir(parents=True, exist_ok=True)
         jobs = self._plan(job_overrides, initial_job_idx)
@@ -254,7 +128,7 @@ class SlotLauncher(Launcher):
         return [self._returned(job, error) for job in jobs]
 
     def _plan(self, job_overrides: Sequence[Sequence[str]], first: int) -> list[Job]:
-        from kd_lightning.errors import UserError
+        from kd_lightning.errors import UserError, VersionError
         from kd_lightning.runs import read_result
 
         cleaned = [[o for o in job if not o.lstrip("+").startswith("sweep.resume=")] for job in job_overrides]
@@ -267,6 +141,8 @@ class SlotLauncher(Launcher):
             if self.resumes:
                 try:
                     job.result = read_result(job.folder)
+                except VersionError as error:  # running it again would overwrite what somebody can still read
+                    raise SweepError(f"sweep.resume: {error}") from error
                 except (UserError, FileNotFoundError):
                     job.result = {}
                 if job.result.get("status") == "ok":
@@ -317,6 +193,7 @@ class SlotLauncher(Launcher):
             "PYTHONUNBUFFERED": "1",
             **os.environ,
             "CUDA_VISIBLE_DEVICES": job.slot,
+            "KD_SWEEP": self.sweep_dir.name,
         }
         log.info("job %d on %s: %s", job.number, job.slot or "cpu", job.label)
         try:

@@ -1,0 +1,99 @@
+"""What a method needs of its teacher and source, and what those offer."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Set
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from kd_lightning.methods.base import Distiller
+from kd_lightning.signatures import UNKNOWN, as_dict, at, located
+from kd_lightning.teacher.access import LEVELS
+from kd_lightning.variant import REPLACED
+
+
+def fits_of(plain: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Whatever will be trained: the place of its method, and the composition it sees.
+
+    Args:
+        plain: the composition as nested dicts and lists.
+    """
+    yield "method", plain
+    teacher = as_dict(plain.get("teacher"))
+    untrained = isinstance(teacher.get("net"), dict) and teacher.get("weights") is None
+    if untrained and isinstance(teacher.get("fit"), dict):
+        yield "teacher.fit.method", {**plain, **teacher["fit"], "teacher": {**teacher, "net": None}}
+    for number, stage in enumerate(plain.get("stages") or []):
+        changes = {k: v for k, v in as_dict(stage).items() if k in REPLACED}
+        yield f"stages[{number}].method", {**plain, **changes}
+    asked = isinstance(teacher.get("net"), dict) and teacher.get("access") == "white"
+    for name, node in as_dict(plain.get("controls")).items():
+        changes = {k: v for k, v in as_dict(node).items() if k in REPLACED}
+        if asked or as_dict(node).get("teacher") is False:  # the others are left out by the run
+            yield f"controls.{name}.method", {**plain, **changes}
+
+
+def needs_faults(path: str, cfg: Mapping[str, Any]) -> Iterator[str]:
+    """One line for each thing that a method lacks.
+
+    Args:
+        path: where the method stands.
+        cfg: the composition it sees.
+    """
+    method, source = _class_of(cfg.get("method")), _class_of(cfg.get("source"))
+    if method is None:
+        return
+    if not (inspect.isclass(method) and issubclass(method, Distiller)):
+        base = f"{Distiller.__module__}.{Distiller.__name__}"
+        yield f"{path}._target_: {getattr(method, '__name__', method)} is not a method: expected a subclass of {base}"
+        return
+    settings = {k: v for k, v in cfg["method"].items() if not k.startswith("_") and v is not UNKNOWN}
+    needs, name = method.needs(**settings), method.__name__
+    yield from _teacher_faults(path, name, needs, cfg)
+    if source is None:
+        return
+    beside = f"{path.removesuffix('method')}source"
+    yield from _teacher_faults(beside, source.__name__, getattr(source, "needs", set()), cfg)
+    if not hasattr(source, "offers"):
+        yield f"{beside}._target_: {source.__name__} is not a source: it lacks `offers`"
+        return
+    ways = {
+        "source.free": "makes its own images: use source=free",
+        "source.images": "trains on images: use source=real, few_shot, noise or queried",
+        "source.labels": "trains on labels: use source=real or few_shot, or set method.label=0",
+    }
+    lacking = sorted(need for need in needs if need.startswith("source.") and need not in source.offers)
+    if lacking:
+        yield f"{path}: {name} {ways.get(lacking[0], f'needs {lacking[0]}')}"
+
+
+def _teacher_faults(path: str, name: str, needs: Set[str], cfg: Mapping[str, Any]) -> Iterator[str]:
+    net, access = at(cfg, "teacher.net"), at(cfg, "teacher.access")
+    if any(need.startswith("teacher") for need in needs) and net is None:
+        yield f"{path}: {name} needs a teacher, but teacher=none: choose one with teacher=NAME"
+    if "teacher.gradients" in needs and net is not None and access != "white" and access in LEVELS:
+        yield (
+            f"{path}: {name} needs the teacher's gradients, but teacher.access={access} gives answers "
+            "alone: set teacher.access=white, or ask with method=kd source=queried"
+        )
+    if "teacher.batch_norm" in needs and isinstance(net, dict) and not _has_batch_norm(net):
+        yield (
+            f"{path}: {name} reads the teacher's batch-norm statistics, but {net['_target_'].rpartition('.')[2]} "
+            "as it is set has no batch norm: choose another teacher, such as teacher=resnet34"
+        )
+
+
+def _class_of(node: Any) -> Any:
+    try:
+        return located(node["_target_"])
+    except (ImportError, KeyError, TypeError):
+        return None  # noted elsewhere
+
+
+def _has_batch_norm(net: Mapping[str, Any]) -> bool:
+    with torch.device("meta"):
+        return any(isinstance(m, _BatchNorm) for m in instantiate(dict(net)).modules())

@@ -1,0 +1,185 @@
+"""What a command would make, and what that would cost (``plan=true``): nothing is made.
+
+The run's own pages are walked through with a store that goes away. Fits get the keys that they have in a run, because
+the same code computes them; what is kept is read, and of each missing fit a few rounds are run and timed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from tabulate import tabulate
+
+from kd_lightning.artifacts import Store, in_words, size_of
+from kd_lightning.check import check
+from kd_lightning.dashboards import Boards
+from kd_lightning.data.load import dataset_digest, load_data
+from kd_lightning.fitting import Bench, Fitted, device_of
+from kd_lightning.inference import predict
+from kd_lightning.rehearsal import KEPT, MISSING, PROMISED, ROUNDS, Overlay, Planner, Step, now_on_device
+from kd_lightning.run import control_of, handed, identity, referring, settle, stage_of
+from kd_lightning.tasks import Classification
+from kd_lightning.teacher.obtain import Obtained, obtain_teacher
+
+NOTHING = "–"
+
+
+@dataclass
+class Plan:
+    """What a run needs, in its order, and what there is to say about it."""
+
+    title: str
+    steps: list[Step]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def seconds(self) -> float:
+        """Until the end."""
+        return sum(step.seconds or 0.0 for step in self.steps)
+
+    @property
+    def size(self) -> int:
+        """Bytes that will be written."""
+        return sum(step.size for step in self.steps if step.state not in (KEPT, PROMISED))
+
+
+def plan(cfg: DictConfig, names: Mapping[str, str | None], promised: set[str] | None = None) -> Plan:
+    """What a run of this composition would make.
+
+    Args:
+        cfg: the composition.
+        names: the chosen members of the groups.
+        promised: names of the folders that earlier jobs of a sweep will have made; this run's are added.
+
+    Raises:
+        UserError: as the run would, as far as that can be known now.
+    """
+    check(cfg)
+    settle(cfg, names, planning=True)
+    kept = Store(cfg.artifacts.root, reuse=cfg.artifacts.reuse)
+    with tempfile.TemporaryDirectory(prefix="kd_plan_") as place:
+        store = Overlay(kept, Path(place))
+        dataset = load_data(cfg, store)
+        key = dataset_digest(dataset)
+        stored = (store.path("run", identity(cfg, key)) / "artifact.json").is_file()
+        cfg.teacher.check = False  # a few rounds teach nothing
+        bench = Bench(store, dataset, key, Classification(dataset.num_classes), Boards())
+        planner = Planner(kept, bench, set() if promised is None else promised)
+        made = Plan(f"plan of {names.get('method')} on {names.get('data')}, seed {cfg.seed}", planner.steps)
+        _walk(cfg, planner, made)
+        if stored:
+            made.notes.append("this composition was run before: its stored result would be printed again")
+            for step in made.steps:
+                step.state, step.seconds, step.images = KEPT, None, 0
+    _say_what_it_rests_on(made, cfg, kept)
+    return made
+
+
+def _walk(cfg: DictConfig, planner: Planner, made: Plan) -> None:
+    """In the order of ``run.py``."""
+    bench, steps = planner.bench, planner.steps
+    teacher = obtain_teacher(cfg, bench, planner.fit)
+    if teacher is not None and not steps:
+        steps.append(Step("teacher", "read from its file"))
+    if teacher is not None:
+        unlimited = OmegaConf.merge(teacher.settings, {"budget": None})  # what is asked here costs nothing
+        assert isinstance(unlimited, DictConfig)
+        teacher = dataclasses.replace(teacher, settings=unlimited)
+    fits: list[Fitted] = []
+    stages: dict[str, Fitted] = {}
+    for stage in cfg.stages:
+        own = stage_of(cfg, stage, stages)
+        stages[stage.name] = planner.fit(own, bench, phase=stage.name, **handed(teacher))
+        fits.append(stages[stage.name])
+    cfg = referring(cfg, stages)
+    student = planner.fit(cfg, bench, phase="student", **handed(teacher))
+    fits.append(student)
+    white = teacher is None or teacher.white
+    asked = sum(f.report["teacher_images"] for f in fits)
+    if not white and cfg.teacher.budget is not None:
+        enough = "" if asked <= cfg.teacher.budget else ": NOT ENOUGH, the run would stop there"
+        made.notes.append(f"teacher.budget={cfg.teacher.budget:,} images, this run's fits ask about {asked:,}{enough}")
+    networks = 1
+    for name, node in cfg.controls.items():
+        own_control = control_of(node, cfg, bench.dataset, teacher, student)
+        if own_control is not None:
+            asks = teacher if node.get("teacher", True) else None
+            planner.fit(own_control, bench, phase=str(name), **handed(asks))
+            networks += 1
+    _measure(planner, cfg, teacher, student, networks)
+    files = [f.folder / name for f in fits for name in ("last.ckpt", "metrics.csv", "samples")]
+    size = sum(size_of(file) if file.is_dir() else file.stat().st_size for file in files if file.exists())
+    size += (student.folder / "student.safetensors").stat().st_size
+    steps.append(Step("result", MISSING, size=2 * size))  # in the store and in the run's folder
+
+
+def _measure(planner: Planner, cfg: DictConfig, teacher: Obtained | None, student: Fitted, networks: int) -> None:
+    """Testing the networks, and asking a closed teacher as far as ``teacher.eval_budget`` goes."""
+    dataset, step = planner.bench.dataset, Step("test", MISSING, seconds=0.0)
+    if teacher is not None and not teacher.white:
+        left = cfg.teacher.eval_budget
+        for split in (dataset.test, dataset.val):
+            if split is not None and len(split) <= left:
+                left -= len(split)
+                folder = planner.bench.store.path("answers", teacher.answers_key(split))
+                step.images += 0 if (folder / "artifact.json").is_file() else len(split)
+    if dataset.test is not None:
+        images, start = dataset.test.images[:500], now_on_device()
+        predict(student.network, images, device=device_of(cfg))
+        step.seconds = (now_on_device() - start) * len(dataset.test) / len(images) * (networks + (teacher is not None))
+    planner.steps.append(step)
+
+
+def _say_what_it_rests_on(made: Plan, cfg: DictConfig, kept: Store) -> None:
+    device = torch.cuda.get_device_name() if device_of(cfg) != "cpu" else f"cpu x{torch.get_num_threads()}"
+    made.notes.append(f"seconds: from up to {ROUNDS} rounds of each fit that is not kept, one process, {device}")
+    if any(step.name == "teacher" and step.state != KEPT and step.rounds for step in made.steps):
+        made.notes.append("the teacher is not there yet: what depends on it was timed with one that knows nothing")
+    free = shutil.disk_usage(next(folder for folder in (kept.root, *kept.root.parents) if folder.exists())).free
+    made.notes.append(f"kept work: {kept.root} holds {in_words(size_of(kept.root))}, {in_words(free)} are free there")
+    if made.size > free:
+        made.notes.append("NOT ENOUGH space: kd-artifacts gc frees some, artifacts.root=DIR is another place")
+    made.notes.append("nothing was kept or written; the same command without plan=true does it")
+
+
+def render(made: Plan) -> str:
+    """A plan on a terminal."""
+    rows = [
+        [
+            step.name,
+            step.state,
+            f"{step.rounds:,}" if step.rounds else NOTHING,
+            NOTHING if step.seconds is None or step.state == KEPT else f"{step.seconds:.1f}",
+            in_words(step.size) if step.size else NOTHING,
+            f"{step.images:,}" if step.images else NOTHING,
+        ]
+        for step in made.steps
+    ]
+    images = sum(step.images for step in made.steps)
+    rows.append(["total", "", "", f"{made.seconds:.1f}", in_words(made.size), f"{images:,}" if images else NOTHING])
+    headers = ["", "", "rounds", "seconds", "disk", "teacher's images"]
+    aligned = ["left", "left", "right", "right", "right", "right"]
+    table = tabulate(rows, headers, tablefmt="simple", colalign=aligned, disable_numparse=True)
+    total = f"about {duration(made.seconds)} and {in_words(made.size)} to go" if made.seconds else "nothing to do"
+    return "\n".join([f"{made.title}: {total}", "", table, "", *made.notes]) + "\n"
+
+
+def altogether(each: Sequence[tuple[float, int]]) -> str:
+    """One line over the seconds and bytes of several jobs."""
+    seconds, size = (sum(values) for values in zip(*each, strict=True))
+    return f"all {len(each)} jobs, one after the other: about {duration(seconds)} and {in_words(size)}\n"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them: ``50 seconds``, ``12 minutes``, ``3.5 hours``."""
+    for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}" if seconds < 10 * size else f"{seconds / size:.0f} {unit}"
+    return f"{max(1, round(seconds))} seconds"

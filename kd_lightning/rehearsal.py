@@ -1,0 +1,264 @@
+"""A fit's rehearsal: a few rounds on a store that goes away, timed, and a report as if all had been run."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from hydra.utils import instantiate
+from lightning.pytorch.callbacks import Callback
+from omegaconf import DictConfig, open_dict
+
+from kd_lightning.artifacts import Store, digest, size_of
+from kd_lightning.checkpoints import read_checkpoint
+from kd_lightning.data.sources.context import Context
+from kd_lightning.errors import UserError
+from kd_lightning.fitting import Bench, Fitted, device_of, fit, fit_config
+from kd_lightning.methods.base import Teacher
+
+ROUNDS, WARM, PATIENCE = 20, 5, 30.0
+"""Rounds that are timed, rounds before those, and seconds after which fewer must do."""
+
+KEPT, MISSING, PROMISED = "kept", "to be made", "made by an earlier job"
+
+
+def now_on_device() -> float:
+    """Seconds on a clock, all that was asked of the device being done."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+@dataclass
+class Step:
+    """One thing that a run needs.
+
+    Args:
+        name: its phase.
+        state: ``kept``, ``to be made`` ..., in words.
+        seconds: that it will take from now on; None if it takes none.
+        size: bytes on the disk.
+        images: that the teacher will be asked about from now on.
+        rounds: of the fit.
+        of: its folder's name.
+    """
+
+    name: str
+    state: str
+    seconds: float | None = None
+    size: int = 0
+    images: int = 0
+    rounds: int = 0
+    of: str = ""
+
+
+class Timing(Callback):
+    """Ends every fit after a few rounds, and knows how long all of it would take."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Begin to count."""
+        self.total = int(trainer.num_training_batches) * (trainer.max_epochs or 1)
+        self.validations = (trainer.max_epochs or 1) // (trainer.check_val_every_n_epoch or 1)
+        self.done = 0
+        self.validating: list[float] = []
+        self.began = self.from_here = now_on_device()
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Time it apart: it happens once an epoch."""
+        self.validation_began = now_on_device()
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take it out of the rounds' time."""
+        self.validating.append(now_on_device() - self.validation_began)
+        self.from_here += self.validating[-1]
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        """Enough?"""
+        self.done += 1
+        now, warm = now_on_device(), min(WARM, self.total - 1)
+        timed = self.done - warm if self.done > warm else self.done
+        self.of_a_round = (now - self.from_here) / timed
+        if self.done == warm:
+            self.from_here = now
+        if self.done >= warm + ROUNDS or now - self.began > PATIENCE:
+            trainer.should_stop = True
+
+    def seconds(self, rounds: int) -> float:
+        """Of so many rounds, with their share of the validations."""
+        each = sum(self.validating) / len(self.validating) if self.validating else 0.0
+        return rounds * self.of_a_round + each * self.validations * rounds / self.total
+
+
+class Overlay(Store):
+    """What ``kept`` holds, in a folder where what is built can be thrown away."""
+
+    def __init__(self, kept: Store, place: Path) -> None:
+        super().__init__(place)
+        self.seconds: dict[str, float] = {}
+        self.sizes: dict[str, int] = {}
+        if kept.reuse and kept.root.is_dir():
+            for folder in kept.root.iterdir():
+                if (folder / "artifact.json").is_file():
+                    (place / folder.name).symlink_to(folder.absolute())
+
+    def obtain(self, kind: str, config: Mapping[str, Any], build: Callable[[Path], None], **how: Any) -> Path:
+        """As ever, on a clock."""
+        start = now_on_device()
+        folder = super().obtain(kind, config, build, **how)
+        self.seconds[kind], self.sizes[kind] = now_on_device() - start, size_of(folder.resolve())
+        return folder
+
+
+class Missing(Exception):
+    """A source needs something that nobody has made."""
+
+
+class Probe(Store):
+    """Gives what is there and builds nothing."""
+
+    def obtain(self, kind: str, config: Mapping[str, Any], build: Callable[[Path], None], **how: Any) -> Path:
+        """The folder.
+
+        Raises:
+            Missing: it is not there.
+        """
+        folder = self.path(kind, config)
+        if not self._usable(folder):
+            raise Missing(folder.name)
+        return folder
+
+
+class Planner:
+    """Stands in for :func:`~kd_lightning.fitting.fit`: reads what is kept, times what is not.
+
+    Args:
+        kept: the store of the runs.
+        bench: as of a run, its store an :class:`Overlay` of ``kept``.
+        promised: folders that earlier jobs of a sweep will have made.
+    """
+
+    def __init__(self, kept: Store, bench: Bench, promised: set[str]) -> None:
+        self.kept, self.bench, self.promised = kept, bench, promised
+        self.steps: list[Step] = []
+        self.timing = Timing()
+        bench.callbacks.append(self.timing)
+
+    def fit(
+        self,
+        cfg: DictConfig,
+        bench: Bench,
+        *,
+        phase: str,
+        teacher: Teacher | None = None,
+        teacher_key: str = "none",
+    ) -> Fitted:
+        """What the fit left, or what a few rounds of it leave, with a report as of all of them."""
+        config = fit_config(cfg, bench, teacher_key)
+        folder = bench.store.path("fit", config)
+        how: dict[str, Any] = {"phase": f"try {phase}", "teacher": teacher, "teacher_key": teacher_key}
+        if (folder / "artifact.json").is_file():
+            fitted = fit(cfg, bench, **how)
+            state = PROMISED if folder.name in self.promised else KEPT
+            self.steps.append(Step(phase, state, size=size_of(folder.resolve()), rounds=fitted.report["rounds"]))
+            return fitted
+        short, more, asked_before, prepares = self._shortened(cfg, teacher, teacher_key, phase)
+        fitted = fit(short, bench, **how)
+        if fitted.folder != folder:
+            os.replace(fitted.folder, folder)
+        if prepares is not None:
+            self._fill(prepares, more, cfg, short)
+        rounds = round(self.timing.total * more)
+        part = rounds / max(1, fitted.report["rounds"])
+        report = dict(fitted.report)
+        for key in ("student_updates", "images_synthesised"):
+            report[key] = round(report[key] * part)
+        images = round((report["teacher_images"] - asked_before) * part)
+        report["teacher_images"] = images + (prepares.images if prepares else asked_before)
+        done = self._done(folder.name)
+        step = Step(phase, MISSING, size=size_of(folder), rounds=rounds, of=folder.name)
+        step.seconds = self.timing.seconds(max(0, rounds - done))
+        step.images = round(images * max(0, rounds - done) / max(1, rounds))
+        if done:
+            step.state = f"begun, {done:,} rounds done"
+        self._unless_promised(step)
+        self.steps.append(step)
+        return dataclasses.replace(fitted, folder=folder, key=digest(config), report=report)
+
+    def _shortened(
+        self, cfg: DictConfig, teacher: Teacher | None, teacher_key: str, phase: str
+    ) -> tuple[DictConfig, float, int, Step | None]:
+        """One device and, where its source has something to make first, little of that.
+
+        Returns:
+            The composition, how many times longer an epoch really is, the images that the source asks the teacher
+            about in it, and the source's own step.
+        """
+        short = cfg.copy()
+        with open_dict(short):
+            short.trainer.devices = 1
+            for key in ("strategy", "num_nodes"):
+                short.trainer.pop(key, None)
+        context = self._context(cfg, teacher, teacher_key)
+        before = 0 if teacher is None else teacher.asked
+        try:
+            instantiate(cfg.source, _convert_="all").prepare(context)
+        except Missing as missing:
+            name = str(missing)
+            kind = name.partition("-")[0]
+        else:
+            counted = 0
+            if teacher is not None:  # what an earlier run paid for is counted, too
+                counted, teacher.asked = teacher.asked - before, before
+            return short, 1.0, counted, None
+        source = short.source
+        if kind not in ("pool", "answers") or "images" not in source:
+            raise UserError(f"plan: {source._target_} makes {kind}, and no plan knows how long that takes")
+        images = source.images or len(context.real())
+        batch = max([source.get(key) or 0 for key in ("inverted", "impressions", "batch_size")])
+        source.images = min(images, batch)
+        each = 1
+        if kind == "pool":
+            each, source.steps = source.steps + 1, min(source.steps, ROUNDS)
+        step = Step(f"{phase}'s {kind}", MISSING, images=images * each, of=name)
+        self.steps.append(step)
+        asked = source.images * (source.steps + 1 if kind == "pool" else 1)
+        return short, images / source.images, asked, step
+
+    def _fill(self, step: Step, more: float, cfg: DictConfig, short: DictConfig) -> None:
+        kind = step.name.rpartition(" ")[2]
+        store = self.bench.store
+        assert isinstance(store, Overlay)
+        longer = cfg.source.steps / short.source.steps if kind == "pool" else 1.0
+        step.seconds, step.size = store.seconds[kind] * more * longer, round(store.sizes[kind] * more)
+        self._unless_promised(step)
+
+    def _context(self, cfg: DictConfig, teacher: Teacher | None, teacher_key: str) -> Context:
+        return Context(
+            dataset=self.bench.dataset,
+            teacher=teacher,
+            store=Probe(self.bench.store.root),
+            keys={"data": self.bench.data_key, "teacher": teacher_key},
+            mean=list(cfg.data.mean),
+            std=list(cfg.data.std),
+            device=device_of(cfg),
+        )
+
+    def _done(self, name: str) -> int:
+        """Rounds that an interrupted fit has behind it."""
+        file = self.kept.root / f"{name}.unfinished" / "last.ckpt"
+        if not (self.kept.reuse and file.is_file()):
+            return 0
+        loops = read_checkpoint(file)["loops"]
+        return int(loops["fit_loop"]["epoch_loop.batch_progress"]["total"]["processed"])
+
+    def _unless_promised(self, step: Step) -> None:
+        if step.of in self.promised:
+            step.state, step.seconds, step.images = PROMISED, None, 0
+        self.promised.add(step.of)

@@ -1,0 +1,575 @@
+"""Two ranks: equal weights, noise of their own, and with common losses what one rank makes of the whole batch."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from conftest import DAFL, TINY, composed
+from lightning.pytorch.callbacks import Callback
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+
+sys.path.append(str(Path(__file__).parent / "methods"))
+from toy import CLASSES, context, generator, network, patterns, sgd
+
+from kd_lightning import ranks
+from kd_lightning.artifacts import Store
+from kd_lightning.check import faults
+from kd_lightning.data.loader import TensorLoader
+from kd_lightning.data.module import Images
+from kd_lightning.data.sources.context import Context
+from kd_lightning.data.sources.free import Rounds
+from kd_lightning.data.sources.generated import GeneratedLoader
+from kd_lightning.errors import ConfigError, UserError
+from kd_lightning.loggers import Curves, KeepCurves
+from kd_lightning.losses.image_prior import pooled
+from kd_lightning.losses.response import kl
+from kd_lightning.methods.adaptive_deep_inversion import AdaptiveDeepInversion
+from kd_lightning.methods.base import Distiller
+from kd_lightning.methods.cmi import Cmi
+from kd_lightning.methods.dafl import Dafl
+from kd_lightning.methods.dfad import Dfad
+from kd_lightning.methods.dfq import Dfq
+from kd_lightning.methods.distill import Distill
+from kd_lightning.methods.fast_dfkd import FastDfkd
+from kd_lightning.methods.rdskd import RdskdGenerator
+from kd_lightning.methods.zskt import Zskt
+from kd_lightning.quiet import quiet
+from kd_lightning.resumable import Resumable
+from kd_lightning.start import MEETING, Place, place_in, wanted
+from kd_lightning.tasks import Classification
+from kd_lightning.teacher.frozen import FrozenTeacher
+
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["kd_lightning.run", "kd_lightning.methods.dafl", "hydra"])
+B, LATENT = 8, 16
+HINTON = {"response": {"weight": 0.9, "loss": partial(kl, temperature=4.0)}}
+
+
+def rounds(number: int, batch: int, context: Context) -> Rounds:
+    return Rounds(number)
+
+
+def real(number: int, batch: int, context: Context, *, answered: bool = False) -> TensorLoader:
+    images, labels = patterns(2 * B * number, seed=3)
+    answers = 4 * torch.randn(len(images), CLASSES, generator=torch.Generator().manual_seed(0)) if answered else None
+    return context.serve((images * 255).byte(), labels, answers=answers, batch_size=batch)
+
+
+def generated(number: int, batch: int, context: Context) -> GeneratedLoader:
+    return GeneratedLoader(plain_generator().requires_grad_(False), number, (batch, LATENT), context)
+
+
+def plain_generator() -> nn.Module:
+    """Without batch norm, whose statistics are those of a rank."""
+    layers = (nn.Linear(LATENT, 64), nn.Tanh(), nn.Linear(64, 64), nn.Sigmoid(), nn.Unflatten(1, (1, 8, 8)))
+    return nn.Sequential(*layers)
+
+
+@dataclass
+class Row:
+    """A method with its settings, and what serves it."""
+
+    method: type[Distiller]
+    settings: dict[str, Any] = field(default_factory=dict)
+    loader: Callable[[int, int, Context], Any] = rounds
+    batch_norm: bool = False
+    """Of the teacher."""
+
+
+ROWS = {
+    "supervised": Row(Distill, {"label": 1.0}, real),
+    "kd": Row(Distill, {"label": 0.1, "terms": HINTON}, real),
+    "queried": Row(Distill, {"label": 0.0, "terms": HINTON}, partial(real, answered=True)),
+    "generated": Row(Distill, {"label": 0.0, "terms": HINTON}, generated),
+    "dafl": Row(Dafl),
+    "mskd": Row(Dafl, {"ms": 1.0}),
+    "dfad": Row(Dfad),
+    "dfad-log": Row(Dfad, {"log_distance": True}),
+    "zskt": Row(Zskt, {"student_steps": 2}),
+    "dfq": Row(Dfq, {"student_steps": 2}, batch_norm=True),
+    "rdskd": Row(RdskdGenerator, {"anchor_every": 2}),
+}
+POOLED = {"num_classes": CLASSES, "kd_steps": 2, "per_batch": 1, "kd_batch_size": B}
+OWN = {
+    "cmi": Row(Cmi, {**POOLED, "local": (), "optimizer_head": partial(sgd, lr=0.05), "steps": 2}, batch_norm=True),
+    "fast_dfkd": Row(FastDfkd, {**POOLED, "steps": 2, "warmup": 1, "reset_at": 1}, batch_norm=True),
+    "adaptive_deep_inversion": Row(
+        AdaptiveDeepInversion,
+        {"image": (1, 8, 8), "inverted": B, "steps": 2, "kd_steps": 2, "per_batch": 1, "kd_batch_size": B},
+        batch_norm=True,
+    ),
+}
+"""Those whose inner problem, and the pool that it fills, is each rank's own."""
+GATHER = ("dafl", "mskd", "dfad-log", "dfq", "rdskd")
+"""Those with a loss that is no mean over samples."""
+
+
+def made(name: str, batch: int, *, batch_norm: bool) -> Distiller:
+    """The method of a row, ``batch_norm`` in student and generator; the same weights for the same row."""
+    row = {**ROWS, **OWN}[name]
+    torch.manual_seed(0)
+    teacher = network((16, 32), batch_norm=row.batch_norm)
+    with torch.no_grad():
+        list(teacher.parameters())[-2].mul_(20)  # opinions
+    settings: dict[str, Any] = {"optimizer": partial(sgd, lr=0.05), **row.settings}
+    if row.method not in (Distill, AdaptiveDeepInversion):
+        settings |= {"latent": LATENT, "batch_size": batch}
+        settings["generator"] = generator(eps=0.8) if batch_norm else plain_generator()
+    if row.method not in (Distill, RdskdGenerator, AdaptiveDeepInversion):
+        settings["optimizer_g"] = partial(sgd, lr=0.05)
+    student = network((8, 16), batch_norm=batch_norm)
+    return row.method(
+        student=student, teacher=FrozenTeacher(teacher), task=Classification(CLASSES), log_every=1, **settings
+    )
+
+
+def fitted(
+    method: Distiller, loader: Any, *, val: Any = None, epochs: int = 1, ckpt_path: Any = None, **settings: Any
+) -> None:
+    method.train()
+    several = {"strategy": ranks.taking_turns(), "devices": 2, **ranks.environment()} if ranks.world() > 1 else {}
+    quiet()
+    bare: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    keeps = any(isinstance(callback, Resumable) for callback in settings.get("callbacks", []))
+    bare |= {"num_sanity_val_steps": 0, "accelerator": "cpu", "enable_checkpointing": keeps}
+    L.Trainer(max_epochs=epochs, **bare | several | settings).fit(method, Images(loader, val), ckpt_path=ckpt_path)
+
+
+def here(batch: int) -> Context:
+    return context(rank=ranks.rank(), world=ranks.world(), device="cpu")
+
+
+def with_one_noise(method: Distiller, loader: Any) -> None:
+    """Noise drawn for the whole batch, of which each rank takes its part."""
+    common = torch.Generator().manual_seed(7)
+
+    def noise(*shape: int, rng: torch.Generator = common) -> Tensor:
+        return torch.randn(shape[0] * ranks.world(), *shape[1:], generator=rng).chunk(ranks.world())[ranks.rank()]
+
+    method.noise = noise  # type: ignore[method-assign]
+    if isinstance(loader, GeneratedLoader):
+        seeded = torch.Generator().manual_seed
+        loader.latents = lambda number: noise(*loader.shape, rng=seeded(number))  # type: ignore[method-assign]
+
+
+def state(net: Any) -> dict[str, Tensor]:
+    return {k: v.clone() for k, v in net.state_dict().items()}
+
+
+def learned(method: Distiller) -> dict[str, Tensor]:
+    nets = {name: getattr(method, name) for name in ("student", "generator") if hasattr(method, name)}
+    return {f"{name}.{k}": v for name, net in nets.items() for k, v in state(net).items()}
+
+
+def as_one(name: str, batch: int, *, common: bool = True) -> dict[str, Any]:
+    """Three rounds on a batch of ``batch`` per rank, without batch norm in what learns."""
+    method = made(name, batch, batch_norm=False)
+    method.global_batch_losses = common
+    loader = ROWS[name].loader(3, batch, here(batch))
+    with_one_noise(method, loader)
+    fitted(method, loader)
+    assert method.teacher is not None
+    return {"weights": learned(method), "counts": (method.images_made, method.teacher.asked), "logged": method.latest}
+
+
+class Watch(Callback):
+    """The first images that went into a network, and batch-norm statistics as validation saw them."""
+
+    def __init__(self, method: Any) -> None:
+        self.first: Tensor | None = None
+        self.validated: list[dict[str, Tensor]] = []
+        for net in (method.student, method.teacher.net):
+            net.register_forward_pre_hook(lambda _, args: self.look(args[0]))
+
+    def look(self, images: Tensor) -> None:
+        self.first = images.detach().clone() if self.first is None else self.first
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self.validated.append({k: v.clone() for k, v in pl_module.student.named_buffers()})
+
+
+def as_two(name: str, folder: str) -> dict[str, Any]:
+    """Two epochs of two rounds with batch norm, validation, curves and a checkpoint."""
+    method = made(name, B, batch_norm=True)
+    loader = {**ROWS, **OWN}[name].loader(2, B, here(B))
+    images, labels = patterns(1001, seed=2)  # with 500 at a time the first rank has a batch more
+    val = TensorLoader(
+        *((images * 255).byte(), labels), batch_size=500, shuffle=False, rank=ranks.rank(), world=ranks.world()
+    )
+    watch, curves = Watch(method), Curves(folder)
+    callbacks = [watch, KeepCurves(curves), Resumable(Path(folder) / "last.ckpt")]
+    fitted(method, loader, val=val, epochs=2, callbacks=callbacks, logger=[curves], default_root_dir=folder)
+    output = method.student.eval()((images * 255).byte().float() / 255)
+    return {
+        "weights": learned(method),
+        "buffers": {k: v.clone() for k, v in method.named_buffers()},
+        "first": watch.first,
+        "validated": watch.validated,
+        "rows": curves.rows,
+        "accuracy": float(method.trainer.callback_metrics["val/accuracy"]),
+        "measured": float((output.argmax(1) == labels).float().mean()),
+    }
+
+
+class Cut(Callback):
+    """Ends a fit in the middle of a round."""
+
+    def __init__(self, after: int) -> None:
+        self.after = after
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.fit_loop.epoch_loop.total_batch_idx + 1 == self.after:
+            raise UserError("cut")
+
+
+def resumed(name: str, folder: str, *, cut: int | None) -> dict[str, Any]:
+    """Fifty-five rounds, at whose fiftieth there is a checkpoint; killed and gone on with in between, or not."""
+    checkpoint = Path(folder) / "last.ckpt"
+    for attempt in range(2 if cut else 1):
+        method = made(name, B, batch_norm=True)
+        torch.manual_seed(attempt)  # what the checkpoint does not hold comes out otherwise
+        callbacks = [Resumable(checkpoint, seconds=0), *([Cut(cut)] if cut and not attempt else [])]
+        loader = ROWS[name].loader(55, B, here(B))
+        ckpt = str(checkpoint) if attempt else None
+        try:
+            fitted(method, loader, epochs=1, callbacks=callbacks, ckpt_path=ckpt)
+        except UserError:
+            assert checkpoint.is_file()
+    return {"weights": learned(method), "made": method.images_made}
+
+
+def serve(rank: int, meeting: str, tasks: Connection) -> None:
+    """Stand by as one of two ranks."""
+    os.environ |= {MEETING: meeting, "LOCAL_RANK": str(rank), "TORCH_CPP_LOG_LEVEL": "ERROR"}
+    torch.set_num_threads(1)
+    ranks.join(Place(rank, 2, rank, 2), "cpu")
+    while True:
+        task = tasks.recv()
+        try:
+            tasks.send((True, task()))
+        except BaseException:
+            tasks.send((False, traceback.format_exc()))
+
+
+class Pair:
+    """Two processes; ``both(f, ...)`` is what ``f`` returned in each."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.starts = folder, 0
+        self.start()
+
+    def start(self) -> None:
+        self.pipes, self.processes = [], []
+        self.starts += 1
+        meeting = str(self.folder / f"store{self.starts}")
+        for rank in range(2):
+            ours, theirs = FORKS.Pipe()
+            process = FORKS.Process(target=serve, args=(rank, meeting, theirs), daemon=True)
+            process.start()
+            self.pipes.append(ours)
+            self.processes.append(process)
+
+    def both(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> list[Any]:
+        for pipe in self.pipes:
+            pipe.send(partial(function, *args, **kwargs))
+        answers = [pipe.recv() if pipe.poll(100) else (False, "a rank hangs") for pipe in self.pipes]
+        if failures := [said for good, said in answers if not good]:
+            self.close()
+            self.start()
+            pytest.fail("\n".join(failures))
+        return [value for _, value in answers]
+
+    def close(self) -> None:
+        for process in self.processes:
+            process.kill()
+            process.join()
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    standing = Pair(tmp_path_factory.mktemp("ranks"))
+    yield standing
+    standing.close()
+
+
+def furthest(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
+    assert a.keys() == b.keys()
+    return max(float((a[k].double() - b[k].double()).abs().max()) for k in a)
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.parametrize("name", [*ROWS, *OWN])
+def test_two_ranks_learn_the_same_from_noise_of_their_own(name: str, pair: Pair, tmp_path: Path) -> None:
+    first, second = pair.both(as_two, name, str(tmp_path))
+    assert same(first["weights"], second["weights"])
+    assert not same(first["weights"], learned(made(name, B, batch_norm=True)))
+    assert first["first"].shape == second["first"].shape
+    assert not torch.equal(first["first"], second["first"])
+    assert same(first["buffers"], second["buffers"])
+    assert first["validated"]
+    for a, b in zip(first["validated"], second["validated"], strict=True):
+        assert same(a, b)
+    assert first["accuracy"] == second["accuracy"] == pytest.approx(first["measured"], abs=1e-6)
+    assert len(first["rows"]) >= 3
+    assert second["rows"] == []
+    assert len((tmp_path / "metrics.csv").read_text().splitlines()) == len(first["rows"]) + 1
+    pools = [f.name for f in tmp_path.iterdir() if f.suffix == ".bin"]
+    assert bool(pools) == (name in OWN)
+    assert sorted(f.name for f in tmp_path.iterdir() if f.name not in pools) == ["last.ckpt", "metrics.csv"]
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_two_ranks_make_of_half_a_batch_each_what_one_makes_of_all(name: str, pair: Pair) -> None:
+    one = as_one(name, 2 * B)
+    first, second = pair.both(as_one, name, B)
+    start = learned(made(name, B, batch_norm=False))
+    assert furthest(one["weights"], start) > 1e-3
+    assert furthest(first["weights"], second["weights"]) == 0
+    assert furthest(one["weights"], first["weights"]) < 1e-5
+    assert first["counts"] == second["counts"] == one["counts"]
+    assert first["logged"] == pytest.approx(one["logged"], abs=1e-4)
+
+
+@pytest.mark.parametrize("name", GATHER)
+def test_which_they_do_not_where_each_has_losses_of_its_own(name: str, pair: Pair) -> None:
+    first, second = pair.both(as_one, name, B, common=False)
+    assert furthest(first["weights"], second["weights"]) == 0
+    assert furthest(as_one(name, 2 * B)["weights"], first["weights"]) > 1e-5
+
+
+@pytest.mark.parametrize("name", ["dfq", "kd"])
+def test_ranks_go_on_to_the_same_bits(name: str, pair: Pair, tmp_path: Path) -> None:
+    (tmp_path / "whole").mkdir()
+    whole, _ = pair.both(resumed, name, str(tmp_path / "whole"), cut=None)
+    (tmp_path / "cut").mkdir()
+    for rank in pair.both(resumed, name, str(tmp_path / "cut"), cut=53):
+        assert same(rank["weights"], whole["weights"])
+        assert rank["made"] == whole["made"]
+
+
+def obtained(root: str, everywhere: bool) -> tuple[str, str, int]:
+    store = Store(root)
+    calls = []
+
+    def build(folder: Path) -> None:
+        calls.append(ranks.world())
+        time.sleep(0.3 * ranks.rank())  # nobody tidies up under a rank that is late
+        (folder / f"by{ranks.rank()}").touch()
+        if not everywhere:
+            store.obtain("within", {}, lambda inner: (inner / "x").touch())
+
+    folder = store.obtain("thing", {"everywhere": everywhere}, build, everywhere=everywhere)
+    ranks.decided(lambda: None)  # all have returned
+    return str(folder), " ".join(sorted(f.name for f in folder.glob("by*"))), sum(calls)
+
+
+def test_the_first_rank_builds_and_the_others_wait(pair: Pair, tmp_path: Path) -> None:
+    first, second = pair.both(obtained, str(tmp_path), False)
+    assert first == (second[0], "by0", 1)
+    assert second[1:] == ("by0", 0)
+    assert pair.both(obtained, str(tmp_path), False) == [(first[0], "by0", 0)] * 2
+
+
+def test_a_fit_is_built_by_all(pair: Pair, tmp_path: Path) -> None:
+    assert [rest for _, *rest in pair.both(obtained, str(tmp_path), True)] == [["by0 by1", 2]] * 2
+
+
+def refused(root: str) -> str:
+    def build(folder: Path) -> None:
+        raise UserError("no: type this instead")
+
+    with pytest.raises(UserError) as caught:
+        Store(root).obtain("thing", {}, build)
+    return str(caught.value)
+
+
+def test_an_error_of_the_first_rank_ends_all_with_its_line(pair: Pair, tmp_path: Path) -> None:
+    assert pair.both(refused, str(tmp_path)) == ["no: type this instead"] * 2
+    assert pair.both(ranks.decided, ranks.rank) == [0, 0]
+
+
+def slope(x: Tensor) -> Tensor:
+    mine = x.chunk(ranks.world())[ranks.rank()].clone().requires_grad_()
+    rows = ranks.gathered(mine)
+    (rows.exp().mean() ** 3).backward()
+    assert mine.grad is not None
+    return mine.grad
+
+
+def test_gradients_cross_the_gathering(pair: Pair) -> None:
+    """Summed over ranks, as every rank computes the loss; DDP's average takes the factor back."""
+    x = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+    parts = pair.both(slope, x)
+    torch.testing.assert_close(torch.cat(parts), 2 * slope(x))
+
+
+def test_means_of_equal_numbers_are_those_numbers(pair: Pair) -> None:
+    x = torch.randn(100)
+    assert all(torch.equal(m, x) for m in pair.both(ranks.mean, x))
+
+
+def test_pooled_statistics_are_those_of_the_whole_batch() -> None:
+    x = 3 + torch.randn(12, 5)
+    halves = x.chunk(2)
+    mean, var = pooled(torch.stack([h.mean(0) for h in halves]), torch.stack([h.var(0, correction=0) for h in halves]))
+    torch.testing.assert_close(mean, x.mean(0))
+    torch.testing.assert_close(var, x.var(0, correction=0))
+
+
+def nan_on_the_second(name: str) -> str:
+    method = made(name, B, batch_norm=False)
+    loader = ROWS[name].loader(3, B, here(B))
+    if ranks.rank() == 1:
+        method.noise = lambda *shape: torch.full(shape, float("nan"))  # type: ignore[method-assign]
+    with pytest.raises(UserError) as caught:
+        fitted(method, loader)
+    return str(caught.value)
+
+
+def test_a_nan_of_one_rank_is_said_by_all(pair: Pair) -> None:
+    first, second = pair.both(nan_on_the_second, "dafl")
+    assert first == second
+    assert "was not finite in round 0" in first
+
+
+@pytest.mark.parametrize(
+    ("environment", "place"),
+    [
+        ({}, None),
+        ({"LOCAL_RANK": "1"}, None),
+        ({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}, None),
+        ({"RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}, Place(5, 8, 1, 4)),
+        ({"SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_NTASKS": "4", "SLURM_NNODES": "2"}, Place(3, 4, 1, 2)),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, None),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "2", "SLURM_JOB_NAME": "interactive"}, None),
+    ],
+)
+def test_a_process_knows_its_place(environment: dict[str, str], place: Place | None) -> None:
+    assert place_in(environment) == place
+
+
+@pytest.mark.parametrize(
+    ("devices", "number"), [("auto", 1), (-1, 1), (1, 1), (2, 2), ("2", 2), ([0, 2], 2), ("0,1,3", 3), ("two", 1)]
+)
+def test_ranks_wanted_on_the_cpu(devices: Any, number: int) -> None:
+    assert wanted(OmegaConf.create({"devices": devices, "accelerator": "cpu"})) == number
+
+
+def test_gpus_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert wanted(OmegaConf.create({"devices": "auto", "accelerator": "auto"})) == 4
+    assert wanted(OmegaConf.create({"devices": 3, "accelerator": "auto"})) == 3
+    assert faults(composed("trainer=ddp", "trainer.devices=8")) == ["trainer.devices=8: there are 4 GPUs"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["trainer.devices=2", "trainer.accelerator=cpu"], "trainer: several devices need a strategy"),
+        (["+trainer.num_nodes=2"], "trainer: several devices need a strategy"),
+        (["trainer=ddp", "trainer.accelerator=cpu", "trainer.sync_batchnorm=true"], "trainer.sync_batchnorm=True: "),
+        (["trainer=ddp", "trainer.sync_batchnorm=perhaps"], "trainer.sync_batchnorm: expected true or false"),
+        (["trainer=ddp", "trainer.global_batch_losses=3"], "trainer.global_batch_losses: expected true or false"),
+        (["trainer=ddp", "+trainer.max_steps=3"], "trainer.max_steps=3: "),
+        (["trainer=ddp", "+teacher.fit.trainer.devices=1"], "teacher.fit.trainer.devices: all fits of a run share"),
+        (["trainer=ddp", "method=rdskd", "+rdskd.trainer.devices=1"], "stages[0].trainer.devices: all fits"),
+    ],
+)
+def test_what_ranks_cannot_do_is_refused(overrides: list[str], said: str) -> None:
+    assert any(line.startswith(said) for line in faults(composed(*overrides))), faults(composed(*overrides))
+
+
+@pytest.mark.parametrize("name", ["ddp", "default"])
+def test_trainers_are_accepted(name: str) -> None:
+    assert faults(composed(f"trainer={name}", "trainer.accelerator=cpu")) == []
+
+
+def test_one_device_is_the_default_trainer() -> None:
+    alone = composed("trainer=ddp", "trainer.accelerator=cpu").trainer
+    ranks.settle(alone)
+    assert OmegaConf.to_container(alone) == OmegaConf.to_container(composed("trainer.accelerator=cpu").trainer)
+
+
+def test_a_process_alone_refuses_to_be_two() -> None:
+    with pytest.raises(ConfigError, match="this process is alone: the command kd-lightning starts"):
+        ranks.settle(composed("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2").trainer)
+
+
+def settled(*overrides: str) -> Any:
+    cfg = composed("trainer=ddp", "trainer.accelerator=cpu", *overrides).trainer
+    try:
+        ranks.settle(cfg)
+    except ConfigError as error:
+        return str(error)
+    return {key: cfg[key] for key in ("devices", "num_nodes", "sync_batchnorm", "global_batch_losses")}
+
+
+def test_what_is_there_takes_the_place_of_auto(pair: Pair) -> None:
+    expected = {"devices": 2, "num_nodes": 1, "sync_batchnorm": False, "global_batch_losses": True}
+    assert pair.both(settled) == [expected] * 2
+    assert pair.both(settled, "trainer.devices=2") == [expected] * 2
+    for said in pair.both(settled, "trainer.devices=3"):
+        assert "2 ranks were started on each of 1 machine(s), and the trainer asks for 3" in said
+
+
+def command(folder: Path, *overrides: str) -> list[str]:
+    two = ("trainer=ddp", "trainer.devices=2", f"hydra.run.dir={folder}")
+    return [sys.executable, "-m", "kd_lightning.cli", *TINY, *DAFL, "method=dafl", *two, *overrides]
+
+
+def children(pid: int) -> list[int]:
+    found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(child) for child in found]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="reads /proc")
+def test_a_lost_rank_ends_the_run_and_the_same_command_goes_on(tmp_path: Path, store: Path) -> None:
+    environment = os.environ | {"KD_CHECKPOINT_SECONDS": "0"}
+    long = ("trainer.max_epochs=6", "source.rounds=60")
+    run = subprocess.Popen(command(tmp_path / "run", *long), env=environment, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 200
+    while not (list(store.glob("run-*.unfinished")) and list(store.glob("fit-*.unfinished/last.ckpt"))) or not list(
+        store.glob("fit-????????????")
+    ):
+        assert run.poll() is None, run.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    first, second = children(run.pid)
+    os.kill(second, signal.SIGKILL)
+    _, said = run.communicate(timeout=100)
+    assert run.returncode == 128 + signal.SIGKILL, said
+    assert "rank 1 of 2 was killed by SIGKILL" in said.splitlines()[-1]
+    assert not Path(f"/proc/{first}").exists()
+    result = json.loads((tmp_path / "run/result.json").read_text())
+    assert result["status"] == "failed"
+    assert "rank 1 of 2 was killed by SIGKILL; the same command goes on" in result["reason"]
+    again = subprocess.run(
+        command(tmp_path / "run", *long), env=environment, capture_output=True, text=True, check=False
+    )
+    assert again.returncode == 0, again.stderr
+    assert "dafl on digits, seed 0" in again.stdout
+    result = json.loads((tmp_path / "run/result.json").read_text())
+    assert result["status"] == "ok"
+    assert result["stored"] is False
+    assert result["cost"]["images_synthesised"] == 2 * 6 * 60 * 16

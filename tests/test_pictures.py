@@ -1,0 +1,73 @@
+"""Pictures without matplotlib: what is drawn where."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from kd_lightning.pictures import BAR, DEEP, PAPER, RED, bars, matrix
+
+
+def columns_of(picture: Image.Image, colour: tuple[int, int, int]) -> list[tuple[int, int]]:
+    """First and last column of every stretch of columns that hold a colour."""
+    there = (np.asarray(picture) == colour).all(2).any(0).nonzero()[0]
+    cuts = [0, *((np.diff(there) > 1).nonzero()[0] + 1).tolist(), len(there)]
+    return [(int(there[a]), int(there[b - 1])) for a, b in pairwise(cuts) if b > a]
+
+
+def pixels(picture: Image.Image, colour: tuple[int, int, int], span: tuple[int, int]) -> int:
+    return int((np.asarray(picture)[:, span[0] : span[1] + 1] == colour).all(2).sum())
+
+
+def test_bars_are_as_high_as_their_counts_and_nothing_is_red() -> None:
+    picture = bars(torch.tensor([50, 0, 100]), ["a", "b", "c"], "three classes")
+    low, high = columns_of(picture, BAR)
+    assert pixels(picture, BAR, high) == pytest.approx(2 * pixels(picture, BAR, low), rel=0.02)
+    ((left, right),) = columns_of(picture, RED)
+    assert low[1] < left < right < high[0]
+
+
+@pytest.mark.parametrize("classes", [2, 10, 100, 1000])
+def test_every_bar_has_its_place_however_many_classes(classes: int) -> None:
+    picture = bars(torch.ones(classes, dtype=torch.int64), [f"class {i}" for i in range(classes)], "all alike")
+    assert picture.width < 1400
+    stretches = columns_of(picture, BAR)
+    assert len(stretches) == (classes if classes <= 100 else 1)
+    assert stretches[-1][1] - stretches[0][0] >= 0.8 * min(classes * 46, 1000)
+
+
+@pytest.mark.parametrize(("classes", "cell"), [(3, 40), (10, 40), (40, 25), (100, 10), (1000, 1)])
+def test_a_matrix_is_dark_where_its_rows_are(classes: int, cell: int) -> None:
+    counts = torch.zeros(classes, classes, dtype=torch.int64)
+    counts[0, classes - 1] = 7  # row 0 called by the last class
+    picture = np.asarray(matrix(counts, [str(i) for i in range(classes)], "moved", rows="label", columns="student"))
+    rows, columns = (picture == DEEP).all(2).nonzero()
+    assert rows.max() - rows.min() + 1 == columns.max() - columns.min() + 1 == cell
+    assert picture.shape[1] - columns.max() < 30 or classes < 10  # a long title may be wider
+    assert rows.min() < 120  # the first row is at the top
+    assert (picture[rows.max() + 1 :, columns.min() : columns.max()] != DEEP).any(2).all()
+
+
+def test_a_row_without_images_stays_white_and_mistakes_show() -> None:
+    counts = torch.tensor([[99, 1], [0, 0]])
+    picture = np.asarray(matrix(counts, ["0", "1"], "t", rows="label", columns="student"))
+    dark = (picture[..., 0] < 40).any(0).nonzero()[0]
+    rows, columns = ((picture[..., 2] == 107) | (picture[..., 2] == 108)).nonzero()
+    right, below = columns.max() + 5, rows.max() + 5
+    assert len(dark)
+    assert tuple(picture[rows.min() + 3, right]) != PAPER  # 1 of 100
+    assert tuple(picture[below, right]) == tuple(picture[below, columns.min() + 3]) == PAPER
+
+
+def test_names_are_written_and_long_ones_cut() -> None:
+    counts = torch.eye(3, dtype=torch.int64)
+    narrow, wide, longer = (
+        matrix(counts, [name] * 3, "t", rows="label", columns="student") for name in ("a", "a" * 20, "a" * 200)
+    )
+    assert narrow.width < wide.width
+    assert longer.width <= wide.width + 10
+    assert longer.height <= wide.height + 10
