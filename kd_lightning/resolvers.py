@@ -14,6 +14,7 @@ def register() -> None:
     """Make ``${kd.*}`` known to OmegaConf."""
     OmegaConf.register_new_resolver("kd.count_classes", _count_classes, replace=True)
     OmegaConf.register_new_resolver("kd.repeat", _repeat, replace=True)
+    OmegaConf.register_new_resolver("kd.times", _times, replace=True)
     OmegaConf.register_new_resolver("kd.members", _members, replace=True)
     OmegaConf.register_new_resolver("kd.sweep", _sweep, replace=True)
 
@@ -38,6 +39,10 @@ def _sweep() -> str | None:
 
 def _repeat(value: Any, times: int) -> ListConfig:
     return OmegaConf.create([value] * times)
+
+
+def _times(value: float, factor: float) -> float:
+    return type(value)(value * factor)
 
 
 def _members(group: str, indent: int = 0, width: int = 98) -> str:

@@ -274,6 +274,24 @@ def test_plot_adds_a_panel_for_queries(tmp_path):
     assert widths[1] > widths[0]
 
 
+def test_the_spread_over_all_other_settings_has_one_row_for_each_value(tmp_path):
+    pytest.importorskip("matplotlib")
+    from kd_lightning.plots import spread
+    from kd_lightning.runs import group
+
+    for method, accuracies in {"rdskd": (0.9, 0.92), "dafl": (0.5, 0.9)}.items():
+        for i, accuracy in enumerate(accuracies):
+            for seed in (0, 1):
+                run_at(tmp_path / f"{method}{i}{seed}", [f"method={method}", f"lr={i}"], accuracy, seed=seed)
+    groups = group(collect([tmp_path]))
+    axes = spread(groups, "method").axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["dafl  (2 settings)", "rdskd  (2 settings)"]
+    dots = [sorted(line.get_xdata()) for line in axes.lines if line.get_marker() == "o"]
+    assert dots == [[0.5, 0.9], [0.9, 0.92]]
+    with pytest.raises(UserError, match="--by colour: does not vary among these runs; what does: method, lr"):
+        spread(groups, "colour")
+
+
 def test_nothing_to_plot_is_one_clear_error(tmp_path):
     pytest.importorskip("matplotlib")
     from kd_lightning.plots import plot
