@@ -34,12 +34,10 @@ def draw(groups: Sequence[Group]) -> Figure:
         UserError: matplotlib is missing, or nothing was measured.
     """
     figure_of_size = _figures()
-    from matplotlib import colormaps
-
     key, measured = _measured(groups)
     metric = key.removeprefix("test/")
     labels = [", ".join(f"{k}={v}" for k, v in at.settings.items()) + f"  (n {s.n})" for at, s in measured]
-    colours = [colormaps["tab10"](i % 10) for i in range(len(measured))]
+    colours = [f"C{i % 10}" for i in range(len(measured))]
     panels = {"total seconds": [at.cost("seconds", "total") for at, _ in measured]}
     queries = [at.cost("queries") for at, _ in measured]
     if any(queries):
