@@ -46,12 +46,19 @@ def _times(value: float, factor: float) -> float:
 
 
 def _members(group: str, indent: int = 0, width: int = 98) -> str:
-    """The members of a group for ``--help``, the user's own among them."""
+    """The members of a group for ``--help``, the user's own among them; folders that hold the same share a line."""
     from kd_lightning.composition import members
 
-    return textwrap.fill(", ".join(members(group)), width - indent, break_on_hyphens=False).replace(
-        "\n", "\n" + " " * indent
-    )
+    folders: dict[str, list[str]] = {}
+    for member in members(group):
+        folder, _, name = member.rpartition("/")
+        folders.setdefault(folder, []).append(name)
+    alike: dict[str, list[str]] = {}
+    for folder, names in folders.items():
+        alike.setdefault(", ".join(names), []).append(folder)
+    lines = [names if named == [""] else f"{', '.join(named)} / {names}" for names, named in alike.items()]
+    wrapped = (textwrap.fill(line, width - indent, break_on_hyphens=False) for line in lines)
+    return "\n".join(wrapped).replace("\n", "\n" + " " * indent)
 
 
 def conf_dir() -> Path:

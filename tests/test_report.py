@@ -308,3 +308,24 @@ def test_without_real_images_the_agreement_is_labelled_as_one_on_generated_ones(
         {"status": "ok", "system": "dafl", "data": "x", "seed": 0, "metrics": metrics | {"test/accuracy": 0.5}}
     )
     assert "generated images" not in measured
+
+
+def test_a_run_that_its_time_ended_is_told_apart(tmp_path):
+    ended = {"student": {"by": "max_time", "round": 812, "of": 4000}}
+    folder = run_at(tmp_path / "cut", ["seed=0"], ended_by=ended)
+    run_at(tmp_path / "whole", ["seed=1"], seed=1, ended_by={})
+    table = fold(collect([tmp_path]))
+    (note,) = [note for note in table.notes if note.startswith("cut short")]
+    assert note == f"cut short: {folder}: student by max_time at round 812 of 4,000"
+    assert "cut short: student by max_time" in summary(result_of(folder))
+    assert "cut short" not in summary(result_of(tmp_path / "whole"))
+
+
+def result_of(folder):
+    return json.loads((folder / "result.json").read_text())
+
+
+def test_who_watched_is_no_setting(tmp_path):
+    run_at(tmp_path / "a", ["seed=0", "logger=wandb", "logger.wandb.project=mine"])
+    run_at(tmp_path / "b", ["seed=1"], seed=1)
+    assert cell(fold(collect([tmp_path])), 0, "n") == 2

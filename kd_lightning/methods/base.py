@@ -107,11 +107,6 @@ class Distiller(Repeatable):
         for logger in self.trainer.loggers:
             logger.log_metrics({**scalars, "epoch": self.current_epoch}, step=self.rounds_done)
 
-    @property
-    def rounds_done(self) -> int:
-        """Rounds finished since the start of the fit, over resumes."""
-        return self.trainer.fit_loop.epoch_loop.total_batch_idx
-
     def show(self, images: Tensor, teacher: Tensor) -> None:
         """Count this round's images (N, C, H, W), and let callbacks look at them and the teacher's answers (N, K)."""
         self.images_made += len(images) * ranks.world()

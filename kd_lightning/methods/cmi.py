@@ -191,11 +191,12 @@ class Cmi(Pooled):
 
     @torch.no_grad()
     def redraw_generator(self) -> None:
-        """Weights N(0, 0.02), those of batch norms N(1, 0.02), biases 0; from noise that all ranks share."""
+        """Weights N(0, 0.02), those of batch norms N(1, 0.02), biases 0."""
+        rng = self.common_rng()
         for layer in self.generator.modules():
             if isinstance(layer, nn.Linear | nn.Conv2d | nn.BatchNorm2d) and layer.weight is not None:
                 mean = 1.0 if isinstance(layer, nn.BatchNorm2d) else 0.0
-                layer.weight.copy_(mean + 0.02 * torch.randn(layer.weight.shape))
+                layer.weight.copy_(mean + 0.02 * torch.randn(layer.weight.shape, generator=rng))
                 if layer.bias is not None:
                     layer.bias.zero_()
 

@@ -169,11 +169,12 @@ class FastDfkd(Pooled):
 
     @torch.no_grad()
     def redraw_first_layer(self) -> None:
-        """N(0, 0.02) for the first linear layer and the batch norm behind it; from noise that all ranks share."""
+        """N(0, 0.02) for the first linear layer and the batch norm behind it."""
+        rng = self.common_rng()
         linear = next(m for m in self.generator.modules() if isinstance(m, nn.Linear))
         norm = next(m for m in self.generator.modules() if isinstance(m, nn.BatchNorm2d))
         for layer in (linear, norm):
-            layer.weight.copy_(0.02 * torch.randn(layer.weight.shape))
+            layer.weight.copy_(0.02 * torch.randn(layer.weight.shape, generator=rng))
             layer.bias.zero_()
 
     def rank_state(self) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -44,9 +45,19 @@ class Repeatable(L.LightningModule):
         """Begin other noise."""
         self._rng = torch.Generator(self.device).manual_seed(seed)
 
+    @property
+    def rounds_done(self) -> int:
+        """Rounds finished since the start of the fit, over resumes."""
+        return self.trainer.fit_loop.epoch_loop.total_batch_idx
+
     def noise(self, *shape: int) -> Tensor:
         """N(0, 1) of this rank alone, on the device."""
         return torch.randn(*shape, device=self.device, generator=self.rng)
+
+    def common_rng(self) -> torch.Generator:
+        """Noise that all ranks share, on the CPU; another in every round."""
+        words = np.random.SeedSequence((self.rng.initial_seed() - ranks.rank(), self.rounds_done))
+        return torch.Generator().manual_seed(int(words.generate_state(1, np.uint64)[0]))
 
     def gathered(self, rows: Tensor) -> Tensor:
         """Rows (N, ...) of all ranks, for a loss that is no mean over samples; gradients reach this rank's own.
@@ -83,16 +94,21 @@ class Repeatable(L.LightningModule):
 
     def on_train_start(self) -> None:
         """Go on with what the checkpoint held of this rank, if there was one."""
-        if self._restored is not None:
-            mine = self._restored[ranks.rank()]
-            self.rng.set_state(mine["rank"])
-            torch.set_rng_state(mine["torch"])
-            for name, buffer in self._drifting().items():
-                if name in mine["buffers"]:
-                    buffer.copy_(mine["buffers"][name])
-            self.load_rank_state(mine["own"])
-        elif ranks.rank():
+        if self._restored is None and ranks.rank():
             torch.manual_seed(self.rng.initial_seed())  # dropout's noise
+        self.go_on()
+
+    def go_on(self) -> None:
+        """Take back what the checkpoint held of this rank; also after a fit that had ended, and so does not start."""
+        if self._restored is None:
+            return
+        mine, self._restored = self._restored[ranks.rank()], None
+        self.rng.set_state(mine["rank"])
+        torch.set_rng_state(mine["torch"])
+        for name, buffer in self._drifting().items():
+            if name in mine["buffers"]:
+                buffer.copy_(mine["buffers"][name])
+        self.load_rank_state(mine["own"])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the state of every rank; a method whose loss is not finite is not worth keeping."""
