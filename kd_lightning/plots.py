@@ -103,10 +103,10 @@ def spread(groups: Sequence[Group], by: str) -> Figure:
 
 def _figures() -> Callable[[float, float], Figure]:
     try:
-        from matplotlib.figure import Figure
+        from matplotlib import figure
     except ImportError as error:
         raise UserError("plots need matplotlib: pip install 'kd-lightning[notebook]'") from error
-    return lambda width, height: Figure(figsize=(width, height), layout="constrained", dpi=150)
+    return lambda width, height: figure.Figure(figsize=(width, height), layout="constrained", dpi=150)
 
 
 def _measured(groups: Sequence[Group]) -> tuple[str, list[tuple[Group, Stat]]]:
