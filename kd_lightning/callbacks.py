@@ -124,7 +124,7 @@ class WatchGenerator(Callback):
     ) -> None:
         """Look at what the method showed."""
         assert isinstance(pl_module, Distiller)
-        if pl_module.seen is None or batch_idx % self.every:
+        if pl_module.seen is None or len(pl_module.seen.images) < 2 or batch_idx % self.every:
             return
         health = generator_health(*pl_module.seen)
         pl_module.report({f"generated/{k}": v for k, v in health.items()})

@@ -32,7 +32,9 @@ FORBIDDEN_TRAINER = {
 }
 
 KEYS: dict[str, Any] = {
-    **dict.fromkeys(("source", "student", "method", "trainer", "controls", "main", "paper", "sweep", "data"), dict),
+    **dict.fromkeys(
+        ("source", "student", "method", "trainer", "controls", "metrics", "main", "paper", "sweep", "data"), dict
+    ),
     **dict.fromkeys(("teacher", "artifacts"), dict),
     "logger": dict | None,
     "stages": list[dict],
@@ -100,6 +102,7 @@ def faults(cfg: DictConfig) -> list[str]:
     for path, node in [*_targets(plain), *_partial_trainers(plain)]:
         found |= dict.fromkeys(signature_faults(path, node, everywhere))
     found |= dict.fromkeys([*_trainer_faults(plain), *_shape_faults(plain), *_file_faults(plain)])
+    found |= dict.fromkeys(_metric_faults(plain))
     for path, own in _fits_of(plain):
         try:
             found |= dict.fromkeys(_needs_faults(path, own))
@@ -302,8 +305,8 @@ def _needs_faults(path: str, cfg: Mapping[str, Any]) -> Iterator[str]:
         yield f"{path}: {name} needs a teacher, but teacher=none: choose one with teacher=NAME"
     if "teacher.gradients" in needs and net is not None and access != "white" and access in LEVELS:
         yield (
-            f"{path}: {name} needs the teacher's gradients, but teacher.access={access} gives answers "
-            "alone: set teacher.access=white, or ask with method=kd source=queried"
+            f"{path}: {name} needs the teacher's gradients, but teacher.access={access} gives answers alone: "
+            f"{method.instead_of_gradients}"
         )
     if "teacher.batch_norm" in needs and isinstance(net, dict) and not _has_batch_norm(net):
         yield (
@@ -320,9 +323,19 @@ def _needs_faults(path: str, cfg: Mapping[str, Any]) -> Iterator[str]:
         "source.images": "trains on images: use source=real, few_shot, noise or queried",
         "source.labels": "trains on labels: use source=real or few_shot, or set method.label=0",
     }
+    if "label" not in settings:
+        ways["source.labels"] = "trains on labels: use source=real or few_shot"
     lacking = sorted(need for need in needs if need.startswith("source.") and need not in source.offers)
     if lacking:
         yield f"{path}: {name} {ways.get(lacking[0], f'needs {lacking[0]}')}"
+
+
+def _metric_faults(plain: Mapping[str, Any]) -> Iterator[str]:
+    net, access = _at(plain, "teacher.net"), _at(plain, "teacher.access")
+    for name, node in _dict(plain.get("metrics")).items():
+        if "teacher.gradients" in getattr(_class_of(node), "needs", ()) and (net is None or access != "white"):
+            offered = "teacher=none" if net is None else f"teacher.access={access} gives answers alone"
+            yield f"metrics.{name}: follows the teacher's gradients, but {offered}: leave it out with metrics=none"
 
 
 def _class_of(node: Any) -> Any:

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from kd_lightning.artifacts import Store, file_digest, write_json, writing
 from kd_lightning.check import check
-from kd_lightning.data.dataset import Dataset
+from kd_lightning.data.dataset import Dataset, Split
 from kd_lightning.data.load import dataset_digest, load_data
 from kd_lightning.export import save_student
 from kd_lightning.fitting import Bench, Fitted, device_of, fast_precision, fit
@@ -138,6 +138,8 @@ def _produce(
                 output = predict(fitted.network, test.images, device=device_of(cfg))
                 measured = evaluate(bench.task, output, test.labels, answers)
             metrics |= {f"{name}/{k}": v for k, v in measured.items()}
+        for name, node in cfg.metrics.items():
+            metrics |= _further(name, instantiate(node), student, teacher, test, device_of(cfg))
         if "generated/agreement" in student.report:
             metrics["generated/agreement"] = student.report["generated/agreement"]
 
@@ -173,6 +175,15 @@ def _produce(
         "memory_format": student.report["memory_format"],
         "device": torch.cuda.get_device_name() if device_of(cfg) != "cpu" else f"cpu x{torch.get_num_threads()}",
     }
+
+
+def _further(
+    name: str, measure: Any, student: Fitted, teacher: Obtained | None, test: Split | None, device: str
+) -> dict[str, float | None]:
+    """What a member of ``metrics`` says of the student; nothing without images to say it on."""
+    if teacher is None or test is None:
+        return {}
+    return {f"{name}/{k}": v for k, v in measure(student.network, teacher.net, test, device=device).items()}
 
 
 def _control(

@@ -24,6 +24,7 @@ SCHEDULED = "method.scheduler={_target_: torch.optim.lr_scheduler.ExponentialLR,
 CHAINS = {
     "dafl": (SCHEDULED, "method.scheduler_g=${method.scheduler}"),
     "dfad": ("method.student_steps=2",),
+    "bss": ("method.n_adv=8", "method.until=2.0"),
     "kd": (SCHEDULED, "data.recipe.augment=[{_target_: kd_lightning.data.augment.RandomCrop, padding: 1}]"),
 }
 
