@@ -323,7 +323,7 @@ def _needs_faults(path: str, cfg: Mapping[str, Any]) -> Iterator[str]:
         "source.images": "trains on images: use source=real, few_shot, noise or queried",
         "source.labels": "trains on labels: use source=real or few_shot, or set method.label=0",
     }
-    if "label" not in settings:
+    if "source.labels" in method.needs(**settings | {"label": 0}):
         ways["source.labels"] = "trains on labels: use source=real or few_shot"
     lacking = sorted(need for need in needs if need.startswith("source.") and need not in source.offers)
     if lacking:

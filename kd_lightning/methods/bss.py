@@ -12,7 +12,8 @@ Deviations (paper / authors' code / here):
       on / trained on unless ``keep_invalid=False``. ``train/crossed`` is the fraction of the others.
     * Pixels: - / clamped to +-2.5 in normalised units, which cuts bright pixels off and allows impossible dark
       ones / clamped to [0, 1] in data units. Steps are measured in the units of the teacher's normalisation.
-    * Losses: cross-entropies at T=3 without a factor T^2 in all three.
+    * Losses: cross-entropies, the two soft ones at T=3 and without a factor T^2, so that the labels weigh more than in
+      ``method=kd``; ``label``, ``alpha`` and ``temperature`` say it otherwise where that is worse (see tuned/).
     * The student's batch norms see the walks' ends in training mode, in a pass of their own, as in the code;
       ``student_bn="frozen"`` keeps them out of the running statistics.
     * Learning rate: - / each drop begins a new optimiser / a schedule, which keeps the momentum.
@@ -38,11 +39,12 @@ from kd_lightning.teacher.frozen import FrozenTeacher
 
 
 class Bss(Distiller):
-    """L_cls + alpha L_KD + beta L_BS on one batch.
+    """label L_cls + alpha L_KD + beta L_BS on one batch.
 
     Args:
         optimizer: makes the student's optimiser from its parameters.
         scheduler: makes its schedule, stepped once an epoch.
+        label: weight of L_cls.
         alpha: weight of L_KD before the first epoch and in the last, falling in a line.
         beta: weight of L_BS before the first epoch, falling in a line.
         until: share of the epochs after which beta is 0.
@@ -71,6 +73,7 @@ class Bss(Distiller):
         *,
         optimizer: OptimizerFactory,
         scheduler: SchedulerFactory | None = None,
+        label: float = 1.0,
         alpha: tuple[float, float] = (4.0, 1.0),
         beta: float = 2.0,
         until: float = 0.75,
@@ -88,7 +91,7 @@ class Bss(Distiller):
     ) -> None:
         super().__init__(**base)
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
-        self.alpha, self.beta, self.until, self.temperature = alpha, beta, until, temperature
+        self.label, self.alpha, self.beta, self.until, self.temperature = label, alpha, beta, until, temperature
         self.n_adv, self.eta, self.eps, self.max_steps, self.score = n_adv, eta, eps, max_steps, score
         self.select, self.target = select, target
         self.keep_invalid, self.student_bn = keep_invalid, student_bn
@@ -110,7 +113,7 @@ class Bss(Distiller):
         s = self.student(batch.x)
         with torch.no_grad():
             t = self.teacher(batch.x)
-        losses = {"label": self.task.loss(s, batch.y), "kd": alpha * self.imitate(s, t)}
+        losses = {"label": self.label * self.task.loss(s, batch.y), "kd": alpha * self.imitate(s, t)}
 
         # Boundary supporting samples: from the base images, as far as the teacher's boundary to another class
         ends = crossed = torch.zeros((), device=self.device)
