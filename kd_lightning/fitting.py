@@ -238,7 +238,8 @@ def _train(
         **context.notes,
     }
     if hasattr(method, "draw") and method.images_made and isinstance(method.teacher, FrozenTeacher):
-        report["generated/agreement"] = _agreement_on_drawn(method.to(context.device), bench.task, cfg.seed)
+        method.to(context.device).go_on()
+        report["generated/agreement"] = _agreement_on_drawn(method, bench.task, cfg.seed)
     return method, report
 
 

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import statistics
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kd_lightning.artifacts import writing
 from kd_lightning.errors import UserError
 from kd_lightning.report import headline_key
-from kd_lightning.runs import Group
+from kd_lightning.runs import Group, Stat
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def plot(groups: Sequence[Group], path: Path) -> None:
-    """Write what :func:`draw` draws.
+def plot(groups: Sequence[Group], path: Path, by: str | None = None) -> None:
+    """Write what :func:`draw` draws, or :func:`spread` where ``by`` names a setting.
 
     Raises:
-        UserError: as for :func:`draw`, or ``path`` cannot be written.
+        UserError: as for those two, or ``path`` cannot be written.
     """
-    figure = draw(groups)
+    figure = draw(groups) if by is None else spread(groups, by)
     with writing(path):
         figure.savefig(path)
 
@@ -32,15 +33,10 @@ def draw(groups: Sequence[Group]) -> Figure:
     Raises:
         UserError: matplotlib is missing, or nothing was measured.
     """
-    try:
-        from matplotlib import colormaps
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UserError("plots need matplotlib: pip install 'kd-lightning[notebook]'") from error
-    key = next((key for at in groups for run in at.runs if (key := headline_key(run.result))), None)
-    measured = [(at, stat) for at in groups if key and (stat := at.stat(key))]
-    if key is None or not measured:
-        raise UserError("nothing to plot: no finished run has a test metric")
+    figure_of_size = _figures()
+    from matplotlib import colormaps
+
+    key, measured = _measured(groups)
     metric = key.removeprefix("test/")
     labels = [", ".join(f"{k}={v}" for k, v in at.settings.items()) + f"  (n {s.n})" for at, s in measured]
     colours = [colormaps["tab10"](i % 10) for i in range(len(measured))]
@@ -50,7 +46,7 @@ def draw(groups: Sequence[Group]) -> Figure:
         panels["images the teacher was asked about"] = queries
 
     height = max(3.2, 1.4 + 0.32 * len(measured))
-    figure = Figure(figsize=(4.2 * (1 + len(panels)) + 1.5, height), layout="constrained", dpi=150)
+    figure = figure_of_size(4.2 * (1 + len(panels)) + 1.5, height)
     first, *others = figure.subplots(1, 1 + len(panels))
     for i, ((at, stat), colour) in enumerate(zip(measured, colours, strict=True)):
         first.errorbar(stat.mean, i, xerr=stat.std, fmt="o", color=colour, capsize=3)
@@ -77,3 +73,47 @@ def draw(groups: Sequence[Group]) -> Figure:
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     return figure
+
+
+def spread(groups: Sequence[Group], by: str) -> Figure:
+    """One row for each value of the setting ``by``: a dot for every group's mean, and their mean ± deviation below.
+
+    Raises:
+        UserError: matplotlib is missing, nothing was measured, or ``by`` does not vary.
+    """
+    figure_of_size = _figures()
+    key, measured = _measured(groups)
+    varying = list(dict.fromkeys(name for at, _ in measured for name in at.settings))
+    if by not in varying:
+        raise UserError(f"--by {by}: does not vary among these runs; what does: {', '.join(varying) or 'nothing'}")
+    means: dict[str, list[float]] = {}
+    for at, stat in measured:
+        means.setdefault(at.settings[by], []).append(stat.mean)
+    figure = figure_of_size(6.5, 1.2 + 0.6 * len(means))
+    axes = figure.subplots()
+    for i, values in enumerate(means.values()):
+        axes.plot(values, [i] * len(values), "o", alpha=0.6)
+        deviation = statistics.stdev(values) if len(values) > 1 else None
+        axes.errorbar(statistics.fmean(values), i + 0.25, xerr=deviation, fmt="|", color="black", capsize=3)
+    axes.set_yticks(range(len(means)), [f"{value}  ({len(values)} settings)" for value, values in means.items()])
+    axes.invert_yaxis()
+    axes.set_xlabel(key.removeprefix("test/"))
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _figures() -> Callable[[float, float], Figure]:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise UserError("plots need matplotlib: pip install 'kd-lightning[notebook]'") from error
+    return lambda width, height: Figure(figsize=(width, height), layout="constrained", dpi=150)
+
+
+def _measured(groups: Sequence[Group]) -> tuple[str, list[tuple[Group, Stat]]]:
+    key = next((key for at in groups for run in at.runs if (key := headline_key(run.result))), None)
+    measured = [(at, stat) for at in groups if key and (stat := at.stat(key))]
+    if key is None or not measured:
+        raise UserError("nothing to plot: no finished run has a test metric")
+    return key, measured

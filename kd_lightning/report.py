@@ -250,6 +250,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     form.add_argument("--markdown", action="store_const", dest="form", const="markdown", default="terminal")
     form.add_argument("--csv", action="store_const", dest="form", const="csv", help="full precision, for other tools")
     parser.add_argument("--plot", metavar="PNG", type=Path, help="also draw the groups, over time and queries")
+    parser.add_argument("--by", metavar="KEY", help="draw the spread over all other settings instead: --by method")
     args = parser.parse_args(argv)
     try:
         runs = collect(args.folders)
@@ -260,7 +261,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.plot:
             from kd_lightning.plots import plot
 
-            plot(group(runs), args.plot)
+            plot(group(runs), args.plot, args.by)
             print(f"wrote {args.plot}", file=sys.stderr)
     except UserError as error:
         print(f"kd-report: {error}", file=sys.stderr)

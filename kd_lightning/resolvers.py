@@ -14,6 +14,7 @@ def register() -> None:
     """Make ``${kd.*}`` known to OmegaConf."""
     OmegaConf.register_new_resolver("kd.count_classes", _count_classes, replace=True)
     OmegaConf.register_new_resolver("kd.repeat", _repeat, replace=True)
+    OmegaConf.register_new_resolver("kd.times", _times, replace=True)
     OmegaConf.register_new_resolver("kd.members", _members, replace=True)
     OmegaConf.register_new_resolver("kd.sweep", _sweep, replace=True)
 
@@ -40,13 +41,24 @@ def _repeat(value: Any, times: int) -> ListConfig:
     return OmegaConf.create([value] * times)
 
 
+def _times(value: float, factor: float) -> float:
+    return type(value)(value * factor)
+
+
 def _members(group: str, indent: int = 0, width: int = 98) -> str:
-    """The members of a group for ``--help``, the user's own among them."""
+    """The members of a group for ``--help``, the user's own among them; folders that hold the same share a line."""
     from kd_lightning.composition import members
 
-    return textwrap.fill(", ".join(members(group)), width - indent, break_on_hyphens=False).replace(
-        "\n", "\n" + " " * indent
-    )
+    folders: dict[str, list[str]] = {}
+    for member in members(group):
+        folder, _, name = member.rpartition("/")
+        folders.setdefault(folder, []).append(name)
+    alike: dict[str, list[str]] = {}
+    for folder, names in folders.items():
+        alike.setdefault(", ".join(names), []).append(folder)
+    lines = [names if named == [""] else f"{', '.join(named)} / {names}" for names, named in alike.items()]
+    wrapped = (textwrap.fill(line, width - indent, break_on_hyphens=False) for line in lines)
+    return "\n".join(wrapped).replace("\n", "\n" + " " * indent)
 
 
 def conf_dir() -> Path:

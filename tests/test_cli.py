@@ -187,9 +187,14 @@ def test_a_sweep_that_is_not_there(refused):
     ]
 
 
-def test_a_sweep_by_name_is_read_before_it_starts(refused):
-    (line,) = refused("sweep=seeds", "method=kd,dafl", "student.depht=3")
-    assert line.startswith("student.depht: SmallConvNet has no such setting")
+def test_a_sweep_of_the_users_own_is_read_before_it_starts(refused, my_conf):
+    (my_conf / "sweep").mkdir()
+    (my_conf / "sweep" / "mine.yaml").write_text(
+        "# @package _global_\nhydra: {mode: MULTIRUN, sweeper: {params: {method: 'soft,sofd'}}}\n"
+    )
+    assert refused("--config-dir", str(my_conf), "sweep=mine") == [
+        "method=sofd: there is no method called sofd; did you mean method=soft?"
+    ]
 
 
 def test_a_setting_that_no_file_sets_is_shown_with_its_plus(refused):

@@ -62,7 +62,7 @@ def test_every_member_of_every_group_checks(group, name):
 
 
 @pytest.mark.parametrize("name", files("experiment"))
-@pytest.mark.parametrize("method", [None, "supervised", "kd"])
+@pytest.mark.parametrize("method", [None, "kd"])
 def test_every_experiment_checks_with_any_method(name, method):
     check(composed(f"experiment={name}", *([f"method={method}"] if method else [])))
 
@@ -78,7 +78,7 @@ def test_every_tuned_file_is_pulled_in(name):
     top = {key: value for key, value in tuned.items() if key in ("source", "trainer") and isinstance(value, dict)}
     for word, settings in top.items():
         for key, value in settings.items():
-            assert cfg[word][key] == value
+            assert cfg[word][key] == value or "${" in str(value)
 
 
 @pytest.mark.parametrize("teacher", [n for n in files("teacher") if n != "base"])

@@ -274,6 +274,24 @@ def test_plot_adds_a_panel_for_queries(tmp_path):
     assert widths[1] > widths[0]
 
 
+def test_the_spread_over_all_other_settings_has_one_row_for_each_value(tmp_path):
+    pytest.importorskip("matplotlib")
+    from kd_lightning.plots import spread
+    from kd_lightning.runs import group
+
+    for method, accuracies in {"rdskd": (0.9, 0.92), "dafl": (0.5, 0.9)}.items():
+        for i, accuracy in enumerate(accuracies):
+            for seed in (0, 1):
+                run_at(tmp_path / f"{method}{i}{seed}", [f"method={method}", f"lr={i}"], accuracy, seed=seed)
+    groups = group(collect([tmp_path]))
+    axes = spread(groups, "method").axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["dafl  (2 settings)", "rdskd  (2 settings)"]
+    dots = [sorted(line.get_xdata()) for line in axes.lines if line.get_marker() == "o"]
+    assert dots == [[0.5, 0.9], [0.9, 0.92]]
+    with pytest.raises(UserError, match="--by colour: does not vary among these runs; what does: method, lr"):
+        spread(groups, "colour")
+
+
 def test_nothing_to_plot_is_one_clear_error(tmp_path):
     pytest.importorskip("matplotlib")
     from kd_lightning.plots import plot
@@ -290,3 +308,24 @@ def test_without_real_images_the_agreement_is_labelled_as_one_on_generated_ones(
         {"status": "ok", "system": "dafl", "data": "x", "seed": 0, "metrics": metrics | {"test/accuracy": 0.5}}
     )
     assert "generated images" not in measured
+
+
+def test_a_run_that_its_time_ended_is_told_apart(tmp_path):
+    ended = {"student": {"by": "max_time", "round": 812, "of": 4000}}
+    folder = run_at(tmp_path / "cut", ["seed=0"], ended_by=ended)
+    run_at(tmp_path / "whole", ["seed=1"], seed=1, ended_by={})
+    table = fold(collect([tmp_path]))
+    (note,) = [note for note in table.notes if note.startswith("cut short")]
+    assert note == f"cut short: {folder}: student by max_time at round 812 of 4,000"
+    assert "cut short: student by max_time" in summary(result_of(folder))
+    assert "cut short" not in summary(result_of(tmp_path / "whole"))
+
+
+def result_of(folder):
+    return json.loads((folder / "result.json").read_text())
+
+
+def test_who_watched_is_no_setting(tmp_path):
+    run_at(tmp_path / "a", ["seed=0", "logger=wandb", "logger.wandb.project=mine"])
+    run_at(tmp_path / "b", ["seed=1"], seed=1)
+    assert cell(fold(collect([tmp_path])), 0, "n") == 2

@@ -36,7 +36,7 @@ CHAINS = {
         *(f"method.{key}" for key in ("inverted=8", "steps=4", "kd_steps=2", "kd_batch_size=8", "per_batch=2")),
     ),
     "fast_dfkd": (*POOLED, "method.warmup=1", "method.steps=2", "method.kd_steps=4"),
-    "cmi": (*POOLED, "method.steps=4", "method.bank_size=24", "method.kd_steps=2"),
+    "cmi": (*POOLED, "method.steps=4", "method.bank_size=64", "method.kd_steps=2"),
     "kd": (SCHEDULED, CROPPED),
 }
 

@@ -44,7 +44,7 @@ def main(cfg):
         "format_version": 1, "status": "ok", "reason": None, "system": "kd", "data": "digits",
         "seed": cfg.seed, "metrics": {"test/accuracy": accuracy}, "objective": accuracy, "root": cfg.root,
         "cuda": os.environ["CUDA_VISIBLE_DEVICES"], "threads": os.environ["OMP_NUM_THREADS"],
-        "out": str(out), "verbose": HydraConfig.get().verbose,
+        "out": str(out), "sweep": os.environ["KD_SWEEP"], "verbose": HydraConfig.get().verbose,
     }
     (out / "result.json").write_text(json.dumps(result))
     if cfg.do == "exit":
@@ -136,6 +136,7 @@ def test_each_slot_gives_its_jobs_devices_and_threads(command, tmp_path, monkeyp
     results = [result(tmp_path / "out" / str(number)) for number in range(3)]
     assert [r["cuda"] for r in results] == ["4", "0,1", ""]
     assert {r["threads"] for r in results} == {str(threads_per_job(3))}
+    assert {r["sweep"] for r in results} == {"out"}  # what groups them on a dashboard
 
 
 def test_the_users_thread_count_stays(command, tmp_path, monkeypatch):

@@ -94,16 +94,21 @@ class Repeatable(L.LightningModule):
 
     def on_train_start(self) -> None:
         """Go on with what the checkpoint held of this rank, if there was one."""
-        if self._restored is not None:
-            mine = self._restored[ranks.rank()]
-            self.rng.set_state(mine["rank"])
-            torch.set_rng_state(mine["torch"])
-            for name, buffer in self._drifting().items():
-                if name in mine["buffers"]:
-                    buffer.copy_(mine["buffers"][name])
-            self.load_rank_state(mine["own"])
-        elif ranks.rank():
+        if self._restored is None and ranks.rank():
             torch.manual_seed(self.rng.initial_seed())  # dropout's noise
+        self.go_on()
+
+    def go_on(self) -> None:
+        """Take back what the checkpoint held of this rank; also after a fit that had ended, and so does not start."""
+        if self._restored is None:
+            return
+        mine, self._restored = self._restored[ranks.rank()], None
+        self.rng.set_state(mine["rank"])
+        torch.set_rng_state(mine["torch"])
+        for name, buffer in self._drifting().items():
+            if name in mine["buffers"]:
+                buffer.copy_(mine["buffers"][name])
+        self.load_rank_state(mine["own"])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the state of every rank; a method whose loss is not finite is not worth keeping."""

@@ -13,11 +13,9 @@ rate, and the ratio of the median step times, ours (under Lightning with everyth
 from __future__ import annotations
 
 import argparse
-import copy
 import importlib
 import random
 import statistics
-import sys
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -29,9 +27,9 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-from observed import Trace, importable, traced
+from observed import Logits, Trace, copied, importable, script, traced
 from step_time import ours as under_lightning
-from torch import Tensor, nn
+from torch import nn
 
 from kd_lightning.data.sources.deep_inversion import DeepInversion
 from kd_lightning.data.sources.free import Rounds
@@ -53,27 +51,6 @@ COLOUR: dict[str, Any] = {"mean": [0.4914, 0.4822, 0.4465], "std": [0.2023, 0.19
 adam, sgd = partial(torch.optim.Adam, fused=True), partial(torch.optim.SGD, momentum=0.9, fused=True)
 
 
-def copied(source: nn.Module, target: nn.Module) -> Any:
-    """``target`` with the parameters of ``source``, in their order."""
-    with torch.no_grad():
-        for a, b in zip(source.parameters(), target.parameters(), strict=True):
-            b.copy_(a)
-    return target
-
-
-class Logits(nn.Module):
-    """An author's network without the features that it returns besides."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = copy.deepcopy(net)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits (N, K)."""
-        output = self.net(x)
-        return output[0] if isinstance(output, tuple) else output
-
-
 def method(make: Callable[..., Any], teacher: nn.Module, student: nn.Module, **settings: Any) -> Any:
     """Our method with frozen teacher and student as it is."""
     task = Classification(10)
@@ -85,23 +62,6 @@ def run_ours(made: Any, trace: Trace, limit: int, rounds: int) -> None:
     """Fit as a run does, with the latents of ``trace``."""
     with traced(trace, limit):
         under_lightning(made, Rounds(rounds), "32-true", 1)
-
-
-def script(file: Path, arguments: list[str], trace: Trace, steps: int, teacher: Any) -> tuple[nn.Module, Any]:
-    """Execute an author's script; returns its generator and student as they were in the first step."""
-    names: dict[str, Any] = {"__name__": "__main__", "__file__": str(file)}
-    kept: dict[str, Any] = {}
-
-    def keep() -> None:
-        kept.update({k: copy.deepcopy(names.get(k)) for k in ("generator", "net")})
-
-    with (
-        patch.object(sys, "argv", [file.name, *arguments]),
-        patch("torch.load", lambda *_, **__: teacher),
-        traced(trace, steps, keep),
-    ):
-        exec(compile(file.read_text(), str(file), "exec"), names)
-    return kept["generator"], kept["net"]
 
 
 def lenet_script(folder: Path, name: str, at: Any, extra: list[str]) -> tuple[Trace, LeNet5, Generator, LeNet5]:

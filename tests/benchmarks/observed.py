@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ from typing import Any
 from unittest.mock import MagicMock, patch
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class Enough(Exception):
@@ -49,7 +50,7 @@ def traced(trace: Trace, limit: int, first: Callable[[], Any] = lambda: None) ->
         trace.moments.append(time.perf_counter())
 
     def drawing(*size: Any, **settings: Any) -> Tensor:
-        shape = tuple(settings.pop("size", size[0] if isinstance(size[0], tuple) else size) if size or settings else ())
+        shape = tuple(settings.get("size") or (size[0] if isinstance(size[0], tuple) else size))
         if trace.replayed is None:
             trace.drawn.append(randn(*shape))
         else:
@@ -85,3 +86,41 @@ def importable(folder: Path, *absent: str) -> Iterator[None]:
     for name in set(sys.modules) - before:
         if str(folder) in str(getattr(sys.modules[name], "__file__", "")):
             del sys.modules[name]
+
+
+def copied(source: nn.Module, target: nn.Module) -> Any:
+    """``target`` with the parameters of ``source``, in their order."""
+    with torch.no_grad():
+        for a, b in zip(source.parameters(), target.parameters(), strict=True):
+            b.copy_(a)
+    return target
+
+
+class Logits(nn.Module):
+    """An author's network without the features that it returns besides."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = copy.deepcopy(net)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, K)."""
+        output = self.net(x)
+        return output[0] if isinstance(output, tuple) else output
+
+
+def script(file: Path, arguments: list[str], trace: Trace, steps: int, teacher: Any) -> tuple[nn.Module, Any]:
+    """Execute an author's script; returns its generator and student as they were in the first step."""
+    names: dict[str, Any] = {"__name__": "__main__", "__file__": str(file)}
+    kept: dict[str, Any] = {}
+
+    def keep() -> None:
+        kept.update({k: copy.deepcopy(names.get(k)) for k in ("generator", "net")})
+
+    with (
+        patch.object(sys, "argv", [file.name, *arguments]),
+        patch("torch.load", lambda *_, **__: teacher),
+        traced(trace, steps, keep),
+    ):
+        exec(compile(file.read_text(), str(file), "exec"), names)
+    return kept["generator"], kept["net"]
