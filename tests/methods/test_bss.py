@@ -122,7 +122,9 @@ def test_without_beta_it_is_distillation_to_the_bit(teacher: nn.Module) -> None:
 def test_the_terms_of_a_step(teacher: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[dict[str, float]] = []
     shown: list[tuple[Tensor, Tensor]] = []
-    monkeypatch.setattr(Bss, "record", lambda self, **seen: steps.append({k: float(v) for k, v in seen.items()}))
+    monkeypatch.setattr(
+        Bss, "record", lambda self, **seen: steps.append({k: float(v.detach()) for k, v in seen.items()})
+    )
     monkeypatch.setattr(Bss, "show", lambda self, x, t: shown.append((x, t)))
     student = fit(bss(lr=0.0), teacher, real_images(teacher), epochs=1).student.eval()
     assert len(steps) == 8
