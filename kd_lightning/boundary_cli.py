@@ -60,12 +60,12 @@ def measure(runs: Sequence[Run], metric: Boundary, *, trust: bool = False) -> li
 def table(measured: Sequence[Measured], metric: Boundary) -> Table:
     """One row per combination of settings, seeds folded, and under it what the numbers are of."""
     names = list(dict.fromkeys(key for at in measured for key in at.settings))
-    rows: list[list[Cell]] = [
-        [at.settings.get(name, NOTHING) for name in names]
-        + [len(at.pairs), *(at.stat(name, metric.max_steps) for name in NAMES)]
-        + [round(statistics.fmean(pairs.images for pairs in at.pairs))]
-        for at in measured
-    ]
+    rows: list[list[Cell]] = []
+    for at in measured:
+        chosen: list[Cell] = [at.settings.get(name, NOTHING) for name in names]
+        stats: list[Cell] = [at.stat(name, metric.max_steps) for name in NAMES]
+        images = round(statistics.fmean(pairs.images for pairs in at.pairs))
+        rows.append([*chosen, len(at.pairs), *stats, images])
     notes = [
         "pairs of a test image that teacher and student get right and another class; means over the pairs whose walks "
         f"both crossed within {metric.max_steps} steps (eta {metric.eta:g}, eps {metric.eps:g}): valid_fraction of all"
