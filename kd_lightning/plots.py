@@ -34,12 +34,10 @@ def draw(groups: Sequence[Group]) -> Figure:
         UserError: matplotlib is missing, or nothing was measured.
     """
     figure_of_size = _figures()
-    from matplotlib import colormaps
-
     key, measured = _measured(groups)
     metric = key.removeprefix("test/")
     labels = [", ".join(f"{k}={v}" for k, v in at.settings.items()) + f"  (n {s.n})" for at, s in measured]
-    colours = [colormaps["tab10"](i % 10) for i in range(len(measured))]
+    colours = [f"C{i % 10}" for i in range(len(measured))]
     panels = {"total seconds": [at.cost("seconds", "total") for at, _ in measured]}
     queries = [at.cost("queries") for at, _ in measured]
     if any(queries):
@@ -105,10 +103,10 @@ def spread(groups: Sequence[Group], by: str) -> Figure:
 
 def _figures() -> Callable[[float, float], Figure]:
     try:
-        from matplotlib.figure import Figure
+        from matplotlib import figure
     except ImportError as error:
         raise UserError("plots need matplotlib: pip install 'kd-lightning[notebook]'") from error
-    return lambda width, height: Figure(figsize=(width, height), layout="constrained", dpi=150)
+    return lambda width, height: figure.Figure(figsize=(width, height), layout="constrained", dpi=150)
 
 
 def _measured(groups: Sequence[Group]) -> tuple[str, list[tuple[Group, Stat]]]:

@@ -253,7 +253,8 @@ def test_headline():
 
 def test_plot_without_matplotlib_says_what_to_install(tmp_path, capsys, monkeypatch):
     run_at(tmp_path / "0", [])
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    for module in ("matplotlib", "matplotlib.figure"):
+        monkeypatch.setitem(sys.modules, module, None)
     assert main([str(tmp_path), "--plot", str(tmp_path / "a.png")]) == 2
     assert "kd-lightning[notebook]" in capsys.readouterr().err
 
