@@ -157,7 +157,7 @@ class WatchGenerator(Callback):
             pl_module.seen = with_answers(batch, pl_module.teacher)
         elif self.synthetic or batch_idx % self.every:
             return
-        if pl_module.seen is None:
+        if pl_module.seen is None or len(pl_module.seen.images) < 2:
             return
         answers = pl_module.seen.teacher
         counts = torch.bincount(answers.argmax(1), minlength=answers.shape[1]).tolist()

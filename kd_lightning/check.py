@@ -18,7 +18,7 @@ from omegaconf.errors import (
 from kd_lightning.composition import dotted, refusal, suggest
 from kd_lightning.errors import ConfigError
 from kd_lightning.max_time import duration
-from kd_lightning.needs import fits_of, needs_faults
+from kd_lightning.needs import fits_of, metric_faults, needs_faults
 from kd_lightning.ranks import rank_faults
 from kd_lightning.signatures import UNKNOWN, as_dict, at, fits, signature_faults, wrong
 from kd_lightning.teacher.access import LEVELS
@@ -31,7 +31,9 @@ FORBIDDEN_TRAINER = {
 }
 
 KEYS: dict[str, Any] = {
-    **dict.fromkeys(("source", "student", "method", "trainer", "controls", "main", "paper", "sweep", "data"), dict),
+    **dict.fromkeys(
+        ("source", "student", "method", "trainer", "controls", "metrics", "main", "paper", "sweep", "data"), dict
+    ),
     **dict.fromkeys(("teacher", "artifacts"), dict),
     "logger": dict | None,
     "stages": list[dict],
@@ -101,6 +103,7 @@ def faults(cfg: DictConfig) -> list[str]:
     for path, node in [*_targets(plain), *_partial_trainers(plain)]:
         found |= dict.fromkeys(signature_faults(path, node, everywhere))
     found |= dict.fromkeys([*_trainer_faults(plain), *_shape_faults(plain), *_file_faults(plain)])
+    found |= dict.fromkeys(metric_faults(plain))
     for path, own in fits_of(plain):
         try:
             found |= dict.fromkeys(needs_faults(path, own))

@@ -17,11 +17,17 @@ from yaml import YAMLError
 from kd_lightning import resolvers
 from kd_lightning.artifacts import Store
 from kd_lightning.checkpoints import read_checkpoint
+from kd_lightning.dashboards import Boards
 from kd_lightning.data.dataset import Dataset, Split
-from kd_lightning.data.load import load_data
+from kd_lightning.data.load import dataset_digest, load_data
 from kd_lightning.errors import UserError
 from kd_lightning.export import DATA_IN_MEMORY, Student, load_student, named, trusted
+from kd_lightning.fitting import Bench, build_network, fit_config
+from kd_lightning.networks.normalized import Normalized
 from kd_lightning.runs import read_result
+from kd_lightning.tasks import Classification
+from kd_lightning.teacher.obtain import load_net, teachers_own
+from kd_lightning.teacher.weights import load_weights
 
 RUNS = "runs"
 
@@ -140,6 +146,42 @@ def real_images(run: Finished) -> Split:
     if split is None:
         raise UserError(f"{run.folder}: its data ({dataset.name}) hold no test images")
     return split
+
+
+def load_teacher(run: Finished) -> Normalized:
+    """The teacher of a run, from its weights file or from where the run kept what it trained.
+
+    Raises:
+        UserError: it had none, no more than answers may be had of it, it is no longer there or cannot be built here.
+    """
+    settings = run.cfg.teacher
+    if settings.net is None:
+        raise UserError(f"{run.folder}: its composition has no teacher (teacher=none)")
+    if settings.access != "white":
+        raise UserError(f"{run.folder}: its teacher only answers (teacher.access={settings.access})")
+    made_of: Any = OmegaConf.to_container(settings, resolve=True)
+    if not (run.trust or (trusted(made_of["net"]) and _is_our_method(made_of["fit"]["method"]["_target_"]))):
+        raise UserError(f"{run.folder}: its teacher {made_of['net']['_target_']} is none of ours; trust=True builds it")
+    if settings.weights:
+        return load_net(settings)[0].eval()
+    store = Store(run.cfg.artifacts.root)
+    own = teachers_own(run.cfg)
+    bench = Bench(
+        store, dataset := data_of(run), dataset_digest(dataset), Classification(dataset.num_classes), Boards()
+    )
+    folder = store.path("fit", fit_config(own, bench, "none"))
+    if not (folder / "student.safetensors").is_file():
+        raise UserError(
+            f"{run.folder}: its teacher is not kept in {store.root}: set KD_ARTIFACTS to where the run kept it, or "
+            "train it again by the same command with artifacts.reuse=false"
+        )
+    network = build_network(own)
+    load_weights(network, folder / "student.safetensors")
+    return network.eval()
+
+
+def _is_our_method(target: str) -> bool:
+    return target.startswith("kd_lightning.methods.") and inspect.isclass(named(target))
 
 
 def load_generator(run: Finished) -> nn.Module:

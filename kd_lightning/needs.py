@@ -53,7 +53,7 @@ def needs_faults(path: str, cfg: Mapping[str, Any]) -> Iterator[str]:
         return
     settings = {k: v for k, v in cfg["method"].items() if not k.startswith("_") and v is not UNKNOWN}
     needs, name = method.needs(**settings), method.__name__
-    yield from _teacher_faults(path, name, needs, cfg)
+    yield from _teacher_faults(path, name, needs, cfg, method.instead_of_gradients)
     if source is None:
         return
     beside = f"{path.removesuffix('method')}source"
@@ -66,19 +66,35 @@ def needs_faults(path: str, cfg: Mapping[str, Any]) -> Iterator[str]:
         "source.images": "trains on images: use source=real, few_shot, noise or queried",
         "source.labels": "trains on labels: use source=real or few_shot, or set method.label=0",
     }
+    if "source.labels" in method.needs(**settings | {"label": 0}):
+        ways["source.labels"] = "trains on labels: use source=real or few_shot"
     lacking = sorted(need for need in needs if need.startswith("source.") and need not in source.offers)
     if lacking:
         yield f"{path}: {name} {ways.get(lacking[0], f'needs {lacking[0]}')}"
 
 
-def _teacher_faults(path: str, name: str, needs: Set[str], cfg: Mapping[str, Any]) -> Iterator[str]:
+def metric_faults(plain: Mapping[str, Any]) -> Iterator[str]:
+    """One line for each further metric that asks for more than the teacher gives."""
+    net, access = at(plain, "teacher.net"), at(plain, "teacher.access")
+    for name, node in as_dict(plain.get("metrics")).items():
+        if "teacher.gradients" in getattr(_class_of(node), "needs", ()) and (net is None or access != "white"):
+            offered = "teacher=none" if net is None else f"teacher.access={access} gives answers alone"
+            yield f"metrics.{name}: follows the teacher's gradients, but {offered}: leave it out with metrics=none"
+
+
+def _teacher_faults(
+    path: str,
+    name: str,
+    needs: Set[str],
+    cfg: Mapping[str, Any],
+    instead: str = Distiller.instead_of_gradients,
+) -> Iterator[str]:
     net, access = at(cfg, "teacher.net"), at(cfg, "teacher.access")
     if any(need.startswith("teacher") for need in needs) and net is None:
         yield f"{path}: {name} needs a teacher, but teacher=none: choose one with teacher=NAME"
     if "teacher.gradients" in needs and net is not None and access != "white" and access in LEVELS:
         yield (
-            f"{path}: {name} needs the teacher's gradients, but teacher.access={access} gives answers "
-            "alone: set teacher.access=white, or ask with method=kd source=queried"
+            f"{path}: {name} needs the teacher's gradients, but teacher.access={access} gives answers alone: {instead}"
         )
     if "teacher.batch_norm" in needs and isinstance(net, dict) and not _has_batch_norm(net):
         yield (

@@ -21,6 +21,8 @@ from kd_lightning.runs import NOTHING, SEEDS, Group, Run, Stat, collect, group, 
 __all__ = ["Table", "collect", "fold", "headline", "main", "render", "summary", "write_table"]
 
 CONTROLS = {"scratch": "real data"}
+BOUNDARY = "boundary/"
+"""What ``metrics=boundary`` measures of the student."""
 
 Cell = str | int | float | Stat | None
 
@@ -59,7 +61,7 @@ def _metric_columns(groups: Sequence[Group]) -> dict[str, str]:
         if metric in judged:
             label = CONTROLS.get(name, name)
             columns[f"{name}/{metric}"] = label if len(judged) == 1 else f"{label} {metric}"
-    return columns
+    return columns | {key: key.removeprefix(BOUNDARY) for key in measured if key.startswith(BOUNDARY)}
 
 
 def _seed_note(groups: Sequence[Group]) -> list[str]:
@@ -88,7 +90,7 @@ def fold(runs: Sequence[Run]) -> Table:
         columns["failed"] = [len(at.failed) for at in groups]
     for key, header in _metric_columns(groups).items():
         stats = [at.stat(key) for at in groups]
-        if not key.startswith("test/"):
+        if not key.startswith(("test/", BOUNDARY)):
             # One teacher or control that all seeds share has no spread to speak of.
             stats = [stat and stat._replace(std=stat.std or None) for stat in stats]
         if any(stats):
@@ -232,6 +234,9 @@ def summary(result: Mapping[str, Any], paths: Sequence[str | Path] = ()) -> str:
         lines += ["", f"agreement with the teacher on 1,000 generated images, not on real ones: {generated:.4f}"]
     if cut := cut_short(result):
         lines += ["", f"cut short: {cut}"]
+    near = {key.removeprefix(BOUNDARY): v for key, v in metrics.items() if key.startswith(BOUNDARY) and v is not None}
+    if near:
+        lines += ["", "boundary: " + ", ".join(f"{name} {value:.4f}" for name, value in near.items())]
     if paths:
         lines += ["", *(f"wrote {path}" for path in paths)]
     return "\n".join(lines) + "\n"

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from kd_lightning import ranks
@@ -19,7 +20,7 @@ from kd_lightning.artifacts import Store, file_digest, names_file, write_json, w
 from kd_lightning.check import check
 from kd_lightning.confusions import draw_confusions
 from kd_lightning.dashboards import watching
-from kd_lightning.data.dataset import Dataset
+from kd_lightning.data.dataset import Dataset, Split
 from kd_lightning.data.load import dataset_digest, load_data
 from kd_lightning.export import save_student
 from kd_lightning.fitting import Bench, Fitted, device_of, fast_precision, fit
@@ -161,6 +162,8 @@ def _produce(
                 if name == "test" and ranks.rank() == 0:
                     draw_confusions(work / "plots", bench.boards, dataset.classes, output, test.labels, answers)
             metrics |= {f"{name}/{k}": v for k, v in measured.items()}
+        for name, node in cfg.metrics.items():
+            metrics |= _further(name, instantiate(node), student, teacher, test, device_of(cfg))
         if "generated/agreement" in student.report:
             metrics["generated/agreement"] = student.report["generated/agreement"]
 
@@ -199,6 +202,15 @@ def _produce(
         "memory_format": student.report["memory_format"],
         "device": torch.cuda.get_device_name() if device_of(cfg) != "cpu" else f"cpu x{torch.get_num_threads()}",
     }
+
+
+def _further(
+    name: str, measure: Any, student: Fitted, teacher: Obtained | None, test: Split | None, device: str
+) -> dict[str, float | None]:
+    """What a member of ``metrics`` says of the student; nothing without images to say it on."""
+    if teacher is None or test is None:
+        return {}
+    return {f"{name}/{k}": v for k, v in measure(student.network, teacher.net, test, device=device).items()}
 
 
 def _control(

@@ -29,6 +29,7 @@ POOLED = (
 CHAINS = {
     "dafl": (SCHEDULED, "method.scheduler_g=${method.scheduler}"),
     "dfad": ("method.student_steps=2",),
+    "bss": ("method.n_adv=8", "method.until=2.0"),
     "adaptive_deep_inversion": (
         "teacher=small_conv_bn",
         "source.rounds=3",

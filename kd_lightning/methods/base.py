@@ -37,6 +37,8 @@ class Distiller(Repeatable):
 
     trains_student = True
     """Whether the student is what this method trains: a stage may train a generator alone."""
+    instead_of_gradients = "set teacher.access=white, or ask with method=kd source=queried"
+    """What to type where the method needs the teacher's gradients and the teacher gives none."""
     version = 1
     """Raised whenever the method's numbers would change, so that kept fits are not mistaken for new ones."""
 

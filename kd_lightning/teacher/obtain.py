@@ -100,7 +100,7 @@ def obtain_teacher(cfg: DictConfig, bench: Bench, train: Callable[..., Fitted] =
     if settings.net is None:
         return None
     if settings.weights:
-        net, key, seconds, report = *_loaded(settings), 0.0, dict[str, Any]()
+        net, key, seconds, report = *load_net(settings), 0.0, dict[str, Any]()
     else:
         net, key, seconds, report = _trained(cfg, bench, train)
     device = device_of(cfg)
@@ -116,12 +116,20 @@ def _asked(net: Normalized, settings: DictConfig) -> QueryTeacher:
     return QueryTeacher(ask, access=settings.access, budget=settings.budget, eval_budget=settings.eval_budget)
 
 
-def _loaded(settings: DictConfig) -> tuple[Normalized, str]:
+def load_net(settings: DictConfig) -> tuple[Normalized, str]:
+    """The network of a ``teacher`` node with its weights file, and its key."""
     net = Normalized(instantiate(settings.net), mean=settings.mean, std=settings.std, class_order=settings.class_order)
     load_weights(net, settings.weights)
     plain: Any = OmegaConf.to_container(settings, resolve=True)
     kept = {k: plain[k] for k in ("net", "mean", "std", "class_order", "access", "decimals", "k")}
     return net, digest({**kept, "weights": file_digest(settings.weights)})
+
+
+def teachers_own(cfg: DictConfig) -> DictConfig:
+    """The composition by which the teacher of ``cfg`` is trained where it has no weights."""
+    own = variant(cfg, {**cfg.teacher.fit, "student": cfg.teacher.net, "init": None})
+    own.seed = cfg.teacher.seed
+    return own
 
 
 def _trained(
@@ -133,8 +141,6 @@ def _trained(
             f"data={bench.dataset.name} has no training images to train a teacher on: "
             "give the teacher's weights with teacher.weights=FILE"
         )
-    own = variant(cfg, {**settings.fit, "student": settings.net, "init": None})
-    own.seed = settings.seed
-    fitted = train(own, bench, phase="teacher")
+    fitted = train(teachers_own(cfg), bench, phase="teacher")
     access = [settings.access, settings.decimals, settings.k] if settings.access != "white" else []
     return fitted.network, digest([fitted.key, *access]), fitted.seconds, fitted.report

@@ -19,6 +19,7 @@ from kd_lightning.data.sources.deep_inversion import DeepInversion
 from kd_lightning.data.sources.generated import GeneratedLoader
 from kd_lightning.losses.response import kl
 from kd_lightning.methods.adaptive_deep_inversion import AdaptiveDeepInversion
+from kd_lightning.methods.bss import Bss
 from kd_lightning.methods.cmi import Cmi
 from kd_lightning.methods.dafl import Dafl
 from kd_lightning.methods.dfad import Dfad
@@ -46,6 +47,10 @@ def flipped(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
 def distill(loss: Any = None, *, label: float = 0.0) -> Callable[..., Distill]:
     terms = {"response": {"weight": 0.9, "loss": loss}} if loss else {}
     return partial(Distill, optimizer=partial(adam, lr=5e-3), label=label, terms=terms)
+
+
+def bss(*, lr: float = 5e-3, **settings: Any) -> Callable[..., Bss]:
+    return partial(Bss, **{"optimizer": partial(adam, lr=lr), "n_adv": 16} | settings)
 
 
 def dafl(lr_g: float, **settings: Any) -> Callable[..., Dafl]:
@@ -189,6 +194,7 @@ ROWS = {
     "supervised": Row(lambda: distill(label=1.0), lambda: distill(label=-1.0), real_images, epochs=6),
     "kd": Row(lambda: distill(HINTON), lambda: distill(flipped), real_images, epochs=6),
     "kd-noise-pool": Row(lambda: distill(HINTON), lambda: distill(HINTON), real_images, noise_images, epochs=6),
+    "bss": Row(bss, lambda: bss(alpha=(-4.0, -4.0)), real_images, epochs=6),
     "dafl": Row(lambda: dafl(0.02), lambda: dafl(0.0), lambda _: range(300)),
     "mskd": Row(lambda: dafl(0.005, ms=1.0), lambda: dafl(0.0, ms=1.0), lambda _: range(300)),
     "dfad": Row(lambda: dfad(1e-3), lambda: dfad(0.0), lambda _: range(80)),
