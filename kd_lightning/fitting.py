@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import lightning as L
 import torch
-from hydra.utils import get_class, instantiate
+from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from safetensors.torch import load_file, save_file
@@ -30,6 +30,7 @@ from kd_lightning.max_time import cut_short, duration
 from kd_lightning.methods.base import Distiller, Teacher
 from kd_lightning.networks.normalized import Normalized
 from kd_lightning.resumable import Resumable
+from kd_lightning.signatures import versions
 from kd_lightning.start import placed
 from kd_lightning.tasks import Classification
 from kd_lightning.teacher.frozen import FrozenTeacher
@@ -149,11 +150,9 @@ def fit_config(cfg: DictConfig, bench: Bench, teacher_key: str) -> dict[str, Any
     """Everything that determines the numbers of a fit, as plain data."""
     plain: Any = {k: OmegaConf.to_container(cfg[k], resolve=True) for k in ("source", "student", "method", "trainer")}
     plain["trainer"] = {k: v for k, v in plain["trainer"].items() if k not in SILENT}
-    method = plain["method"].pop("_target_")
     plain = by_content(plain, str(bench.store.root))
     return {
         **plain,
-        "target": method,
         "init": cfg.init and file_digest(cfg.init),
         "seed": cfg.seed,
         "memory_format": cfg.memory_format,
@@ -161,12 +160,8 @@ def fit_config(cfg: DictConfig, bench: Bench, teacher_key: str) -> dict[str, Any
         "std": list(cfg.data.std),
         "data": bench.data_key,
         "teacher": teacher_key,
-        "version": [VERSION, _method_version(method)],
+        "version": [VERSION, versions(plain)],
     }
-
-
-def _method_version(target: str) -> int:
-    return get_class(target).version  # type: ignore[attr-defined]
 
 
 def _train(

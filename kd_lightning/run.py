@@ -26,6 +26,7 @@ from kd_lightning.export import save_student
 from kd_lightning.fitting import Bench, Fitted, device_of, fast_precision, fit
 from kd_lightning.inference import predict
 from kd_lightning.results import header, parameters, peak_memory
+from kd_lightning.signatures import versions
 from kd_lightning.tasks import Classification, evaluate
 from kd_lightning.teacher.obtain import Obtained, obtain_teacher
 from kd_lightning.variant import variant
@@ -88,7 +89,7 @@ def identity(cfg: DictConfig, data_key: str) -> dict[str, Any]:
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     own = {k: v for k, v in plain.items() if k not in UNIMPORTANT}
     files = [file_digest(file) for file in _files(own)]
-    return {**own, "data": data_key, "files": files, "version": version("kd_lightning")}
+    return {**own, "data": data_key, "files": files, "version": [version("kd_lightning"), versions(own)]}
 
 
 def _files(node: Any) -> Iterator[str]:

@@ -74,6 +74,21 @@ def signature_faults(path: str, node: Mapping[str, Any], everywhere: list[str]) 
             yield f"{path}.{key}: required by {name}, give it with +{path}.{key}=..."
 
 
+def versions(node: Any) -> dict[str, int]:
+    """The ``version`` of every class that a composition names, where it has one: ``{target: version}``.
+
+    Args:
+        node: nested dicts and lists.
+    """
+    found: dict[str, int] = {}
+    if isinstance(node, dict):
+        own = getattr(_locate(node["_target_"]), "version", None) if "_target_" in node else None
+        found = {node["_target_"]: own} if isinstance(own, int) else {}
+    for value in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        found |= versions(value)
+    return dict(sorted(found.items()))
+
+
 def located(target: str) -> Any:
     """What ``_target_`` names.
 

@@ -82,6 +82,19 @@ def test_seed_and_settings_have_artefacts_of_their_own_and_share_the_teacher(tin
     assert sorted(report["phase"] for report in reports) == ["student"] * 4 + ["teacher"]
 
 
+@pytest.mark.parametrize(
+    ("changed", "overrides"),
+    [("methods.dafl.Dafl", ()), ("data.sources.free.Free", ()), ("methods.distill.Distill", ("method=kd",))],
+)
+def test_a_raised_version_of_a_method_or_source_is_another_run(
+    changed: str, overrides: tuple[str, ...], tiny: Tiny, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not tiny(*overrides)["stored"]
+    monkeypatch.setattr(f"kd_lightning.{changed}.version", 17, raising=False)
+    assert not tiny(*overrides)["stored"]
+    assert tiny(*overrides)["stored"]
+
+
 def test_a_failed_run_says_why(tiny: Tiny, tmp_path: Path) -> None:
     with pytest.raises(UserError):
         tiny("teacher.weights=none.pt")

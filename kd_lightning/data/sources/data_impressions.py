@@ -31,8 +31,6 @@ from kd_lightning.losses.response import soft_cross_entropy
 from kd_lightning.networks import head_of
 from kd_lightning.networks.normalized import Normalized
 
-VERSION = 1
-
 
 class DataImpressions:
     """A pool of impressions, served with the teacher's answers.
@@ -51,6 +49,8 @@ class DataImpressions:
     """
 
     offers = frozenset({"source.images", "source.answers", "source.synthetic"})
+    version = 1
+    """Raised whenever its images would change."""
     needs = frozenset({"teacher.gradients"})
 
     def __init__(
@@ -94,7 +94,7 @@ class DataImpressions:
                 return {"images": x, "answers": net(x).float()}
 
         config = {k: v for k, v in vars(self).items() if k not in ("augment", "batch_size")}
-        config |= {"source": "data_impressions", "shape": shape, "version": VERSION}
+        config |= {"source": "data_impressions", "shape": shape, "version": self.version}
         pool = obtain_pool(context, config, math.ceil(self.images / self.impressions), make)
         return context.serve(pool["images"], answers=pool["answers"], batch_size=self.batch_size, augment=self.augment)
 

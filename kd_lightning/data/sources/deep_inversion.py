@@ -30,8 +30,6 @@ from kd_lightning.errors import ConfigError
 from kd_lightning.losses.image_prior import BatchNormTap, batch_norm_statistics, l2_norm, total_variation
 from kd_lightning.networks.normalized import Normalized
 
-VERSION = 1
-
 
 class DeepInversion:
     """A pool of inverted images, served with the classes they were made for.
@@ -52,6 +50,8 @@ class DeepInversion:
     """
 
     offers = frozenset({"source.images", "source.labels", "source.synthetic"})
+    version = 1
+    """Raised whenever its images would change."""
     needs = frozenset({"teacher.gradients", "teacher.batch_norm"})
 
     def __init__(
@@ -99,7 +99,7 @@ class DeepInversion:
             return {"images": self.invert(net, u, labels.to(context.device), random), "labels": labels}
 
         config = {k: v for k, v in vars(self).items() if k not in ("augment", "batch_size")}
-        config |= {"source": "deep_inversion", "shape": shape, "classes": classes, "version": VERSION}
+        config |= {"source": "deep_inversion", "shape": shape, "classes": classes, "version": self.version}
         pool = obtain_pool(context, config, math.ceil(self.images / self.inverted), make)
         return context.serve(pool["images"], pool["labels"], batch_size=self.batch_size, augment=self.augment)
 
