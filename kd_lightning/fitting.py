@@ -136,8 +136,9 @@ def fit(
 def _keep(method: Distiller, report: dict[str, Any], work: Path) -> None:
     with writing(work):
         _save_net(method.student, work / "student.safetensors")
-        if hasattr(method, "generator"):
-            _save_net(cast(nn.Module, method.generator), work / "generator.safetensors")
+        for name in method.keeps:
+            if hasattr(method, name):
+                _save_net(cast(nn.Module, getattr(method, name)), work / f"{name}.safetensors")
     write_json(work / "fit.json", report)
 
 
@@ -188,7 +189,7 @@ def _train(
     val = bench.dataset.val
     val_loader = (
         None
-        if val is None or not method.trains_student
+        if val is None or not (method.trains_student or method.validates)
         else TensorLoader(
             *(val.images, val.labels),
             answers=val_answers,
@@ -231,6 +232,7 @@ def _train(
         "precision": str(cfg.trainer.precision),
         "memory_format": cfg.memory_format,
         **context.notes,
+        **method.findings(),
     }
     if hasattr(method, "draw") and method.images_made and isinstance(method.teacher, FrozenTeacher):
         method.to(context.device).go_on()

@@ -64,6 +64,7 @@ def needs_faults(path: str, cfg: Mapping[str, Any]) -> Iterator[str]:
     ways = {
         "source.free": "makes its own images: use source=free",
         "source.images": "trains on images: use source=real, few_shot, noise or queried",
+        "source.vicinity": "trains on images of labels near those it wants: use source=vicinal",
         "source.labels": "trains on labels: use source=real or few_shot, or set method.label=0",
     }
     if "source.labels" in method.needs(**settings | {"label": 0}):

@@ -37,6 +37,10 @@ class Distiller(Repeatable):
 
     trains_student = True
     """Whether the student is what this method trains: a stage may train a generator alone."""
+    validates = False
+    """Whether validation images say something of what it trains, where that is not the student."""
+    keeps: tuple[str, ...] = ("generator",)
+    """Networks beside the student that a fit keeps, each in a file of its name: ``generator.safetensors``."""
     instead_of_gradients = "set teacher.access=white, or ask with method=kd source=queried"
     """What to type where the method needs the teacher's gradients and the teacher gives none."""
     version = 1
@@ -66,6 +70,10 @@ class Distiller(Repeatable):
     def student_updates(self, rounds: int) -> int:
         """The same for the first ``rounds`` rounds, which need not be alike."""
         return rounds * self.student_updates_per_round()
+
+    def findings(self) -> dict[str, float]:
+        """What the fit found out about what it trained, for its report."""
+        return {}
 
     def scheduled(self, *pairs: tuple[Optimizer, SchedulerFactory | None]) -> Any:
         """What ``configure_optimizers`` returns for optimisers with or without a schedule."""

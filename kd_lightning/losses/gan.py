@@ -1,0 +1,38 @@
+"""What generator and discriminator want of a verdict, and what a real image's label is worth beside the wanted one."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def hinge_d(
+    real: Tensor, fake: Tensor, *, real_weight: Tensor | None = None, fake_weight: Tensor | None = None
+) -> Tensor:
+    """mean(w_r relu(1 - D(real))) + mean(w_f relu(1 + D(fake))), the discriminator's hinge loss.
+
+    Lim and Ye (2017), with the weights of CcGAN's soft vicinity (Ding et al., ICLR 2021), whose formula divides by the
+    sum of the weights where its code, and this, divides by their number.
+
+    Args:
+        real: verdicts (N,) on real images.
+        fake: verdicts (M,) on made ones.
+        real_weight: (N,), 1 where None.
+        fake_weight: (M,), 1 where None.
+    """
+    terms = {"real": (F.relu(1 - real.float()), real_weight), "fake": (F.relu(1 + fake.float()), fake_weight)}
+    for side, (loss, weight) in terms.items():
+        if weight is not None and weight.shape != loss.shape:
+            raise ValueError(f"{side}: verdicts {tuple(loss.shape)}, but weights {tuple(weight.shape)}")
+    return torch.stack([(loss if w is None else w * loss).mean() for loss, w in terms.values()]).sum()
+
+
+def hinge_g(fake: Tensor) -> Tensor:
+    """-mean(D(fake)), the generator's side of it."""
+    return -fake.float().mean()
+
+
+def vicinity_weight(label: Tensor, target: Tensor, nu: float) -> Tensor:
+    """exp(-nu (label - target)^2), the soft vicinity of CcGAN; labels in [0, 1], any one shape."""
+    return torch.exp(-nu * (label - target).square())

@@ -1,0 +1,192 @@
+"""What the generators and discriminators of conditional GANs are built of: spectral norm, residual blocks, attention.
+
+Spectral norm is PyTorch's own parametrization: one power iteration in every forward in training mode, none in eval
+mode, its two vectors among the buffers. Weights are initialised before it, so that its vectors begin at the weights
+that training begins at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.parametrizations import spectral_norm
+
+Init = Callable[[Tensor], Any]
+normal_02: Init = partial(nn.init.normal_, std=0.02)
+"""BigGAN's ``N02``."""
+xavier: Init = nn.init.xavier_uniform_
+"""SAGAN's."""
+
+
+class Layers:
+    """Convolutions, linear maps and embeddings under spectral norm, with one way to initialise all of them.
+
+    Args:
+        init: of the weights.
+        zero_bias: begin with biases of 0 in place of PyTorch's.
+    """
+
+    def __init__(self, init: Init, *, zero_bias: bool = False) -> None:
+        self.init, self.zero_bias = init, zero_bias
+
+    def conv(self, inputs: int, outputs: int, kernel: int = 3, *, bias: bool = True) -> nn.Module:
+        """A convolution that keeps height and width."""
+        return self._normed(nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=bias))
+
+    def linear(self, inputs: int, outputs: int, *, bias: bool = True) -> nn.Module:
+        """A linear map."""
+        return self._normed(nn.Linear(inputs, outputs, bias=bias))
+
+    def embedding(self, classes: int, outputs: int) -> nn.Module:
+        """A vector for each class."""
+        return self._normed(nn.Embedding(classes, outputs))
+
+    def plain(self, layer: nn.Module) -> nn.Module:
+        """``layer`` initialised alike, without spectral norm."""
+        self.init(layer.weight)  # type: ignore[arg-type]
+        if self.zero_bias and getattr(layer, "bias", None) is not None:
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+        return layer
+
+    def _normed(self, layer: nn.Module) -> nn.Module:
+        return spectral_norm(self.plain(layer))
+
+
+class ConditionalBatchNorm(nn.Module):
+    """BatchNorm whose gain and bias are functions of a condition: (1 + gain(c)) BN(x) + bias(c).
+
+    Args:
+        channels: of the map.
+        make: channels -> a module from conditions (N, ...) to (N, channels).
+        momentum: of the running statistics.
+    """
+
+    def __init__(self, channels: int, make: Callable[[int], nn.Module], *, momentum: float = 0.1) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(channels, affine=False, momentum=momentum)
+        self.gain, self.bias = make(channels), make(channels)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """Maps x (N, channels, H, W), one condition for each."""
+        gain, bias = self.gain(condition), self.bias(condition)
+        return torch.addcmul(bias[..., None, None], self.norm(x), 1 + gain[..., None, None])
+
+
+class UpBlock(nn.Module):
+    """Residual block that doubles height and width: (N, inputs, H, W) -> (N, outputs, 2H, 2W).
+
+    Args:
+        inputs: channels.
+        outputs: channels.
+        layers: makes the convolutions.
+        norm: channels -> a module called with a map and a condition.
+    """
+
+    def __init__(self, inputs: int, outputs: int, *, layers: Layers, norm: Callable[[int], nn.Module]) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = norm(inputs), norm(outputs)
+        self.conv1, self.conv2 = layers.conv(inputs, outputs), layers.conv(outputs, outputs)
+        self.skip = layers.conv(inputs, outputs, 1)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """The map and its condition."""
+        h = self.conv1(_doubled(F.relu(self.norm1(x, condition))))
+        h = self.conv2(F.relu(self.norm2(h, condition)))
+        return h + _doubled(self.skip(x))  # a 1x1 convolution commutes with repeating pixels
+
+
+class DownBlock(nn.Module):
+    """Residual block of a discriminator: (N, inputs, H, W) -> (N, outputs, H, W), or half of both by averaging.
+
+    Args:
+        inputs: channels.
+        outputs: channels.
+        layers: makes the convolutions.
+        halve: average 2x2 pixels at the end.
+        first: the input is an image, not a map to be rectified.
+    """
+
+    def __init__(self, inputs: int, outputs: int, *, layers: Layers, halve: bool, first: bool = False) -> None:
+        super().__init__()
+        self.halve, self.first = halve, first
+        self.conv1, self.conv2 = layers.conv(inputs, outputs), layers.conv(outputs, outputs)
+        self.skip = layers.conv(inputs, outputs, 1) if halve or inputs != outputs else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The map."""
+        h = self.conv2(F.relu(self.conv1(x if self.first else F.relu(x))))
+        if self.halve:
+            h, x = F.avg_pool2d(h, 2), F.avg_pool2d(x, 2)  # averaging commutes with the 1x1 convolution
+        return h + self.skip(x)
+
+
+class SelfAttention(nn.Module):
+    """Every position looks at all others of a pooled map: x + scale * attention(x), scale from 0.
+
+    Zhang et al., *Self-Attention Generative Adversarial Networks* (ICML 2019).
+
+    Args:
+        channels: of the map, a multiple of 8.
+        layers: makes the 1x1 convolutions.
+        bias: whether they have one: SAGAN's do, BigGAN's do not.
+    """
+
+    def __init__(self, channels: int, *, layers: Layers, bias: bool) -> None:
+        super().__init__()
+        self.query = layers.conv(channels, channels // 8, 1, bias=bias)
+        self.key = layers.conv(channels, channels // 8, 1, bias=bias)
+        self.value = layers.conv(channels, channels // 2, 1, bias=bias)
+        self.out = layers.conv(channels // 2, channels, 1, bias=bias)
+        self.scale = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (N, channels, H, W) of even height and width."""
+        query = self.query(x).flatten(2).transpose(1, 2)
+        key = F.max_pool2d(self.key(x), 2).flatten(2).transpose(1, 2)
+        value = F.max_pool2d(self.value(x), 2).flatten(2).transpose(1, 2)
+        seen = F.scaled_dot_product_attention(query, key, value, scale=1.0)
+        return x + self.scale * self.out(seen.transpose(1, 2).unflatten(2, x.shape[2:]))
+
+
+def doublings(size: int, smallest: int, *, of: str) -> int:
+    """How often ``smallest`` is doubled to reach ``size``.
+
+    Raises:
+        ValueError: no whole number of times.
+    """
+    times = (size // smallest).bit_length() - 1
+    if smallest << max(times, 0) != size:
+        raise ValueError(f"{of}: size must be {smallest} times a power of 2, got {size}")
+    return times
+
+
+def widths_of(widths: int | Sequence[int], number: int, *, of: str) -> list[int]:
+    """One width for each of ``number`` maps.
+
+    Raises:
+        ValueError: a list of another length.
+    """
+    if isinstance(widths, int):
+        return [widths] * number
+    if len(widths) != number:
+        raise ValueError(f"{of} has {number} maps at this size: give one width or {number}, got {list(widths)}")
+    return list(widths)
+
+
+def to_pixels(x: Tensor) -> Tensor:
+    """[-1, 1], where tanh ends and both papers work, to data units [0, 1]."""
+    return (x + 1) / 2
+
+
+def from_pixels(x: Tensor) -> Tensor:
+    """Data units [0, 1] to [-1, 1]."""
+    return 2 * x - 1
+
+
+def _doubled(x: Tensor) -> Tensor:
+    return F.interpolate(x, scale_factor=2.0, mode="nearest")
