@@ -293,7 +293,9 @@ def _weights(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         node = dict(enumerate(node))
     for key, value in as_dict(node).items():
         full = f"{path}[{key}]" if isinstance(key, int) else f"{path}.{key}" if path else str(key)
-        if full.endswith(("teacher.weights", "source.weights")):  # torchvision's networks have a word of that name
+        stage = isinstance(value, str) and value.startswith("stage:")
+        # torchvision's networks have a word of that name
+        if stage or full.endswith(("teacher.weights", "source.weights")):
             yield full, value
         else:
             yield from _weights(value, full)

@@ -274,7 +274,7 @@ def referring(cfg: DictConfig, stages: Mapping[str, Fitted]) -> DictConfig:
             return [replaced(v) for v in node]
         if isinstance(node, str) and node.startswith("stage:"):
             name, _, file = node.removeprefix("stage:").partition("/")
-            return str(stages[name].folder / file)
+            return str(stages[name].folder / file) if name in stages else node  # a later word's, of a later stage
         return node
 
     return OmegaConf.create(replaced(OmegaConf.to_container(cfg))) if stages else cfg

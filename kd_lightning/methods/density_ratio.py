@@ -130,7 +130,7 @@ class DensityRatio(Distiller):
             self.log(f"val/ratio_{name}", value)
 
     def findings(self) -> dict[str, float]:
-        """The last of those: ``ratio/loss``, without the penalty, ``ratio/real`` and ``ratio/fake``; none without val."""
+        """The last of those: ``ratio/loss`` (without penalty), ``ratio/real``, ``ratio/fake``; none without val."""
         if self.held_out.isnan().all():
             return {}
         return {f"ratio/{name}": value for name, value in zip(HELD_OUT, self.held_out.tolist(), strict=True)}

@@ -1,0 +1,159 @@
+"""Generators that are told a label make images of it, and do not without their signal."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from bars import Place, bars, drawn, fitted, misread, trained_reader
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from toy import CLASSES, adam, patterns, trained_teacher
+
+from kd_lightning.data.diff_augment import DiffAugment
+from kd_lightning.data.loader import TensorLoader
+from kd_lightning.data.sources.vicinal import Vicinal
+from kd_lightning.errors import TeacherError
+from kd_lightning.methods.biggan import BigGan
+from kd_lightning.methods.ccgan import CcGan
+from kd_lightning.methods.conditional import average
+from kd_lightning.methods.label_embedding import LabelEmbedding
+from kd_lightning.networks import biggan, sagan
+from kd_lightning.networks.label_embedding import LabelToHidden
+from kd_lightning.networks.normalized import Normalized
+from kd_lightning.tasks import Classification
+from kd_lightning.teacher.frozen import FrozenTeacher
+
+LATENT, EMBED = 8, 16
+mild = DiffAugment(cutout=0.25)
+
+
+def class_gan(lr_g: float = 2e-3, teacher: nn.Module | None = None, **settings: Any) -> BigGan:
+    torch.manual_seed(0)
+    small: dict[str, Any] = {"num_classes": CLASSES, "channels": 1, "size": 8}
+    return BigGan(
+        **{"latent": LATENT, "augment": mild, "ema": 0.98, "ema_from": 20} | settings,
+        student=nn.Linear(1, 1),
+        teacher=None if teacher is None else FrozenTeacher(teacher),
+        task=Classification(CLASSES),
+        generator=biggan.Generator(latent=LATENT, widths=(32, 16), **small),
+        discriminator=biggan.Discriminator(widths=(16, 32, 32), final=4, **small),
+        optimizer_d=partial(adam, lr=2e-3, betas=(0.0, 0.99)),
+        optimizer_g=partial(adam, lr=lr_g, betas=(0.0, 0.99)),
+    )
+
+
+def real_patterns() -> TensorLoader:
+    images, labels = patterns(512, seed=3)
+    return TensorLoader((images * 255).byte(), labels, batch_size=32, shuffle=True)
+
+
+@torch.no_grad()
+def made(method: Any, y: Tensor) -> Tensor:
+    return method.generator.eval()(torch.randn(len(y), LATENT, generator=torch.Generator().manual_seed(5)), y)
+
+
+@pytest.fixture(scope="module")
+def classifier() -> nn.Module:
+    return trained_teacher()
+
+
+def named_rightly(method: Any, classifier: nn.Module) -> float:
+    y = torch.arange(CLASSES).repeat(64)
+    return float((classifier(made(method, y)).argmax(1) == y).float().mean())
+
+
+def test_biggan_makes_images_of_the_class_it_is_told(classifier: nn.Module) -> None:
+    method = fitted(class_gan(), real_patterns(), epochs=16)
+    assert named_rightly(method, classifier) >= 0.9
+    x = made(method, torch.zeros(64, dtype=torch.long))
+    assert x.std(0).mean() > 0.05, "one image, over and over"
+    assert x.min() >= 0
+    assert x.max() <= 1
+
+
+def test_biggan_does_not_where_its_generator_stands_still(classifier: nn.Module) -> None:
+    assert named_rightly(fitted(class_gan(lr_g=0.0), real_patterns(), epochs=2), classifier) <= 0.5
+
+
+@pytest.fixture(scope="module")
+def t1() -> Normalized:
+    net = trained_reader()
+    places = torch.linspace(0, 1, 101)
+    assert misread(net, drawn(places, seed=9), places) < 0.05
+    return net
+
+
+@pytest.fixture(scope="module")
+def t2(t1: Normalized, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of the label embedding."""
+    torch.manual_seed(0)
+    before = {k: v.clone() for k, v in t1.state_dict().items()}
+    method = LabelEmbedding(
+        student=t1,
+        teacher=None,
+        task=Place(),
+        embedding=LabelToHidden(embed=EMBED),
+        optimizer=partial(adam, lr=5e-3),
+        scheduler=partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.5),
+    )
+    fitted(method, Vicinal(rounds=150, batch_size=128, m_kappa=0.0, sigma=0.0).prepare(bars()), epochs=6)
+    assert all(torch.equal(v, before[k]) for k, v in t1.state_dict().items()), "T1 is frozen"
+    file = tmp_path_factory.mktemp("t2") / "embedding.safetensors"
+    save_file(method.embedding.state_dict(), file)
+    return file
+
+
+def test_t1s_last_layer_reads_the_label_back_from_t2(t1: Normalized, t2: Path) -> None:
+    embedding = LabelToHidden(embed=EMBED)
+    from kd_lightning.teacher.weights import load_weights
+
+    load_weights(embedding, t2)
+    y = torch.linspace(0, 1, 1001)
+    with torch.no_grad():
+        read = t1.net.h2y(embedding(y)).squeeze(1)  # type: ignore[operator,union-attr]
+    assert (read - y).square().mean() <= 1e-4
+
+
+def number_gan(t2: Path, lr_g: float = 2e-3, **settings: Any) -> CcGan:
+    torch.manual_seed(0)
+    small: dict[str, Any] = {"embed": EMBED, "channels": 1, "size": 8, "attention": None}
+    return CcGan(
+        **{"latent": LATENT, "augment": mild, "ema": 0.98, "ema_from": 20, "embedding": str(t2)} | settings,
+        student=nn.Linear(1, 1),
+        teacher=None,
+        task=Place(),
+        generator=sagan.Generator(
+            embedding=LabelToHidden(embed=EMBED),
+            latent=LATENT,
+            widths=(32, 16),
+            momentum=0.1,
+            momentum_out=0.1,
+            **small,
+        ),
+        discriminator=sagan.Discriminator(embedding=LabelToHidden(embed=EMBED), widths=(16, 32), **small),
+        optimizer_d=partial(adam, lr=2e-3, betas=(0.0, 0.99)),
+        optimizer_g=partial(adam, lr=lr_g, betas=(0.0, 0.99)),
+    )
+
+
+def bars_near(kind: Any, rounds: int) -> Any:
+    return Vicinal(rounds=rounds, batch_size=32, kind=kind, m_kappa=1.0).prepare(bars())
+
+
+@pytest.mark.parametrize("kind", ["soft", "hard"])
+def test_ccgan_makes_images_of_the_number_it_is_told(kind: str, t1: Normalized, t2: Path) -> None:
+    method = fitted(number_gan(t2), bars_near(kind, 300))
+    y = torch.linspace(0, 1, 256)
+    x = made(method, y)
+    print(kind, misread(t1, x, y))
+    assert misread(t1, x, y) <= 0.1
+    assert made(method, torch.full((64,), 0.5)).std(0).mean() > 0.03, "one image, over and over"
+
+
+def test_ccgan_does_not_where_its_generator_stands_still(t1: Normalized, t2: Path) -> None:
+    y = torch.linspace(0, 1, 256)
+    assert misread(t1, made(fitted(number_gan(t2, lr_g=0.0), bars_near("soft", 30)), y), y) >= 0.2
