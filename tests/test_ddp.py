@@ -26,6 +26,7 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 sys.path.append(str(Path(__file__).parent / "methods"))
+from bars import bars
 from toy import CLASSES, context, generator, network, patterns, sgd
 
 from kd_lightning import ranks
@@ -36,13 +37,17 @@ from kd_lightning.data.module import Images
 from kd_lightning.data.sources.context import Context
 from kd_lightning.data.sources.free import Rounds
 from kd_lightning.data.sources.generated import GeneratedLoader
+from kd_lightning.data.sources.vicinal import Vicinal, VicinalBatch
 from kd_lightning.errors import ConfigError, UserError
 from kd_lightning.loggers import Curves, KeepCurves
 from kd_lightning.losses.image_prior import pooled
 from kd_lightning.losses.response import kl
 from kd_lightning.methods.adaptive_deep_inversion import AdaptiveDeepInversion
 from kd_lightning.methods.base import Distiller
+from kd_lightning.methods.biggan import BigGan
+from kd_lightning.methods.ccgan import CcGan
 from kd_lightning.methods.cmi import Cmi
+from kd_lightning.methods.conditional import ConditionalGan
 from kd_lightning.methods.dafl import Dafl
 from kd_lightning.methods.dfad import Dfad
 from kd_lightning.methods.dfq import Dfq
@@ -50,6 +55,8 @@ from kd_lightning.methods.distill import Distill
 from kd_lightning.methods.fast_dfkd import FastDfkd
 from kd_lightning.methods.rdskd import RdskdGenerator
 from kd_lightning.methods.zskt import Zskt
+from kd_lightning.networks import biggan, sagan
+from kd_lightning.networks.label_embedding import LabelToHidden
 from kd_lightning.quiet import quiet
 from kd_lightning.resumable import Resumable
 from kd_lightning.start import MEETING, Place, place_in, wanted
@@ -74,6 +81,67 @@ def real(number: int, batch: int, context: Context, *, answered: bool = False) -
 
 def generated(number: int, batch: int, context: Context) -> GeneratedLoader:
     return GeneratedLoader(plain_generator().requires_grad_(False), number, (batch, LATENT), context)
+
+
+class Vicinities(Rounds):
+    """Labels that are numbers: of each step of a discriminator's common draw every rank takes its part."""
+
+    def __init__(self, number: int, batch: int, context: Context) -> None:
+        super().__init__(number)
+        self.common = Vicinal(rounds=number, batch_size=batch * context.world).prepare(bars(64))
+        self.rank, self.world = context.rank, context.world
+
+    def batch(self, number: int) -> VicinalBatch:
+        self.common.set_epoch(self.epoch)
+        steps = zip(*(each.chunk(2) for each in self.common.batch(number)), strict=True)
+        mine = [[each.chunk(self.world)[self.rank] for each in step] for step in steps]
+        return VicinalBatch(*(torch.cat(parts) for parts in zip(*mine, strict=True)))
+
+
+class OfLabel(nn.Module):
+    """A generator or discriminator without batch norm: a map of its input, and a part for each label.
+
+    Args:
+        net: of the input.
+        label: labels to what is added.
+        first: add it to the input, not to the output.
+    """
+
+    def __init__(self, net: nn.Module, label: nn.Module, *, first: bool) -> None:
+        super().__init__()
+        self.net, self.label, self.first = net, label, first
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        said = self.label(y)
+        return self.net(x + said) if self.first else (self.net(x) + said).squeeze(1)
+
+
+def gan_networks(method: type[Distiller], *, batch_norm: bool) -> dict[str, nn.Module]:
+    """Generator and discriminator for classes or for numbers."""
+    classes = method is BigGan
+    small: dict[str, Any] = {"channels": 1, "size": 8}
+    if batch_norm and classes:
+        g: nn.Module = biggan.Generator(num_classes=CLASSES, latent=LATENT, widths=8, **small)
+        return {"generator": g, "discriminator": biggan.Discriminator(num_classes=CLASSES, widths=8, final=4, **small)}
+    if batch_norm:
+        small |= {"embedding": LabelToHidden(embed=8), "embed": 8, "attention": None, "widths": 8}
+        return {"generator": sagan.Generator(latent=LATENT, **small), "discriminator": sagan.Discriminator(**small)}
+    made: Callable[[int], nn.Module] = partial(nn.Embedding, CLASSES) if classes else LabelOnly
+    verdict = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 1))
+    return {
+        "generator": OfLabel(plain_generator(), made(LATENT), first=True),
+        "discriminator": OfLabel(verdict, made(1), first=False),
+    }
+
+
+class LabelOnly(nn.Linear):
+    """A number (N,) to ``width`` values."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(1, width)
+
+    def forward(self, y: Tensor) -> Tensor:
+        return super().forward(y[:, None])
 
 
 def plain_generator() -> nn.Module:
@@ -105,6 +173,8 @@ ROWS = {
     "zskt": Row(Zskt, {"student_steps": 2}),
     "dfq": Row(Dfq, {"student_steps": 2}, batch_norm=True),
     "rdskd": Row(RdskdGenerator, {"anchor_every": 2}),
+    "biggan": Row(BigGan, {"ema": 0.5, "d_steps": 2}, real),
+    "ccgan": Row(CcGan, {"d_steps": 2}, Vicinities),
 }
 POOLED = {"num_classes": CLASSES, "kd_steps": 2, "per_batch": 1, "kd_batch_size": B}
 OWN = {
@@ -128,8 +198,11 @@ def made(name: str, batch: int, *, batch_norm: bool) -> Distiller:
     teacher = network((16, 32), batch_norm=row.batch_norm)
     with torch.no_grad():
         list(teacher.parameters())[-2].mul_(20)  # opinions
-    settings: dict[str, Any] = {"optimizer": partial(sgd, lr=0.05), **row.settings}
-    if row.method not in (Distill, AdaptiveDeepInversion):
+    gan = issubclass(row.method, ConditionalGan)
+    settings: dict[str, Any] = {"optimizer_d" if gan else "optimizer": partial(sgd, lr=0.05), **row.settings}
+    if gan:
+        settings |= {"latent": LATENT, **gan_networks(row.method, batch_norm=batch_norm)}
+    elif row.method not in (Distill, AdaptiveDeepInversion):
         settings |= {"latent": LATENT, "batch_size": batch}
         settings["generator"] = generator(eps=0.8) if batch_norm else plain_generator()
     if row.method not in (Distill, RdskdGenerator, AdaptiveDeepInversion):
@@ -164,6 +237,10 @@ def with_one_noise(method: Distiller, loader: Any) -> None:
         return torch.randn(shape[0] * ranks.world(), *shape[1:], generator=rng).chunk(ranks.world())[ranks.rank()]
 
     method.noise = noise  # type: ignore[method-assign]
+    if isinstance(method, ConditionalGan):
+        method.look = lambda: None  # type: ignore[method-assign]
+    if isinstance(method, BigGan):
+        method.classes = lambda n: noise(n).mul(100).long().remainder(CLASSES)  # type: ignore[method-assign]
     if isinstance(loader, GeneratedLoader):
         seeded = torch.Generator().manual_seed
         loader.latents = lambda number: noise(*loader.shape, rng=seeded(number))  # type: ignore[method-assign]
@@ -174,7 +251,8 @@ def state(net: Any) -> dict[str, Tensor]:
 
 
 def learned(method: Distiller) -> dict[str, Tensor]:
-    nets = {name: getattr(method, name) for name in ("student", "generator") if hasattr(method, name)}
+    names = ("student", "generator", "live", "discriminator")
+    nets = {name: getattr(method, name) for name in names if hasattr(method, name)}
     return {f"{name}.{k}": v for name, net in nets.items() for k, v in state(net).items()}
 
 

@@ -26,6 +26,7 @@ from kd_lightning.networks.label_embedding import LabelToHidden
 from kd_lightning.networks.normalized import Normalized
 from kd_lightning.tasks import Classification
 from kd_lightning.teacher.frozen import FrozenTeacher
+from kd_lightning.teacher.weights import load_weights
 
 LATENT, EMBED = 8, 16
 mild = DiffAugment(cutout=0.25)
@@ -109,8 +110,6 @@ def t2(t1: Normalized, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_t1s_last_layer_reads_the_label_back_from_t2(t1: Normalized, t2: Path) -> None:
     embedding = LabelToHidden(embed=EMBED)
-    from kd_lightning.teacher.weights import load_weights
-
     load_weights(embedding, t2)
     y = torch.linspace(0, 1, 1001)
     with torch.no_grad():
@@ -149,7 +148,6 @@ def test_ccgan_makes_images_of_the_number_it_is_told(kind: str, t1: Normalized, 
     method = fitted(number_gan(t2), bars_near(kind, 300))
     y = torch.linspace(0, 1, 256)
     x = made(method, y)
-    print(kind, misread(t1, x, y))
     assert misread(t1, x, y) <= 0.1
     assert made(method, torch.full((64,), 0.5)).std(0).mean() > 0.03, "one image, over and over"
 
@@ -157,3 +155,100 @@ def test_ccgan_makes_images_of_the_number_it_is_told(kind: str, t1: Normalized, 
 def test_ccgan_does_not_where_its_generator_stands_still(t1: Normalized, t2: Path) -> None:
     y = torch.linspace(0, 1, 256)
     assert misread(t1, made(fitted(number_gan(t2, lr_g=0.0), bars_near("soft", 30)), y), y) >= 0.2
+
+
+def test_weights_of_another_embedding_are_refused(tmp_path: Path) -> None:
+    save_file(LabelToHidden(embed=8).state_dict(), tmp_path / "narrow.safetensors")
+    with pytest.raises(TeacherError, match="does not fit LabelToHidden"):
+        number_gan(tmp_path / "narrow.safetensors")
+
+
+def test_the_embedding_is_read_into_both_and_stays_as_it_is(t2: Path) -> None:
+    method = number_gan(t2)
+    wanted = LabelToHidden(embed=EMBED)
+    load_weights(wanted, t2)
+    fitted(method, bars_near("soft", 2))
+    for net in (method.learner, method.generator, method.discriminator):
+        for name, value in wanted.state_dict().items():
+            assert torch.equal(net.embedding.state_dict()[name], value), name  # type: ignore[union-attr,operator]
+
+
+@pytest.mark.parametrize("make", ["classes", "numbers"])
+def test_a_round_cuts_its_batch_into_steps_of_the_discriminator(make: str, t2: Path) -> None:
+    method: Any = class_gan(d_steps=4) if make == "classes" else number_gan(t2, d_steps=4)
+    seen: dict[str, list[int]] = {"discriminator": [], "generator": []}
+    method.discriminator.register_forward_pre_hook(lambda _, args: seen["discriminator"].append(len(args[0])))
+    method.live.register_forward_pre_hook(lambda _, args: seen["generator"].append(len(args[0])))
+    steps = {"d": 0, "g": 0}
+    for name, build in (("d", method.make_optimizer_d), ("g", method.make_optimizer_g)):
+
+        def counting(parameters: Any, name: str = name, build: Any = build) -> Any:
+            optimizer = build(parameters)
+            optimizer.register_step_post_hook(lambda *_: steps.update({name: steps[name] + 1}))
+            return optimizer
+
+        setattr(method, f"make_optimizer_{name}", counting)
+    fitted(method, real_patterns() if make == "classes" else bars_near("soft", 16))
+    rounds = 16
+    assert steps == {"d": 4 * rounds, "g": rounds}
+    assert seen == {"discriminator": ([16] * 4 + [8]) * rounds, "generator": [8] * 5 * rounds}
+    assert method.images_made == 40 * rounds
+
+
+def test_the_average_begins_late_and_is_what_is_kept() -> None:
+    """Until ``ema_from`` it is the weights themselves, then it moves by 1 - ema in every round."""
+    method = class_gan(ema=0.75, ema_from=3, augment=None)
+    kept: list[Tensor] = []
+    live: list[Tensor] = []
+    record = method.record
+
+    def recording(**terms: Tensor) -> None:
+        kept.append(method.generator.norm.weight.clone())  # type: ignore[union-attr,operator]
+        live.append(method.live.norm.weight.detach().clone())  # type: ignore[union-attr,operator]
+        record(**terms)
+
+    method.record = recording  # type: ignore[method-assign]
+    fitted(method, real_patterns())
+    for i in range(3):
+        assert torch.equal(kept[i], live[i])
+    for i in range(3, 16):
+        torch.testing.assert_close(kept[i], 0.75 * kept[i - 1] + 0.25 * live[i])
+    assert not torch.equal(kept[-1], live[-1])
+
+
+def test_the_average_of_weights_under_spectral_norm_keeps_unit_vectors() -> None:
+    torch.manual_seed(0)
+    one, other = (biggan.Generator(num_classes=3, latent=4, channels=1, size=8, widths=8) for _ in range(2))
+    other(torch.randn(4, 4), torch.tensor([0, 1, 2, 0]))
+    before = {k: v.clone() for k, v in one.state_dict().items()}
+    average(one, other, 0.9)
+    for name, value in one.state_dict().items():
+        new = other.state_dict()[name]
+        if name.endswith(("._u", "._v", "num_batches_tracked")):
+            assert torch.equal(value, new), name
+        else:
+            torch.testing.assert_close(value, 0.9 * before[name] + 0.1 * new)
+
+
+def test_without_an_average_the_generator_itself_is_kept() -> None:
+    method = class_gan(ema=None)
+    assert method.learner is method.generator
+    assert "live.norm.weight" not in method.state_dict()
+    before = method.generator.norm.weight.clone()  # type: ignore[union-attr,operator]
+    fitted(method, real_patterns())
+    assert not torch.equal(method.generator.norm.weight, before)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("with_teacher", [True, False])
+def test_callbacks_see_every_class_as_the_teacher_or_the_label_says(with_teacher: bool, classifier: nn.Module) -> None:
+    method = class_gan(teacher=classifier if with_teacher else None, show_every=1000)
+    fitted(method, real_patterns())
+    assert method.seen is not None
+    assert method.seen.images.shape == (100, 1, 8, 8)
+    if with_teacher:
+        assert torch.equal(method.seen.teacher, classifier(method.seen.images))
+        assert method.teacher is not None
+        assert method.teacher.asked == 0
+    else:
+        assert torch.equal(method.seen.teacher.argmax(1), torch.arange(100) * CLASSES // 100)
+    assert method.generator.training, "left in the mode it was in"
