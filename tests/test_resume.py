@@ -149,6 +149,39 @@ def test_killed_in_a_round_of(method: str, phase: str, tmp_path: Path) -> None:
     assert_same_runs(whole.folder, tmp_path / "cut")
 
 
+STAGES = (
+    *("method=supervised", "teacher=none", "stages=biggan", "trainer.max_epochs=1"),
+    "features.student={_target_: kd_lightning.networks.features.FeatureClassifier, num_classes: 10, features: 8, hidden: [8],"
+    " trunk: {_target_: kd_lightning.networks.label_embedding.ConvTrunk, size: 8, widths: [4, 8]}}",
+    *("features.trainer.max_epochs=1", "features.source.batch_size=320"),
+    *("gan.trainer.max_epochs=2", "gan.source.batch_size=320", "gan.method.ema=0.9", "gan.method.ema_from=1"),
+    *("gan.method.latent=4", "gan.method.generator.widths=8", "gan.method.discriminator.widths=8"),
+    *("gan.method.discriminator.final=4", "+gan.method.show_every=3"),
+    *("ratio.trainer.max_epochs=2", "ratio.source.batch_size=320", "ratio.method.ratio.widths=[16,8]"),
+)
+KEPT_BY = {"gan": "generator", "ratio": "ratio"}
+
+
+def stage_left(store: Path, phase: str) -> list[Any]:
+    """What the fit of a stage kept: its network, its report without clocks, its curves."""
+    (folder,) = [f.parent for f in store.glob("fit-*/fit.json") if json.loads(f.read_text())["phase"] == phase]
+    report = json.loads((folder / "fit.json").read_text())
+    del report["fit_seconds"]
+    return [load_file(folder / f"{KEPT_BY[phase]}.safetensors"), report, *left(folder)[1:]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("phase", KEPT_BY)
+def test_a_stage_killed_after_every_checkpoint(phase: str, tmp_path: Path) -> None:
+    tiny_run(tmp_path / "whole", *STAGES, root=tmp_path / "a")
+    kills = 0
+    while in_a_child(tmp_path / "cut", tmp_path / "b", STAGES, phase, "checkpoint") != 0:
+        kills += 1
+        assert kills < 30, "does not get on"
+    assert kills >= 6
+    assert_same(*(stage_left(tmp_path / root, phase) for root in ("a", "b")))
+
+
 @pytest.mark.slow
 def test_interrupted_at_the_keyboard(tmp_path: Path) -> None:
     overrides = [

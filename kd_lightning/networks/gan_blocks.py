@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,22 +17,24 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
 Init = Callable[[Tensor], Any]
-normal_02: Init = partial(nn.init.normal_, std=0.02)
-"""BigGAN's ``N02``."""
-xavier: Init = nn.init.xavier_uniform_
-"""SAGAN's."""
+INITS: dict[str, Init] = {
+    "normal": partial(nn.init.normal_, std=0.02),
+    "orthogonal": nn.init.orthogonal_,
+    "xavier": nn.init.xavier_uniform_,
+}
+"""The first is what BigGAN is trained with on CIFAR, the second on ImageNet; the last is SAGAN's."""
 
 
 class Layers:
     """Convolutions, linear maps and embeddings under spectral norm, with one way to initialise all of them.
 
     Args:
-        init: of the weights.
+        init: of the weights: ``normal`` of deviation 0.02, ``orthogonal`` or ``xavier``.
         zero_bias: begin with biases of 0 in place of PyTorch's.
     """
 
-    def __init__(self, init: Init, *, zero_bias: bool = False) -> None:
-        self.init, self.zero_bias = init, zero_bias
+    def __init__(self, init: Literal["normal", "orthogonal", "xavier"], *, zero_bias: bool = False) -> None:
+        self.init, self.zero_bias = INITS[init], zero_bias
 
     def conv(self, inputs: int, outputs: int, kernel: int = 3, *, bias: bool = True) -> nn.Module:
         """A convolution that keeps height and width."""

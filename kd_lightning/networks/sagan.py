@@ -29,7 +29,6 @@ from kd_lightning.networks.gan_blocks import (
     from_pixels,
     to_pixels,
     widths_of,
-    xavier,
 )
 
 
@@ -67,7 +66,7 @@ class Generator(nn.Module):
         super().__init__()
         self.embedding, self.latent = embedding, latent
         maps = widths_of(widths, doublings(size, 4, of="SAGAN's generator") + 1, of="SAGAN's generator")
-        layers = Layers(xavier, zero_bias=True)
+        layers = Layers("xavier", zero_bias=True)
 
         def norm(width: int) -> nn.Module:
             made = lambda outputs: layers.plain(nn.Linear(embed, outputs, bias=False))  # noqa: E731
@@ -122,7 +121,7 @@ class Discriminator(nn.Module):
         self.embedding = embedding
         halvings = doublings(size, 4, of="SAGAN's discriminator")
         maps = widths_of(widths, halvings + 1, of="SAGAN's discriminator")
-        layers = Layers(xavier, zero_bias=True)
+        layers = Layers("xavier", zero_bias=True)
         self.blocks = nn.Sequential()
         for i, (a, b) in enumerate(zip([channels, *maps], maps, strict=False)):
             self.blocks.append(DownBlock(a, b, layers=layers, halve=i < halvings, first=i == 0))

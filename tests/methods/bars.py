@@ -13,9 +13,9 @@ from torchmetrics import MeanMetric, Metric
 from toy import STATISTICS, adam, context, trainer
 
 from kd_lightning.data.dataset import Dataset, Split
+from kd_lightning.data.loader import TensorLoader
 from kd_lightning.data.module import Images
 from kd_lightning.data.sources.context import Context
-from kd_lightning.data.sources.vicinal import Vicinal
 from kd_lightning.methods.base import Distiller
 from kd_lightning.methods.distill import Distill
 from kd_lightning.networks.label_embedding import ConvTrunk, ImageToLabel
@@ -80,21 +80,12 @@ def fitted(method: Distiller, loader: Any, *, epochs: int = 1, val: Any = None) 
 def trained_reader() -> Normalized:
     """A T1 that reads the angle of a bar to about a fortieth of the range."""
     torch.manual_seed(0)
-    every_label = Vicinal(rounds=150, batch_size=64, m_kappa=0.0, sigma=0.0).prepare(bars(2000))
-    batches = [Pair(batch.x, batch.y) for batch in every_label]
+    images, labels = labelled(2000, seed=2)
     make = partial(Distill, optimizer=partial(adam, lr=5e-3), label=1.0, terms={})
     net = reader()
-    fitted(make(student=net, teacher=None, task=Place()), batches)
+    loader = TensorLoader(images, labels, batch_size=64, shuffle=True)
+    fitted(make(student=net, teacher=None, task=Place()), loader, epochs=4)
     return net.eval().requires_grad_(False)
-
-
-class Pair:
-    """What a supervised step looks at."""
-
-    t = None
-
-    def __init__(self, x: Tensor, y: Tensor) -> None:
-        self.x, self.y = x, y
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from torch import nn
 from kd_lightning.networks import biggan, gan_blocks, sagan
 from kd_lightning.networks.density_ratio import DensityRatio, RatioMlp
 from kd_lightning.networks.features import FeatureClassifier, SparseAutoEncoder
-from kd_lightning.networks.gan_blocks import Layers, SelfAttention, normal_02, xavier
+from kd_lightning.networks.gan_blocks import Layers, SelfAttention
 from kd_lightning.networks.label_embedding import ConvTrunk, ImageToLabel, LabelToHidden, ResNetTrunk
 
 
@@ -90,7 +90,7 @@ def test_gradients_reach_every_weight(kind: str) -> None:
 
 def test_spectral_norm_holds_the_largest_singular_value_at_one_and_rests_in_eval_mode() -> None:
     torch.manual_seed(0)
-    layers = Layers(normal_02)
+    layers = Layers("normal")
     for layer, size in (
         (layers.conv(4, 8), (2, 4, 5, 5)),
         (layers.linear(6, 3), (2, 6)),
@@ -107,7 +107,7 @@ def test_spectral_norm_holds_the_largest_singular_value_at_one_and_rests_in_eval
 
 def test_attention_begins_as_nothing_and_equals_the_papers_formula() -> None:
     torch.manual_seed(0)
-    attend = SelfAttention(16, layers=Layers(xavier, zero_bias=True), bias=True).eval()
+    attend = SelfAttention(16, layers=Layers("xavier", zero_bias=True), bias=True).eval()
     x = torch.randn(2, 16, 6, 6)
     assert torch.equal(attend(x), x)
     nn.init.constant_(attend.scale, 0.5)
