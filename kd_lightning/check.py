@@ -18,7 +18,7 @@ from omegaconf.errors import (
 from kd_lightning.composition import dotted, refusal, suggest
 from kd_lightning.errors import ConfigError
 from kd_lightning.max_time import duration
-from kd_lightning.needs import fits_of, metric_faults, needs_faults
+from kd_lightning.needs import answer_faults, fits_of, metric_faults, needs_faults, of_numbers
 from kd_lightning.ranks import rank_faults
 from kd_lightning.signatures import UNKNOWN, as_dict, at, fits, signature_faults, wrong
 from kd_lightning.teacher.access import LEVELS
@@ -103,7 +103,7 @@ def faults(cfg: DictConfig) -> list[str]:
     for path, node in [*_targets(plain), *_partial_trainers(plain)]:
         found |= dict.fromkeys(signature_faults(path, node, everywhere))
     found |= dict.fromkeys([*_trainer_faults(plain), *_shape_faults(plain), *_file_faults(plain)])
-    found |= dict.fromkeys(metric_faults(plain))
+    found |= dict.fromkeys([*metric_faults(plain), *answer_faults(plain)])
     for path, own in fits_of(plain):
         try:
             found |= dict.fromkeys(needs_faults(path, own))
@@ -271,7 +271,9 @@ def _shape_faults(cfg: Mapping[str, Any]) -> Iterator[str]:
                 if key == "num_classes" and more_outputs and value > wanted:
                     continue
                 what = "classes" if key == "num_classes" else "channels"
-                yield f"{path}.{key}={value}: the data has {wanted} {what}"
+                numbers = key == "num_classes" and of_numbers(cfg)
+                has = "the labels are numbers, for which a network has one output" if numbers else ""
+                yield f"{path}.{key}={value}: {has or f'the data has {wanted} {what}'}"
 
 
 def _file_faults(cfg: Mapping[str, Any]) -> Iterator[str]:

@@ -32,7 +32,7 @@ from kd_lightning.networks.normalized import Normalized
 from kd_lightning.resumable import Resumable
 from kd_lightning.signatures import versions
 from kd_lightning.start import placed
-from kd_lightning.tasks import Classification
+from kd_lightning.tasks import Task
 from kd_lightning.teacher.frozen import FrozenTeacher
 from kd_lightning.teacher.query import QueryTeacher
 from kd_lightning.teacher.weights import load_weights
@@ -68,7 +68,7 @@ class Bench:
     store: Store
     dataset: Dataset
     data_key: str
-    task: Classification
+    task: Task
     boards: Boards
     callbacks: list[Callback] = field(default_factory=list)
 
@@ -200,7 +200,8 @@ def _train(
         )
     )
     curves = Curves(work, boards, asked=context.teacher if isinstance(context.teacher, QueryTeacher) else None)
-    watch = WatchGenerator(work, bench.dataset.classes, boards, synthetic="source.synthetic" in source.offers)
+    synthetic = "source.synthetic" in source.offers
+    watch = WatchGenerator(work, bench.dataset.classes, boards, task=bench.task, synthetic=synthetic)
     checkpoint = work / "last.ckpt"
     interrupted_before = ranks.decided(checkpoint.is_file)
     goes_on_from = resumable(checkpoint, method) if interrupted_before else None
@@ -247,7 +248,7 @@ def _lightnings(trainer: DictConfig) -> DictConfig:
 
 
 @torch.no_grad()
-def _agreement_on_drawn(method: Any, task: Classification, seed: int, n: int = 1000) -> float:
+def _agreement_on_drawn(method: Any, task: Task, seed: int, n: int = 1000) -> float:
     # from noise of its own: the same number whether the fit ended just now or before a kill
     method.reseed(seed)
     method.student.eval()

@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from kd_lightning.methods.base import Distiller
 from kd_lightning.signatures import UNKNOWN, as_dict, at, located
+from kd_lightning.tasks import Regression
 from kd_lightning.teacher.access import LEVELS
 from kd_lightning.variant import REPLACED
 
@@ -54,9 +55,11 @@ def needs_faults(path: str, cfg: Mapping[str, Any]) -> Iterator[str]:
     settings = {k: v for k, v in cfg["method"].items() if not k.startswith("_") and v is not UNKNOWN}
     needs, name = method.needs(**settings), method.__name__
     yield from _teacher_faults(path, name, needs, cfg, method.instead_of_gradients)
+    yield from _task_faults(path, name, needs, cfg)
     if source is None:
         return
     beside = f"{path.removesuffix('method')}source"
+    yield from _task_faults(beside, source.__name__, getattr(source, "needs", set()), cfg)
     yield from _teacher_faults(beside, source.__name__, getattr(source, "needs", set()), cfg)
     if not hasattr(source, "offers"):
         yield f"{beside}._target_: {source.__name__} is not a source: it lacks `offers`"
@@ -74,12 +77,42 @@ def needs_faults(path: str, cfg: Mapping[str, Any]) -> Iterator[str]:
 
 
 def metric_faults(plain: Mapping[str, Any]) -> Iterator[str]:
-    """One line for each further metric that asks for more than the teacher gives."""
+    """One line for each further metric that asks for more than the teacher or the data give."""
     net, access = at(plain, "teacher.net"), at(plain, "teacher.access")
     for name, node in as_dict(plain.get("metrics")).items():
-        if "teacher.gradients" in getattr(_class_of(node), "needs", ()) and (net is None or access != "white"):
+        needs: Set[str] = getattr(_class_of(node), "needs", frozenset())
+        yield from _task_faults(f"metrics.{name}", getattr(_class_of(node), "__name__", name), needs, plain)
+        if "teacher.gradients" in needs and (net is None or access != "white"):
             offered = "teacher=none" if net is None else f"teacher.access={access} gives answers alone"
             yield f"metrics.{name}: follows the teacher's gradients, but {offered}: leave it out with metrics=none"
+
+
+def answer_faults(plain: Mapping[str, Any]) -> Iterator[str]:
+    """One line for each network that answers what the labels are not, or is to tell it as only classes can be told."""
+    for path in ("student", "teacher.net"):
+        net = _class_of(at(plain, path))
+        yield from _task_faults(path, getattr(net, "__name__", path), getattr(net, "needs", frozenset()), plain)
+    if of_numbers(plain) and (access := at(plain, "teacher.access")) in LEVELS and access not in ("white", "logits"):
+        yield (
+            f"teacher.access={access}: a number is told whole or not at all: choose teacher.access=white, or logits "
+            "for a teacher that only answers"
+        )
+
+
+def of_numbers(cfg: Mapping[str, Any]) -> bool:
+    """Whether the labels of a composition's data are numbers."""
+    task = _class_of(at(cfg, "data.load.task"))
+    return inspect.isclass(task) and issubclass(task, Regression)
+
+
+def _task_faults(path: str, name: str, needs: Set[str], cfg: Mapping[str, Any]) -> Iterator[str]:
+    if "task.classification" in needs and of_numbers(cfg):
+        yield (
+            f"{path}: {name} as it is set is made for classes, but the labels of these data are numbers: use method=kd "
+            "or supervised with source=real, and controls and metrics that need no class"
+        )
+    if "task.regression" in needs and not of_numbers(cfg):
+        yield f"{path}: {name} is made for numbers, but the labels of these data are classes"
 
 
 def _teacher_faults(

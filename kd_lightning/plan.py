@@ -25,7 +25,6 @@ from kd_lightning.fitting import Bench, Fitted, device_of
 from kd_lightning.inference import predict
 from kd_lightning.rehearsal import KEPT, MISSING, PROMISED, ROUNDS, Overlay, Planner, Step, now_on_device
 from kd_lightning.run import control_of, handed, identity, referring, settle, stage_of
-from kd_lightning.tasks import Classification
 from kd_lightning.teacher.obtain import Obtained, obtain_teacher
 
 NOTHING = "–"
@@ -70,7 +69,7 @@ def plan(cfg: DictConfig, names: Mapping[str, str | None], promised: set[str] | 
         key = dataset_digest(dataset)
         stored = (store.path("run", identity(cfg, key)) / "artifact.json").is_file()
         cfg.teacher.check = False  # a few rounds teach nothing
-        bench = Bench(store, dataset, key, Classification(dataset.num_classes), Boards())
+        bench = Bench(store, dataset, key, dataset.task, Boards())
         planner = Planner(kept, bench, set() if promised is None else promised)
         made = Plan(f"plan of {names.get('method')} on {names.get('data')}, seed {cfg.seed}", planner.steps)
         _walk(cfg, planner, made)

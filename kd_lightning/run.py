@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from kd_lightning import ranks
 from kd_lightning.artifacts import Store, file_digest, names_file, write_json, writing
 from kd_lightning.check import check
-from kd_lightning.confusions import draw_confusions
+from kd_lightning.confusions import draw_answers
 from kd_lightning.dashboards import watching
 from kd_lightning.data.dataset import Dataset, Split
 from kd_lightning.data.load import dataset_digest, load_data
@@ -27,7 +27,7 @@ from kd_lightning.fitting import Bench, Fitted, device_of, fast_precision, fit
 from kd_lightning.inference import predict
 from kd_lightning.results import header, parameters, peak_memory
 from kd_lightning.signatures import versions
-from kd_lightning.tasks import Classification, evaluate
+from kd_lightning.tasks import evaluate
 from kd_lightning.teacher.obtain import Obtained, obtain_teacher
 from kd_lightning.variant import variant
 
@@ -109,7 +109,7 @@ def _kept_or_made(cfg: DictConfig, folder: Path, names: Mapping[str, str | None]
 
     def build(work: Path) -> None:
         with watching(cfg, work, folder) as boards:
-            bench = Bench(store, dataset, data_key, Classification(dataset.num_classes), boards)
+            bench = Bench(store, dataset, data_key, dataset.task, boards)
             result = _produce(cfg, bench, clock, work, names)
         ranks.decided(lambda: write_json(work / "result.json", result))
 
@@ -161,7 +161,7 @@ def _produce(
                 output = predict(fitted.network, test.images, device=device_of(cfg))
                 measured = evaluate(bench.task, output, test.labels, answers)
                 if name == "test" and ranks.rank() == 0:
-                    draw_confusions(work / "plots", bench.boards, dataset.classes, output, test.labels, answers)
+                    draw_answers(work / "plots", bench.boards, dataset, output, test.labels, answers)
             metrics |= {f"{name}/{k}": v for k, v in measured.items()}
         for name, node in cfg.metrics.items():
             metrics |= _further(name, instantiate(node), student, teacher, test, device_of(cfg))
@@ -189,6 +189,7 @@ def _produce(
         },
         "objective": metrics[f"test/{bench.task.headline}"],
         "metrics": metrics,
+        "task": bench.task.described(),
         "paper": OmegaConf.to_container(cfg.paper.get(names.get("method"), OmegaConf.create({}))),
         "models": {k: {"parameters": parameters(net)} for k, net in networks.items()},
         "cost": {
@@ -289,6 +290,7 @@ def _card(cfg: DictConfig, dataset: Dataset, metrics: Mapping[str, Any], teacher
     return {
         "network": OmegaConf.to_container(cfg.student, resolve=True),
         "classes": dataset.classes,
+        "task": dataset.task.described(),
         "image_shape": dataset.image_shape,
         "mean": list(cfg.data.mean),
         "std": list(cfg.data.std),

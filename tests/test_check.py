@@ -71,7 +71,7 @@ ONE_FAULT = {
         "data.recipe.optimizer.learning: AdamW has no",
         "lr",
     ),
-    "a key of a loss": ([*KD, "+method.terms.response.loss.temprature=1"], "kl has no", "temperature?"),
+    "a key of a loss": ([*KD, "+method.terms.response.loss.temprature=1"], "imitation has no", "temperature?"),
     "a key of a control": ([*DAFL, "+controls.noise.metod={}"], "controls.noise.metod", "controls.noise.method?"),
     "a key of hydra": ([*KD, "hydra.sweep.dirr=x"], "hydra.sweep.dirr: there is no", "did you mean hydra.sweep.dir?"),
     "missing": ([*KD, "data.recipe.epochs=???"], "data.recipe.epochs: required", "data.recipe.epochs=..."),

@@ -44,6 +44,8 @@ def companions(group, name):
     if group == "source":
         own = ["method=dafl"] if name == "free" else ["method=kd", "method.label=0"]
         return [*own, *(["teacher=small_conv_bn"] if name == "deep_inversion" else [])]
+    if name.endswith("_regression"):
+        return ["method=supervised", "data=utkface", "teacher=none"]
     if (group, name) == ("teacher", "none"):
         return ["method=supervised"]
     if group == "method" and name in ("dfq", "cmi", "fast_dfkd", "deep_inversion", "adaptive_deep_inversion"):

@@ -55,7 +55,7 @@ class Distiller(Repeatable):
     @classmethod
     def needs(cls, **settings: Any) -> set[str]:
         """What the composition must offer: ``teacher``, ``teacher.gradients``, ``teacher.batch_norm``,
-        ``source.images``, ``source.labels`` or ``source.free``.
+        ``source.images``, ``source.labels`` or ``source.free``, ``task.classification`` or ``task.regression``.
         """
         return set()
 

@@ -107,7 +107,7 @@ def obtain_teacher(cfg: DictConfig, bench: Bench, train: Callable[..., Fitted] =
     obtained = Obtained(net.eval(), key, seconds, settings, device, bench.store, _asked(net, settings), report)
     labelled = bench.dataset.val or bench.dataset.test
     if settings.check and obtained.white and labelled is not None:
-        diagnose(obtained.net, labelled, device=device)
+        diagnose(obtained.net, labelled, task=bench.task, device=device)
     return obtained
 
 

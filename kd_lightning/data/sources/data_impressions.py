@@ -51,7 +51,7 @@ class DataImpressions:
     offers = frozenset({"source.images", "source.answers", "source.synthetic"})
     version = 1
     """Raised whenever its images would change."""
-    needs = frozenset({"teacher.gradients"})
+    needs = frozenset({"teacher.gradients", "task.classification"})
 
     def __init__(
         self,

@@ -52,7 +52,7 @@ class DeepInversion:
     offers = frozenset({"source.images", "source.labels", "source.synthetic"})
     version = 1
     """Raised whenever its images would change."""
-    needs = frozenset({"teacher.gradients", "teacher.batch_norm"})
+    needs = frozenset({"teacher.gradients", "teacher.batch_norm", "task.classification"})
 
     def __init__(
         self,

@@ -41,6 +41,8 @@ class FewShot(Real):
         seed: of the choice.
     """
 
+    needs = frozenset({"task.classification"})
+
     def __init__(self, *, per_class: int, batch_size: int, augment: Sequence[Augmentation] = (), seed: int = 0) -> None:
         super().__init__(batch_size=batch_size, augment=augment)
         self.per_class, self.seed = per_class, seed
