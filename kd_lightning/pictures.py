@@ -124,9 +124,9 @@ def scatter(across: Tensor, up: Tensor, *, low: float, high: float, title: str, 
         columns: what ``across`` is.
         rows: what ``up`` is.
     """
-    cells, zoom, left, top = 120, 3, 64, 60
+    cells, zoom, left, top = 121, 3, 64, 60
     side = cells * zoom
-    places = [((v.float() - low) / (high - low) * cells).long().clamp(0, cells - 1) for v in (across, up)]
+    places = [((v.float() - low) / (high - low) * (cells - 1)).round().long().clamp(0, cells - 1) for v in (across, up)]
     counts = torch.bincount((cells - 1 - places[1]) * cells + places[0], minlength=cells**2).view(cells, cells)
     shade = (0.35 + 0.65 * counts / counts.max().clamp(min=1)).where(counts > 0, 0.0)[..., None]
     colours = (torch.tensor(PAPER) * (1 - shade) + torch.tensor(DEEP) * shade).round().to(torch.uint8)

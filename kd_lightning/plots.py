@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from kd_lightning.artifacts import writing
 from kd_lightning.errors import UserError
-from kd_lightning.report import headline_key
+from kd_lightning.report import headline_key, measured_in, unit_of
 from kd_lightning.runs import Group, Stat
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ def draw(groups: Sequence[Group]) -> Figure:
         first.legend(frameon=False, fontsize="small", loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
     first.set_yticks(range(len(measured)), labels)
     first.invert_yaxis()
+    metric = measured_in(metric, next((unit_of(run.result) for at, _ in measured for run in at.runs), ""))
     first.set_xlabel(metric)
     for axes, (name, costs) in zip(others, panels.items(), strict=True):
         for (_, stat), cost, colour in zip(measured, costs, colours, strict=True):

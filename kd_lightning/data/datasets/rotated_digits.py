@@ -87,7 +87,10 @@ def _pools(base: str, root: str | Path, download: bool) -> tuple[list[Tensor], s
         return [torch.cat([loaded.train.images, loaded.test.images])], loaded.layout
     if base != "mnist":
         raise DataError(f"data.base={base}: expected digits or mnist")
-    loaded = files.load(name="mnist", root=root, size=28, channels=1, val=0, download=download)
+    try:
+        loaded = files.load(name="mnist", root=root, size=28, channels=1, val=0, download=download)
+    except DataError as error:
+        raise DataError(f"{error}; or take those of scikit-learn with data.base=digits data.size=8") from error
     return [split.images for split in (loaded.train, loaded.test) if split is not None], loaded.layout
 
 
