@@ -13,13 +13,14 @@ class Regressor(nn.Module):
 
     The head of cGAN-KD's regression networks (Ding et al. 2023): linear layers with BatchNorm and ReLU, then one output
     that a ReLU keeps from going below 0. That output is a place in the range of the labels, see `tasks.Regression`.
-    With ReLU and a last bias of 0, as their code has it, an unlucky start says 0 to all images and learns no more.
+    With ReLU and a last bias of 0, as their code has it, an unlucky start says 0 to all images and learns no more:
+    here it begins by saying `start`.
 
     Args:
         net: a network with a head that `networks.head_of` finds, whatever that says.
         hidden: widths of the linear layers.
         relu: whether the output ends in ReLU; without, it is what the last linear layer says.
-        start: bias that the last layer begins with: the mean of the labels' places.
+        start: what it says to all images at first: the mean of the labels' places.
 
     Raises:
         ValueError: the head of `net` has no linear layer.
@@ -41,6 +42,7 @@ class Regressor(nn.Module):
             layers += [nn.Linear(inputs, width), nn.BatchNorm1d(width), nn.ReLU()]
             inputs = width
         last = nn.Linear(inputs, 1)
+        nn.init.normal_(last.weight, std=1e-3)
         nn.init.constant_(last.bias, start)
         parent, _, name = path.rpartition(".")
         setattr(net.get_submodule(parent), name, nn.Sequential(*layers, last))

@@ -154,7 +154,7 @@ def test_logits_and_features(net: nn.Module, size: int, features: int) -> None:
         lambda: LeNet5()(torch.zeros(1, 1, 28, 28)),
         lambda: CifarResNet(depth=18, num_classes=10),
         lambda: CifarResNet(depth=20, num_classes=10, shortcut="C"),  # type: ignore[arg-type]
-        lambda: ResNet(depth=50, num_classes=10),
+        lambda: ResNet(depth=101, num_classes=10),
         lambda: WideResNet(depth=15, widen=1, num_classes=10),
         lambda: WideResNet(depth=16, widen=0, num_classes=10),
         lambda: VGG(depth=16, num_classes=10),
