@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from kd_lightning.losses.response import kl, l1_logits, soft_cross_entropy
+from kd_lightning.losses.response import imitation, kl, l1_logits, soft_cross_entropy
 
 
 def grad(tensor: torch.Tensor) -> torch.Tensor:
@@ -112,3 +112,14 @@ def test_losses_compute_in_fp32_and_refuse_to_broadcast(loss) -> None:
 def test_unknown_reduction_is_refused() -> None:
     with pytest.raises(ValueError, match="batchmean or mean"):
         kl(torch.zeros(1, 2), torch.zeros(1, 2), reduction="sum")  # type: ignore[arg-type]
+
+
+def test_imitation_is_a_squared_difference_of_numbers_and_hintons_loss_of_logits() -> None:
+    student, teacher = torch.tensor([[0.2], [0.8]]), torch.tensor([[0.5], [0.7]])
+    assert float(imitation(student, teacher, temperature=4.0)) == pytest.approx((0.09 + 0.01) / 2)
+    torch.manual_seed(0)
+    s, t = torch.randn(5, 3), torch.randn(5, 3)
+    assert torch.equal(imitation(s, t, temperature=4.0), kl(s, t, temperature=4.0))
+    assert torch.equal(imitation(s[..., None], t[..., None]), kl(s[..., None], t[..., None]))
+    with pytest.raises(ValueError, match="one shape"):
+        imitation(student, teacher[:, 0])
