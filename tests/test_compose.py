@@ -46,6 +46,8 @@ def companions(group, name):
         return [*own, *(["teacher=small_conv_bn"] if name == "deep_inversion" else [])]
     if name.endswith("_regression"):
         return ["method=supervised", "data=utkface", "teacher=none"]
+    if (group, name) in (("data", "rotated_digits"), ("data", "utkface"), ("data", "steering_angle")):
+        return ["method=kd"]
     if (group, name) == ("teacher", "none"):
         return ["method=supervised"]
     if group == "method" and name in ("dfq", "cmi", "fast_dfkd", "deep_inversion", "adaptive_deep_inversion"):
@@ -83,7 +85,18 @@ def test_every_tuned_file_is_pulled_in(name):
             assert cfg[word][key] == value or "${" in str(value)
 
 
-@pytest.mark.parametrize("teacher", [n for n in files("teacher") if n != "base"])
+def kinds():
+    """A teacher of each class of networks, with and without batch norm where it has a choice, and none."""
+    found = {}
+    for name in files("teacher"):
+        file = conf_dir() / "student" / f"{name}.yaml"
+        kind = yaml.safe_load(file.read_text()) if file.is_file() else {}
+        if not name.endswith("_regression"):
+            found.setdefault((kind.get("_target_"), kind.get("batch_norm")), name)
+    return sorted(found.values())
+
+
+@pytest.mark.parametrize("teacher", kinds())
 @pytest.mark.parametrize("data", ["digits", "cifar10"])
 @pytest.mark.parametrize("method", files("method"))
 def test_every_method_data_and_teacher_checks_or_says_why_not(method, data, teacher):
@@ -94,6 +107,14 @@ def test_every_method_data_and_teacher_checks_or_says_why_not(method, data, teac
             check(cfg)
         why = r"needs a teacher" if teacher == "none" else r"reads the teacher's batch-norm statistics"
         assert all(re.match(rf"[\w.\[\]]+: \w+ {why}", line) for line in lines), lines
+
+
+@pytest.mark.parametrize("method", files("method"))
+def test_every_method_takes_numbers_or_says_why_not(method):
+    lines = faults(composed(f"method={method}", "data=rotated_digits", "teacher=small_conv_bn"))
+    takes = method in ("kd", "supervised")
+    assert bool(lines) != takes, lines
+    assert all("as it is set is made for classes" in line for line in lines)
 
 
 @pytest.mark.parametrize("target", TARGETS)
