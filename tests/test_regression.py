@@ -18,11 +18,13 @@ from torch import Tensor, nn
 
 from kd_lightning import evaluate, export_cli, predict
 from kd_lightning.callbacks import BINS, WatchGenerator, generator_health
-from kd_lightning.data.dataset import Split
+from kd_lightning.artifacts import Store
+from kd_lightning.data.dataset import Dataset, Split
 from kd_lightning.data.datasets import rotated_digits
+from kd_lightning.data.load import dataset_digest, load_data
 from kd_lightning.data.loader import TensorLoader
 from kd_lightning.data.module import Images
-from kd_lightning.errors import TeacherError, UserError
+from kd_lightning.errors import DataError, TeacherError, UserError
 from kd_lightning.export import _onnx_metadata, answer_name, load_student
 from kd_lightning.finished import load_teacher, open_run
 from kd_lightning.losses.response import imitation
@@ -161,6 +163,20 @@ def test_what_is_about_classes_says_so(run: Path) -> None:
     assert opened.task.unit == "degrees"
     with pytest.raises(UserError, match=r"labels are numbers \(degrees\), not classes; run\.task\.numbers"):
         opened.classes  # noqa: B018
+
+
+def test_the_range_is_part_of_what_data_are() -> None:
+    wider = Regression(low=-90, high=90, unit="degrees")
+    same, other = (Dataset("toy", [], measured_on(), None, None, "none", "none", task=task) for task in (TASK, wider))
+    assert dataset_digest(same) != dataset_digest(other)
+    with pytest.raises(DataError, match=r"toy/test: label .* outside 0 to 7 metres"):
+        Dataset("toy", [], None, None, measured_on(), "none", "none", task=METRES)
+
+
+def test_a_network_of_numbers_has_one_output(store: Path) -> None:
+    cfg = composed("method=kd", *DATA, "data.num_classes=3")
+    with pytest.raises(DataError, match=r"data\.num_classes=3, but rotated_digits has numbers .*num_classes=1"):
+        load_data(cfg, Store(store))
 
 
 def test_a_teacher_that_only_answers_tells_its_number(tmp_path: Path) -> None:
