@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,6 +21,7 @@ from kd_lightning import ranks
 from kd_lightning.artifacts import FORMAT_VERSION, Store, by_content, digest, file_digest, write_json, writing
 from kd_lightning.callbacks import PhaseBar, WatchGenerator
 from kd_lightning.checkpoints import Marked, resumable
+from kd_lightning.collapse import Collapsed, begin_again, reseeded, restarts
 from kd_lightning.dashboards import Boards
 from kd_lightning.data.dataset import Dataset
 from kd_lightning.data.loader import TensorLoader
@@ -103,22 +105,29 @@ def fit(
     boards = bench.boards.of(phase) if watched else Boards()
 
     def build(work: Path) -> None:
-        context = Context(
-            dataset=bench.dataset,
-            teacher=teacher,
-            store=bench.store,
-            keys={"data": bench.data_key, "teacher": teacher_key},
-            mean=list(cfg.data.mean),
-            std=list(cfg.data.std),
-            order_seed=cfg.seed,
-            rank=ranks.rank(),
-            world=ranks.world(),
-            device=device_of(cfg),
-            precision=str(cfg.trainer.precision),
-            memory_format=cfg.memory_format,
-        )
-        method, report = _train(cfg, bench, phase, work, context, val_answers, boards)
-        ranks.decided(lambda: _keep(method, report, work))
+        while True:
+            collapsed = ranks.decided(lambda: restarts(work))
+            own = reseeded(cfg, len(collapsed))
+            context = Context(
+                dataset=bench.dataset,
+                teacher=teacher,
+                store=bench.store,
+                keys={"data": bench.data_key, "teacher": teacher_key},
+                mean=list(cfg.data.mean),
+                std=list(cfg.data.std),
+                order_seed=own.seed,
+                rank=ranks.rank(),
+                world=ranks.world(),
+                device=device_of(cfg),
+                precision=str(cfg.trainer.precision),
+                memory_format=cfg.memory_format,
+            )
+            try:
+                method, report = _train(own, bench, phase, work, context, val_answers, boards)
+                break
+            except Collapsed as error:
+                ranks.decided(partial(begin_again, work, own.seed, error))
+        ranks.decided(lambda: _keep(method, {**report, "restarts": collapsed}, work))
 
     folder = bench.store.obtain("fit", config, build, everywhere=True)
     if folder not in bench.store.built and ranks.rank() == 0:
@@ -218,6 +227,8 @@ def _train(
         trainer.fit(method, Images(loader, val_loader), ckpt_path=goes_on_from, weights_only=True)
     except SystemExit as interrupted:  # Lightning's answer to Ctrl-C
         raise KeyboardInterrupt from interrupted
+    if watch.collapsed is not None:
+        raise watch.collapsed
     rounds = trainer.fit_loop.epoch_loop.total_batch_idx + 1
     report = {
         "phase": phase,

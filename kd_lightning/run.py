@@ -187,6 +187,7 @@ def _produce(
             for name, f in {"teacher": teacher, **stages, "student": student, **controls}.items()
             if f and f.report.get("cut_short")
         },
+        "restarts": {f.report["phase"]: f.report["restarts"] for f in fits if f.report.get("restarts")},
         "objective": metrics[f"test/{bench.task.headline}"],
         "metrics": metrics,
         "paper": OmegaConf.to_container(cfg.paper.get(names.get("method"), OmegaConf.create({}))),

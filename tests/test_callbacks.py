@@ -128,13 +128,10 @@ def test_pixels_outside_the_unit_interval_are_clamped() -> None:
 def test_collapse_is_judged_by_looks_in_a_row(entropy: float, spread: float, tmp_path: Path) -> None:
     bad, good = {"entropy": entropy, "spread": spread}, {"entropy": 0.51, "spread": 0.021}
     watch = WatchGenerator(tmp_path, patience=3)
-    for health in (bad, bad, good, bad, bad):
-        watch._judge(health, 0)
+    assert [watch._judge(health, 0) for health in (bad, bad, good, bad, bad)] == [None] * 5
     resumed = WatchGenerator(tmp_path, patience=3)
     resumed.load_state_dict(watch.state_dict())
-    with pytest.warns(UserWarning, match="collapsed .round 60."):
-        resumed._judge(bad, 60)
-    resumed._judge(bad, 80)
+    assert "collapsed (round 60)" in str(resumed._judge(bad, 60))
 
 
 def test_class_counts_are_those_since_the_last_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
