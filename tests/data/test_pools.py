@@ -106,6 +106,26 @@ def test_impressions_come_close_to_their_targets_and_stay_images(teacher: Normal
     assert close - entropy < 0.7 * (far - entropy)
 
 
+def test_clamped_impressions_have_full_contrast_where_stretched_ones_are_grey(teacher: Normalized) -> None:
+    targets = torch.eye(4).repeat(8, 1)
+    noise = torch.rand(32, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+
+    def extreme(keep: str) -> float:
+        x = impressions(steps=60, lr=0.05, keep=keep).impress(teacher, noise.clone(), targets)
+        assert x.aminmax() == (0, 1)
+        return float(((x == 0) | (x == 1)).float().mean())
+
+    assert extreme("clamp") > 0.2 > 0.01 > extreme("stretch")
+
+
+def test_fresh_answers_are_left_to_the_method(teacher: Normalized) -> None:
+    at = context(teacher)
+    assert all(batch.t is None for batch in impressions(fresh_answers=True).prepare(at))
+    made = set(at.store.root.iterdir())
+    impressions().prepare(at)
+    assert set(at.store.root.iterdir()) == made, "the pool is the same"
+
+
 def test_impressions_are_served_with_the_teachers_answers(teacher: Normalized) -> None:
     at = context(teacher)
     loader = impressions().prepare(at)
