@@ -189,6 +189,21 @@ def test_each_prior_pulls(prior: str, teacher_bn: Normalized) -> None:
     assert size(with_it) < 0.9 * size(without)
 
 
+def test_clipped_pixels_stay_in_the_range_of_images_at_every_step(
+    teacher_bn: Normalized, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    u = 3 * torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    shown: list[torch.Tensor] = []
+    handle = teacher_bn.register_forward_pre_hook(lambda _, args: shown.append(args[0].detach().clone()))
+    for clip in (True, False):
+        shown.clear()
+        source = inversion(steps=6, jitter=0, flip=False, clip=clip)
+        x = source.invert(teacher_bn, u.clone(), torch.arange(8) % 4, np.random.default_rng(0))
+        low, high = (float(edge) for edge in torch.stack([*shown[1:], x]).aminmax())
+        assert (low >= -1e-6 and high <= 1 + 1e-6) == clip
+    handle.remove()
+
+
 def test_jitter_and_flip_change_what_the_teacher_is_shown(teacher_bn: Normalized) -> None:
     def made(**settings: Any) -> torch.Tensor:
         u = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
