@@ -130,8 +130,8 @@ def _measure(planner: Planner, cfg: DictConfig, teacher: Obtained | None, studen
     if planner.door is not None and teacher is not None and teacher.reference is None:
         left = cfg.teacher.eval_budget
         for split in (dataset.test, dataset.val):
-            if split is not None and (images := planner.door.needed(split.images)) <= left:
-                left -= images
+            if split is not None and (needed := planner.door.needed(split.images)) <= left:
+                left -= needed
                 step.images += planner.door.look(split.images)
     if dataset.test is not None:
         images, start = dataset.test.images[:500], now_on_device()

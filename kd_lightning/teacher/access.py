@@ -91,6 +91,7 @@ def malformed(answer: object, teacher: Described) -> str | None:
     classes = teacher.num_classes
     if isinstance(answer, Label):
         return None if 0 <= answer.label < classes else f"class {answer.label} of {classes} classes"
+    assert isinstance(answer, Probs | TopK)
     values = answer.values
     if isinstance(answer, Probs) and len(values) != classes:
         return f"{len(values)} values for {classes} classes"

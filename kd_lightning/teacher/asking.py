@@ -101,8 +101,10 @@ class Asking:
         wanted = [key for key in wanted if key not in answers]
         if wanted:
             self._refuse_changed(images.shape[1:])
-        shown = {"desc": "asking".ljust(12), "unit": "image", "dynamic_ncols": True}
-        with tqdm(total=len(wanted), disable=None if len(wanted) > self.described.max_batch else True, **shown) as bar:
+        quick = len(wanted) <= self.described.max_batch
+        with tqdm(
+            total=len(wanted), desc="asking".ljust(12), unit="image", dynamic_ncols=True, disable=quick or None
+        ) as bar:
             while wanted:
                 elsewhere: list[bytes] = []
                 for known, flying in self._questions(claim, wanted, pixels):

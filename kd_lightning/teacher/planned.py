@@ -99,11 +99,10 @@ def _stored(file: Path, keys: Sequence[bytes]) -> dict[bytes, tuple[int, bytes]]
 
 
 def _anything(teacher: Described, i: int) -> Answer:
-    label = i % teacher.num_classes
+    classes = teacher.num_classes
+    label = i % classes
     if teacher.access == "label":
         return Label(label)
     if teacher.access == "topk":
         return TopK((label,), (0.9,))
-    return Probs(
-        tuple(0.9 if c == label else 0.1 / max(1, teacher.num_classes - 1) for c in range(teacher.num_classes))
-    )
+    return Probs(tuple(0.9 if c == label else 0.1 / max(1, classes - 1) for c in range(classes)))

@@ -90,8 +90,8 @@ class QueryTeacher:
         told = self._told(np.concatenate(each), "training")
         if told.abstained or told.failed:
             raise TeacherError(
-                f"the teacher abstained on {told.abstained} and failed on {told.failed} of {sum(map(len, each))} images "
-                "of a batch, and a method that asks in every step cannot leave them out: use source=queried"
+                f"the teacher abstained on {told.abstained} images of a batch and failed on {told.failed}, and a method "
+                "that asks in every step cannot leave them out: ask once, with source=queried"
             )
         before = sum(len(images) for images in each[: ranks.rank()])
         return told.answers[before : before + len(x)].to(x.device)
