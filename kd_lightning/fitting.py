@@ -217,7 +217,8 @@ def _train(
     )
     method.train()
     try:
-        trainer.fit(method, Images(loader, val_loader), ckpt_path=goes_on_from, weights_only=True)
+        images = Images(loader, val_loader, eight_bits=isinstance(context.teacher, QueryTeacher))
+        trainer.fit(method, images, ckpt_path=goes_on_from, weights_only=True)
     except SystemExit as interrupted:  # Lightning's answer to Ctrl-C
         raise KeyboardInterrupt from interrupted
     rounds = trainer.fit_loop.epoch_loop.total_batch_idx + 1

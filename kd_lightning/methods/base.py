@@ -12,9 +12,7 @@ from torch.optim import Optimizer
 from torchmetrics import Metric
 
 from kd_lightning import ranks
-from kd_lightning.data.loader import Batch
 from kd_lightning.methods.repeatable import Repeatable, Teacher
-from kd_lightning.teacher.query import QueryTeacher, eight_bits
 
 OptimizerFactory = Callable[..., Optimizer]
 SchedulerFactory = Callable[[Optimizer], Any]
@@ -115,12 +113,6 @@ class Distiller(Repeatable):
         """Count this round's images (N, C, H, W), and let callbacks look at them and the teacher's answers (N, K)."""
         self.images_made += len(images) * ranks.world()
         self.seen = Seen(images.detach(), teacher.detach())
-
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """A teacher that only answers is asked in 8 bits: the student is shown the very same pixels."""
-        if isinstance(batch, Batch) and isinstance(self.teacher, QueryTeacher):
-            return batch._replace(x=eight_bits(batch.x))
-        return batch
 
     def on_train_epoch_end(self) -> None:
         """Step the learning-rate schedules, which count epochs; the last statistics are those of all ranks."""

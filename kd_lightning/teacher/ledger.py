@@ -234,7 +234,7 @@ class Ledger:
         """A run's accounts, by bucket."""
         with self._transaction() as db:
             rows = db.execute("SELECT bucket, used, paid, doubt, cost FROM accounts WHERE owner = ?", (run,))
-            return {bucket: Spent(*row) for bucket, *row in rows}
+            return {bucket: Spent() for bucket in BUCKETS} | {bucket: Spent(*row) for bucket, *row in rows}
 
     def keep_canaries(self, teacher: Described, images: Mapping[bytes, np.ndarray], number: int) -> bool:
         """Put the pixels of answered images aside until there are ``number``; whether there are."""

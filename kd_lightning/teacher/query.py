@@ -90,8 +90,8 @@ class QueryTeacher:
         told = self._told(np.concatenate(each), "training")
         if told.abstained or told.failed:
             raise TeacherError(
-                f"the teacher abstained on {told.abstained} images of a batch and failed on {told.failed}, and a method "
-                "that asks in every step cannot leave them out: ask once, with source=queried"
+                f"the teacher abstained on {told.abstained} images of a batch and failed on {told.failed}, and a "
+                "method that asks in every step cannot leave them out: ask once, with source=queried"
             )
         before = sum(len(images) for images in each[: ranks.rank()])
         return told.answers[before : before + len(x)].to(x.device)
@@ -139,7 +139,7 @@ class QueryTeacher:
 
 def eight_bits(x: Tensor) -> Tensor:
     """Images in [0, 1] as a teacher that only answers is asked about them: rounded to 1/255."""
-    return (x.clamp(0, 1) * 255).round() / 255
+    return (x.float().clamp(0, 1) * 255).round() / 255
 
 
 def to_bytes(x: Tensor) -> np.ndarray:
