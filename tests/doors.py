@@ -33,10 +33,10 @@ class Fake:
         troubles: an exception, an answering function or None, for one attempt after the other.
     """
 
-    def __init__(self, *, file: Path | None = None, troubles: Iterator[Any] = iter(()), **described: Any) -> None:
+    def __init__(self, *, file: Path | None = None, troubles: Iterator[Any] | None = None, **described: Any) -> None:
         settings = {"name": "fake", "version": "1", "access": "label", "num_classes": 3, "max_batch": 4, **described}
         self.described = Described(**settings)
-        self.file, self.troubles = file, troubles
+        self.file, self.troubles = file, iter(()) if troubles is None else troubles
         self.answered = self.attempts = 0
         self.seen: list[int] = []
         self.lock = threading.Lock()
