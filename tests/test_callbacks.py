@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Outcome
+from doors import Fake, closed
 from PIL import Image
 
 from kd_lightning.callbacks import PhaseBar, WatchGenerator, generator_health, with_answers

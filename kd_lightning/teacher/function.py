@@ -95,13 +95,13 @@ class Function:
             case Mapping():
                 best = sorted(told.items(), key=lambda item: -item[1])
                 return TopK(tuple(int(c) for c, _ in best), tuple(float(p) for _, p in best))
-        values = np.asarray(told, np.float64)
-        if values.ndim != 1:
+        try:
+            return Probs(tuple(float(value) for value in told))
+        except (TypeError, ValueError):
             raise TeacherError(
                 f"{self.described.name}: an answer is {told!r:.80}, expected K probabilities, {{class: probability}}, "
                 "a class, or None"
-            )
-        return Probs(tuple(values.tolist()))
+            ) from None
 
 
 def _unanswered(error: Exception) -> Unanswered | None:
