@@ -81,6 +81,7 @@ class Function:
         except Exception as error:
             if (unanswered := _unanswered(error)) is None:
                 raise
+            getattr(error, "close", lambda: None)()  # urllib's hold their connection
             raise unanswered from error
         return [self._answer(one) for one in told]
 
