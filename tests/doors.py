@@ -103,7 +103,7 @@ def asking(
 def closed(asker: Any, folder: Path, **terms: Any) -> QueryTeacher:
     """What a method is handed."""
     door = asking(asker, folder, **terms)
-    return QueryTeacher(door, door.described)
+    return QueryTeacher(door, door.described, budget=door.terms.budget)
 
 
 def pays(folder: str, seed: int, budget: int, purse: int, troubled: bool) -> None:

@@ -72,8 +72,8 @@ class Obtained:
         if self.described is None:
             assert self.net is not None
             return FrozenTeacher(self.net)
-        smoothing, coverage = self.settings.smoothing, self.settings.min_coverage
-        return QueryTeacher(self.door, self.described, smoothing=smoothing, min_coverage=coverage)
+        own = {key: self.settings[key] for key in ("smoothing", "min_coverage", "budget")}
+        return QueryTeacher(self.door, self.described, **own)
 
     def answers(self, split: Split | None) -> Tensor | None:
         """Its outputs on a split for measuring: free at ``white``, else as far as ``teacher.eval_budget`` pays."""
@@ -161,7 +161,8 @@ def obtain_teacher(cfg: DictConfig, bench: Bench, train: Callable[..., Fitted] =
         return door.described
 
     described = ranks.decided(open_door)
-    key = digest([key, asdict(described), settings.smoothing])
+    said = asdict(described)
+    key = digest([key, *(said[k] for k in ("name", "version", "access", "decimals", "k")), settings.smoothing])
     reference = _reference(settings) if settings.reference else None
     return Obtained(net, key, seconds, settings, device, report, described, door, reference)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kd_lightning import ranks
-from kd_lightning.errors import TeacherError
+from kd_lightning.errors import BudgetExceeded, TeacherError
 from kd_lightning.teacher.access import usable
 from kd_lightning.teacher.accounts import Bucket, Spent
 from kd_lightning.teacher.answers import Abstained, Answer, Described
@@ -64,13 +64,20 @@ class QueryTeacher:
         described: what the teacher says of itself.
         smoothing: mass that a bare class spreads evenly over all.
         min_coverage: smallest share of images that a source may be left with because the teacher failed on the rest.
+        budget: most images that the run may use, for :meth:`require`; the door keeps to it.
     """
 
     def __init__(
-        self, door: Door | None, described: Described, *, smoothing: float = 0.1, min_coverage: float = 1.0
+        self,
+        door: Door | None,
+        described: Described,
+        *,
+        smoothing: float = 0.1,
+        min_coverage: float = 1.0,
+        budget: int | None = None,
     ) -> None:
         self._door, self.described = door, described
-        self.smoothing, self.min_coverage = smoothing, min_coverage
+        self.smoothing, self.min_coverage, self.budget = smoothing, min_coverage, budget
         self.fit: str | None = None
         self.asked = 0
 
@@ -103,6 +110,17 @@ class QueryTeacher:
             BudgetExceeded: they do not all fit into what is left; nothing is asked.
         """
         return self._told(channels_last(images), "training")
+
+    def require(self, images: int) -> None:
+        """Refuse at once what will not fit: so many different images in all, before they are made.
+
+        Raises:
+            BudgetExceeded: that is more than ``teacher.budget``.
+        """
+        if self.budget is not None and images > self.budget:
+            raise BudgetExceeded(
+                f"teacher.budget={self.budget} images: {images} wanted. Raise teacher.budget, or ask about fewer"
+            )
 
     def for_evaluation(self, images: Tensor) -> Answered:
         """The same out of the evaluation bucket, which training does not see.

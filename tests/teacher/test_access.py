@@ -164,6 +164,9 @@ def test_budget_is_never_exceeded(tmp_path: Path) -> None:
     asker = Fake()
     teacher = closed(asker, tmp_path, budget=5)
     teacher(different(1, 2, 3))
+    with pytest.raises(BudgetExceeded, match=r"teacher\.budget=5 images: 6 wanted"):
+        teacher.require(6)
+    teacher.require(5)
     with pytest.raises(BudgetExceeded, match=r"teacher\.budget=5 images: 3 asked, 3 more wanted.*source=queried"):
         teacher(different(4, 5, 6))
     assert asker.answered == 3
