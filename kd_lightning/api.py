@@ -76,8 +76,8 @@ def distill(
 
     if not isinstance(teacher, nn.Module):
         raise UserError(
-            f"teacher: expected a torch.nn.Module, got {type(teacher).__name__}; a function that answers is asked by the "
-            "command: kd-lightning teacher=callable teacher.function=my_module.ask"
+            f"teacher: expected a torch.nn.Module, got {type(teacher).__name__}; a function that answers is asked by "
+            "kd-lightning teacher=callable teacher.function=my_module.ask"
         )
     _refuse_shapes(num_classes, image, mean, std, classes)
     if data is not None:
