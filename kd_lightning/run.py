@@ -88,6 +88,7 @@ def identity(cfg: DictConfig, data_key: str) -> dict[str, Any]:
     """Everything that determines a run's result, as plain data."""
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     own = {k: v for k, v in plain.items() if k not in UNIMPORTANT}
+    own["teacher"] = {k: v for k, v in own["teacher"].items() if k not in ("ledger", "purse", "pace")}
     files = [file_digest(file) for file in _files(own)]
     return {**own, "data": data_key, "files": files, "version": [version("kd_lightning"), versions(own)]}
 

@@ -318,6 +318,19 @@ def test_a_network_that_abstains_trains_on_the_rest(tiny: Tiny, teacher_file: Pa
     assert noted["failed"] == 0
 
 
+def test_a_ledger_may_lie_elsewhere_and_a_larger_purse_goes_on(
+    tiny: Tiny, teacher_file: Path, asked: list[int], tmp_path: Path, store: Path
+) -> None:
+    settings = (*QUERIED, f"teacher.weights={teacher_file}", "source.images=320")
+    settings += (f"teacher.ledger={tmp_path}/all.sqlite",)
+    with pytest.raises(BudgetExceeded, match=r"teacher\.purse=300 images of SmallConvNet-\w+ for all runs together"):
+        tiny(*settings, "teacher.purse=300")
+    assert not tiny(*settings, "teacher.purse=320")["stored"]
+    assert tiny(*settings, "teacher.purse=320")["stored"], "what is in the ledger does not make another run"
+    assert sum(asked) == 320
+    assert not (store / "ledger.sqlite").exists()
+
+
 def test_nothing_is_paid_again_where_a_run_begins_anew(tiny: Tiny, teacher_file: Path, asked: list[int]) -> None:
     settings = (*QUERIED, f"teacher.weights={teacher_file}", "source.images=320", "teacher.budget=320")
     first, anew = tiny(*settings), tiny(*settings, "artifacts.reuse=false")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
@@ -94,13 +95,12 @@ class Asking:
         claim = self._claim(bucket, fit)
         self._begin()
         keys = keys_of(self.described, images)
-        places = dict(zip(reversed(keys), range(len(keys) - 1, -1, -1), strict=True))  # of equal ones the first
-        pixels = {key: images[i] for key, i in places.items()}
-        wanted = list(dict.fromkeys(keys))
-        answers = self.ledger.recall(claim, wanted)
-        wanted = [key for key in wanted if key not in answers]
+        pixels = dict(zip(keys, images, strict=True))
+        answers = self.ledger.recall(claim, list(pixels))
+        wanted = [key for key in pixels if key not in answers]
         if wanted:
             self._refuse_changed(images.shape[1:])
+        said = False
         quick = len(wanted) <= self.described.max_batch
         with tqdm(
             total=len(wanted), desc="asking".ljust(12), unit="image", dynamic_ncols=True, disable=quick or None
@@ -112,6 +112,10 @@ class Asking:
                     elsewhere += flying
                     bar.update(len(known))
                 if elsewhere:
+                    if not said:
+                        say = f"another process is asking about {len(elsewhere)} of these images: waiting for it"
+                        tqdm.write(say, file=sys.stderr)
+                        said = True
                     self.ledger.recover()
                     self.gate.wait(AGAIN, threading.Event())
                 wanted = elsewhere

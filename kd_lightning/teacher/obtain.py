@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from kd_lightning import ranks
 from kd_lightning.artifacts import Store, digest, file_digest
 from kd_lightning.data.dataset import Dataset, Split
-from kd_lightning.errors import BudgetExceeded, TeacherError, UserError
+from kd_lightning.errors import TeacherError, UserError
 from kd_lightning.export import load_student
 from kd_lightning.fitting import Bench, Fitted, device_of, fit
 from kd_lightning.inference import predict
@@ -85,9 +85,8 @@ class Obtained:
             return None
         asker = self.hand_out()
         assert isinstance(asker, QueryTeacher)
-        try:
-            told = asker.for_evaluation(split.images)
-        except BudgetExceeded:
+        told = asker.for_evaluation(split.images)
+        if told is None:
             return None
         if len(told.positions) < len(split):
             if ranks.rank() == 0:

@@ -94,7 +94,7 @@ class QueryTeacher:
             TeacherError: it has no answer to some of them.
         """
         each = ranks.of_each(to_bytes(x))
-        told = self._told(np.concatenate(each), "training")
+        told = self._told(np.concatenate(each))
         if told.abstained or told.failed:
             raise TeacherError(
                 f"the teacher abstained on {told.abstained} images of a batch and failed on {told.failed}, and a "
@@ -109,7 +109,7 @@ class QueryTeacher:
         Raises:
             BudgetExceeded: they do not all fit into what is left; nothing is asked.
         """
-        return self._told(channels_last(images), "training")
+        return self._told(channels_last(images))
 
     def require(self, images: int) -> None:
         """Refuse at once what will not fit: so many different images in all, before they are made.
@@ -122,13 +122,15 @@ class QueryTeacher:
                 f"teacher.budget={self.budget} images: {images} wanted. Raise teacher.budget, or ask about fewer"
             )
 
-    def for_evaluation(self, images: Tensor) -> Answered:
-        """The same out of the evaluation bucket, which training does not see.
+    def for_evaluation(self, images: Tensor) -> Answered | None:
+        """The same out of a bucket that training does not see; None if it does not hold all: nothing is asked then."""
+        return ranks.decided(lambda: self._paid(channels_last(images)))
 
-        Raises:
-            BudgetExceeded: ``teacher.eval_budget`` does not pay for all of them; nothing is asked.
-        """
-        return self._told(channels_last(images), "evaluation")
+    def _paid(self, images: np.ndarray) -> Answered | None:
+        try:
+            return self._ask(images, "evaluation")
+        except BudgetExceeded:
+            return None
 
     def adopt(self, images: int) -> None:
         """Count the images of the fit, made now or earlier; it knows of at least so many.
@@ -139,20 +141,19 @@ class QueryTeacher:
         fit = self.fit or ""
         self.asked = ranks.decided(lambda: cast(Door, self._door).adopt(fit, images))
 
-    def _told(self, images: np.ndarray, bucket: Bucket) -> Answered:
-        def ask() -> Answered:
-            door = cast(Door, self._door)
-            kept = door.about(images, bucket=bucket, fit=self.fit if bucket == "training" else None)
-            there = [i for i, answer in enumerate(kept) if not isinstance(answer, Abstained | Failed)]
-            answers = usable([cast(Answer, kept[i]) for i in there], self.described, smoothing=self.smoothing)
-            failed = sum(isinstance(answer, Failed) for answer in kept)
-            abstained = len(kept) - len(there) - failed
-            return Answered(torch.tensor(there, dtype=torch.int64), answers, abstained, failed, door.asked(self.fit))
-
-        told = ranks.decided(ask)
-        if bucket == "training":
-            self.asked = told.asked
+    def _told(self, images: np.ndarray) -> Answered:
+        told = ranks.decided(lambda: self._ask(images, "training"))
+        self.asked = told.asked
         return told
+
+    def _ask(self, images: np.ndarray, bucket: Bucket) -> Answered:
+        door = cast(Door, self._door)
+        kept = door.about(images, bucket=bucket, fit=self.fit if bucket == "training" else None)
+        there = [i for i, answer in enumerate(kept) if not isinstance(answer, Abstained | Failed)]
+        answers = usable([cast(Answer, kept[i]) for i in there], self.described, smoothing=self.smoothing)
+        failed = sum(isinstance(answer, Failed) for answer in kept)
+        abstained = len(kept) - len(there) - failed
+        return Answered(torch.tensor(there, dtype=torch.int64), answers, abstained, failed, door.asked(self.fit))
 
 
 def eight_bits(x: Tensor) -> Tensor:
