@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from tabulate import tabulate
 
 from kd_lightning.artifacts import Store, in_words, size_of
@@ -93,7 +93,9 @@ def _walk(cfg: DictConfig, planner: Planner, made: Plan) -> None:
         steps.append(Step("teacher", "read from its file" if teacher.net else "somewhere else"))
     if teacher is not None and isinstance(teacher.door, Asking):
         planner.door = Planned(teacher.door, planner.promised)
-        teacher = dataclasses.replace(teacher, door=planner.door)
+        unlimited = OmegaConf.merge(teacher.settings, {"budget": None})  # what is asked here costs nothing
+        assert isinstance(unlimited, DictConfig)
+        teacher = dataclasses.replace(teacher, door=planner.door, settings=unlimited)
     fits: list[Fitted] = []
     stages: dict[str, Fitted] = {}
     for stage in cfg.stages:
