@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import time
 from collections.abc import Sequence
@@ -94,7 +95,8 @@ class Planned:
 def _stored(file: Path, keys: Sequence[bytes]) -> dict[bytes, tuple[int, bytes]]:
     if not file.is_file():
         return {}
-    with closing(sqlite3.connect(f"file:{quote(str(file))}?mode=ro", uri=True, timeout=60)) as db:
+    how = "mode=rw" if os.access(file.parent, os.W_OK) else "immutable=1"  # reading alone would leave files of its own
+    with closing(sqlite3.connect(f"file:{quote(str(file))}?{how}", uri=True, timeout=60)) as db:
         return found(db, keys)
 
 

@@ -225,7 +225,7 @@ def test_rates_are_kept(tmp_path: Path) -> None:
 
 def test_canaries_are_asked_before_anything_new_and_only_then(tmp_path: Path) -> None:
     asker = Fake(access="probs")
-    asking(asker, tmp_path, canaries=3).about(pictures(0, 1, 2, 3, 4))
+    asking(asker, tmp_path, canaries=3, pace=ALONE).about(pictures(0, 1, 2, 3, 4))
     assert asker.answered == 5  # there was nothing to compare with
     again = Fake(access="probs")
     door = asking(again, tmp_path, canaries=3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import re
@@ -127,6 +128,13 @@ def test_a_teacher_without_a_network_here(tiny: Callable[..., Outcome], elsewher
 
     first = tiny(*settings)
     assert sum(elsewhere) == 600
+    gc.collect()  # as at the end of its process
+    before = {path: path.stat().st_mtime_ns for path in store.rglob("*") if path.is_file()}
+    known = plan(
+        composed(*settings, "controls=none", "trainer.accelerator=cpu", "seed=1", "data.recipe.epochs=2"), names
+    )
+    assert any("ours: 0 images to ask about, which costs 0.00 at 0.01 each; 600 are paid" in n for n in known.notes)
+    assert {path: path.stat().st_mtime_ns for path in store.rglob("*") if path.is_file()} == before
     assert "teacher" not in first["models"]
     assert first["metrics"]["teacher/accuracy"] is None
     assert (first["cost"]["queries"], first["cost"]["price"], first["teacher_metrics"]) == (600, 6.0, None)
