@@ -65,6 +65,7 @@ class Bench:
         task: loss and metrics.
         boards: dashboards that follow the student's fit.
         callbacks: further callbacks of every fit.
+        run: name of the run, on whose account a teacher that only answers is asked.
     """
 
     store: Store
@@ -73,6 +74,7 @@ class Bench:
     task: Classification
     boards: Boards
     callbacks: list[Callback] = field(default_factory=list)
+    run: str = "no run"
 
 
 def build_network(cfg: DictConfig) -> Normalized:
@@ -103,6 +105,8 @@ def fit(
     """
     config = fit_config(cfg, bench, teacher_key)
     boards = bench.boards.of(phase) if watched else Boards()
+    if isinstance(teacher, QueryTeacher):
+        teacher.fit = bench.store.path("fit", config).name
 
     def build(work: Path) -> None:
         while True:
@@ -135,10 +139,8 @@ def fit(
     network = build_network(cfg)
     network.load_state_dict(load_file(folder / "student.safetensors"))
     report = json.loads((folder / "fit.json").read_text())
-    if isinstance(teacher, QueryTeacher):  # also where an earlier run paid
-        teacher.asked = 0
-        teacher.require(report["teacher_images"])
-        teacher.asked = report["teacher_images"]
+    if isinstance(teacher, QueryTeacher):
+        teacher.adopt(report["teacher_images"])  # also where an earlier run paid
     return Fitted(network.eval(), folder, digest(config), report, report["fit_seconds"])
 
 
@@ -224,7 +226,8 @@ def _train(
     )
     method.train()
     try:
-        trainer.fit(method, Images(loader, val_loader), ckpt_path=goes_on_from, weights_only=True)
+        images = Images(loader, val_loader, eight_bits=isinstance(context.teacher, QueryTeacher))
+        trainer.fit(method, images, ckpt_path=goes_on_from, weights_only=True)
     except SystemExit as interrupted:  # Lightning's answer to Ctrl-C
         raise KeyboardInterrupt from interrupted
     if watch.collapsed is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping, Set
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ def fits_of(plain: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     for number, stage in enumerate(plain.get("stages") or []):
         changes = {k: v for k, v in as_dict(stage).items() if k in REPLACED}
         yield f"stages[{number}].method", {**plain, **changes}
-    asked = isinstance(teacher.get("net"), dict) and teacher.get("access") == "white"
+    asked = _teacher_of(plain) is not None and teacher.get("access") == "white"
     for name, node in as_dict(plain.get("controls")).items():
         changes = {k: v for k, v in as_dict(node).items() if k in REPLACED}
         if asked or as_dict(node).get("teacher") is False:  # the others are left out by the run
@@ -75,11 +76,27 @@ def needs_faults(path: str, cfg: Mapping[str, Any]) -> Iterator[str]:
 
 def metric_faults(plain: Mapping[str, Any]) -> Iterator[str]:
     """One line for each further metric that asks for more than the teacher gives."""
-    net, access = at(plain, "teacher.net"), at(plain, "teacher.access")
+    net, access = _teacher_of(plain), at(plain, "teacher.access")
     for name, node in as_dict(plain.get("metrics")).items():
         if "teacher.gradients" in getattr(_class_of(node), "needs", ()) and (net is None or access != "white"):
             offered = "teacher=none" if net is None else f"teacher.access={access} gives answers alone"
             yield f"metrics.{name}: follows the teacher's gradients, but {offered}: leave it out with metrics=none"
+
+
+def door_faults(teacher: Mapping[str, Any]) -> Iterator[str]:
+    """One line for each thing that is wrong with how a teacher is asked."""
+    if teacher.get("asker") is not None:
+        if teacher.get("net") is not None:
+            yield "teacher.asker: there is a network, too, in teacher.net; ~teacher.asker or teacher.net=null decides"
+        if teacher.get("access") == "white":
+            yield "teacher.access=white: a teacher that is not here only answers; set probs, topk or label"
+    file = teacher.get("reference")
+    if isinstance(file, str) and not Path(file).expanduser().exists():
+        yield f"teacher.reference: there is no {file}"
+    for key in ("smoothing", "min_coverage", "abstain_below"):
+        value = teacher.get(key)
+        if isinstance(value, int | float) and not 0 <= value <= 1:
+            yield f"teacher.{key}={value}: expected a share between 0 and 1"
 
 
 def _teacher_faults(
@@ -89,18 +106,25 @@ def _teacher_faults(
     cfg: Mapping[str, Any],
     instead: str = Distiller.instead_of_gradients,
 ) -> Iterator[str]:
-    net, access = at(cfg, "teacher.net"), at(cfg, "teacher.access")
+    net, access = _teacher_of(cfg), at(cfg, "teacher.access")
     if any(need.startswith("teacher") for need in needs) and net is None:
         yield f"{path}: {name} needs a teacher, but teacher=none: choose one with teacher=NAME"
     if "teacher.gradients" in needs and net is not None and access != "white" and access in LEVELS:
         yield (
             f"{path}: {name} needs the teacher's gradients, but teacher.access={access} gives answers alone: {instead}"
         )
+    net = at(cfg, "teacher.net")
     if "teacher.batch_norm" in needs and isinstance(net, dict) and not _has_batch_norm(net):
         yield (
             f"{path}: {name} reads the teacher's batch-norm statistics, but {net['_target_'].rpartition('.')[2]} "
             "as it is set has no batch norm: choose another teacher, such as teacher=resnet34"
         )
+
+
+def _teacher_of(cfg: Mapping[str, Any]) -> Any:
+    """The node of its network or, where it has none here, of who asks it; None without a teacher."""
+    net = at(cfg, "teacher.net")
+    return as_dict(cfg.get("teacher")).get("asker") if net is None else net
 
 
 def _class_of(node: Any) -> Any:

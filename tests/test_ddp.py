@@ -21,6 +21,7 @@ import lightning as L
 import pytest
 import torch
 from conftest import DAFL, TINY, composed
+from doors import Fake, asking
 from lightning.pytorch.callbacks import Callback
 from omegaconf import OmegaConf
 from torch import Tensor, nn
@@ -55,6 +56,7 @@ from kd_lightning.resumable import Resumable
 from kd_lightning.start import MEETING, Place, place_in, wanted
 from kd_lightning.tasks import Classification
 from kd_lightning.teacher.frozen import FrozenTeacher
+from kd_lightning.teacher.query import QueryTeacher
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["kd_lightning.run", "kd_lightning.methods.dafl", "hydra"])
@@ -406,6 +408,25 @@ def refused(root: str) -> str:
 def test_an_error_of_the_first_rank_ends_all_with_its_line(pair: Pair, tmp_path: Path) -> None:
     assert pair.both(refused, str(tmp_path)) == ["no: type this instead"] * 2
     assert pair.both(ranks.decided, ranks.rank) == [0, 0]
+
+
+def asked_by_each(folder: str) -> tuple[list[int], int, int, str]:
+    asker = Fake()
+    door = asking(asker, Path(folder), budget=8) if ranks.rank() == 0 else None
+    teacher = QueryTeacher(door, asker.described)
+    x = (torch.arange(3).view(3, 1, 1, 1) + 4 * ranks.rank()) / 255
+    said = teacher(x).argmax(1).tolist()
+    with pytest.raises(UserError) as caught:
+        teacher(x + 10 / 255)
+    return said, teacher.asked, asker.answered, str(caught.value)
+
+
+def test_the_first_rank_asks_for_all(pair: Pair, tmp_path: Path) -> None:
+    first, second = pair.both(asked_by_each, str(tmp_path))
+    assert first[:3] == ([0, 1, 2], 6, 6)
+    assert second[:3] == ([1, 2, 0], 6, 0)
+    assert first[3] == second[3]
+    assert "teacher.budget=8 images: 6 asked, 6 more wanted" in first[3]
 
 
 def slope(x: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ from kd_lightning.losses.image_prior import BatchNormTap, batch_norm_statistics,
 from kd_lightning.losses.response import soft_cross_entropy
 from kd_lightning.networks.lenet import LeNet5
 from kd_lightning.networks.normalized import Normalized
+from kd_lightning.teacher.answers import Described
 from kd_lightning.teacher.query import QueryTeacher
 
 
@@ -239,7 +240,8 @@ def test_a_pool_by_gradients_is_refused_where_the_teacher_only_answers() -> None
 
 @pytest.mark.parametrize("make", [impressions, inversion])
 @pytest.mark.parametrize(
-    ("teacher", "has"), [(None, "teacher=none"), (QueryTeacher(lambda x: x, access="probs"), "teacher.access=probs")]
+    ("teacher", "has"),
+    [(None, "teacher=none"), (QueryTeacher(None, Described("api", "1", "probs", 4)), "teacher.access=probs")],
 )
 def test_without_gradients_there_is_nothing_to_optimise_by(make: Any, teacher: Any, has: str) -> None:
     with pytest.raises(ConfigError, match=has):
