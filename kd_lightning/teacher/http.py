@@ -9,6 +9,7 @@ import re
 import threading
 import time
 import uuid
+import weakref
 from collections import OrderedDict
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
@@ -186,6 +187,7 @@ class HttpTeacher:
                 transport=self._transport,
                 headers={"Accept": "application/json", "User-Agent": "kd-lightning"},
             )
+            weakref.finalize(self, self._client.close)
         return self._client, httpx
 
     def _with_key(self, request: Any) -> Any:

@@ -171,7 +171,9 @@ def answering(obtained: Obtained, teacher: Described) -> Callable[[np.ndarray], 
     """A function from images uint8 (N, H, W, C) to what the teacher tells of them."""
 
     def answer(images: np.ndarray) -> Sequence[Answer]:
-        x = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+        channels_first = images.transpose(0, 3, 1, 2)
+        # flat in between, or one channel's strides make torch take it for channels last, and compute other last bits
+        x = torch.from_numpy(channels_first.reshape(-1)).view(channels_first.shape)
         logits = predict(obtained.net, x, device=obtained.device)
         return told(logits, teacher.access, decimals=teacher.decimals, k=teacher.k)
 
