@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from kd_lightning.errors import ConfigError, UserError
+from kd_lightning.errors import ConfigError, TeacherError, UserError
 from kd_lightning.teacher import wire
 from kd_lightning.teacher.answers import Answer, Busy, Closed, Described, Unanswered, Unclear, Unfit
 
@@ -72,9 +72,14 @@ class HttpTeacher:
         """What the service says of itself; asked for once.
 
         Raises:
-            Busy: it cannot be reached now.
-            Closed: it is none, or does not let us in.
+            TeacherError: it cannot be reached, does not let us in, or is no such service.
         """
+        try:
+            return self._introduced()
+        except Unanswered as error:
+            raise TeacherError(f"teacher.asker.url={self.url}: {error}. Is kd-serve running there?") from None
+
+    def _introduced(self) -> Described:
         with self._lock:
             if self._described is None:
                 try:
@@ -89,14 +94,14 @@ class HttpTeacher:
                 try:
                     self._described = wire.described_in(wire.parsed(body))
                 except wire.Malformed as error:
-                    raise Closed(f"{self.url} does not describe itself as a teacher: {error}") from None
+                    raise Closed(f"it does not describe itself as a teacher ({error})") from None
             return self._described
 
     def ask(self, images: np.ndarray) -> list[Answer]:
         """Answers to uint8 (N, H, W, C); what it raises is told in ``answers``."""
         if images.dtype != np.uint8 or images.ndim != 4:
             raise ValueError(f"expected uint8 (N, H, W, C), got {images.dtype} {images.shape}")
-        teacher = self.describe()
+        teacher = self._introduced()
         if self._over:
             raise Closed(self._over)
         if teacher.image is not None and images.shape[1:] != teacher.image:
@@ -169,11 +174,11 @@ class HttpTeacher:
                 return response.status_code, response.headers, bytes(body)
         # not chained: those errors hold the request, and the request its headers
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError) as error:
-            raise Busy(f"no connection to {self.url}: {self._said(error)}") from None
+            raise Busy(f"no connection ({self._said(error)})") from None
         except (httpx.UnsupportedProtocol, httpx.LocalProtocolError, httpx.InvalidURL) as error:
-            raise Closed(f"{self.url} cannot be asked: {self._said(error)}") from None
+            raise Closed(f"it cannot be asked ({self._said(error)})") from None
         except httpx.HTTPError as error:
-            raise Unclear(f"no answer from {self.url}: {self._said(error)}") from None
+            raise Unclear(f"no answer ({self._said(error)})") from None
 
     def _connected(self) -> tuple[Any, Any]:
         try:

@@ -12,7 +12,7 @@ import torch
 from omegaconf import DictConfig
 
 from kd_lightning import resolvers
-from kd_lightning.artifacts import Store
+from kd_lightning.artifacts import Store, digest
 from kd_lightning.check import faults, key_of
 from kd_lightning.composition import read, refusal, suggest
 from kd_lightning.dashboards import Boards
@@ -43,7 +43,6 @@ SETTINGS: dict[str, Any] = {
     "requests_per_minute": float | None,
     "images_per_minute": float | None,
     "waiting": int,
-    "price": float,
     "count_file": str | None,
 }
 """Of its own; ``conf/serve.yaml`` says what they are."""
@@ -88,8 +87,6 @@ def _own_faults(cfg: DictConfig) -> list[str]:
     lines = [f"{key}={cfg[key]}: expected at least 1" for key in positive if cfg[key] is not None and cfg[key] < 1]
     if not 0 <= cfg.port < 65536:
         lines.append(f"port={cfg.port}: expected 0 to 65535")
-    if cfg.price < 0:
-        lines.append(f"price={cfg.price}: expected 0 or more")
     if cfg.teacher.net is None:
         lines.append("teacher.net: there is no network to serve: choose one with teacher=NAME, such as teacher=lenet5")
     elif cfg.teacher.access in ("white", "logits"):
@@ -130,6 +127,8 @@ def obtain(cfg: DictConfig) -> Obtained:
     Raises:
         UserError: as a run would.
     """
+    cfg = cfg.copy()
+    cfg.teacher.access = "white"  # to its owner
     settle(cfg, {})
     store = Store(cfg.artifacts.root, reuse=cfg.artifacts.reuse)
     if cfg.teacher.weights:
@@ -152,22 +151,27 @@ def described(cfg: DictConfig, obtained: Obtained) -> Described:
     bytes_of_one = data.size * data.size * data.channels
     most = [cfg.max_batch, cfg.images_per_minute, cfg.max_body and cfg.max_body // bytes_of_one]
     max_batch = int(min(number for number in most if number is not None))
+    decimals = settings.decimals if settings.access in ("probs", "topk") else None
+    k = min(settings.k, data.num_classes)
+    tells = [settings.access, decimals, k if settings.access == "topk" else None, settings.get("abstain_below")]
     if max_batch < 1:
         raise ConfigError(f"max_body={cfg.max_body}: an image of {data.size}x{data.size} has {bytes_of_one} bytes")
     return Described(
         name=cfg.name or type(obtained.net.net).__name__,
-        version=obtained.key,
+        version=digest([obtained.key, *tells]),
         access=settings.access,
         num_classes=data.num_classes,
         image=(data.size, data.size, data.channels),
         max_batch=max_batch,
-        decimals=settings.decimals if settings.access in ("probs", "topk") else None,
-        k=min(settings.k, data.num_classes),
-        price=cfg.price,
+        decimals=decimals,
+        k=k,
+        price=settings.get("price", 0.0),
     )
 
 
-def answering(obtained: Obtained, teacher: Described) -> Callable[[np.ndarray], Sequence[Answer]]:
+def answering(
+    obtained: Obtained, teacher: Described, abstain_below: float | None = None
+) -> Callable[[np.ndarray], Sequence[Answer]]:
     """A function from images uint8 (N, H, W, C) to what the teacher tells of them."""
 
     def answer(images: np.ndarray) -> Sequence[Answer]:
@@ -175,7 +179,8 @@ def answering(obtained: Obtained, teacher: Described) -> Callable[[np.ndarray], 
         # flat in between, or one channel's strides make torch take it for channels last, and compute other last bits
         x = torch.from_numpy(channels_first.reshape(-1)).view(channels_first.shape)
         logits = predict(obtained.net, x, device=obtained.device)
-        return told(logits, teacher.access, decimals=teacher.decimals, k=teacher.k)
+        how: dict[str, Any] = {"decimals": teacher.decimals, "k": teacher.k, "abstain_below": abstain_below}
+        return told(logits, teacher.access, **how)
 
     return answer
 
@@ -195,4 +200,5 @@ def service_of(cfg: DictConfig) -> Service:
     obtained = obtain(cfg)
     teacher = described(cfg, obtained)
     limits = Limits(cfg.requests_per_minute, cfg.images_per_minute, cfg.waiting)
-    return Service(answering(obtained, teacher), teacher, limits, key=key, tally=tally)
+    answer = answering(obtained, teacher, cfg.teacher.get("abstain_below"))
+    return Service(answer, teacher, limits, key=key, tally=tally)

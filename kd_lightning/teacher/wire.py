@@ -15,7 +15,7 @@ The answer is JSON, one object for each image with its ``index`` and what the ac
         {"index": 0, "probs": [0.98, 0.02]},                    # probs: all K
         {"index": 1, "classes": [7, 1], "probs": [0.9, 0.06]},  # topk, largest first
         {"index": 2, "label": 7},                               # label
-        {"index": 3, "abstained": "confidence 0.31"}]}          # at any level
+        {"index": 3, "abstained": "not sure enough"}]}          # at any level
 
 Everything else is ``{"error": {"code": ..., "reason": ..., "counted": false}}`` with a status of 400 or more;
 ``counted`` says whether the images were counted. ``GET /describe`` tells the fields of

@@ -21,7 +21,7 @@ from loopback import TEACHER, images, label, probs, topk, toy
 
 from kd_lightning import resolvers
 from kd_lightning.composition import read
-from kd_lightning.errors import ConfigError, UserError
+from kd_lightning.errors import ConfigError, TeacherError, UserError
 from kd_lightning.teacher import wire
 from kd_lightning.teacher.answers import (
     Abstained,
@@ -342,7 +342,7 @@ def test_a_description_that_is_none(change: dict[str, Any]) -> None:
     told = json.dumps({**wire.description(TEACHER), **change})
     asker = HttpTeacher("http://teacher.test")
     asker._transport = httpx.MockTransport(lambda _: httpx.Response(200, text=told))
-    with pytest.raises(Closed, match="does not describe itself as a teacher"):
+    with pytest.raises(TeacherError, match="does not describe itself as a teacher"):
         asker.describe()
 
 
@@ -359,9 +359,11 @@ def test_a_description_is_fetched_once_and_costs_nothing() -> None:
 
     asker = HttpTeacher("http://teacher.test/v1/")
     asker._transport = httpx.MockTransport(respond)
-    for kind in (Busy, Busy, Busy, Closed):
+    for kind in (Busy, Busy, Busy):
         with pytest.raises(kind):
-            asker.describe()
+            asker.ask(images(1))
+    with pytest.raises(TeacherError, match=r"teacher\.asker\.url=http://teacher\.test/v1: 401.*Is kd-serve running"):
+        asker.describe()
     assert asker.describe() == asker.describe() == TEACHER
     assert fetched == ["http://teacher.test/v1/describe"] * 5
 
@@ -390,7 +392,7 @@ def test_the_key_is_read_when_it_is_needed_and_kept_nowhere(monkeypatch: pytest.
 
     asker = HttpTeacher("http://teacher.test", key_env="TEACHER_KEY")
     asker._transport = httpx.MockTransport(reply)
-    with pytest.raises(Closed, match="variable TEACHER_KEY, which key_env names, is not set"):
+    with pytest.raises(TeacherError, match="variable TEACHER_KEY, which key_env names, is not set"):
         asker.describe()
     for key in (KEY, KEY + "2"):
         monkeypatch.setenv("TEACHER_KEY", key + "\n")
@@ -451,7 +453,7 @@ def test_a_proxy_is_not_asked_for_the_way_to_this_machine(monkeypatch: pytest.Mo
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     with toy() as (_, client):
         assert HttpTeacher(str(client.base_url)).describe() == TEACHER
-    with pytest.raises(Busy, match="no connection"):
+    with pytest.raises(TeacherError, match="no connection"):
         HttpTeacher("http://teacher.test").describe()
 
 
@@ -484,7 +486,7 @@ def test_over_a_real_connection_every_refusal_is_what_it_is() -> None:
         assert service.tally.questions == 1
     with pytest.raises(Busy, match="no connection"):
         asker.ask(images(1))
-    with toy(key="k") as (_, client), pytest.raises(Closed, match="401"):
+    with toy(key="k") as (_, client), pytest.raises(TeacherError, match="401"):
         HttpTeacher(str(client.base_url)).describe()
 
 
