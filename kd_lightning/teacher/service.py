@@ -113,7 +113,7 @@ class Service:
         try:
             pixels = await self._body(request, math.prod(shape))
             identity = request.headers.get("Idempotency-Key")
-            content = b"" if identity is None else hashlib.sha256(f"{shape}".encode() + pixels).digest()
+            content = b"" if identity is None else hashlib.sha256(pixels).digest()
             task = None if identity is None else self.memory.find(identity, content)
             repeated = task is not None
             if task is None:
