@@ -21,7 +21,7 @@ def files(group):
 
 
 GROUPS = sorted(folder.name for folder in conf_dir().iterdir() if folder.is_dir() and folder.name != "hydra")
-NEED_MORE = {"data": {"image_folder"}, "teacher": {"base", "callable"}, "source": {"generated"}}
+NEED_MORE = {"data": {"image_folder"}, "teacher": {"base", "callable", "http"}, "source": {"generated"}}
 TARGETS = sorted(
     {target for file in conf_dir().rglob("*.yaml") for target in re.findall(r"_target_: ([\w.]+)", file.read_text())}
 )
