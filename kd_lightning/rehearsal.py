@@ -8,23 +8,28 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
-from kd_lightning.artifacts import Store, digest, size_of
+from kd_lightning.artifacts import Store, by_content, digest, size_of
 from kd_lightning.checkpoints import read_checkpoint
 from kd_lightning.data.sources.context import Context
+from kd_lightning.data.sources.few_asked import FewAsked
 from kd_lightning.errors import UserError
 from kd_lightning.fitting import Bench, Fitted, device_of, fit, fit_config
 from kd_lightning.methods.base import Teacher
+from kd_lightning.needs import needs_of
 
 ROUNDS, WARM, PATIENCE = 20, 5, 30.0
 """Rounds that are timed, rounds before those, and seconds after which fewer must do."""
+
+PREPARED = ("pool", "answers")
+"""What a source may have to make first."""
 
 KEPT, MISSING, PROMISED = "kept", "to be made", "made by an earlier job"
 
@@ -108,11 +113,16 @@ class Overlay(Store):
                 if (folder / "artifact.json").is_file():
                     (place / folder.name).symlink_to(folder.absolute())
 
+    def forget(self) -> None:
+        """Set the clocks to zero."""
+        self.seconds, self.sizes = {}, {}
+
     def obtain(self, kind: str, config: Mapping[str, Any], build: Callable[[Path], None], **how: Any) -> Path:
         """As ever, on a clock."""
         start = now_on_device()
         folder = super().obtain(kind, config, build, **how)
-        self.seconds[kind], self.sizes[kind] = now_on_device() - start, size_of(folder.resolve())
+        self.seconds[kind] = self.seconds.get(kind, 0.0) + now_on_device() - start
+        self.sizes[kind] = self.sizes.get(kind, 0) + size_of(folder.resolve())
         return folder
 
 
@@ -169,11 +179,16 @@ class Planner:
             self.steps.append(Step(phase, state, size=size_of(folder.resolve()), rounds=fitted.report["rounds"]))
             return fitted
         short, more, asked_before, prepares = self._shortened(cfg, teacher, teacher_key, phase)
+        assert isinstance(bench.store, Overlay)
+        bench.store.forget()
         fitted = fit(short, bench, **how)
         if fitted.folder != folder:
             os.replace(fitted.folder, folder)
         if prepares is not None:
-            self._fill(prepares, more, cfg, short)
+            longer = cfg.source.steps / short.source.steps if "steps" in cfg.source else 1.0
+            prepares.seconds = more * longer * sum(bench.store.seconds.get(kind, 0.0) for kind in PREPARED)
+            prepares.size = round(more * sum(bench.store.sizes.get(kind, 0) for kind in PREPARED))
+            self._unless_promised(prepares)
         rounds = round(self.timing.total * more)
         part = rounds / max(1, fitted.report["rounds"])
         report = dict(fitted.report)
@@ -207,8 +222,9 @@ class Planner:
                 short.trainer.pop(key, None)
         context = self._context(cfg, teacher, teacher_key)
         before = 0 if teacher is None else teacher.asked
+        whole = instantiate(cfg.source, _convert_="all")
         try:
-            instantiate(cfg.source, _convert_="all").prepare(context)
+            whole.prepare(context)
         except Missing as missing:
             name = str(missing)
             kind = name.partition("-")[0]
@@ -218,7 +234,19 @@ class Planner:
                 counted, teacher.asked = teacher.asked - before, before
             return short, 1.0, counted, None
         source = short.source
-        if kind not in ("pool", "answers") or "images" not in source:
+        if isinstance(whole, FewAsked):
+            classes = len(self.bench.dataset.classes)
+            with open_dict(short):
+                source.update(whole.fewer(classes))
+            little = instantiate(source, _convert_="all")
+            (rounds, asks), (few_rounds, few_asks) = (made.counts(classes) for made in (whole, little))
+            # what it asks about is not known yet, but whoever asks the same has the same settings
+            settings = by_content(OmegaConf.to_container(cfg.source, resolve=True), str(self.bench.store.root))
+            name = f"answers-{digest([settings, teacher_key])}"
+            step = Step(f"{phase}'s answers", MISSING, images=asks, of=name)
+            self.steps.append(step)
+            return short, rounds / few_rounds, few_asks, step
+        if kind not in PREPARED or "images" not in source:
             raise UserError(f"plan: {source._target_} makes {kind}, and no plan knows how long that takes")
         images = source.images or len(context.real())
         batch = max([source.get(key) or 0 for key in ("inverted", "impressions", "batch_size")])
@@ -231,14 +259,6 @@ class Planner:
         asked = source.images * (source.steps + 1 if kind == "pool" else 1)
         return short, images / source.images, asked, step
 
-    def _fill(self, step: Step, more: float, cfg: DictConfig, short: DictConfig) -> None:
-        kind = step.name.rpartition(" ")[2]
-        store = self.bench.store
-        assert isinstance(store, Overlay)
-        longer = cfg.source.steps / short.source.steps if kind == "pool" else 1.0
-        step.seconds, step.size = store.seconds[kind] * more * longer, round(store.sizes[kind] * more)
-        self._unless_promised(step)
-
     def _context(self, cfg: DictConfig, teacher: Teacher | None, teacher_key: str) -> Context:
         return Context(
             dataset=self.bench.dataset,
@@ -248,6 +268,7 @@ class Planner:
             mean=list(cfg.data.mean),
             std=list(cfg.data.std),
             device=device_of(cfg),
+            needs=needs_of(cast(dict[str, Any], OmegaConf.to_container(cfg.method, resolve=True))),
         )
 
     def _done(self, name: str) -> int:

@@ -75,6 +75,19 @@ class FewAsked:
         """Images of each part that the teacher is asked about: the few, then those made of them."""
         return [self.per_class * num_classes, *(self.expand.sizes(self.synthetic) if self.expand else [])]
 
+    def counts(self, num_classes: int) -> tuple[int, int]:
+        """Batches of an epoch of one process, and the images asked about that no stage before has asked about."""
+        sizes = self.sizes(num_classes)
+        images = sum(sizes) if self.expand else sizes[0] + self.synthetic
+        whole = images >= self.batch_size and self.synthetic > 0
+        asked = sum(sizes[self.expand.earlier if self.expand else 0 :])
+        return images // self.batch_size if whole else -(-images // self.batch_size), asked
+
+    def fewer(self, num_classes: int) -> dict[str, int]:
+        """Settings of a source like this one, for little more than a batch: what a plan tries."""
+        few = min(self.per_class, -(-self.batch_size // num_classes))
+        return {"per_class": few} | ({"synthetic": min(self.synthetic, self.batch_size)} if self.synthetic else {})
+
     def prepare(self, context: Context) -> TensorLoader:
         """Choose, make, ask, or read what was made and answered before.
 
