@@ -31,7 +31,7 @@ CVAE = ("fs_bbt.trainer.max_epochs=3", "fs_bbt.source.batch_size=20", "fs_bbt.me
 
 def plans(store: Path) -> set[str]:
     reports = (json.loads(file.read_text()) for file in store.glob("fit-*/fit.json"))
-    return {report["plan"] for report in reports if report.get("phase") == "student"}
+    return {report["plan"] for report in reports if report["phase"] == "student" and "plan" in report}
 
 
 def test_every_row_of_the_table_asks_about_what_it_may(tmp_path: Path, store: Path, teacher_file: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from test_fs_bbt import CLASSES, Server, bytes_of, context, dataset
+from test_few_asked import CLASSES, Server, bytes_of, context, dataset
 from torch import Tensor
 
 from kd_lightning.data.sources.active_mixup import ActiveMixup, both_of, candidates, least_sure

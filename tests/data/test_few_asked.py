@@ -54,12 +54,12 @@ def context(folder: Path, server: Any, *, budget: int | None = None, **changes: 
 def decoder(tmp_path: Path) -> Path:
     """A file of weights of a decoder that nobody has trained."""
     torch.manual_seed(0)
-    save_file(MlpDecoder(size=8, widths=(8, 4), num_classes=CLASSES).state_dict(), tmp_path / "generator.safetensors")
+    save_file(MlpDecoder(size=8, widths=(32, 16), num_classes=CLASSES).state_dict(), tmp_path / "generator.safetensors")
     return tmp_path / "generator.safetensors"
 
 
 def source(decoder: Path, synthetic: int = 60, **settings: Any) -> FewAsked:
-    network = MlpDecoder(size=8, widths=(8, 4), num_classes=CLASSES)
+    network = MlpDecoder(size=8, widths=(32, 16), num_classes=CLASSES)
     expand = MixupCvae(generator=network, weights=str(decoder))
     return FewAsked(**{"per_class": 2, "batch_size": 8, "synthetic": synthetic, "expand": expand} | settings)
 
