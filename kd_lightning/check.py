@@ -298,12 +298,14 @@ def _file_faults(cfg: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _weights(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Wherever a file of weights is named."""
+    """Wherever a file of weights, or one that a stage leaves, is named."""
     if isinstance(node, list):
         node = dict(enumerate(node))
     for key, value in as_dict(node).items():
         full = f"{path}[{key}]" if isinstance(key, int) else f"{path}.{key}" if path else str(key)
-        if full.endswith(("teacher.weights", "source.weights")):  # torchvision's networks have a word of that name
+        # torchvision's networks have a word of that name
+        named = full.endswith(("teacher.weights", "source.weights", "expand.weights"))
+        if named or str(value).startswith("stage:"):
             yield full, value
         else:
             yield from _weights(value, full)

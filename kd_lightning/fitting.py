@@ -30,6 +30,7 @@ from kd_lightning.data.sources.context import Context
 from kd_lightning.loggers import Curves, KeepCurves, replay
 from kd_lightning.max_time import cut_short, duration
 from kd_lightning.methods.base import Distiller, Teacher
+from kd_lightning.needs import needs_of
 from kd_lightning.networks.normalized import Normalized
 from kd_lightning.resumable import Resumable
 from kd_lightning.signatures import versions
@@ -125,6 +126,7 @@ def fit(
                 device=device_of(cfg),
                 precision=str(cfg.trainer.precision),
                 memory_format=cfg.memory_format,
+                needs=needs_of(cast(dict[str, Any], OmegaConf.to_container(cfg.method, resolve=True))),
             )
             try:
                 method, report = _train(own, bench, phase, work, context, val_answers, boards)

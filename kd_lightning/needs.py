@@ -52,8 +52,7 @@ def needs_faults(path: str, cfg: Mapping[str, Any]) -> Iterator[str]:
         base = f"{Distiller.__module__}.{Distiller.__name__}"
         yield f"{path}._target_: {getattr(method, '__name__', method)} is not a method: expected a subclass of {base}"
         return
-    settings = {k: v for k, v in cfg["method"].items() if not k.startswith("_") and v is not UNKNOWN}
-    needs, name = method.needs(**settings), method.__name__
+    needs, name = method.needs(**_settings(cfg["method"])), method.__name__
     yield from _teacher_faults(path, name, needs, cfg, method.instead_of_gradients)
     if source is None:
         return
@@ -66,12 +65,26 @@ def needs_faults(path: str, cfg: Mapping[str, Any]) -> Iterator[str]:
         "source.free": "makes its own images: use source=free",
         "source.images": "trains on images: use source=real, few_shot, noise or queried",
         "source.labels": "trains on labels: use source=real or few_shot, or set method.label=0",
+        "source.answers": "trains on the teacher's answers: use source=queried or few_asked",
     }
-    if "source.labels" in method.needs(**settings | {"label": 0}):
+    if "source.labels" in method.needs(**_settings(cfg["method"]) | {"label": 0}):
         ways["source.labels"] = "trains on labels: use source=real or few_shot"
     lacking = sorted(need for need in needs if need.startswith("source.") and need not in source.offers)
     if lacking:
         yield f"{path}: {name} {ways.get(lacking[0], f'needs {lacking[0]}')}"
+
+
+def needs_of(method: Mapping[str, Any]) -> set[str]:
+    """What the method of a composition needs, as it is set.
+
+    Args:
+        method: the node, as plain data.
+    """
+    return located(method["_target_"]).needs(**_settings(method))
+
+
+def _settings(method: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in method.items() if not k.startswith("_") and v is not UNKNOWN}
 
 
 def metric_faults(plain: Mapping[str, Any]) -> Iterator[str]:

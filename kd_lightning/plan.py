@@ -106,7 +106,7 @@ def _walk(cfg: DictConfig, planner: Planner, made: Plan) -> None:
     student = planner.fit(cfg, bench, phase="student", **handed(teacher))
     fits.append(student)
     white = teacher is None or teacher.white
-    asked = sum(f.report["teacher_images"] for f in fits)
+    asked = planner.door.in_all() if planner.door else sum(f.report["teacher_images"] for f in fits)
     if not white and cfg.teacher.budget is not None:
         enough = "" if asked <= cfg.teacher.budget else ": NOT ENOUGH, the run would stop there"
         made.notes.append(f"teacher.budget={cfg.teacher.budget:,} images, this run's fits ask about {asked:,}{enough}")

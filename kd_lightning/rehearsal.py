@@ -9,21 +9,23 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from kd_lightning.artifacts import Store, digest, size_of
 from kd_lightning.checkpoints import read_checkpoint
 from kd_lightning.data.loader import TensorLoader
 from kd_lightning.data.sources.context import Context
+from kd_lightning.data.sources.few_asked import FewAsked
 from kd_lightning.errors import UserError
 from kd_lightning.fitting import Bench, Fitted, device_of, fit, fit_config
 from kd_lightning.methods.base import Teacher
+from kd_lightning.needs import needs_of
 from kd_lightning.teacher.planned import Planned
 
 ROUNDS, WARM, PATIENCE = 20, 5, 30.0
@@ -213,11 +215,14 @@ class Planner:
             short.trainer.devices = 1
             for key in ("strategy", "num_nodes"):
                 short.trainer.pop(key, None)
+        source = instantiate(cfg.source, _convert_="all")
         context = self._context(cfg, teacher, teacher_key)
+        if isinstance(source, FewAsked):  # made in seconds, and what is asked about depends on it
+            context.store = self.bench.store
         before = 0 if teacher is None else teacher.asked
         unpaid = 0 if self.door is None else len(self.door.unpaid)
         try:
-            loader = instantiate(cfg.source, _convert_="all").prepare(context)
+            loader = source.prepare(context)
         except Missing as missing:
             name = str(missing)
             kind = name.partition("-")[0]
@@ -258,6 +263,7 @@ class Planner:
             mean=list(cfg.data.mean),
             std=list(cfg.data.std),
             device=device_of(cfg),
+            needs=needs_of(cast(dict[str, Any], OmegaConf.to_container(cfg.method, resolve=True))),
         )
 
     def _done(self, name: str) -> int:

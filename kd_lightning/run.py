@@ -273,7 +273,7 @@ class Clock:
 
 
 def referring(cfg: DictConfig, stages: Mapping[str, Fitted]) -> DictConfig:
-    """``cfg`` with every ``stage:NAME/FILE`` replaced by the path of that file, as the stage left it."""
+    """``cfg`` with every ``stage:NAME/FILE`` replaced by the path of that file, as far as the stages have run."""
 
     def replaced(node: Any) -> Any:
         if isinstance(node, dict):
@@ -282,7 +282,7 @@ def referring(cfg: DictConfig, stages: Mapping[str, Fitted]) -> DictConfig:
             return [replaced(v) for v in node]
         if isinstance(node, str) and node.startswith("stage:"):
             name, _, file = node.removeprefix("stage:").partition("/")
-            return str(stages[name].folder / file)
+            return str(stages[name].folder / file) if name in stages else node
         return node
 
     return OmegaConf.create(replaced(OmegaConf.to_container(cfg))) if stages else cfg

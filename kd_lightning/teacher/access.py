@@ -45,7 +45,7 @@ def told(
             answers = [TopK(tuple(c), tuple(v)) for c, v in zip(top.tolist(), values.tolist(), strict=True)]
     if abstain_below is not None:
         for i in np.flatnonzero(probs.max(1) < abstain_below).tolist():
-            answers[i] = Abstained(f"confidence {probs[i].max():.3f}")
+            answers[i] = Abstained("not sure enough")
     return answers
 
 
@@ -70,9 +70,8 @@ def usable(answers: Sequence[Answer], teacher: Described, *, smoothing: float = 
     probs = np.empty(shape)
     if teacher.access == "topk":
         for row, answer in zip(probs, cast(Sequence[TopK], answers), strict=True):
-            row[:] = max(0.0, 1 - sum(answer.values)) / max(
-                1, len(row) - len(answer.values)
-            )  # what was not told, evenly
+            untold, rest = max(0.0, 1 - sum(answer.values)), max(1, len(row) - len(answer.values))
+            row[:] = untold / rest
             row[list(answer.classes)] = answer.values
     else:
         probs[:] = np.array([cast(Probs, a).values for a in answers], np.float64).reshape(shape)

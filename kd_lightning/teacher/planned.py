@@ -36,6 +36,7 @@ class Planned:
         self._asker = asking.asker if asking.at_home else None
         self._file = asking.ledger.file
         self._used: dict[str | None, set[bytes]] = {}
+        self._adopted = 0
         self.paid: set[bytes] = set()
         self.unpaid: set[bytes] = set()
         self.seconds = 0.0
@@ -75,8 +76,14 @@ class Planned:
         """Different images so far."""
         return len(self._used.get(fit, ()))
 
+    def in_all(self) -> int:
+        """Different images so far, whichever fit they were for."""
+        return len(set().union(*self._used.values())) + self._adopted
+
     def adopt(self, fit: str, images: int) -> int:
         """Whatever the fit says."""
+        if fit not in self._used:
+            self._adopted += images
         return images
 
     def spent(self) -> dict[str, Spent]:

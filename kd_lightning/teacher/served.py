@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
 from omegaconf import DictConfig
 
 from kd_lightning import resolvers
@@ -20,13 +18,12 @@ from kd_lightning.data.datasets.none import load as describe_data
 from kd_lightning.data.load import dataset_digest, load_data
 from kd_lightning.errors import ConfigError, UserError
 from kd_lightning.fitting import Bench
-from kd_lightning.inference import predict
 from kd_lightning.run import settle
 from kd_lightning.signatures import fits, wrong
 from kd_lightning.tasks import Classification
-from kd_lightning.teacher.answers import Answer, Described
+from kd_lightning.teacher.answers import Described
+from kd_lightning.teacher.local import LocalAsker
 from kd_lightning.teacher.obtain import Obtained, obtain_teacher
-from kd_lightning.teacher.telling import told
 
 if TYPE_CHECKING:
     from kd_lightning.teacher.service import Service
@@ -137,7 +134,8 @@ def obtain(cfg: DictConfig) -> Obtained:
         dataset = load_data(cfg, store)
     bench = Bench(store, dataset, dataset_digest(dataset), Classification(dataset.num_classes), Boards())
     obtained = obtain_teacher(cfg, bench)
-    assert obtained is not None
+    if obtained is None or obtained.net is None:
+        raise ConfigError("kd-serve answers by a network that is here: choose one with teacher=NAME")
     return obtained
 
 
@@ -147,13 +145,14 @@ def described(cfg: DictConfig, obtained: Obtained) -> Described:
     Raises:
         ConfigError: not even one image fits into what is allowed.
     """
+    assert obtained.net is not None
     settings, data = cfg.teacher, cfg.data
     bytes_of_one = data.size * data.size * data.channels
     most = [cfg.max_batch, cfg.images_per_minute, cfg.max_body and cfg.max_body // bytes_of_one]
     max_batch = int(min(number for number in most if number is not None))
     decimals = settings.decimals if settings.access in ("probs", "topk") else None
     k = min(settings.k, data.num_classes)
-    tells = [settings.access, decimals, k if settings.access == "topk" else None, settings.get("abstain_below")]
+    tells = [settings.access, decimals, k if settings.access == "topk" else None, settings.abstain_below]
     if max_batch < 1:
         raise ConfigError(f"max_body={cfg.max_body}: an image of {data.size}x{data.size} has {bytes_of_one} bytes")
     return Described(
@@ -165,24 +164,8 @@ def described(cfg: DictConfig, obtained: Obtained) -> Described:
         max_batch=max_batch,
         decimals=decimals,
         k=k,
-        price=settings.get("price", 0.0),
+        price=settings.price,
     )
-
-
-def answering(
-    obtained: Obtained, teacher: Described, abstain_below: float | None = None
-) -> Callable[[np.ndarray], Sequence[Answer]]:
-    """A function from images uint8 (N, H, W, C) to what the teacher tells of them."""
-
-    def answer(images: np.ndarray) -> Sequence[Answer]:
-        channels_first = images.transpose(0, 3, 1, 2)
-        # flat in between, or one channel's strides make torch take it for channels last, and compute other last bits
-        x = torch.from_numpy(channels_first.reshape(-1)).view(channels_first.shape)
-        logits = predict(obtained.net, x, device=obtained.device)
-        how: dict[str, Any] = {"decimals": teacher.decimals, "k": teacher.k, "abstain_below": abstain_below}
-        return told(logits, teacher.access, **how)
-
-    return answer
 
 
 def service_of(cfg: DictConfig) -> Service:
@@ -199,6 +182,7 @@ def service_of(cfg: DictConfig) -> Service:
     key, tally = key_in(cfg.key_env), Tally(cfg.count_file)
     obtained = obtain(cfg)
     teacher = described(cfg, obtained)
+    assert obtained.net is not None
     limits = Limits(cfg.requests_per_minute, cfg.images_per_minute, cfg.waiting)
-    answer = answering(obtained, teacher, cfg.teacher.get("abstain_below"))
-    return Service(answer, teacher, limits, key=key, tally=tally)
+    asker = LocalAsker(obtained.net, teacher, abstain_below=cfg.teacher.abstain_below, device=obtained.device)
+    return Service(asker.ask, teacher, limits, key=key, tally=tally)
