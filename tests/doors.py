@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from kd_lightning.errors import BudgetExceeded, TeacherError
+from kd_lightning.teacher.access import told, usable
 from kd_lightning.teacher.answers import Answer, Busy, Described, Label, Probs, Unanswered, Unclear
 from kd_lightning.teacher.asking import Asking, Terms
 from kd_lightning.teacher.query import QueryTeacher
@@ -140,3 +141,9 @@ def asks_slowly(folder: str, seconds: float, at_home: bool) -> None:
     say = asker.say
     asker.troubles = iter(lambda: lambda images: [time.sleep(seconds), [say(image) for image in images]][1], None)
     asking(asker, Path(folder), at_home=at_home, budget=60).about(pictures(*range(40)))
+
+
+def degrade(logits: Tensor, access: Any, *, decimals: int | None = None, k: int = 5, smoothing: float = 0.1) -> Tensor:
+    """What is left of logits at an access level, again usable as logits."""
+    described = Described("net", "1", access, logits.shape[1], decimals=decimals, k=k)
+    return usable(told(logits, access, decimals=decimals, k=k), described, smoothing=smoothing)

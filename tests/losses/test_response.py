@@ -2,9 +2,9 @@ import math
 
 import pytest
 import torch
+from doors import degrade
 
 from kd_lightning.losses.response import answer_cross_entropy, kl, l1_logits, soft_cross_entropy
-from kd_lightning.teacher.access import degrade
 
 
 def grad(tensor: torch.Tensor) -> torch.Tensor:

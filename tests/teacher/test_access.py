@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from doors import Fake, Tells, closed
+from doors import Fake, Tells, closed, degrade
 from torch import Tensor, nn
 
 from kd_lightning.errors import BudgetExceeded, TeacherError
@@ -31,12 +31,6 @@ PROBS = LOGITS.softmax(1)
 def network() -> Normalized:
     torch.manual_seed(0)
     return Normalized(SmallConvNet(widths=(4, 8), batch_norm=True), mean=[0.3], std=[0.4])
-
-
-def degrade(logits: Tensor, access: Any, *, decimals: int | None = None, k: int = 5, smoothing: float = 0.1) -> Tensor:
-    """What is left of logits at an access level, again usable as logits."""
-    described = Described("net", "1", access, logits.shape[1], decimals=decimals, k=k)
-    return usable(told(logits, access, decimals=decimals, k=k), described, smoothing=smoothing)
 
 
 def test_logits_pass_unchanged() -> None:
