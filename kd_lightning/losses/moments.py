@@ -1,4 +1,4 @@
-"""Mean and variance of every channel of a map, with gradients: what losses on batch-norm statistics spend their time on."""
+"""Mean and variance of every channel, with gradients: losses on batch-norm statistics take them of every layer."""
 
 from __future__ import annotations
 

@@ -20,6 +20,7 @@ from kd_lightning.data.sources.deep_inversion import DeepInversion
 from kd_lightning.data.sources.generated import GeneratedLoader
 from kd_lightning.losses.response import kl
 from kd_lightning.methods.base import Distiller
+from kd_lightning.networks import head_of
 
 B = 64
 METHODS: dict[str, Callable[[], Any]] = {
@@ -196,6 +197,9 @@ def test_a_step_of_contrast_asks_the_teacher_once_for_each_view(teachers: dict[b
     # every query meets every key, and gradients reach the queries alone
     meet = 2 * 2 * B * B * head[2].out_features
     crop = flops(lambda: RandomResizedCrop()(x, torch.Generator()))
-    synthesis = g.train + 2 * t.through + s.through + h.train + h.forward + meet + crop
+    # nobody reads the logits of the local view: no gradient comes back through the layer that makes them
+    last = teacher.get_submodule(head_of(teacher))
+    unread = flops(lambda: last(torch.rand(B, last.in_features)))
+    synthesis = g.train + 2 * t.through - unread + s.through + h.train + h.forward + meet + crop
     once = (g.forward + t.forward) // B  # one image says how long the features are
     assert spent == once + 2 * synthesis + 2 * (t.forward + s.train)

@@ -17,7 +17,7 @@ from references.sides import COLOUR, MANY, At, Ours, adam, method, sgd
 def dfq(at: At) -> tuple[Trace, Ours]:
     """WRN-16-2 to WRN-16-1: one step of the generator, ten of the student, which are put together here."""
     theirs = Trace()
-    with importable(at.folder, "termcolor", "kornia"), traced(theirs, at.limit):
+    with importable(at.folder, "termcolor", "kornia", "torchvision.models.utils"), traced(theirs, at.limit):
         free = importlib.import_module("datafree")
         models = importlib.import_module("datafree.models.classifiers.wresnet")
         teacher, student = settled(models.WideResNet(16, 10, 2)), models.WideResNet(16, 10, 1)
