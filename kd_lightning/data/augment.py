@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -72,15 +73,17 @@ class RandomResizedCrop:
 
 @dataclass(frozen=True)
 class RandomAffine:
-    """Turn about the centre and move, by bilinear interpolation; what enters repeats the image's edge.
+    """Turn about the centre and move, by bilinear interpolation.
 
     Args:
         degrees: the angle is drawn uniformly from -degrees to degrees.
         shift: of the image's sides, likewise for each direction.
+        fill: what enters: ``border`` repeats the image's edge, ``zeros`` is black.
     """
 
     degrees: float = 10.0
     shift: float = 0.1
+    fill: Literal["border", "zeros"] = "border"
 
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """Every image its own way."""
@@ -91,4 +94,4 @@ class RandomAffine:
         theta[:, 0, 1], theta[:, 1, 0] = -angle.sin() * aspect, angle.sin() / aspect
         theta[:, :, 2] = 2 * self.shift * draw[1:].T  # the image is 2 wide
         grid = F.affine_grid(theta, list(x.shape), align_corners=False)
-        return F.grid_sample(x.float(), grid, padding_mode="border", align_corners=False).to(x.dtype)
+        return F.grid_sample(x.float(), grid, padding_mode=self.fill, align_corners=False).to(x.dtype)

@@ -122,6 +122,11 @@ def test_shifts_are_a_part_of_the_side_in_both_directions():
     assert torch.corrcoef(torch.stack([down, right]))[0, 1].abs() < 0.15
 
 
-def test_what_enters_repeats_the_edge():
+def test_what_enters_repeats_the_edge_or_is_black():
     x = torch.full((50, 3, 8, 8), 0.7)
     assert torch.allclose(RandomAffine()(x, rng()), x, atol=1e-5)
+    moved = RandomAffine(degrees=0, shift=0.25, fill="zeros")(x, rng())
+    lost = 1 - moved.flatten(1).sum(1) / x[0].sum()  # at most two of eight pixels, in both directions
+    assert lost.min() > -1e-5
+    assert 0.2 < lost.max() < 1 - (6 / 8) ** 2
+    assert torch.allclose(moved.amax((1, 2, 3)), torch.tensor(0.7), atol=1e-5)
