@@ -16,6 +16,8 @@ from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.utilities import rank_zero_only
 from tqdm import tqdm
 
+from kd_lightning import ranks
+from kd_lightning.collapse import REMEDY, Collapsed
 from kd_lightning.dashboards import Boards
 from kd_lightning.data.loader import Batch
 from kd_lightning.methods.base import Distiller, Seen, Teacher
@@ -121,8 +123,9 @@ class WatchGenerator(Callback):
     """Notices a generator that collapsed while the run goes on, and keeps pictures of what it makes.
 
     Healthy images make the teacher name all classes about equally often (entropy of its batch-mean prediction
-    near ln C) and differ from each other. A warning comes once, after ``patience`` looks in a row at an entropy under
-    half of ln C or at images that are nearly the same. Numbers have no entropy: there, equal images alone are a fault.
+    near ln C) and differ from each other; numbers have no entropy, there equal images alone are a fault. After
+    ``patience`` looks in a row at an entropy under half of ln C or at images that are nearly the same a warning comes,
+    once; or, where the method says ``on_collapse="restart"``, training ends and ``collapsed`` says why.
 
     Args:
         folder: where ``samples/`` goes.
@@ -153,6 +156,7 @@ class WatchGenerator(Callback):
         self.counts: list[int] = []
         self.bad = 0
         self.warned = False
+        self.collapsed: Collapsed | None = None
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -170,20 +174,21 @@ class WatchGenerator(Callback):
         self.counts = [a + b for a, b in zip(self.counts or [0] * len(counts), counts, strict=True)]
         health = generator_health(*pl_module.seen, numbers=self.numbers)
         pl_module.report({f"generated/{k}": v for k, v in health.items()})
-        self._judge(health, pl_module.rounds_done)
-
-    def _judge(self, health: dict[str, float], round_: int) -> None:
-        collapsed = health.get("entropy", 1.0) < 0.5 or health["spread"] < 0.02
-        self.bad = self.bad + 1 if collapsed else 0
-        if self.bad >= self.patience and not self.warned:
+        collapsed = self._judge(health, pl_module.rounds_done)
+        if pl_module.on_collapse == "restart":
+            self.collapsed = ranks.decided(lambda: collapsed)
+            trainer.should_stop = trainer.should_stop or self.collapsed is not None
+        elif collapsed and not self.warned:
             self.warned = True
-            mean = "" if self.numbers else f"entropy of the batch-mean prediction is {health['entropy']:.2f} of ln C, "
-            warnings.warn(
-                f"the generator has collapsed (round {round_}): {mean}pixel spread {health['spread']:.3f}. The student "
-                "will not learn from this. Lower method.optimizer_g.lr, raise the weight of the class balance or the "
-                "batch size, or try another seed",
-                stacklevel=2,
-            )
+            warnings.warn(f"{collapsed}. The student will not learn from this. {REMEDY}", stacklevel=2)
+
+    def _judge(self, health: dict[str, float], round_: int) -> Collapsed | None:
+        bad = health.get("entropy", 1.0) < 0.5 or health["spread"] < 0.02
+        self.bad = self.bad + 1 if bad else 0
+        if self.bad < self.patience:
+            return None
+        mean = "" if self.numbers else f"entropy of the batch-mean prediction is {health['entropy']:.2f} of ln C, "
+        return Collapsed(round_, f"{mean}pixel spread {health['spread']:.3f}")
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Pictures: the last images with the teacher's class and confidence, and how often each class came."""

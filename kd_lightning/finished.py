@@ -169,7 +169,7 @@ def load_teacher(run: Finished) -> Normalized:
         UserError: it had none, no more than answers may be had of it, it is no longer there or cannot be built here.
     """
     settings = run.cfg.teacher
-    if settings.net is None:
+    if settings.net is None and settings.get("asker") is None:
         raise UserError(f"{run.folder}: its composition has no teacher (teacher=none)")
     if settings.access != "white":
         raise UserError(f"{run.folder}: its teacher only answers (teacher.access={settings.access})")

@@ -88,6 +88,7 @@ def identity(cfg: DictConfig, data_key: str) -> dict[str, Any]:
     """Everything that determines a run's result, as plain data."""
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     own = {k: v for k, v in plain.items() if k not in UNIMPORTANT}
+    own["teacher"] = {k: v for k, v in own["teacher"].items() if k not in ("ledger", "purse", "pace")}
     files = [file_digest(file) for file in _files(own)]
     return {**own, "data": data_key, "files": files, "version": [version("kd_lightning"), versions(own)]}
 
@@ -107,14 +108,17 @@ def _kept_or_made(cfg: DictConfig, folder: Path, names: Mapping[str, str | None]
         dataset = load_data(cfg, store)
         data_key = dataset_digest(dataset)
 
+    made_of = identity(cfg, data_key)
+    name = store.path("run", made_of).name
+
     def build(work: Path) -> None:
         with watching(cfg, work, folder) as boards:
-            bench = Bench(store, dataset, data_key, dataset.task, boards)
+            bench = Bench(store, dataset, data_key, dataset.task, boards, run=name)
             result = _produce(cfg, bench, clock, work, names)
         ranks.decided(lambda: write_json(work / "result.json", result))
 
     before = time.time()
-    kept = store.obtain("run", identity(cfg, data_key), build, everywhere=True)
+    kept = store.obtain("run", made_of, build, everywhere=True)
     ranks.decided(lambda: _copied(kept, folder))
     result = json.loads((kept / "result.json").read_text())
     result["stored"] = kept not in store.built
@@ -170,8 +174,9 @@ def _produce(
 
     bench.boards.numbers({k: v for k, v in metrics.items() if v is not None}, student.report["rounds"])
     fits = [*stages.values(), student]
-    networks = {"teacher": teacher.net} if teacher else {}
+    networks = {"teacher": teacher.net} if teacher and teacher.net else {}
     networks["student"] = student.network
+    spent = teacher.spent() if teacher else {}
     seconds = {"teacher": teacher.seconds if teacher else 0.0, **{k: v.seconds for k, v in stages.items()}}
     seconds["student"] = student.seconds
     seconds |= {name: fitted.seconds for name, fitted in controls.items() if fitted} | clock.seconds
@@ -187,6 +192,7 @@ def _produce(
             for name, f in {"teacher": teacher, **stages, "student": student, **controls}.items()
             if f and f.report.get("cut_short")
         },
+        "restarts": {f.report["phase"]: f.report["restarts"] for f in fits if f.report.get("restarts")},
         "objective": metrics[f"test/{bench.task.headline}"],
         "metrics": metrics,
         "task": bench.task.described(),
@@ -195,10 +201,12 @@ def _produce(
         "cost": {
             "seconds": {k: round(v, 2) for k, v in {**seconds, "total": sum(seconds.values())}.items()},
             "teacher_images": sum(f.report["teacher_images"] for f in fits),
-            "queries": sum(_queries(f, teacher) for f in fits),
+            "queries": spent["training"]["used"] if spent else sum(f.report.get("queries", 0) for f in fits),
             "images_synthesised": sum(f.report["images_synthesised"] for f in fits),
             "peak_memory_bytes": peak_memory(),
+            **({"asking": spent, "price": sum(bucket["cost"] for bucket in spent.values())} if spent else {}),
         },
+        **(teacher.told(answers is not None, {**stages, "student": student}) if teacher else {}),
         "dataset": {"layout": dataset.layout, "encoding": dataset.encoding, "skipped": dataset.skipped},
         "precision": student.report["precision"],
         "memory_format": student.report["memory_format"],
@@ -210,7 +218,7 @@ def _further(
     name: str, measure: Any, student: Fitted, teacher: Obtained | None, test: Split | None, device: str
 ) -> dict[str, float | None]:
     """What a member of ``metrics`` says of the student; nothing without images to say it on."""
-    if teacher is None or test is None:
+    if teacher is None or teacher.net is None or test is None:
         return {}
     return {f"{name}/{k}": v for k, v in measure(student.network, teacher.net, test, device=device).items()}
 
@@ -266,7 +274,7 @@ class Clock:
 
 
 def referring(cfg: DictConfig, stages: Mapping[str, Fitted]) -> DictConfig:
-    """``cfg`` with every ``stage:NAME/FILE`` replaced by the path of that file, as the stage left it."""
+    """``cfg`` with every ``stage:NAME/FILE`` replaced by the path of that file, as far as the stages have run."""
 
     def replaced(node: Any) -> Any:
         if isinstance(node, dict):
@@ -275,15 +283,10 @@ def referring(cfg: DictConfig, stages: Mapping[str, Fitted]) -> DictConfig:
             return [replaced(v) for v in node]
         if isinstance(node, str) and node.startswith("stage:"):
             name, _, file = node.removeprefix("stage:").partition("/")
-            return str(stages[name].folder / file)
+            return str(stages[name].folder / file) if name in stages else node
         return node
 
     return OmegaConf.create(replaced(OmegaConf.to_container(cfg))) if stages else cfg
-
-
-def _queries(fitted: Fitted, teacher: Obtained | None) -> int:
-    asked_on_the_way = 0 if teacher is None or teacher.white else fitted.report["teacher_images"]
-    return fitted.report.get("queries", asked_on_the_way)
 
 
 def _card(cfg: DictConfig, dataset: Dataset, metrics: Mapping[str, Any], teacher: Obtained | None) -> dict[str, Any]:

@@ -17,8 +17,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from kd_lightning import evaluate, export_cli, predict
-from kd_lightning.callbacks import BINS, WatchGenerator, generator_health
 from kd_lightning.artifacts import Store
+from kd_lightning.callbacks import BINS, WatchGenerator, generator_health
 from kd_lightning.data.dataset import Dataset, Split
 from kd_lightning.data.datasets import rotated_digits
 from kd_lightning.data.load import dataset_digest, load_data

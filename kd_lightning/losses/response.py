@@ -68,6 +68,18 @@ def soft_cross_entropy(student: Tensor, targets: Tensor, *, temperature: float =
     return -(targets.float() * F.log_softmax(student.float() / temperature, dim=1)).sum(1).mean()
 
 
+def answer_cross_entropy(student: Tensor, teacher: Tensor) -> Tensor:
+    """-sum_k p_k log softmax(student)_k, p = softmax(teacher), averaged over samples: the loss of FS-BBT.
+
+    Its gradient is that of KL at T=1, its least value the entropy of the teacher's answers.
+
+    Args:
+        student: logits (N,K).
+        teacher: its answers, logits or log-probabilities, of the same shape.
+    """
+    return soft_cross_entropy(student, F.softmax(teacher.float(), dim=1))
+
+
 def l1_logits(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean |student - teacher| over all logits, (N,K) or (N,K,H,W): DFAD (Fang et al. 2019).
 

@@ -2,8 +2,9 @@ import math
 
 import pytest
 import torch
+from doors import degrade
 
-from kd_lightning.losses.response import imitation, kl, l1_logits, soft_cross_entropy
+from kd_lightning.losses.response import answer_cross_entropy, imitation, kl, l1_logits, soft_cross_entropy
 
 
 def grad(tensor: torch.Tensor) -> torch.Tensor:
@@ -86,6 +87,19 @@ def test_soft_cross_entropy_differs_from_kl_by_the_entropy_of_its_targets() -> N
     p = t.softmax(1)
     entropy = torch.special.entr(p).sum(1).mean()
     torch.testing.assert_close(soft_cross_entropy(s, p), kl(s, t) + entropy)
+
+
+@pytest.mark.parametrize("level", ["probs", "topk", "label"])
+def test_the_student_of_fs_bbt_is_pulled_to_the_answer_and_ends_at_its_entropy(level: str) -> None:
+    torch.manual_seed(0)
+    student, answer = torch.randn(5, 8, requires_grad=True), degrade(3 * torch.randn(5, 8), level, k=3)
+    told = answer.exp()
+    torch.testing.assert_close(told.sum(1), torch.ones(5))
+    answer_cross_entropy(student, answer).backward()
+    torch.testing.assert_close(grad(student), (student.detach().softmax(1) - told) / 5)
+    least = answer_cross_entropy(answer, answer)
+    torch.testing.assert_close(least, torch.special.entr(told).sum(1).mean())
+    assert answer_cross_entropy(answer + 0.1 * torch.randn(5, 8), answer) > least
 
 
 def test_l1_closed_forms() -> None:
