@@ -15,7 +15,7 @@ def mean_var(x: Tensor) -> tuple[Tensor, Tensor]:
     The same as ``torch.var_mean(x, dims, correction=0)`` up to rounding. On the CPU that takes one number after
     another, here the sums that batch norm itself runs on take several at once.
     """
-    return _MeanVar.apply(x)  # type: ignore[no-untyped-call, no-any-return]
+    return _MeanVar.apply(x)
 
 
 class _MeanVar(torch.autograd.Function):
