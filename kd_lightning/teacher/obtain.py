@@ -185,7 +185,7 @@ def _at_home(settings: DictConfig, net: Normalized, key: str, dataset: Dataset, 
         name=f"{type(net.net).__name__}-{key}",
         version=f"abstains below {settings.abstain_below}" if settings.abstain_below is not None else "1",
         access=settings.access,
-        num_classes=dataset.num_classes,
+        num_classes=dataset.task.outputs,
         max_batch=AT_ONCE,
         decimals=settings.decimals,
         k=settings.k,
@@ -205,9 +205,9 @@ def _refuse_another(described: Described, settings: DictConfig, dataset: Dataset
     channels, height, width = dataset.image_shape
     if described.access != settings.access:
         raise TeacherError(f"{described.name} tells {described.access}: set teacher.access={described.access}")
-    if described.num_classes != dataset.num_classes:
+    if described.num_classes != dataset.task.outputs:
         raise TeacherError(
-            f"{described.name} knows {described.num_classes} classes, data={dataset.name} has {dataset.num_classes}"
+            f"{described.name} knows {described.num_classes} classes, data={dataset.name} has {dataset.task.outputs}"
         )
     if described.image is not None and tuple(described.image) != (height, width, channels):
         raise TeacherError(

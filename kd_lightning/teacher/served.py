@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from kd_lightning import resolvers
 from kd_lightning.artifacts import Store, digest
@@ -18,6 +18,7 @@ from kd_lightning.data.datasets.none import load as describe_data
 from kd_lightning.data.load import dataset_digest, load_data
 from kd_lightning.errors import ConfigError, UserError
 from kd_lightning.fitting import Bench
+from kd_lightning.needs import of_numbers
 from kd_lightning.run import settle
 from kd_lightning.signatures import fits, wrong
 from kd_lightning.tasks import Classification
@@ -86,6 +87,8 @@ def _own_faults(cfg: DictConfig) -> list[str]:
         lines.append(f"port={cfg.port}: expected 0 to 65535")
     if cfg.teacher.net is None:
         lines.append("teacher.net: there is no network to serve: choose one with teacher=NAME, such as teacher=lenet5")
+    elif of_numbers({"data": OmegaConf.to_container(cfg.data, resolve=True)}):
+        lines.append("data: a service tells classes, but the labels of these data are numbers")
     elif cfg.teacher.access in ("white", "logits"):
         lines.append(
             f"teacher.access: a service tells no more than probabilities, got {cfg.teacher.access}: "

@@ -127,6 +127,7 @@ WRONG = {
     "teacher=lenet6": "teacher=lenet6: there is no teacher called lenet6; did you mean teacher=lenet5?",
     "teacher.weights=nothing.safetensors": "teacher.weights: there is no file nothing.safetensors",
     "teacher.acces=label": "teacher.acces: nothing reads this setting; did you mean teacher.access?",
+    "data=rotated_digits teacher.access=label": "data: a service tells classes, but the labels of these data are",
     "method=kd": "method: kd-serve has no such setting",
     "prot=1": "prot: kd-serve has no such setting; did you mean port?",
     "trainer.max_epochs=3": "trainer.max_epochs: kd-serve has no such setting",
