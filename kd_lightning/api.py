@@ -74,6 +74,11 @@ def distill(
     from kd_lightning.quiet import quiet
     from kd_lightning.run import run
 
+    if not isinstance(teacher, nn.Module):
+        raise UserError(
+            f"teacher: expected a torch.nn.Module, got {type(teacher).__name__}; a function that answers is asked by "
+            "kd-lightning teacher=callable teacher.function=my_module.ask"
+        )
     _refuse_shapes(num_classes, image, mean, std, classes)
     if data is not None:
         _refuse_data(data, num_classes, image)

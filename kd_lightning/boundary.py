@@ -230,7 +230,7 @@ class Boundary:
         max_steps: I_max.
     """
 
-    needs = frozenset({"teacher.gradients"})
+    needs = frozenset({"teacher.gradients", "task.classification"})
 
     def __init__(self, *, images: int | None = 500, eta: float = 0.3, eps: float = 1e-4, max_steps: int = 10) -> None:
         self.images, self.eta, self.eps, self.max_steps = images, eta, eps, max_steps

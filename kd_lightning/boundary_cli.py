@@ -16,6 +16,7 @@ from kd_lightning.errors import UserError
 from kd_lightning.finished import load_teacher, open_run, real_images
 from kd_lightning.report import Cell, Table, render
 from kd_lightning.runs import NOTHING, Run, Stat, collect, group
+from kd_lightning.tasks import Regression
 
 NAMES = ("magsim", "angsim", "valid_fraction")
 
@@ -40,13 +41,15 @@ def measure(runs: Sequence[Run], metric: Boundary, *, trust: bool = False) -> li
     """Walk on teacher and student of every run that ended well.
 
     Raises:
-        UserError: no run ended well, or one has no teacher that can be read, or no images.
+        UserError: no run ended well, or one has no teacher that can be read, no images or no classes.
     """
     found = []
     for at in group(runs):
         pairs = []
         for run in at.runs:
             finished = open_run(run.folder, trust=trust)
+            if isinstance(finished.task, Regression):
+                raise UserError(f"{run.folder}: its labels are numbers, between which there is no boundary")
             pairs.append(metric.pairs(finished.student, load_teacher(finished), real_images(finished)))
         if pairs:
             found.append(Measured(at.settings, pairs))

@@ -16,12 +16,17 @@ from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.utilities import rank_zero_only
 from tqdm import tqdm
 
+from kd_lightning import ranks
+from kd_lightning.collapse import REMEDY, Collapsed
 from kd_lightning.dashboards import Boards
 from kd_lightning.data.loader import Batch
 from kd_lightning.methods.base import Distiller, Seen, Teacher
 from kd_lightning.pictures import bars, save, save_grid, to_uint8
+from kd_lightning.tasks import Regression, Task
 from kd_lightning.teacher.frozen import FrozenTeacher
 
+BINS = 24
+"""Equal parts of the range in which numbers are counted."""
 BAR = "{desc}{percentage:3.0f}%|{bar:12}| {n_fmt}/{total_fmt}, {rate_noinv_fmt}, {remaining} left{postfix}"
 """What tqdm shows: the bar itself is short, so that the losses fit on the line."""
 
@@ -118,13 +123,15 @@ class WatchGenerator(Callback):
     """Notices a generator that collapsed while the run goes on, and keeps pictures of what it makes.
 
     Healthy images make the teacher name all classes about equally often (entropy of its batch-mean prediction
-    near ln C) and differ from each other. A warning comes once, after ``patience`` looks in a row at an entropy under
-    half of ln C or at images that are nearly the same.
+    near ln C) and differ from each other; numbers have no entropy, there equal images alone are a fault. After
+    ``patience`` looks in a row at an entropy under half of ln C or at images that are nearly the same a warning comes,
+    once; or, where the method says ``on_collapse="restart"``, training ends and ``collapsed`` says why.
 
     Args:
         folder: where ``samples/`` goes.
         classes: names of the teacher's classes.
         boards: who is shown the pictures too.
+        task: what the teacher's answers mean; None for classes.
         every: rounds between looks.
         patience: bad looks before the warning.
         grids: about this many grids are written over the fit.
@@ -137,16 +144,19 @@ class WatchGenerator(Callback):
         classes: Sequence[str] = (),
         boards: Boards | None = None,
         *,
+        task: Task | None = None,
         every: int = 20,
         patience: int = 10,
         grids: int = 10,
         synthetic: bool = False,
     ) -> None:
         self.folder, self.classes, self.boards = folder, classes, boards or Boards()
+        self.numbers = task if isinstance(task, Regression) else None
         self.every, self.patience, self.grids, self.synthetic = every, patience, grids, synthetic
         self.counts: list[int] = []
         self.bad = 0
         self.warned = False
+        self.collapsed: Collapsed | None = None
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -160,24 +170,25 @@ class WatchGenerator(Callback):
         if pl_module.seen is None or len(pl_module.seen.images) < 2:
             return
         answers = pl_module.seen.teacher
-        counts = torch.bincount(answers.argmax(1), minlength=answers.shape[1]).tolist()
+        counts = self._counted(answers).tolist()
         self.counts = [a + b for a, b in zip(self.counts or [0] * len(counts), counts, strict=True)]
-        health = generator_health(*pl_module.seen)
+        health = generator_health(*pl_module.seen, numbers=self.numbers)
         pl_module.report({f"generated/{k}": v for k, v in health.items()})
-        self._judge(health, pl_module.rounds_done)
-
-    def _judge(self, health: dict[str, float], round_: int) -> None:
-        collapsed = health["entropy"] < 0.5 or health["spread"] < 0.02
-        self.bad = self.bad + 1 if collapsed else 0
-        if self.bad >= self.patience and not self.warned:
+        collapsed = self._judge(health, pl_module.rounds_done)
+        if pl_module.on_collapse == "restart":
+            self.collapsed = ranks.decided(lambda: collapsed)
+            trainer.should_stop = trainer.should_stop or self.collapsed is not None
+        elif collapsed and not self.warned:
             self.warned = True
-            warnings.warn(
-                f"the generator has collapsed (round {round_}): entropy of the batch-mean prediction is "
-                f"{health['entropy']:.2f} of ln C, pixel spread {health['spread']:.3f}. The student will not learn "
-                "from this. Lower method.optimizer_g.lr, raise the weight of the class balance or the batch size, or "
-                "try another seed",
-                stacklevel=2,
-            )
+            warnings.warn(f"{collapsed}. The student will not learn from this. {REMEDY}", stacklevel=2)
+
+    def _judge(self, health: dict[str, float], round_: int) -> Collapsed | None:
+        bad = health.get("entropy", 1.0) < 0.5 or health["spread"] < 0.02
+        self.bad = self.bad + 1 if bad else 0
+        if self.bad < self.patience:
+            return None
+        mean = "" if self.numbers else f"entropy of the batch-mean prediction is {health['entropy']:.2f} of ln C, "
+        return Collapsed(round_, f"{mean}pixel spread {health['spread']:.3f}")
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Pictures: the last images with the teacher's class and confidence, and how often each class came."""
@@ -189,20 +200,36 @@ class WatchGenerator(Callback):
             self._draw(pl_module, f"{trainer.current_epoch + 1:04d}")
             self.counts = []
 
+    def _counted(self, answers: torch.Tensor) -> torch.Tensor:
+        """How often the teacher said what: each class (K,), or numbers in each of ``BINS`` equal parts of the range."""
+        if self.numbers is None:
+            return torch.bincount(answers.argmax(1), minlength=answers.shape[1])
+        places = self.numbers.normalise(self.numbers.numbers(answers))
+        return torch.bincount((places * BINS).long().clamp(max=BINS - 1), minlength=BINS)
+
+    def _worded(self, answers: torch.Tensor) -> tuple[list[str], list[str]]:
+        """What the teacher says of each image, and what can be counted."""
+        if self.numbers is None:
+            names = list(self.classes) or [str(i) for i in range(answers.shape[1])]
+            confidence, label = answers.float().softmax(1).max(1)
+            pairs = zip(label.tolist(), confidence.tolist(), strict=True)
+            return [f"{names[c]} ({p:.2f})" for c, p in pairs], names
+        captions = [f"{number:.4g} {self.numbers.unit}" for number in self.numbers.numbers(answers).tolist()]
+        return captions, [f"{edge:.4g}" for edge in self.numbers.denormalise(torch.arange(BINS) / BINS).tolist()]
+
     @rank_zero_only
     def _draw(self, method: Distiller, number: str) -> None:
         assert method.seen is not None
-        images, logits = to_uint8(method.seen.images[:100]), method.seen.teacher[:100]
-        names = self.classes or [str(i) for i in range(logits.shape[1])]
-        confidence, label = logits.float().softmax(1).max(1)
-        captions = [f"{names[c]} ({p:.2f})" for c, p in zip(label.tolist(), confidence.tolist(), strict=True)]
+        images = to_uint8(method.seen.images[:100])
+        captions, names = self._worded(method.seen.teacher[:100])
         save_grid(images, self.folder / "samples" / f"generated_{number}.png")
         self.boards.images("generated", images, captions, method.rounds_done)
         if not self.counts:
             return
         counts, total = torch.tensor(self.counts), sum(self.counts)
         method.report({"generated/rarest": min(self.counts) / total, "generated/commonest": max(self.counts) / total})
-        title = f"{total:,} generated images by the teacher's class, up to round {method.rounds_done + 1:,}"
+        by = "class" if self.numbers is None else f"number ({self.numbers.unit}, from ...)"
+        title = f"{total:,} generated images by the teacher's {by}, up to round {method.rounds_done + 1:,}"
         picture = bars(counts, names, title)
         save(picture, self.folder / "samples" / f"classes_{number}.png")
         self.boards.picture("classes", picture, method.rounds_done)
@@ -226,17 +253,23 @@ def with_answers(batch: Batch, teacher: Teacher | None) -> Seen | None:
 
 
 @torch.no_grad()
-def generator_health(images: torch.Tensor, logits: torch.Tensor) -> dict[str, float]:
+def generator_health(images: torch.Tensor, logits: torch.Tensor, numbers: Regression | None = None) -> dict[str, float]:
     """Signs of life of a batch of generated images.
 
     Args:
         images: (N, C, H, W) in data units.
         logits: the teacher's answers, (N, K).
+        numbers: the task, where answers are numbers.
 
     Returns:
-        ``entropy`` of the batch-mean prediction as a fraction of ln K, mean ``confidence``, and ``spread``: the
-        standard deviation over the batch, averaged over pixels, in data units.
+        ``entropy`` of the batch-mean prediction as a fraction of ln K and mean ``confidence``, or of numbers their
+        ``mean`` and ``deviation`` in the unit; and ``spread``: the standard deviation over the batch, averaged over
+        pixels, in data units.
     """
+    if numbers is not None:
+        said = numbers.numbers(logits)
+        three = torch.stack([said.mean(), said.std(), images.float().std(0).mean()])
+        return dict(zip(("mean", "deviation", "spread"), three.tolist(), strict=True))
     probs = logits.float().softmax(1)
     entropy = torch.special.entr(probs.mean(0)).sum() / math.log(probs.shape[1])
     values = torch.stack([entropy, probs.max(1).values.mean(), images.float().std(0).mean()])

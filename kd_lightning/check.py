@@ -18,7 +18,7 @@ from omegaconf.errors import (
 from kd_lightning.composition import dotted, refusal, suggest
 from kd_lightning.errors import ConfigError
 from kd_lightning.max_time import duration
-from kd_lightning.needs import fits_of, metric_faults, needs_faults
+from kd_lightning.needs import answer_faults, door_faults, fits_of, metric_faults, needs_faults, of_numbers
 from kd_lightning.ranks import rank_faults
 from kd_lightning.signatures import UNKNOWN, as_dict, at, fits, signature_faults, wrong
 from kd_lightning.teacher.access import LEVELS
@@ -59,6 +59,7 @@ KEYS: dict[str, Any] = {
     "data.recipe.optimizer": dict,
     "data.recipe.scheduler": dict | None,
     "teacher.net": dict | None,
+    "teacher.asker": dict | None,
     "teacher.weights": str | None,
     "teacher.mean": list[float],
     "teacher.std": list[float],
@@ -66,8 +67,17 @@ KEYS: dict[str, Any] = {
     "teacher.access": Literal[LEVELS],
     "teacher.decimals": int | None,
     "teacher.k": int,
+    "teacher.abstain_below": float | None,
+    "teacher.smoothing": float,
     "teacher.budget": int | None,
+    "teacher.purse": int | None,
     "teacher.eval_budget": int,
+    "teacher.price": float,
+    "teacher.ledger": str | None,
+    "teacher.min_coverage": float,
+    "teacher.canaries": int | None,
+    "teacher.reference": str | None,
+    "teacher.pace": dict,
     "teacher.check": bool,
     "teacher.seed": int,
     "teacher.fit": dict,
@@ -103,7 +113,7 @@ def faults(cfg: DictConfig) -> list[str]:
     for path, node in [*_targets(plain), *_partial_trainers(plain)]:
         found |= dict.fromkeys(signature_faults(path, node, everywhere))
     found |= dict.fromkeys([*_trainer_faults(plain), *_shape_faults(plain), *_file_faults(plain)])
-    found |= dict.fromkeys(metric_faults(plain))
+    found |= dict.fromkeys([*metric_faults(plain), *answer_faults(plain), *door_faults(as_dict(plain.get("teacher")))])
     for path, own in fits_of(plain):
         try:
             found |= dict.fromkeys(needs_faults(path, own))
@@ -271,7 +281,9 @@ def _shape_faults(cfg: Mapping[str, Any]) -> Iterator[str]:
                 if key == "num_classes" and more_outputs and value > wanted:
                     continue
                 what = "classes" if key == "num_classes" else "channels"
-                yield f"{path}.{key}={value}: the data has {wanted} {what}"
+                numbers = key == "num_classes" and of_numbers(cfg)
+                has = "the labels are numbers, for which a network has one output" if numbers else ""
+                yield f"{path}.{key}={value}: {has or f'the data has {wanted} {what}'}"
 
 
 def _file_faults(cfg: Mapping[str, Any]) -> Iterator[str]:
@@ -288,14 +300,14 @@ def _file_faults(cfg: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _weights(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Wherever a file of weights is named."""
+    """Wherever a file of weights, or one that a stage leaves, is named."""
     if isinstance(node, list):
         node = dict(enumerate(node))
     for key, value in as_dict(node).items():
         full = f"{path}[{key}]" if isinstance(key, int) else f"{path}.{key}" if path else str(key)
-        stage = isinstance(value, str) and value.startswith("stage:")
         # torchvision's networks have a word of that name
-        if stage or full.endswith(("teacher.weights", "source.weights")):
+        named = full.endswith(("teacher.weights", "source.weights", "expand.weights"))
+        if named or str(value).startswith("stage:"):
             yield full, value
         else:
             yield from _weights(value, full)

@@ -6,12 +6,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from tabulate import tabulate
+from torch import Tensor
 
 from kd_lightning import resolvers
 from kd_lightning.artifacts import Store
@@ -19,6 +21,7 @@ from kd_lightning.data.dataset import Dataset, Split, fit_to
 from kd_lightning.errors import UserError
 from kd_lightning.export import Student, load_student
 from kd_lightning.inference import predict
+from kd_lightning.tasks import Classification, Regression, task_of
 
 READ = ("data", "artifacts", "trainer.accelerator")
 
@@ -30,16 +33,20 @@ class Evaluation:
     Args:
         images: which they were, such as ``test images of digits``.
         n: their number.
-        accuracy: as a fraction.
-        per_class: class name -> (number of images, accuracy or None where there is no image).
+        score: accuracy as a fraction, or the mean absolute error in the unit of the labels.
+        parts: class name or part of the labels' range -> (number of images, score or None where there is no image).
         note: how classes were matched, where that was not by equal names in equal order.
+        what: the parts are of.
+        metric: the score is of.
     """
 
     images: str
     n: int
-    accuracy: float
-    per_class: dict[str, tuple[int, float | None]]
+    score: float
+    parts: dict[str, tuple[int, float | None]]
     note: str = ""
+    what: str = "class"
+    metric: str = "accuracy"
 
 
 def compose_data(overrides: Sequence[str], card: dict[str, Any], config_dirs: Sequence[str] = ()) -> DictConfig:
@@ -83,27 +90,56 @@ def evaluate_on(student: Student, cfg: DictConfig) -> Evaluation:
     """Measure a student on the test part of ``cfg.data``, or on all of it where there is none.
 
     Raises:
-        UserError: another number of classes, no image, or data that cannot be loaded.
+        UserError: another number of classes, another unit, no image, or data that cannot be loaded.
     """
     from kd_lightning.data.load import load_data
     from kd_lightning.fitting import device_of
 
     card = student.card
-    if cfg.data.num_classes != len(card["classes"]):
-        raise UserError(f"the student knows {len(card['classes'])} classes, these data have {cfg.data.num_classes}")
+    ours = task_of(card)
+    numbers = OmegaConf.select(cfg, "data.load.task") is not None
+    if isinstance(ours, Classification) and not numbers and cfg.data.num_classes != ours.num_classes:
+        raise UserError(f"the student knows {ours.num_classes} classes, these data have {cfg.data.num_classes}")
     dataset = load_data(cfg, Store(cfg.artifacts.root))
+    if (theirs := dataset.task).unit != ours.unit or type(theirs) is not type(ours):
+        raise UserError(
+            f"the student says {ours.unit or 'classes'}, the labels of these data are {theirs.unit or 'classes'}"
+        )
     split, kind = _measured(dataset)
     channels, size, _ = card["image_shape"]
-    split, note = _matched(replace(split, images=fit_to(split.images, size=size, channels=channels)), dataset, card)
-    right = predict(student, split.images, device=device_of(cfg)).argmax(1) == split.labels
+    split = replace(split, images=fit_to(split.images, size=size, channels=channels))
+    answers = predict(student, split.images, device=device_of(cfg))
+    images = f"{kind} of {dataset.name}"
+    if isinstance(ours, Regression):
+        return _of_numbers(images, ours, answers, split.labels)
+    split, note = _matched(split, dataset, card)
+    right = answers.argmax(1) == split.labels
     count = torch.bincount(split.labels, minlength=len(card["classes"])).tolist()
     hits = torch.bincount(split.labels[right], minlength=len(card["classes"])).tolist()
     return Evaluation(
-        images=f"{kind} of {dataset.name}",
+        images=images,
         n=len(split),
-        accuracy=sum(hits) / len(split),
-        per_class={c: (n, h / n if n else None) for c, n, h in zip(card["classes"], count, hits, strict=True)},
+        score=sum(hits) / len(split),
+        parts={c: (n, h / n if n else None) for c, n, h in zip(card["classes"], count, hits, strict=True)},
         note=note,
+    )
+
+
+def _of_numbers(images: str, task: Regression, answers: Tensor, labels: Tensor, parts: int = 8) -> Evaluation:
+    """The mean absolute error over all, and in equal parts of the range of the labels."""
+    error = (task.numbers(answers) - labels.float()).abs()
+    place = (task.normalise(labels) * parts).long().clamp(max=parts - 1)
+    count = torch.bincount(place, minlength=parts).tolist()
+    total = torch.bincount(place, error.double(), minlength=parts).tolist()
+    edges = [f"{edge:.4g}" for edge in task.denormalise(torch.arange(parts + 1) / parts).tolist()]
+    names = [f"{low} to {high}" for low, high in pairwise(edges)]
+    return Evaluation(
+        images=images,
+        n=len(labels),
+        score=float(error.mean()),
+        parts={name: (n, t / n if n else None) for name, n, t in zip(names, count, total, strict=True)},
+        what=task.unit,
+        metric=f"mae ({task.unit})",
     )
 
 
@@ -130,10 +166,11 @@ def _matched(split: Split, dataset: Dataset, card: dict[str, Any]) -> tuple[Spli
 
 
 def render(evaluation: Evaluation) -> str:
-    """A line per class and one for all."""
-    rows = [[name, n, "–" if a is None else f"{a:.4f}"] for name, (n, a) in evaluation.per_class.items()]
-    rows.append(["all", evaluation.n, f"{evaluation.accuracy:.4f}"])
-    table = tabulate(rows, ["class", "n", "accuracy"], tablefmt="simple", disable_numparse=True, colalign=_ALIGNED)
+    """A line per class, or part of the range, and one for all."""
+    rows = [[name, n, "–" if a is None else f"{a:.4f}"] for name, (n, a) in evaluation.parts.items()]
+    rows.append(["all", evaluation.n, f"{evaluation.score:.4f}"])
+    headers = [evaluation.what, "n", evaluation.metric]
+    table = tabulate(rows, headers, tablefmt="simple", disable_numparse=True, colalign=_ALIGNED)
     return "\n".join([f"{evaluation.n} {evaluation.images}", *filter(None, [evaluation.note]), "", table]) + "\n"
 
 
@@ -141,7 +178,7 @@ _ALIGNED = ("left", "right", "right")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print accuracy, overall and by class; 2 where it cannot be measured."""
+    """Print accuracy, overall and by class, or the error of numbers; 2 where it cannot be measured."""
     parser = argparse.ArgumentParser(prog="kd-eval", description="Measure a student on other data; nothing is trained.")
     parser.add_argument("run", metavar="RUN", type=Path, help="a run folder, or a file that kd-export wrote")
     parser.add_argument("overrides", metavar="KEY=VALUE", nargs="+", help="data=NAME and its settings")

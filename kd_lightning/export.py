@@ -24,13 +24,14 @@ from kd_lightning.errors import UserError
 from kd_lightning.inference import predict
 from kd_lightning.networks.normalized import Normalized
 from kd_lightning.runs import read_result
+from kd_lightning.tasks import Regression, task_of
 from kd_lightning.teacher.weights import load_weights
 
 TRUSTED = ("kd_lightning.networks.", "torchvision.models.", "torch.nn.", "timm.")
 CARD = ("network", "classes", "image_shape", "mean", "std")
 IN_MEMORY, DATA_IN_MEMORY = "kd_lightning.api.held", "kd_lightning.api.held_data"
 TOLERANCE = 1e-4
-"""Largest difference of any logit between the student and its ONNX form."""
+"""Largest difference of any answer between the student and its ONNX form."""
 
 
 class Student(Normalized):
@@ -66,7 +67,8 @@ def save_single(student: Student, file: Path) -> None:
 def load_student(path: str | Path, *, network: nn.Module | None = None, trust: bool = False) -> Student:
     """The student of a run folder: images (N, C, H, W) in [0, 1] to logits (N, K), in eval mode.
 
-    Its card is at ``.card``: class names, image shape, metrics.
+    Its card is at ``.card``: class names, image shape, metrics. Where the labels are numbers it answers (N, 1), their
+    places in the range that the card gives, and ``tasks.task_of(card).numbers(answers)`` are the numbers themselves.
 
     Args:
         path: a run folder, any folder with ``student.safetensors`` and ``student.json``, or the one file that
@@ -141,7 +143,8 @@ def _built(card: Mapping[str, Any], path: Path, *, trust: bool) -> nn.Module:
 def to_onnx(student: Student, file: Path, images: Tensor) -> float:
     """Write a loaded student as ONNX: ``images`` (N, C, H, W) in [0, 1], N free, to ``logits`` (N, K).
 
-    The file carries ``classes``, ``image_shape``, ``accuracy``, ``teacher`` and the versions as metadata.
+    Where the labels are numbers, to ``places`` (N, 1) in their range, which is part of the ``task`` in the metadata.
+    These are ``classes``, ``task``, ``image_shape``, the metric it is judged by, ``teacher`` and the versions.
 
     Args:
         student: as :func:`load_student` gives it.
@@ -149,7 +152,7 @@ def to_onnx(student: Student, file: Path, images: Tensor) -> float:
         images: what the file is checked on, uint8 (N, C, H, W).
 
     Returns:
-        The largest difference of any logit between torch and onnxruntime.
+        The largest difference of any answer between torch and onnxruntime.
 
     Raises:
         UserError: a package is missing, the network has no ONNX form, or the two differ by ``TOLERANCE`` or more.
@@ -168,7 +171,7 @@ def to_onnx(student: Student, file: Path, images: Tensor) -> float:
                 (images[:1].repeat(2, 1, 1, 1).float() / 255,),
                 dynamo=True,
                 input_names=["images"],
-                output_names=["logits"],
+                output_names=[answer_name(student.card)],
                 dynamic_shapes=({0: torch.export.Dim("batch")},),
                 verbose=False,
             )
@@ -184,7 +187,7 @@ def to_onnx(student: Student, file: Path, images: Tensor) -> float:
     difference = _difference(student, onnxruntime, content, images)
     if not difference < TOLERANCE:
         raise UserError(
-            f"{file} is not written: its logits differ from the student's by {difference:.1e}, "
+            f"{file} is not written: its {answer_name(student.card)} differ from the student's by {difference:.1e}, "
             f"less than {TOLERANCE:.0e} is wanted"
         )
     part = file.with_name(f".{file.name}.{os.getpid()}.part")
@@ -206,13 +209,20 @@ def _forget_where(model: Any) -> None:
         part.ClearField("doc_string")
 
 
+def answer_name(card: Mapping[str, Any]) -> str:
+    """What a student's answers are called: ``logits``, or ``places`` of numbers in their range."""
+    return "places" if isinstance(task_of(card), Regression) else "logits"
+
+
 def _onnx_metadata(card: Mapping[str, Any]) -> dict[str, str]:
+    task = task_of(card)
     return {
         "format_version": str(FORMAT_VERSION),
         "classes": json.dumps(card["classes"]),
         "image_shape": json.dumps(card["image_shape"]),
         "input": "images (N, C, H, W), grey or RGB, float32 in [0, 1]; the network normalises them itself",
-        "accuracy": json.dumps((card.get("metrics") or {}).get("test/accuracy")),
+        task.headline: json.dumps((card.get("metrics") or {}).get(f"test/{task.headline}")),
+        "task": json.dumps(task.described()),
         "teacher": str(card.get("teacher") or ""),
         "network": json.dumps(card["network"]),
         "kd_lightning": version("kd_lightning"),
@@ -225,7 +235,7 @@ def _difference(student: nn.Module, onnxruntime: Any, content: bytes, images: Te
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     batches = [images[:1], *images[1:].split(250)]  # two sizes at least: the axis is free
-    answers = [session.run(["logits"], {"images": (x.float() / 255).numpy()})[0] for x in batches if len(x)]
+    answers = [session.run(None, {"images": (x.float() / 255).numpy()})[0] for x in batches if len(x)]
     return float((torch.cat([torch.from_numpy(a) for a in answers]) - predict(student, images)).abs().max())
 
 

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from kd_lightning.errors import UserError
-from kd_lightning.export import load_student, save_single, to_onnx
+from kd_lightning.export import answer_name, load_student, save_single, to_onnx
 from kd_lightning.finished import data_of, open_run
+from kd_lightning.tasks import task_of
 
 
 def images_to_check(folder: Path, card: dict[str, Any], *, most: int = 1000, trust: bool = False) -> tuple[Tensor, str]:
@@ -61,7 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             images, kind = images_to_check(args.run, student.card, trust=args.trust)
             difference = to_onnx(student, args.onnx, images)
             shape = ", ".join(str(n) for n in images.shape[1:])
-            print(f"wrote {args.onnx}: images (N, {shape}) in [0, 1] -> logits (N, {len(student.card['classes'])})")
+            answers = f"{answer_name(student.card)} (N, {task_of(student.card).outputs})"
+            print(f"wrote {args.onnx}: images (N, {shape}) in [0, 1] -> {answers}")
             print(f"largest difference from the student: {difference:.1e}, on {kind}")
     except UserError as error:
         print(f"kd-export: {error}", file=sys.stderr)

@@ -25,7 +25,7 @@ from kd_lightning.export import DATA_IN_MEMORY, Student, load_student, named, tr
 from kd_lightning.fitting import Bench, build_network, fit_config
 from kd_lightning.networks.normalized import Normalized
 from kd_lightning.runs import read_result
-from kd_lightning.tasks import Classification
+from kd_lightning.tasks import Regression, Task, task_of
 from kd_lightning.teacher.obtain import load_net, teachers_own
 from kd_lightning.teacher.weights import load_weights
 
@@ -51,8 +51,22 @@ class Finished:
     trust: bool = False
 
     @property
+    def task(self) -> Task:
+        """What the student's answers mean."""
+        return task_of(self.student.card)
+
+    @property
     def classes(self) -> list[str]:
-        """Class names; their positions are the labels."""
+        """Class names; their positions are the labels.
+
+        Raises:
+            UserError: the labels are numbers.
+        """
+        if isinstance(self.task, Regression):
+            raise UserError(
+                f"{self.folder}: its labels are numbers ({self.task.unit}), not classes; run.task.numbers(answers) "
+                "gives the student's, and plots/numbers_labels.png shows them"
+            )
         return self.student.card["classes"]
 
 
@@ -155,7 +169,7 @@ def load_teacher(run: Finished) -> Normalized:
         UserError: it had none, no more than answers may be had of it, it is no longer there or cannot be built here.
     """
     settings = run.cfg.teacher
-    if settings.net is None:
+    if settings.net is None and settings.get("asker") is None:
         raise UserError(f"{run.folder}: its composition has no teacher (teacher=none)")
     if settings.access != "white":
         raise UserError(f"{run.folder}: its teacher only answers (teacher.access={settings.access})")
@@ -166,9 +180,8 @@ def load_teacher(run: Finished) -> Normalized:
         return load_net(settings)[0].eval()
     store = Store(run.cfg.artifacts.root)
     own = teachers_own(run.cfg)
-    bench = Bench(
-        store, dataset := data_of(run), dataset_digest(dataset), Classification(dataset.num_classes), Boards()
-    )
+    dataset = data_of(run)
+    bench = Bench(store, dataset, dataset_digest(dataset), dataset.task, Boards())
     folder = store.path("fit", fit_config(own, bench, "none"))
     if not (folder / "student.safetensors").is_file():
         raise UserError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,6 +21,7 @@ from kd_lightning import ranks
 from kd_lightning.artifacts import FORMAT_VERSION, Store, by_content, digest, file_digest, write_json, writing
 from kd_lightning.callbacks import PhaseBar, WatchGenerator
 from kd_lightning.checkpoints import Marked, resumable
+from kd_lightning.collapse import Collapsed, begin_again, reseeded, restarts
 from kd_lightning.dashboards import Boards
 from kd_lightning.data.dataset import Dataset
 from kd_lightning.data.loader import TensorLoader
@@ -28,11 +30,12 @@ from kd_lightning.data.sources.context import Context
 from kd_lightning.loggers import Curves, KeepCurves, replay
 from kd_lightning.max_time import cut_short, duration
 from kd_lightning.methods.base import Distiller, Teacher
+from kd_lightning.needs import needs_of
 from kd_lightning.networks.normalized import Normalized
 from kd_lightning.resumable import Resumable
 from kd_lightning.signatures import versions
 from kd_lightning.start import placed
-from kd_lightning.tasks import Classification
+from kd_lightning.tasks import Task
 from kd_lightning.teacher.frozen import FrozenTeacher
 from kd_lightning.teacher.query import QueryTeacher
 from kd_lightning.teacher.weights import load_weights
@@ -63,14 +66,16 @@ class Bench:
         task: loss and metrics.
         boards: dashboards that follow the student's fit.
         callbacks: further callbacks of every fit.
+        run: name of the run, on whose account a teacher that only answers is asked.
     """
 
     store: Store
     dataset: Dataset
     data_key: str
-    task: Classification
+    task: Task
     boards: Boards
     callbacks: list[Callback] = field(default_factory=list)
+    run: str = "no run"
 
 
 def build_network(cfg: DictConfig) -> Normalized:
@@ -101,24 +106,34 @@ def fit(
     """
     config = fit_config(cfg, bench, teacher_key)
     boards = bench.boards.of(phase) if watched else Boards()
+    if isinstance(teacher, QueryTeacher):
+        teacher.fit = bench.store.path("fit", config).name
 
     def build(work: Path) -> None:
-        context = Context(
-            dataset=bench.dataset,
-            teacher=teacher,
-            store=bench.store,
-            keys={"data": bench.data_key, "teacher": teacher_key},
-            mean=list(cfg.data.mean),
-            std=list(cfg.data.std),
-            order_seed=cfg.seed,
-            rank=ranks.rank(),
-            world=ranks.world(),
-            device=device_of(cfg),
-            precision=str(cfg.trainer.precision),
-            memory_format=cfg.memory_format,
-        )
-        method, report = _train(cfg, bench, phase, work, context, val_answers, boards)
-        ranks.decided(lambda: _keep(method, report, work))
+        while True:
+            collapsed = ranks.decided(lambda: restarts(work))
+            own = reseeded(cfg, len(collapsed))
+            context = Context(
+                dataset=bench.dataset,
+                teacher=teacher,
+                store=bench.store,
+                keys={"data": bench.data_key, "teacher": teacher_key},
+                mean=list(cfg.data.mean),
+                std=list(cfg.data.std),
+                order_seed=own.seed,
+                rank=ranks.rank(),
+                world=ranks.world(),
+                device=device_of(cfg),
+                precision=str(cfg.trainer.precision),
+                memory_format=cfg.memory_format,
+                needs=needs_of(cast(dict[str, Any], OmegaConf.to_container(cfg.method, resolve=True))),
+            )
+            try:
+                method, report = _train(own, bench, phase, work, context, val_answers, boards)
+                break
+            except Collapsed as error:
+                ranks.decided(partial(begin_again, work, own.seed, error))
+        ranks.decided(lambda: _keep(method, {**report, "restarts": collapsed}, work))
 
     folder = bench.store.obtain("fit", config, build, everywhere=True)
     if folder not in bench.store.built and ranks.rank() == 0:
@@ -126,10 +141,8 @@ def fit(
     network = build_network(cfg)
     network.load_state_dict(load_file(folder / "student.safetensors"))
     report = json.loads((folder / "fit.json").read_text())
-    if isinstance(teacher, QueryTeacher):  # also where an earlier run paid
-        teacher.asked = 0
-        teacher.require(report["teacher_images"])
-        teacher.asked = report["teacher_images"]
+    if isinstance(teacher, QueryTeacher):
+        teacher.adopt(report["teacher_images"])  # also where an earlier run paid
     return Fitted(network.eval(), folder, digest(config), report, report["fit_seconds"])
 
 
@@ -201,7 +214,8 @@ def _train(
         )
     )
     curves = Curves(work, boards, asked=context.teacher if isinstance(context.teacher, QueryTeacher) else None)
-    watch = WatchGenerator(work, bench.dataset.classes, boards, synthetic="source.synthetic" in source.offers)
+    synthetic = "source.synthetic" in source.offers
+    watch = WatchGenerator(work, bench.dataset.classes, boards, task=bench.task, synthetic=synthetic)
     checkpoint = work / "last.ckpt"
     interrupted_before = ranks.decided(checkpoint.is_file)
     goes_on_from = resumable(checkpoint, method) if interrupted_before else None
@@ -216,9 +230,12 @@ def _train(
     )
     method.train()
     try:
-        trainer.fit(method, Images(loader, val_loader), ckpt_path=goes_on_from, weights_only=True)
+        images = Images(loader, val_loader, eight_bits=isinstance(context.teacher, QueryTeacher))
+        trainer.fit(method, images, ckpt_path=goes_on_from, weights_only=True)
     except SystemExit as interrupted:  # Lightning's answer to Ctrl-C
         raise KeyboardInterrupt from interrupted
+    if watch.collapsed is not None:
+        raise watch.collapsed
     rounds = trainer.fit_loop.epoch_loop.total_batch_idx + 1
     report = {
         "phase": phase,
@@ -249,7 +266,7 @@ def _lightnings(trainer: DictConfig) -> DictConfig:
 
 
 @torch.no_grad()
-def _agreement_on_drawn(method: Any, task: Classification, seed: int, n: int = 1000) -> float:
+def _agreement_on_drawn(method: Any, task: Task, seed: int, n: int = 1000) -> float:
     # from noise of its own: the same number whether the fit ended just now or before a kill
     method.reseed(seed)
     method.student.eval()

@@ -1,4 +1,4 @@
-"""Pictures drawn with Pillow alone: grids of images, class histograms, confusion matrices."""
+"""Pictures drawn with Pillow alone: grids of images, histograms, confusion matrices, numbers against numbers."""
 
 from __future__ import annotations
 
@@ -109,6 +109,41 @@ def matrix(counts: Tensor, names: Sequence[str], title: str, *, rows: str, colum
     draw.rectangle((left - 1, top - 1, left + cell * k, top + cell * k), outline=GREY)
     if above:
         picture.paste(above, (left, top - 4 - above.height))
+    return picture
+
+
+def scatter(across: Tensor, up: Tensor, *, low: float, high: float, title: str, columns: str, rows: str) -> Image.Image:
+    """Numbers against numbers of the same range, dark where many are, with the line where both are equal.
+
+    Args:
+        across: (N,), to the right.
+        up: (N,), upwards.
+        low: of the range of both.
+        high: of the range of both.
+        title: above it.
+        columns: what ``across`` is.
+        rows: what ``up`` is.
+    """
+    cells, zoom, left, top = 121, 3, 64, 60
+    side = cells * zoom
+    places = [((v.float() - low) / (high - low) * (cells - 1)).round().long().clamp(0, cells - 1) for v in (across, up)]
+    counts = torch.bincount((cells - 1 - places[1]) * cells + places[0], minlength=cells**2).view(cells, cells)
+    shade = (0.35 + 0.65 * counts / counts.max().clamp(min=1)).where(counts > 0, 0.0)[..., None]
+    colours = (torch.tensor(PAPER) * (1 - shade) + torch.tensor(DEEP) * shade).round().to(torch.uint8)
+    head, font = _font(14), _font(12)
+    width = max(left + side, 16 + round(head.getlength(title))) + 24
+    picture = Image.new("RGB", (width, top + side + 46), PAPER)
+    draw = ImageDraw.Draw(picture)
+    picture.paste(Image.fromarray(colours.numpy()).resize((side, side), Image.Resampling.NEAREST), (left, top))
+    draw.line((left, top + side, left + side, top), GREY)
+    draw.rectangle((left - 1, top - 1, left + side, top + side), outline=GREY)
+    draw.text((16, 10), title, INK, head)
+    for number in (low, (low + high) / 2, high):
+        at = round((number - low) / (high - low) * side)
+        draw.text((left + at, top + side + 6), f"{number:.4g}", INK, font, anchor="mt")
+        draw.text((left - 6, top + side - at), f"{number:.4g}", INK, font, anchor="rm")
+    draw.text((left + side / 2, top + side + 24), columns, GREY, font, anchor="mt")
+    draw.text((left, top - 18), rows, GREY, font)
     return picture
 
 

@@ -25,8 +25,9 @@ from kd_lightning.fitting import Bench, Fitted, device_of
 from kd_lightning.inference import predict
 from kd_lightning.rehearsal import KEPT, MISSING, PROMISED, ROUNDS, Overlay, Planner, Step, now_on_device
 from kd_lightning.run import control_of, handed, identity, referring, settle, stage_of
-from kd_lightning.tasks import Classification
+from kd_lightning.teacher.asking import Asking
 from kd_lightning.teacher.obtain import Obtained, obtain_teacher
+from kd_lightning.teacher.planned import Planned
 
 NOTHING = "–"
 
@@ -68,9 +69,10 @@ def plan(cfg: DictConfig, names: Mapping[str, str | None], promised: set[str] | 
         store = Overlay(kept, Path(place))
         dataset = load_data(cfg, store)
         key = dataset_digest(dataset)
-        stored = (store.path("run", identity(cfg, key)) / "artifact.json").is_file()
+        run = store.path("run", identity(cfg, key))
+        stored = (run / "artifact.json").is_file()
         cfg.teacher.check = False  # a few rounds teach nothing
-        bench = Bench(store, dataset, key, Classification(dataset.num_classes), Boards())
+        bench = Bench(store, dataset, key, dataset.task, Boards(), run=run.name)
         planner = Planner(kept, bench, set() if promised is None else promised)
         made = Plan(f"plan of {names.get('method')} on {names.get('data')}, seed {cfg.seed}", planner.steps)
         _walk(cfg, planner, made)
@@ -87,11 +89,12 @@ def _walk(cfg: DictConfig, planner: Planner, made: Plan) -> None:
     bench, steps = planner.bench, planner.steps
     teacher = obtain_teacher(cfg, bench, planner.fit)
     if teacher is not None and not steps:
-        steps.append(Step("teacher", "read from its file"))
-    if teacher is not None:
+        steps.append(Step("teacher", "read from its file" if teacher.net else "somewhere else"))
+    if teacher is not None and isinstance(teacher.door, Asking):
+        planner.door = Planned(teacher.door, planner.promised)
         unlimited = OmegaConf.merge(teacher.settings, {"budget": None})  # what is asked here costs nothing
         assert isinstance(unlimited, DictConfig)
-        teacher = dataclasses.replace(teacher, settings=unlimited)
+        teacher = dataclasses.replace(teacher, door=planner.door, settings=unlimited)
     fits: list[Fitted] = []
     stages: dict[str, Fitted] = {}
     for stage in cfg.stages:
@@ -102,7 +105,7 @@ def _walk(cfg: DictConfig, planner: Planner, made: Plan) -> None:
     student = planner.fit(cfg, bench, phase="student", **handed(teacher))
     fits.append(student)
     white = teacher is None or teacher.white
-    asked = sum(f.report["teacher_images"] for f in fits)
+    asked = planner.door.in_all() if planner.door else sum(f.report["teacher_images"] for f in fits)
     if not white and cfg.teacher.budget is not None:
         enough = "" if asked <= cfg.teacher.budget else ": NOT ENOUGH, the run would stop there"
         made.notes.append(f"teacher.budget={cfg.teacher.budget:,} images, this run's fits ask about {asked:,}{enough}")
@@ -114,6 +117,8 @@ def _walk(cfg: DictConfig, planner: Planner, made: Plan) -> None:
             planner.fit(own_control, bench, phase=str(name), **handed(asks))
             networks += 1
     _measure(planner, cfg, teacher, student, networks)
+    if planner.door is not None:
+        made.notes.append(_cost(planner.door, sum(step.images for step in steps)))
     files = [f.folder / name for f in fits for name in ("last.ckpt", "metrics.csv", "samples")]
     size = sum(size_of(file) if file.is_dir() else file.stat().st_size for file in files if file.exists())
     size += (student.folder / "student.safetensors").stat().st_size
@@ -123,18 +128,23 @@ def _walk(cfg: DictConfig, planner: Planner, made: Plan) -> None:
 def _measure(planner: Planner, cfg: DictConfig, teacher: Obtained | None, student: Fitted, networks: int) -> None:
     """Testing the networks, and asking a closed teacher as far as ``teacher.eval_budget`` goes."""
     dataset, step = planner.bench.dataset, Step("test", MISSING, seconds=0.0)
-    if teacher is not None and not teacher.white:
+    if planner.door is not None and teacher is not None and teacher.reference is None:
         left = cfg.teacher.eval_budget
         for split in (dataset.test, dataset.val):
-            if split is not None and len(split) <= left:
-                left -= len(split)
-                folder = planner.bench.store.path("answers", teacher.answers_key(split))
-                step.images += 0 if (folder / "artifact.json").is_file() else len(split)
+            if split is not None and (needed := planner.door.needed(split.images)) <= left:
+                left -= needed
+                step.images += planner.door.look(split.images)
     if dataset.test is not None:
         images, start = dataset.test.images[:500], now_on_device()
         predict(student.network, images, device=device_of(cfg))
         step.seconds = (now_on_device() - start) * len(dataset.test) / len(images) * (networks + (teacher is not None))
     planner.steps.append(step)
+
+
+def _cost(door: Planned, images: int) -> str:
+    teacher, price = door.described, door.described.price
+    cost = f", which costs {images * price:.2f} at {price:g} each" if price else ""
+    return f"{teacher.name}: {images:,} images to ask about{cost}; {len(door.paid):,} are paid for already"
 
 
 def _say_what_it_rests_on(made: Plan, cfg: DictConfig, kept: Store) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from kd_lightning.artifacts import writing
 from kd_lightning.errors import UserError
-from kd_lightning.report import headline_key
+from kd_lightning.report import headline_key, measured_in, unit_of
 from kd_lightning.runs import Group, Stat
 
 if TYPE_CHECKING:
@@ -60,13 +60,13 @@ def draw(groups: Sequence[Group]) -> Figure:
         first.legend(frameon=False, fontsize="small", loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
     first.set_yticks(range(len(measured)), labels)
     first.invert_yaxis()
-    first.set_xlabel(metric)
+    first.set_xlabel(_label(key, measured))
     for axes, (name, costs) in zip(others, panels.items(), strict=True):
         for (_, stat), cost, colour in zip(measured, costs, colours, strict=True):
             if cost is not None:
                 axes.errorbar(cost, stat.mean, yerr=stat.std, fmt="o", color=colour, capsize=3)
         axes.set_xlabel(name)
-        axes.set_ylabel(metric)
+        axes.set_ylabel(_label(key, measured))
     for axes in (first, *others):
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
@@ -95,7 +95,7 @@ def spread(groups: Sequence[Group], by: str) -> Figure:
         axes.errorbar(statistics.fmean(values), i + 0.25, xerr=deviation, fmt="|", color="black", capsize=3)
     axes.set_yticks(range(len(means)), [f"{value}  ({len(values)} settings)" for value, values in means.items()])
     axes.invert_yaxis()
-    axes.set_xlabel(key.removeprefix("test/"))
+    axes.set_xlabel(_label(key, measured))
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     return figure
@@ -107,6 +107,12 @@ def _figures() -> Callable[[float, float], Figure]:
     except ImportError as error:
         raise UserError("plots need matplotlib: pip install 'kd-lightning[notebook]'") from error
     return lambda width, height: figure.Figure(figsize=(width, height), layout="constrained", dpi=150)
+
+
+def _label(key: str, measured: Sequence[tuple[Group, Stat]]) -> str:
+    """A metric of the test set for people, with its unit where all runs have the same."""
+    units = {unit_of(run.result) for at, _ in measured for run in at.runs}
+    return measured_in(key.removeprefix("test/"), units.pop() if len(units) == 1 else "")
 
 
 def _measured(groups: Sequence[Group]) -> tuple[str, list[tuple[Group, Stat]]]:

@@ -6,27 +6,29 @@ import argparse
 import csv
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from kd_lightning.artifacts import writing
 from kd_lightning.data.datasets.folder import ENCODINGS, decode
 from kd_lightning.errors import UserError
 from kd_lightning.export import Student, load_student
 from kd_lightning.inference import predict
+from kd_lightning.tasks import Regression, task_of
 
 
 class Prediction(NamedTuple):
-    """A file's class and its probability; of a file that cannot be decoded the ``problem`` instead."""
+    """A file's class and its probability, or its number alone; of one not to be decoded the ``problem`` instead."""
 
     file: Path
     label: str
-    confidence: float
+    confidence: float | None
     problem: str = ""
 
 
@@ -64,7 +66,6 @@ def predictions(student: Student, files: Sequence[Path], *, batch_size: int = 25
         batch_size: files that are decoded and answered at a time.
     """
     channels, size, _ = student.card["image_shape"]
-    classes = student.card["classes"]
     device = "cuda" if torch.cuda.is_available() else "cpu"
 
     def pixels(file: Path) -> np.ndarray | str:
@@ -78,22 +79,34 @@ def predictions(student: Student, files: Sequence[Path], *, batch_size: int = 25
             chunk = files[start : start + batch_size]
             decoded = list(pool.map(pixels, chunk))
             good = [torch.from_numpy(image) for image in decoded if isinstance(image, np.ndarray)]
-            answers = predict(student, torch.stack(good), device=device).softmax(1) if good else torch.empty(0, 1)
-            said = iter(zip(*(values.tolist() for values in answers.max(1)), strict=True))
+            said = iter(_said(student.card, predict(student, torch.stack(good), device=device)) if good else ())
             for file, image in zip(chunk, decoded, strict=True):
                 if isinstance(image, str):
-                    yield Prediction(file, "", 0.0, image)
+                    yield Prediction(file, "", None, image)
                 else:
-                    confidence, label = next(said)
-                    yield Prediction(file, classes[label], confidence)
+                    yield Prediction(file, *next(said))
+
+
+def _said(card: Mapping[str, Any], answers: Tensor) -> list[tuple[str, float | None]]:
+    """Answers (N, K) in words: class and probability, or a number in its unit and no more."""
+    task = task_of(card)
+    if isinstance(task, Regression):
+        return [(f"{number:.6g}", None) for number in task.numbers(answers).tolist()]
+    pairs = zip(*(values.tolist() for values in answers.softmax(1).max(1)), strict=True)
+    return [(card["classes"][label], confidence) for confidence, label in pairs]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print confidence, class and name of every file, or write them; 2 if any could not be decoded."""
+    """Print confidence, class and name of every file, or its number, or write them; 2 if any could not be decoded."""
     parser = argparse.ArgumentParser(prog="kd-predict", description="What the student of a run says about images.")
     parser.add_argument("run", metavar="RUN", type=Path, help="a run folder, or a file that kd-export wrote")
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files, or folders of them")
-    parser.add_argument("--csv", metavar="FILE", type=Path, help="write file, class, confidence instead of printing")
+    parser.add_argument(
+        "--csv",
+        metavar="FILE",
+        type=Path,
+        help="write file, class, confidence (or file and number) instead of printing",
+    )
     parser.add_argument("--trust", action="store_true", help="import the student's network from anywhere")
     args = parser.parse_args(argv)
     if args.trust:
@@ -101,18 +114,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         student = load_student(args.run, trust=args.trust)
         files = image_files(args.images)
-        width = max(map(len, student.card["classes"]))
+        unit = task_of(student.card).unit
+        width = max(map(len, student.card["classes"]), default=9)
         rows = []
         for prediction in predictions(student, files):
             if prediction.problem:
                 print(f"kd-predict: cannot decode {prediction.file}: {prediction.problem}", file=sys.stderr)
                 continue
-            rows.append([prediction.file, prediction.label, f"{prediction.confidence:.6f}"])
+            sure = prediction.confidence
+            rows.append([prediction.file, prediction.label, *([] if sure is None else [f"{sure:.6f}"])])
             if not args.csv:
-                print(f"{prediction.confidence:.3f}  {prediction.label:<{width}}  {prediction.file}")
+                number = f"{prediction.label:>{width}} {unit}"
+                print(f"{number if sure is None else f'{sure:.3f}  {prediction.label:<{width}}'}  {prediction.file}")
         if args.csv:
             with writing(args.csv), args.csv.open("w", newline="") as out:
-                csv.writer(out).writerows([["file", "class", "confidence"], *rows])
+                csv.writer(out).writerows([["file", unit] if unit else ["file", "class", "confidence"], *rows])
             print(f"wrote {args.csv}: {len(rows)} images")
     except UserError as error:
         print(f"kd-predict: {error}", file=sys.stderr)

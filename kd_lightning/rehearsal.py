@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from kd_lightning.artifacts import Store, digest, size_of
 from kd_lightning.checkpoints import read_checkpoint
+from kd_lightning.data.loader import TensorLoader
 from kd_lightning.data.sources.context import Context
+from kd_lightning.data.sources.few_asked import FewAsked
 from kd_lightning.errors import UserError
 from kd_lightning.fitting import Bench, Fitted, device_of, fit, fit_config
 from kd_lightning.methods.base import Teacher
+from kd_lightning.needs import needs_of
+from kd_lightning.teacher.planned import Planned
 
 ROUNDS, WARM, PATIENCE = 20, 5, 30.0
 """Rounds that are timed, rounds before those, and seconds after which fewer must do."""
@@ -147,6 +152,8 @@ class Planner:
     def __init__(self, kept: Store, bench: Bench, promised: set[str]) -> None:
         self.kept, self.bench, self.promised = kept, bench, promised
         self.steps: list[Step] = []
+        self.door: Planned | None = None
+        self.most = sys.maxsize
         self.timing = Timing()
         bench.callbacks.append(self.timing)
 
@@ -169,6 +176,7 @@ class Planner:
             self.steps.append(Step(phase, state, size=size_of(folder.resolve()), rounds=fitted.report["rounds"]))
             return fitted
         short, more, asked_before, prepares = self._shortened(cfg, teacher, teacher_key, phase)
+        unpaid = 0 if self.door is None else len(self.door.unpaid)
         fitted = fit(short, bench, **how)
         if fitted.folder != folder:
             os.replace(fitted.folder, folder)
@@ -179,11 +187,13 @@ class Planner:
         report = dict(fitted.report)
         for key in ("student_updates", "images_synthesised"):
             report[key] = round(report[key] * part)
-        images = round((report["teacher_images"] - asked_before) * part)
+        images = min(round((report["teacher_images"] - asked_before) * part), self.most)
         report["teacher_images"] = images + (prepares.images if prepares else asked_before)
         done = self._done(folder.name)
         step = Step(phase, MISSING, size=size_of(folder), rounds=rounds, of=folder.name)
         step.seconds = self.timing.seconds(max(0, rounds - done))
+        if self.door is not None:
+            images = min(round((len(self.door.unpaid) - unpaid) * part), images)
         step.images = round(images * max(0, rounds - done) / max(1, rounds))
         if done:
             step.state = f"begun, {done:,} rounds done"
@@ -205,10 +215,14 @@ class Planner:
             short.trainer.devices = 1
             for key in ("strategy", "num_nodes"):
                 short.trainer.pop(key, None)
+        source = instantiate(cfg.source, _convert_="all")
         context = self._context(cfg, teacher, teacher_key)
+        if isinstance(source, FewAsked):  # made in seconds, and what is asked about depends on it
+            context.store = self.bench.store
         before = 0 if teacher is None else teacher.asked
+        unpaid = 0 if self.door is None else len(self.door.unpaid)
         try:
-            instantiate(cfg.source, _convert_="all").prepare(context)
+            loader = source.prepare(context)
         except Missing as missing:
             name = str(missing)
             kind = name.partition("-")[0]
@@ -216,27 +230,28 @@ class Planner:
             counted = 0
             if teacher is not None:  # what an earlier run paid for is counted, too
                 counted, teacher.asked = teacher.asked - before, before
+            # in every epoch the same images: more than there are is never asked about
+            same = isinstance(loader, TensorLoader) and not loader.augment and self.door is not None
+            self.most = len(loader.images) if same else sys.maxsize
+            if self.door is not None and (new := len(self.door.unpaid) - unpaid):
+                self.steps.append(Step(f"{phase}'s answers", MISSING, seconds=new * self.door.seconds, images=new))
             return short, 1.0, counted, None
         source = short.source
-        if kind not in ("pool", "answers") or "images" not in source:
+        if kind != "pool" or "images" not in source:
             raise UserError(f"plan: {source._target_} makes {kind}, and no plan knows how long that takes")
         images = source.images or len(context.real())
         batch = max([source.get(key) or 0 for key in ("inverted", "impressions", "batch_size")])
         source.images = min(images, batch)
-        each = 1
-        if kind == "pool":
-            each, source.steps = source.steps + 1, min(source.steps, ROUNDS)
+        each, source.steps = source.steps + 1, min(source.steps, ROUNDS)
         step = Step(f"{phase}'s {kind}", MISSING, images=images * each, of=name)
         self.steps.append(step)
-        asked = source.images * (source.steps + 1 if kind == "pool" else 1)
-        return short, images / source.images, asked, step
+        return short, images / source.images, source.images * (source.steps + 1), step
 
     def _fill(self, step: Step, more: float, cfg: DictConfig, short: DictConfig) -> None:
-        kind = step.name.rpartition(" ")[2]
         store = self.bench.store
         assert isinstance(store, Overlay)
-        longer = cfg.source.steps / short.source.steps if kind == "pool" else 1.0
-        step.seconds, step.size = store.seconds[kind] * more * longer, round(store.sizes[kind] * more)
+        longer = cfg.source.steps / short.source.steps
+        step.seconds, step.size = store.seconds["pool"] * more * longer, round(store.sizes["pool"] * more)
         self._unless_promised(step)
 
     def _context(self, cfg: DictConfig, teacher: Teacher | None, teacher_key: str) -> Context:
@@ -248,6 +263,7 @@ class Planner:
             mean=list(cfg.data.mean),
             std=list(cfg.data.std),
             device=device_of(cfg),
+            needs=needs_of(cast(dict[str, Any], OmegaConf.to_container(cfg.method, resolve=True))),
         )
 
     def _done(self, name: str) -> int:

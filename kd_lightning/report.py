@@ -43,17 +43,36 @@ def headline_key(result: Mapping[str, Any]) -> str | None:
 
 
 def headline(result: Mapping[str, Any]) -> str:
-    """The metric a result is judged by, for one line: ``accuracy 0.9712``."""
+    """The metric a result is judged by, for one line: ``accuracy 0.9712``, ``mae 5.1234 degrees``."""
     key = headline_key(result)
     value = result["metrics"][key] if key else None
-    return "" if key is None or value is None else f"{key.removeprefix('test/')} {value:.4f}"
+    said = "" if key is None or value is None else f"{key.removeprefix('test/')} {value:.4f} {unit_of(result)}"
+    return said.rstrip()
+
+
+def unit_of(result: Mapping[str, Any]) -> str:
+    """What the metrics of a result are measured in: ``degrees``; empty where they are fractions."""
+    return pick(result, "task", "unit") or ""
+
+
+def measured_in(name: str, unit: str) -> str:
+    """A metric's name for people: ``mae (degrees)``."""
+    return f"{name} ({unit})" if unit else name
+
+
+def _unit(groups: Sequence[Group]) -> str:
+    """The unit of all runs, if they have one in common."""
+    units = {unit_of(run.result) for at in groups for run in at.runs}
+    return units.pop() if len(units) == 1 else ""
 
 
 def _metric_columns(groups: Sequence[Group]) -> dict[str, str]:
     """Metric to header: the student's on the test set, then the teacher's and the controls'."""
+    unit = _unit(groups)
     measured = dict.fromkeys(key for at in groups for run in at.runs for key in run.result.get("metrics") or {})
     judged = [key[5:] for key in measured if key.startswith("test/") and key != "test/agreement"]
-    columns = {f"test/{name}": name for name in [*judged, "agreement"] if f"test/{name}" in measured}
+    own = [name for name in [*judged, "agreement"] if f"test/{name}" in measured]
+    columns = {f"test/{name}": measured_in(name, unit) for name in own}
     of_others = [key.rpartition("/") for key in measured if not key.startswith(("test/", "val/", "train/"))]
     rank = {name: place for place, name in enumerate(("teacher", "scratch", "noise"))}
     of_others.sort(key=lambda parts: (rank.get(parts[0], len(rank)), parts[0]))
@@ -100,6 +119,10 @@ def fold(runs: Sequence[Run]) -> Table:
     if any(at.cost("seconds", "total") is not None for at in groups):
         columns["seconds"] = [at.cost("seconds", "total") for at in groups]
     notes = _seed_note(groups)
+    if unit := _unit(groups):
+        notes.append(
+            f"mae, agreement and whatever stands beside them: mean absolute differences in {unit}, less is better"
+        )
     if copies:
         notes.append(f"{copies} repeated with the same settings and seeds: of each the newest counts")
     notes += [f"cut short: {run.folder}: {cut}" for run in runs if (cut := cut_short(run.result))]
@@ -219,7 +242,8 @@ def summary(result: Mapping[str, Any], paths: Sequence[str | Path] = ()) -> str:
             + [NOTHING if parameters is None else f"{parameters:,}"]
             + [f"{seconds:.1f}" if seconds else NOTHING]
         )
-    headers = ["", judged, "agreement", "parameters", "seconds"]
+    unit = unit_of(result)
+    headers = ["", measured_in(judged, unit), measured_in("agreement", unit), "parameters", "seconds"]
     aligned = ["left", "right", "right", "right", "right"]
     title = f"{result.get('system')} on {result.get('data')}, seed {result.get('seed')}"
     if result.get("status") != "ok":
@@ -228,7 +252,7 @@ def summary(result: Mapping[str, Any], paths: Sequence[str | Path] = ()) -> str:
     lines = [title, "", table]
     paper = pick(result, "paper", f"test/{judged}")
     if paper is not None:
-        lines += ["", f"the paper's student: {judged} {paper:.10g}"]
+        lines += ["", f"the paper's student: {judged} {paper:.10g} {unit}".rstrip()]
     generated = metrics.get("generated/agreement")
     if generated is not None and metrics.get(f"test/{judged}") is None:
         lines += ["", f"agreement with the teacher on 1,000 generated images, not on real ones: {generated:.4f}"]

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from kd_lightning import ranks
 from kd_lightning.artifacts import Store, file_digest, names_file, write_json, writing
 from kd_lightning.check import check
-from kd_lightning.confusions import draw_confusions
+from kd_lightning.confusions import draw_answers
 from kd_lightning.dashboards import watching
 from kd_lightning.data.dataset import Dataset, Split
 from kd_lightning.data.load import dataset_digest, load_data
@@ -27,7 +27,7 @@ from kd_lightning.fitting import Bench, Fitted, device_of, fast_precision, fit
 from kd_lightning.inference import predict
 from kd_lightning.results import header, parameters, peak_memory
 from kd_lightning.signatures import versions
-from kd_lightning.tasks import Classification, evaluate
+from kd_lightning.tasks import evaluate
 from kd_lightning.teacher.obtain import Obtained, obtain_teacher
 from kd_lightning.variant import variant
 
@@ -88,6 +88,7 @@ def identity(cfg: DictConfig, data_key: str) -> dict[str, Any]:
     """Everything that determines a run's result, as plain data."""
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     own = {k: v for k, v in plain.items() if k not in UNIMPORTANT}
+    own["teacher"] = {k: v for k, v in own["teacher"].items() if k not in ("ledger", "purse", "pace")}
     files = [file_digest(file) for file in _files(own)]
     return {**own, "data": data_key, "files": files, "version": [version("kd_lightning"), versions(own)]}
 
@@ -107,14 +108,17 @@ def _kept_or_made(cfg: DictConfig, folder: Path, names: Mapping[str, str | None]
         dataset = load_data(cfg, store)
         data_key = dataset_digest(dataset)
 
+    made_of = identity(cfg, data_key)
+    name = store.path("run", made_of).name
+
     def build(work: Path) -> None:
         with watching(cfg, work, folder) as boards:
-            bench = Bench(store, dataset, data_key, Classification(dataset.num_classes), boards)
+            bench = Bench(store, dataset, data_key, dataset.task, boards, run=name)
             result = _produce(cfg, bench, clock, work, names)
         ranks.decided(lambda: write_json(work / "result.json", result))
 
     before = time.time()
-    kept = store.obtain("run", identity(cfg, data_key), build, everywhere=True)
+    kept = store.obtain("run", made_of, build, everywhere=True)
     ranks.decided(lambda: _copied(kept, folder))
     result = json.loads((kept / "result.json").read_text())
     result["stored"] = kept not in store.built
@@ -161,7 +165,7 @@ def _produce(
                 output = predict(fitted.network, test.images, device=device_of(cfg))
                 measured = evaluate(bench.task, output, test.labels, answers)
                 if name == "test" and ranks.rank() == 0:
-                    draw_confusions(work / "plots", bench.boards, dataset.classes, output, test.labels, answers)
+                    draw_answers(work / "plots", bench.boards, dataset, output, test.labels, answers)
             metrics |= {f"{name}/{k}": v for k, v in measured.items()}
         for name, node in cfg.metrics.items():
             metrics |= _further(name, instantiate(node), student, teacher, test, device_of(cfg))
@@ -170,8 +174,9 @@ def _produce(
 
     bench.boards.numbers({k: v for k, v in metrics.items() if v is not None}, student.report["rounds"])
     fits = [*stages.values(), student]
-    networks = {"teacher": teacher.net} if teacher else {}
+    networks = {"teacher": teacher.net} if teacher and teacher.net else {}
     networks["student"] = student.network
+    spent = teacher.spent() if teacher else {}
     seconds = {"teacher": teacher.seconds if teacher else 0.0, **{k: v.seconds for k, v in stages.items()}}
     seconds["student"] = student.seconds
     seconds |= {name: fitted.seconds for name, fitted in controls.items() if fitted} | clock.seconds
@@ -187,17 +192,21 @@ def _produce(
             for name, f in {"teacher": teacher, **stages, "student": student, **controls}.items()
             if f and f.report.get("cut_short")
         },
+        "restarts": {f.report["phase"]: f.report["restarts"] for f in fits if f.report.get("restarts")},
         "objective": metrics[f"test/{bench.task.headline}"],
         "metrics": metrics,
+        "task": bench.task.described(),
         "paper": OmegaConf.to_container(cfg.paper.get(names.get("method"), OmegaConf.create({}))),
         "models": {k: {"parameters": parameters(net)} for k, net in networks.items()},
         "cost": {
             "seconds": {k: round(v, 2) for k, v in {**seconds, "total": sum(seconds.values())}.items()},
             "teacher_images": sum(f.report["teacher_images"] for f in fits),
-            "queries": sum(_queries(f, teacher) for f in fits),
+            "queries": spent["training"]["used"] if spent else sum(f.report.get("queries", 0) for f in fits),
             "images_synthesised": sum(f.report["images_synthesised"] for f in fits),
             "peak_memory_bytes": peak_memory(),
+            **({"asking": spent, "price": sum(bucket["cost"] for bucket in spent.values())} if spent else {}),
         },
+        **(teacher.told(answers is not None, {**stages, "student": student}) if teacher else {}),
         "dataset": {"layout": dataset.layout, "encoding": dataset.encoding, "skipped": dataset.skipped},
         "precision": student.report["precision"],
         "memory_format": student.report["memory_format"],
@@ -209,7 +218,7 @@ def _further(
     name: str, measure: Any, student: Fitted, teacher: Obtained | None, test: Split | None, device: str
 ) -> dict[str, float | None]:
     """What a member of ``metrics`` says of the student; nothing without images to say it on."""
-    if teacher is None or test is None:
+    if teacher is None or teacher.net is None or test is None:
         return {}
     return {f"{name}/{k}": v for k, v in measure(student.network, teacher.net, test, device=device).items()}
 
@@ -265,7 +274,7 @@ class Clock:
 
 
 def referring(cfg: DictConfig, stages: Mapping[str, Fitted]) -> DictConfig:
-    """``cfg`` with every ``stage:NAME/FILE`` replaced by the path of that file, as the stage left it."""
+    """``cfg`` with every ``stage:NAME/FILE`` replaced by the path of that file, as far as the stages have run."""
 
     def replaced(node: Any) -> Any:
         if isinstance(node, dict):
@@ -280,15 +289,11 @@ def referring(cfg: DictConfig, stages: Mapping[str, Fitted]) -> DictConfig:
     return OmegaConf.create(replaced(OmegaConf.to_container(cfg))) if stages else cfg
 
 
-def _queries(fitted: Fitted, teacher: Obtained | None) -> int:
-    asked_on_the_way = 0 if teacher is None or teacher.white else fitted.report["teacher_images"]
-    return fitted.report.get("queries", asked_on_the_way)
-
-
 def _card(cfg: DictConfig, dataset: Dataset, metrics: Mapping[str, Any], teacher: Obtained | None) -> dict[str, Any]:
     return {
         "network": OmegaConf.to_container(cfg.student, resolve=True),
         "classes": dataset.classes,
+        "task": dataset.task.described(),
         "image_shape": dataset.image_shape,
         "mean": list(cfg.data.mean),
         "std": list(cfg.data.std),

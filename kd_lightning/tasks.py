@@ -1,12 +1,24 @@
-"""What a network's output means: its loss against labels, its metrics, its agreement with the teacher."""
+"""What a network's output means: its loss against labels, its metrics, its agreement with the teacher.
+
+**One label space.** Labels are what the data hold and people read: a class as int64, or a number in its unit as
+float32, such as degrees. A network that names a number answers (N, 1) in a space of its own, in which the range of the
+labels is [0, 1]. Between the two nobody but the task converts, so a loss, a metric, a picture or a stored pool
+never asks which of the two it was given.
+"""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics import Metric
+from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
+
+from kd_lightning.errors import ConfigError, DataError
 
 
 class ClassAgreement(MulticlassAccuracy):
@@ -26,9 +38,15 @@ class Classification:
 
     headline = "accuracy"
     higher_is_better = True
+    unit = ""
 
     def __init__(self, num_classes: int) -> None:
         self.num_classes = num_classes
+
+    @property
+    def outputs(self) -> int:
+        """How many a network of this task has."""
+        return self.num_classes
 
     def loss(self, output: Tensor, label: Tensor) -> Tensor:
         """Mean cross-entropy over the batch, in nats."""
@@ -42,10 +60,133 @@ class Classification:
         """A fresh metric of student output against teacher output."""
         return ClassAgreement(self.num_classes, average="micro", validate_args=False)
 
+    def described(self) -> dict[str, Any]:
+        """Plain data for results and cards; :func:`task_of` reads it back."""
+        return {"kind": "classification", "num_classes": self.num_classes}
+
+
+class Distance(MeanMetric):
+    """Mean absolute difference between a network's numbers and the labels, in the unit of the task.
+
+    Args:
+        task: says what the network's numbers are.
+        floored: the network's numbers are cut to whole ones first.
+    """
+
+    def __init__(self, task: Regression, *, floored: bool = False) -> None:
+        super().__init__(nan_strategy="disable")
+        self.task, self.floored = task, floored
+
+    def update(self, output: Tensor, label: Tensor) -> None:  # type: ignore[override]
+        """Add outputs (N, 1) and labels (N,)."""
+        numbers = self.task.numbers(output)
+        super().update(((numbers.floor() if self.floored else numbers) - label.float()).abs())
+
+
+class NumberAgreement(Distance):
+    """The same between the numbers of student and teacher."""
+
+    def update(self, student: Tensor, teacher: Tensor) -> None:  # type: ignore[override]
+        """Add outputs of both, (N, 1)."""
+        super().update(student, self.task.numbers(teacher))
+
+
+class Regression:
+    """A number in [low, high] of some unit: outputs (N, 1), labels (N,) in the unit, MSE, MAE in the unit.
+
+    A network's output is the number's place in the range, 0 at ``low`` and 1 at ``high``; what lies outside counts as
+    the nearer end wherever a number is read, and as it is in losses.
+
+    Args:
+        low: the smallest label there can be.
+        high: the largest.
+        unit: in the plural, for tables: ``degrees``.
+        floored: also report the MAE of predictions that are cut to whole numbers, ``mae_floored``, as cGAN-KD's code
+            does for ages.
+
+    Raises:
+        ConfigError: there is nothing between ``low`` and ``high``.
+    """
+
+    headline = "mae"
+    higher_is_better = False
+    outputs = 1
+
+    def __init__(self, *, low: float, high: float, unit: str, floored: bool = False) -> None:
+        if not (math.isfinite(low) and math.isfinite(high) and low < high):
+            raise ConfigError(f"data.task: low={low} and high={high}, expected two numbers with low < high")
+        self.low, self.high, self.unit, self.floored = low, high, unit, floored
+
+    def normalise(self, label: Tensor) -> Tensor:
+        """Labels in the unit to places in [0, 1], float32."""
+        return ((label.float() - self.low) / (self.high - self.low)).clamp(0, 1)
+
+    def denormalise(self, place: Tensor) -> Tensor:
+        """Places in the range to numbers in the unit, float32."""
+        return self.low + place.float() * (self.high - self.low)
+
+    def numbers(self, output: Tensor) -> Tensor:
+        """What a network says, (N,) in the unit and within the range, from its outputs (N, 1)."""
+        return self.denormalise(_places(output).clamp(0, 1))
+
+    def loss(self, output: Tensor, label: Tensor) -> Tensor:
+        """Mean squared error of outputs (N, 1) against the places of labels (N,)."""
+        return F.mse_loss(_places(output), self.normalise(label))
+
+    def metrics(self) -> dict[str, Metric]:
+        """Fresh metrics of output against label, by name; the lower the better."""
+        found: dict[str, Metric] = {"mae": Distance(self)}
+        return found | ({"mae_floored": Distance(self, floored=True)} if self.floored else {})
+
+    def agreement(self) -> Metric:
+        """A fresh metric of student output against teacher output, in the unit; the lower the better."""
+        return NumberAgreement(self)
+
+    def described(self) -> dict[str, Any]:
+        """Plain data for results and cards; :func:`task_of` reads it back."""
+        return {"kind": "regression", "low": self.low, "high": self.high, "unit": self.unit, "floored": self.floored}
+
+    def check_labels(self, name: str, labels: Tensor) -> None:
+        """Refuse what is no number in the range; rounding to float32 is forgiven.
+
+        Args:
+            name: the set, for the message.
+            labels: (N,).
+
+        Raises:
+            DataError: names the set, the first such label and how many images have one.
+        """
+        slack = 1e-5 * (self.high - self.low)
+        wrong = ~((labels >= self.low - slack) & (labels <= self.high + slack))  # NaN is wrong, too
+        if not labels.is_floating_point() or labels.dim() != 1:
+            raise DataError(f"{name}: labels are {labels.dtype} {tuple(labels.shape)}, expected floats (N,)")
+        if wrong.any():
+            raise DataError(
+                f"{name}: label {float(labels[wrong][0]):.6g} outside {self.low:g} to {self.high:g} {self.unit}, "
+                f"{int(wrong.sum())} such image(s). Correct the labels, or say what they reach with data.task.low and "
+                "data.task.high"
+            )
+
+
+Task = Classification | Regression
+
+
+def _places(output: Tensor) -> Tensor:
+    if output.dim() != 2 or output.shape[1] != 1:
+        raise ValueError(f"a network for numbers answers (N, 1), got {tuple(output.shape)}")
+    return output.float().squeeze(1)
+
+
+def task_of(card: Mapping[str, Any]) -> Task:
+    """The task of a student's card or of a result; those of before tasks were noted are of classes."""
+    described = dict(card.get("task") or {"kind": "classification", "num_classes": len(card.get("classes") or ())})
+    kind = described.pop("kind")
+    return Regression(**described) if kind == "regression" else Classification(**described)
+
 
 @torch.no_grad()
 def evaluate(
-    task: Classification, output: Tensor, label: Tensor | None, teacher_output: Tensor | None
+    task: Task, output: Tensor, label: Tensor | None, teacher_output: Tensor | None
 ) -> dict[str, float | None]:
     """Metrics of a network's outputs on a whole split; what cannot be known is None.
 

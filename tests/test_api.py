@@ -175,6 +175,11 @@ def test_what_cannot_be_is_named_before_anything_starts(case: str, teacher: nn.M
     assert not api._HELD
 
 
+def test_a_function_is_no_network_and_the_error_says_who_asks_it() -> None:
+    with pytest.raises(UserError, match=r"got function; .* teacher=callable teacher\.function=my_module\.ask"):
+        kd_lightning.distill(lambda images: [0] * len(images), **TINY)  # type: ignore[arg-type]
+
+
 def test_several_faults_come_together(teacher: nn.Module) -> None:
     with pytest.raises(UserError, match=r"(?s)method=dafk.*trainer\.max_epoch:"):
         kd_lightning.distill(teacher, **TINY, method="dafk", trainer__max_epoch=3)

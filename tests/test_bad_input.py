@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from kd_lightning.artifacts import FORMAT_VERSION, Store
 from kd_lightning.check import faults
 from kd_lightning.checkpoints import read_checkpoint, resumable
+from kd_lightning.collapse import reseeded
 from kd_lightning.errors import DataError, TeacherError, TrainingError, UserError, VersionError
 from kd_lightning.export import load_student, save_single
 from kd_lightning.finished import load_generator, open_run
@@ -298,6 +299,47 @@ def test_collapsed_generator_is_warned_about_once(tiny: Tiny, monkeypatch: pytes
     said = [str(w.message) for w in seen if "collapsed" in str(w.message)]
     assert len(said) == 1
     assert int(re.search(r"round (\d+)", said[0])[1]) <= 200
+
+
+def collapsing(monkeypatch: pytest.MonkeyPatch, attempts: int) -> None:
+    """Generators that make grey alone, until one that was made later than the first ``attempts``."""
+    made, forward = [], Generator.forward
+
+    def grey(self: Generator, z: torch.Tensor) -> torch.Tensor:
+        if id(self) not in made:
+            made.append(id(self))
+        return forward(self, z) * 0 + 0.5 if made.index(id(self)) < attempts else forward(self, z)
+
+    monkeypatch.setattr(Generator, "forward", grey)
+
+
+RESTART = ("source.rounds=241", "trainer.max_epochs=1", "method.generator.ngf=16")
+
+
+def test_a_collapsed_generator_begins_again_with_another_seed(
+    tiny: Tiny, teacher_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    collapsing(monkeypatch, attempts=1)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*collapsed.*")
+        result = tiny(*RESTART, "+method.on_collapse=restart", f"teacher.weights={teacher_file}")
+    (attempt,) = result["restarts"]["student"]
+    assert attempt["seed"] == 0
+    assert 100 < attempt["round"] <= 200
+    assert "Beginning again with another seed, 1 of 3" in capsys.readouterr().err
+    assert result["cost"]["images_synthesised"] == 241 * 16, "of the attempt that was kept"
+    monkeypatch.undo()
+    clean = tiny(*RESTART, f"seed={reseeded(composed(), 1).seed}", f"teacher.weights={teacher_file}")
+    kept, afresh = (load_file(r.folder / "student.safetensors") for r in (result, clean))
+    assert all(torch.equal(kept[k], afresh[k]) for k in kept), "an attempt is a fit like any other"
+
+
+def test_a_generator_that_always_collapses_ends_the_run(
+    tiny: Tiny, teacher_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collapsing(monkeypatch, attempts=99)
+    with pytest.raises(TrainingError, match=r"collapsed .* each of the seeds 0, \d+, \d+, \d+\. Lower"):
+        tiny(*RESTART, "+method.on_collapse=restart", f"teacher.weights={teacher_file}")
 
 
 def test_a_healthy_generator_is_not_warned_about(tiny: Tiny, teacher_file: Path) -> None:

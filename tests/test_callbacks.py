@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Outcome
+from doors import Fake, closed
 from PIL import Image
 
 from kd_lightning.callbacks import PhaseBar, WatchGenerator, generator_health, with_answers
@@ -21,7 +22,6 @@ from kd_lightning.methods.base import Distiller, Seen
 from kd_lightning.pictures import save_grid, to_uint8
 from kd_lightning.tasks import Classification
 from kd_lightning.teacher.frozen import FrozenTeacher
-from kd_lightning.teacher.query import QueryTeacher
 
 Tiny = Callable[..., Outcome]
 
@@ -128,13 +128,10 @@ def test_pixels_outside_the_unit_interval_are_clamped() -> None:
 def test_collapse_is_judged_by_looks_in_a_row(entropy: float, spread: float, tmp_path: Path) -> None:
     bad, good = {"entropy": entropy, "spread": spread}, {"entropy": 0.51, "spread": 0.021}
     watch = WatchGenerator(tmp_path, patience=3)
-    for health in (bad, bad, good, bad, bad):
-        watch._judge(health, 0)
+    assert [watch._judge(health, 0) for health in (bad, bad, good, bad, bad)] == [None] * 5
     resumed = WatchGenerator(tmp_path, patience=3)
     resumed.load_state_dict(watch.state_dict())
-    with pytest.warns(UserWarning, match="collapsed .round 60."):
-        resumed._judge(bad, 60)
-    resumed._judge(bad, 80)
+    assert "collapsed (round 60)" in str(resumed._judge(bad, 60))
 
 
 def test_class_counts_are_those_since_the_last_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,7 +157,7 @@ def test_queries_are_an_axis_where_they_are_counted(tiny: Tiny) -> None:
     asked = [int(float(row["queries"])) for row in rows]
     assert asked == sorted(asked)
     assert asked[0] == 320
-    assert asked[-1] == result["cost"]["queries"]
+    assert asked[-1] == result["cost"]["queries"] < 2 * 3 * 320, "the same image is asked about once"
     accuracy = curves(result.folder)["val/accuracy"]
     assert accuracy.queries is not None
     assert accuracy.queries.tolist()[-1] == result["cost"]["queries"]
@@ -182,11 +179,11 @@ def test_only_synthetic_batches_are_looked_at(tiny: Tiny) -> None:
     assert not list((tiny("method=kd").folder / "samples").glob("*"))
 
 
-def test_answers_come_with_the_batch_or_from_a_teacher_that_may_be_looked_into() -> None:
+def test_answers_come_with_the_batch_or_from_a_teacher_that_may_be_looked_into(tmp_path: Path) -> None:
     x, t = torch.rand(2, 1, 2, 2), torch.rand(2, 3)
     net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3))
     white = FrozenTeacher(net)
-    paid = QueryTeacher(net, access="probs", budget=1)
+    paid = closed(Fake(), tmp_path)
     for teacher in (None, white, paid):
         seen = with_answers(Batch(x, None, t), teacher)
         assert seen is not None

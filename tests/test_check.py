@@ -32,6 +32,7 @@ BARE = ["~method.label", "~method.terms", "~method.optimizer", "~method.schedule
 READS = [f"method._target_={__name__}.ReadsBatchNorm", *BARE]
 KD = ["method=kd", "data=digits"]
 DAFL = ["method=dafl", "data=digits"]
+NUMBERS = ["method=kd", "data=rotated_digits", "controls=none"]
 
 
 @pytest.fixture(autouse=True)
@@ -71,7 +72,7 @@ ONE_FAULT = {
         "data.recipe.optimizer.learning: AdamW has no",
         "lr",
     ),
-    "a key of a loss": ([*KD, "+method.terms.response.loss.temprature=1"], "kl has no", "temperature?"),
+    "a key of a loss": ([*KD, "+method.terms.response.loss.temprature=1"], "imitation has no", "temperature?"),
     "a key of a control": ([*DAFL, "+controls.noise.metod={}"], "controls.noise.metod", "controls.noise.method?"),
     "a key of hydra": ([*KD, "hydra.sweep.dirr=x"], "hydra.sweep.dirr: there is no", "did you mean hydra.sweep.dir?"),
     "missing": ([*KD, "data.recipe.epochs=???"], "data.recipe.epochs: required", "data.recipe.epochs=..."),
@@ -108,6 +109,26 @@ ONE_FAULT = {
     ),
     "classes": ([*KD, "student.num_classes=7"], "student.num_classes=7", "the data has 10 classes"),
     "the teacher's classes": ([*KD, "teacher.net.num_classes=7"], "teacher.net.num_classes=7", "has 10 classes"),
+    "classes for numbers": (
+        ["method=dafl", *NUMBERS[1:]],
+        "method: Dafl as it is set is made for classes",
+        "method=kd",
+    ),
+    "a loss for classes": (
+        [*NUMBERS, "method.terms.response.loss._target_=kd_lightning.losses.response.kl"],
+        "method: Distill as it is set is made for classes",
+        "numbers",
+    ),
+    "few of each class": (
+        [*NUMBERS, "source=few_shot"],
+        "source: FewShot as it is set is made for classes",
+        "source=real",
+    ),
+    "a boundary between numbers": ([*NUMBERS, "metrics=boundary"], "metrics.boundary: Boundary as it", "numbers"),
+    "numbers as probabilities": ([*NUMBERS, "teacher.access=probs"], "teacher.access=probs: a number", "logits"),
+    "two numbers": ([*NUMBERS, "student.num_classes=2"], "student.num_classes=2: the labels are numbers", "one output"),
+    "numbers for classes": ([*KD, "student=resnet20_regression"], "student: Regressor is made for numbers", "classes"),
+    "a range": ([*NUMBERS, "data.task.low=east"], "data.task.low: expected a number", "got 'east'"),
     "channels": ([*KD, "student.in_channels=3"], "student.in_channels=3", "the data has 1 channels"),
     "statistics": ([*KD, "data.mean=[0.1,0.2]"], "data.mean: 2 values", "1 channel"),
     "a class order": ([*KD, "teacher.class_order=[1,0]"], "teacher.class_order: 2 values", "10 classes"),

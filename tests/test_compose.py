@@ -21,7 +21,7 @@ def files(group):
 
 
 GROUPS = sorted(folder.name for folder in conf_dir().iterdir() if folder.is_dir() and folder.name != "hydra")
-NEED_MORE = {"data": {"image_folder"}, "teacher": {"base"}, "source": {"generated"}}
+NEED_MORE = {"data": {"image_folder"}, "teacher": {"base", "callable", "http"}, "source": {"generated"}}
 TARGETS = sorted(
     {target for file in conf_dir().rglob("*.yaml") for target in re.findall(r"_target_: ([\w.]+)", file.read_text())}
 )
@@ -44,6 +44,10 @@ def companions(group, name):
     if group == "source":
         own = ["method=dafl"] if name == "free" else ["method=kd", "method.label=0"]
         return [*own, *(["teacher=small_conv_bn"] if name == "deep_inversion" else [])]
+    if name.endswith("_regression"):
+        return ["method=supervised", "data=utkface", "teacher=none"]
+    if (group, name) in (("data", "rotated_digits"), ("data", "utkface"), ("data", "steering_angle")):
+        return ["method=kd"]
     if (group, name) == ("teacher", "none"):
         return ["method=supervised"]
     if group == "method" and name in ("dfq", "cmi", "fast_dfkd", "deep_inversion", "adaptive_deep_inversion"):
@@ -81,7 +85,7 @@ def test_every_tuned_file_is_pulled_in(name):
             assert cfg[word][key] == value or "${" in str(value)
 
 
-@pytest.mark.parametrize("teacher", [n for n in files("teacher") if n != "base"])
+@pytest.mark.parametrize("teacher", ["none", "small_conv", "small_conv_bn", "resnet34"])
 @pytest.mark.parametrize("data", ["digits", "cifar10"])
 @pytest.mark.parametrize("method", files("method"))
 def test_every_method_data_and_teacher_checks_or_says_why_not(method, data, teacher):
@@ -92,6 +96,14 @@ def test_every_method_data_and_teacher_checks_or_says_why_not(method, data, teac
             check(cfg)
         why = r"needs a teacher" if teacher == "none" else r"reads the teacher's batch-norm statistics"
         assert all(re.match(rf"[\w.\[\]]+: \w+ {why}", line) for line in lines), lines
+
+
+@pytest.mark.parametrize("method", files("method"))
+def test_every_method_takes_numbers_or_says_why_not(method):
+    lines = faults(composed(f"method={method}", "data=rotated_digits", "teacher=small_conv_bn"))
+    takes = method in ("kd", "supervised")
+    assert bool(lines) != takes, lines
+    assert all("as it is set is made for classes" in line for line in lines)
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -21,6 +21,7 @@ import lightning as L
 import pytest
 import torch
 from conftest import DAFL, TINY, composed
+from doors import Fake, asking
 from lightning.pytorch.callbacks import Callback
 from omegaconf import OmegaConf
 from torch import Tensor, nn
@@ -48,6 +49,7 @@ from kd_lightning.methods.biggan import BigGan
 from kd_lightning.methods.ccgan import CcGan
 from kd_lightning.methods.cmi import Cmi
 from kd_lightning.methods.conditional import ConditionalGan
+from kd_lightning.methods.cvae import Cvae
 from kd_lightning.methods.dafl import Dafl
 from kd_lightning.methods.dfad import Dfad
 from kd_lightning.methods.dfq import Dfq
@@ -56,12 +58,14 @@ from kd_lightning.methods.fast_dfkd import FastDfkd
 from kd_lightning.methods.rdskd import RdskdGenerator
 from kd_lightning.methods.zskt import Zskt
 from kd_lightning.networks import biggan, sagan
+from kd_lightning.networks.cvae import MlpDecoder, MlpEncoder
 from kd_lightning.networks.label_embedding import LabelToHidden
 from kd_lightning.quiet import quiet
 from kd_lightning.resumable import Resumable
 from kd_lightning.start import MEETING, Place, place_in, wanted
 from kd_lightning.tasks import Classification
 from kd_lightning.teacher.frozen import FrozenTeacher
+from kd_lightning.teacher.query import QueryTeacher
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["kd_lightning.run", "kd_lightning.methods.dafl", "hydra"])
@@ -166,6 +170,7 @@ ROWS = {
     "kd": Row(Distill, {"label": 0.1, "terms": HINTON}, real),
     "queried": Row(Distill, {"label": 0.0, "terms": HINTON}, partial(real, answered=True)),
     "generated": Row(Distill, {"label": 0.0, "terms": HINTON}, generated),
+    "cvae": Row(Cvae, {}, partial(real, answered=True)),
     "dafl": Row(Dafl),
     "mskd": Row(Dafl, {"ms": 1.0}),
     "dfad": Row(Dfad),
@@ -202,10 +207,16 @@ def made(name: str, batch: int, *, batch_norm: bool) -> Distiller:
     settings: dict[str, Any] = {"optimizer_d" if gan else "optimizer": partial(sgd, lr=0.05), **row.settings}
     if gan:
         settings |= {"latent": LATENT, **gan_networks(row.method, batch_norm=batch_norm)}
+    elif row.method is Cvae:
+        settings |= {
+            "encoder": MlpEncoder(size=8, num_classes=CLASSES, widths=(16, 8)),
+            "generator": MlpDecoder(size=8, num_classes=CLASSES, widths=(16, 8)),
+            "optimizer": partial(sgd, lr=1e-3),
+        }
     elif row.method not in (Distill, AdaptiveDeepInversion):
         settings |= {"latent": LATENT, "batch_size": batch}
         settings["generator"] = generator(eps=0.8) if batch_norm else plain_generator()
-    if row.method not in (Distill, RdskdGenerator, AdaptiveDeepInversion):
+    if row.method not in (Distill, RdskdGenerator, AdaptiveDeepInversion, Cvae):
         settings["optimizer_g"] = partial(sgd, lr=0.05)
     student = network((8, 16), batch_norm=batch_norm)
     return row.method(
@@ -234,7 +245,10 @@ def with_one_noise(method: Distiller, loader: Any) -> None:
     common = torch.Generator().manual_seed(7)
 
     def noise(*shape: int, rng: torch.Generator = common) -> Tensor:
-        return torch.randn(shape[0] * ranks.world(), *shape[1:], generator=rng).chunk(ranks.world())[ranks.rank()]
+        whole = torch.randn(shape[0] * ranks.world(), *shape[1:], generator=rng)
+        if isinstance(method, Cvae):  # its noise belongs to real images, of which a rank has every second
+            return whole[ranks.rank() :: ranks.world()]
+        return whole.chunk(ranks.world())[ranks.rank()]
 
     method.noise = noise  # type: ignore[method-assign]
     if isinstance(method, ConditionalGan):
@@ -484,6 +498,25 @@ def refused(root: str) -> str:
 def test_an_error_of_the_first_rank_ends_all_with_its_line(pair: Pair, tmp_path: Path) -> None:
     assert pair.both(refused, str(tmp_path)) == ["no: type this instead"] * 2
     assert pair.both(ranks.decided, ranks.rank) == [0, 0]
+
+
+def asked_by_each(folder: str) -> tuple[list[int], int, int, str]:
+    asker = Fake()
+    door = asking(asker, Path(folder), budget=8) if ranks.rank() == 0 else None
+    teacher = QueryTeacher(door, asker.described)
+    x = (torch.arange(3).view(3, 1, 1, 1) + 4 * ranks.rank()) / 255
+    said = teacher(x).argmax(1).tolist()
+    with pytest.raises(UserError) as caught:
+        teacher(x + 10 / 255)
+    return said, teacher.asked, asker.answered, str(caught.value)
+
+
+def test_the_first_rank_asks_for_all(pair: Pair, tmp_path: Path) -> None:
+    first, second = pair.both(asked_by_each, str(tmp_path))
+    assert first[:3] == ([0, 1, 2], 6, 6)
+    assert second[:3] == ([1, 2, 0], 6, 0)
+    assert first[3] == second[3]
+    assert "teacher.budget=8 images: 6 asked, 6 more wanted" in first[3]
 
 
 def slope(x: Tensor) -> Tensor:

@@ -99,13 +99,13 @@ def test_no_student_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[st
 def test_the_same_data_give_the_runs_own_accuracy(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     student = load_student(finished)
     found = evaluate.evaluate_on(student, evaluate.compose_data(["data=digits"], student.card))
-    assert found.accuracy == pytest.approx(student.card["metrics"]["test/accuracy"], abs=1e-6)
-    assert found.n == sum(n for n, _ in found.per_class.values()) == 359
-    hits = sum(n * a for n, a in found.per_class.values() if a is not None)
-    assert hits / found.n == pytest.approx(found.accuracy)
+    assert found.score == pytest.approx(student.card["metrics"]["test/accuracy"], abs=1e-6)
+    assert found.n == sum(n for n, _ in found.parts.values()) == 359
+    hits = sum(n * a for n, a in found.parts.values() if a is not None)
+    assert hits / found.n == pytest.approx(found.score)
     assert evaluate.main([str(finished), "data=digits"]) == 0
     last = capsys.readouterr().out.splitlines()[-1].split()
-    assert last == ["all", "359", f"{found.accuracy:.4f}"]
+    assert last == ["all", "359", f"{found.score:.4f}"]
 
 
 def test_other_data_are_served_as_the_student_wants_them(finished: Path, pictures: Path) -> None:
@@ -142,10 +142,10 @@ def test_classes_are_matched_by_name_where_they_can_be(finished: Path, pictures:
     student.card = {**student.card, "classes": student.card["classes"][::-1]}
     turned = evaluate.evaluate_on(student, cfg)
     assert turned.note == "classes matched by name, their order differs"
-    assert [turned.per_class[c][0] for c in "0123456789"] == [plain.per_class[c][0] for c in "0123456789"]
+    assert [turned.parts[c][0] for c in "0123456789"] == [plain.parts[c][0] for c in "0123456789"]
     student.card = {**student.card, "classes": [f"c{i}" for i in range(10)]}
     other = evaluate.evaluate_on(student, cfg)
-    assert other.accuracy == plain.accuracy
+    assert other.score == plain.score
     assert other.note.endswith("'c0' of the student is '0' here")
 
 

@@ -22,6 +22,7 @@ FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["kd_lightning.run", "kd_lightning.methods.dafl", "hydra"])
 SCHEDULED = "method.scheduler={_target_: torch.optim.lr_scheduler.ExponentialLR, _partial_: true, gamma: 0.5}"
 CROPPED = "data.recipe.augment=[{_target_: kd_lightning.data.augment.RandomCrop, padding: 1}]"
+TURNED = "source.augment=[{_target_: kd_lightning.data.augment.RandomAffine}]"
 POOLED = (
     *("teacher=small_conv_bn", "source.rounds=3", "method.per_batch=2", CROPPED),
     *("method.generator.ngf=4", "method.latent=8", "method.batch_size=16", "method.kd_batch_size=16"),
@@ -38,6 +39,14 @@ CHAINS = {
     "fast_dfkd": (*POOLED, "method.warmup=1", "method.steps=2", "method.kd_steps=4"),
     "cmi": (*POOLED, "method.steps=4", "method.bank_size=64", "method.kd_steps=2"),
     "kd": (SCHEDULED, CROPPED),
+    "kd of numbers": (
+        *("data=rotated_digits", "data.base=digits", "data.size=8", "data.train=640", "data.val=100"),
+        *("teacher=small_conv_bn", SCHEDULED, CROPPED),
+    ),
+    "fs_bbt": (
+        *("source.per_class=3", "source.synthetic=50", "source.batch_size=40", "source.mixup_again=true", TURNED),
+        *("fs_bbt.trainer.max_epochs=2", "fs_bbt.source.batch_size=20", "teacher.access=probs"),
+    ),
 }
 
 
@@ -118,7 +127,7 @@ def assert_same_runs(one: Path, other: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("method", CHAINS)
 def test_killed_after_every_checkpoint(method: str, tmp_path: Path, teacher_file: Path) -> None:
-    overrides = (f"method={method}", *CHAINS[method])
+    overrides = (f"method={method.partition(' ')[0]}", *CHAINS[method])
     if "teacher=small_conv_bn" not in overrides:  # theirs has batch norm
         overrides += (f"teacher.weights={teacher_file}",)
     whole = tiny_run(tmp_path / "whole", *overrides, root=tmp_path / "a")
@@ -137,7 +146,9 @@ def rounds(folder: Path) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("method", "phase"), [("dafl", "teacher"), ("dafl", "student"), ("dafl", "noise")])
+@pytest.mark.parametrize(
+    ("method", "phase"), [("dafl", "teacher"), ("dafl", "student"), ("dafl", "noise"), ("fs_bbt", "cvae")]
+)
 def test_killed_in_a_round_of(method: str, phase: str, tmp_path: Path) -> None:
     overrides = (f"method={method}", "controls=digits", "data.recipe.epochs=3")
     whole = tiny_run(tmp_path / "whole", *overrides, root=tmp_path / "a")

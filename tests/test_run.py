@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import Outcome, composed, tiny_run
@@ -18,7 +19,11 @@ from kd_lightning.errors import BudgetExceeded, UserError
 from kd_lightning.methods.base import Distiller
 from kd_lightning.networks.normalized import Normalized
 from kd_lightning.networks.small import SmallConvNet
-from kd_lightning.teacher.query import QueryTeacher
+from kd_lightning.teacher import obtain
+from kd_lightning.teacher.answers import Answer
+from kd_lightning.teacher.local import LocalAsker
+from kd_lightning.teacher.packed import keys_of
+from kd_lightning.teacher.query import QueryTeacher, to_bytes
 from kd_lightning.teacher.weights import load_weights
 
 Tiny = Callable[..., Outcome]
@@ -178,16 +183,16 @@ def test_without_data_agreement_is_measured_on_generated_images(tiny: Tiny, teac
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Sizes of the batches that teachers below white are asked about, measuring left out."""
+    """Sizes of the questions that teachers below white have answered, five hundred images at most."""
     sizes: list[int] = []
-    call = QueryTeacher.__call__
+    ask = LocalAsker.ask
 
-    def count(self: QueryTeacher, x: torch.Tensor) -> torch.Tensor:
-        answer = call(self, x)
-        sizes.append(len(x))
-        return answer
+    def count(self: LocalAsker, images: np.ndarray) -> Sequence[Answer]:
+        sizes.append(len(images))
+        return ask(self, images)
 
-    monkeypatch.setattr(QueryTeacher, "__call__", count)
+    monkeypatch.setattr(LocalAsker, "ask", count)
+    monkeypatch.setattr(obtain, "AT_ONCE", 500)
     return sizes
 
 
@@ -197,11 +202,24 @@ def test_paid_answers_are_asked_for_once(tiny: Tiny, teacher_file: Path, asked: 
         for seed in (0, 1)
     ]
     assert sum(asked) == 600
-    for result in runs:
+    for result, paid in zip(runs, (600, 0), strict=True):
         assert result["cost"]["queries"] == result["cost"]["teacher_images"] == 600
+        training = result["cost"]["asking"]["training"]
+        assert (training["used"], training["paid"], training["in_doubt"]) == (600, paid, 0)
         assert result["metrics"]["teacher/accuracy"] is None
         assert result["metrics"]["test/agreement"] is None
         assert result["metrics"]["test/accuracy"] is not None
+
+
+def test_the_budget_is_that_of_a_run_with_all_its_stages(tiny: Tiny, teacher_file: Path, asked: list[int]) -> None:
+    stage = "{name:first,source:{_target_:kd_lightning.data.sources.queried.Queried,images:%d,batch_size:320,seed:%d}}"
+    settings = (*QUERIED, f"teacher.weights={teacher_file}", "source.images=400")
+    settings += ("~method.scheduler", "+method.scheduler=null")
+    result = tiny(*settings, f"stages=[{stage % (600, 0)}]", "teacher.budget=600")
+    assert (sum(asked), result["cost"]["queries"], result["cost"]["teacher_images"]) == (600, 600, 1000)
+    with pytest.raises(BudgetExceeded, match=r"teacher\.budget=700 images: 600 asked, 2\d\d more wanted"):
+        tiny(*settings, f"stages=[{stage % (600, 0)}]", "source.seed=1", "teacher.budget=700")
+    assert sum(asked) == 600
 
 
 @pytest.mark.parametrize("paid_before", [False, True])
@@ -217,63 +235,108 @@ def test_nothing_is_asked_beyond_the_budget(
 
 
 def test_asking_in_every_step_stops_at_the_budget(tiny: Tiny, teacher_file: Path, asked: list[int]) -> None:
-    with pytest.raises(BudgetExceeded, match=r"teacher\.budget=1000 images: 960 asked"):
-        tiny("method=kd", "teacher.access=probs", f"teacher.weights={teacher_file}", "teacher.budget=1000")
-    assert sum(asked) == 960
+    with pytest.raises(BudgetExceeded, match=r"teacher\.budget=900 images: 640 asked, 320 more"):
+        tiny("method=kd", "teacher.access=probs", f"teacher.weights={teacher_file}", "teacher.budget=900")
+    assert sum(asked) == 640
 
 
 def test_answers_bought_before_a_failure_are_kept(
     tiny: Tiny, teacher_file: Path, asked: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    overrides = (*QUERIED, f"teacher.weights={teacher_file}", "source.images=1100")
-    call = QueryTeacher.__call__
+    overrides = (*QUERIED, f"teacher.weights={teacher_file}", "source.images=1100", "teacher.budget=1100")
+    ask = LocalAsker.ask
 
-    def fails(self: QueryTeacher, x: torch.Tensor) -> torch.Tensor:
+    def fails(self: LocalAsker, images: np.ndarray) -> Sequence[Answer]:
         if len(asked) == 1:
             raise ConnectionError("the line is dead")
-        return call(self, x)
+        return ask(self, images)
 
     with monkeypatch.context() as patch:
-        patch.setattr(QueryTeacher, "__call__", fails)
+        patch.setattr(LocalAsker, "ask", fails)
         with pytest.raises(ConnectionError):
             tiny(*overrides)
     result = tiny(*overrides)
     assert asked == [500, 500, 100]
-    assert result["cost"]["queries"] == 1100
+    assert result["cost"]["queries"] == result["cost"]["asking"]["training"]["paid"] == 1100
 
 
-@pytest.mark.parametrize(("budget", "known"), [(0, False), (358, False), (359, True)])
+@pytest.mark.parametrize(("budget", "known", "used"), [(0, False, 0), (358, False, 270), (359, True, 359)])
 def test_measuring_a_closed_teacher_is_paid_for_once(
-    budget: int, known: bool, tiny: Tiny, teacher_file: Path, monkeypatch: pytest.MonkeyPatch
+    budget: int, known: bool, used: int, tiny: Tiny, teacher_file: Path, asked: list[int]
 ) -> None:
-    paid: list[int] = []
-    ask = QueryTeacher.for_evaluation
-
-    def count(self: QueryTeacher, x: torch.Tensor) -> torch.Tensor | None:
-        paid.append(len(x))
-        return ask(self, x)
-
-    monkeypatch.setattr(QueryTeacher, "for_evaluation", count)
     settings = (*QUERIED, f"teacher.weights={teacher_file}", f"teacher.eval_budget={budget}", "data.recipe.epochs=1")
     for seed in (0, 1):
-        result = tiny(*settings, f"seed={seed}")
+        result = tiny(*settings, f"seed={seed}", "source.images=320")
         assert (result["metrics"]["teacher/accuracy"] is not None) == known
         assert (result["metrics"]["test/agreement"] is not None) == known
-    assert sum(paid) <= budget
+        assert result["teacher_metrics"] == ("paid" if known else None)
+        assert result["cost"]["asking"]["evaluation"]["used"] == used  # validation's, where test's do not fit
+    assert sum(asked) == 320 + used
 
 
-@pytest.mark.parametrize("access", ["logits", "probs", "topk", "label"])
+@pytest.mark.parametrize("access", ["logits", "label"])
 def test_what_a_method_gets_below_white(
     access: str, tiny: Tiny, teacher_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    handed = []
-    record = Distiller.record
+    handed, shown = [], []
+    record, ask = Distiller.record, QueryTeacher.__call__
+
+    def call(self: QueryTeacher, x: torch.Tensor) -> torch.Tensor:
+        shown.append(x)
+        return ask(self, x)
+
+    monkeypatch.setattr(QueryTeacher, "__call__", call)
     monkeypatch.setattr(Distiller, "record", lambda self, **t: (handed.append(self.teacher), record(self, **t))[1])
-    result = tiny("method=kd", f"teacher.access={access}", f"teacher.weights={teacher_file}")
+    augment = f"data.recipe.augment=[{{_target_:{__name__}.blurred,_partial_:true}}]"
+    result = tiny("method=kd", f"teacher.access={access}", f"teacher.weights={teacher_file}", augment)
     assert {type(teacher) for teacher in handed} == {QueryTeacher}
     assert not any(isinstance(value, nn.Module | torch.Tensor) for value in vars(handed[0]).values())
     assert not handed[0](torch.zeros(1, 1, 8, 8)).requires_grad
-    assert result["cost"]["queries"] == 2 * 3 * 320
+    assert (
+        len({digest for x in shown for digest in keys_of(handed[0].described, to_bytes(x))}) - 1
+        == result["cost"]["queries"]
+    )
+    assert all(torch.equal(x, (x * 255).round() / 255) for x in shown), "the student was shown the 8 bits asked about"
+    assert not all(torch.equal(x, shown[0]) for x in shown)
+
+
+def blurred(x: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
+    """Between the 8 bits."""
+    return (x + x.roll(1, 3)) / 2
+
+
+def test_a_reference_is_measured_without_being_asked(tiny: Tiny, teacher_file: Path, asked: list[int]) -> None:
+    result = tiny(*QUERIED, f"teacher.weights={teacher_file}", f"teacher.reference={teacher_file}", "source.images=320")
+    assert (sum(asked), result["teacher_metrics"]) == (320, "reference")
+    assert result["metrics"]["teacher/accuracy"] > 0.9
+
+
+def test_a_network_that_abstains_trains_on_the_rest(tiny: Tiny, teacher_file: Path) -> None:
+    result = tiny(*QUERIED, f"teacher.weights={teacher_file}", "teacher.abstain_below=0.99")
+    noted = result["answers"]["student"]["images"]
+    assert 0 < noted["abstained"] < noted["asked"] == result["cost"]["queries"]
+    assert noted["failed"] == 0
+
+
+def test_a_ledger_may_lie_elsewhere_and_a_larger_purse_goes_on(
+    tiny: Tiny, teacher_file: Path, asked: list[int], tmp_path: Path, store: Path
+) -> None:
+    settings = (*QUERIED, f"teacher.weights={teacher_file}", "source.images=320")
+    settings += (f"teacher.ledger={tmp_path}/all.sqlite",)
+    with pytest.raises(BudgetExceeded, match=r"teacher\.purse=300 images of SmallConvNet-\w+ for all runs together"):
+        tiny(*settings, "teacher.purse=300")
+    assert not tiny(*settings, "teacher.purse=320")["stored"]
+    assert tiny(*settings, "teacher.purse=320")["stored"], "what is in the ledger does not make another run"
+    assert sum(asked) == 320
+    assert not (store / "ledger.sqlite").exists()
+
+
+def test_nothing_is_paid_again_where_a_run_begins_anew(tiny: Tiny, teacher_file: Path, asked: list[int]) -> None:
+    settings = (*QUERIED, f"teacher.weights={teacher_file}", "source.images=320", "teacher.budget=320")
+    first, anew = tiny(*settings), tiny(*settings, "artifacts.reuse=false")
+    assert sum(asked) == 320
+    assert anew["metrics"] == first["metrics"]
+    assert (anew["cost"]["queries"], anew["cost"]["asking"]["training"]["paid"]) == (320, 0)
 
 
 def test_a_run_composes_without_a_teacher(tiny: Tiny) -> None:

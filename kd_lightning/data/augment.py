@@ -6,7 +6,9 @@ alone its randomness comes, and returns images of the same shape.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -67,3 +69,29 @@ class RandomResizedCrop:
         grid = F.affine_grid(theta, list(x.shape), align_corners=False)
         # at the very edge half a pixel lies outside: repeat the last one instead of blending in black
         return F.grid_sample(x.float(), grid, padding_mode="border", align_corners=False).to(x.dtype)
+
+
+@dataclass(frozen=True)
+class RandomAffine:
+    """Turn about the centre and move, by bilinear interpolation.
+
+    Args:
+        degrees: the angle is drawn uniformly from -degrees to degrees.
+        shift: of the image's sides, likewise for each direction.
+        fill: what enters: ``border`` repeats the image's edge, ``zeros`` is black.
+    """
+
+    degrees: float = 10.0
+    shift: float = 0.1
+    fill: Literal["border", "zeros"] = "border"
+
+    def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Every image its own way."""
+        draw = 2 * torch.rand(3, len(x), generator=generator, device=x.device) - 1
+        angle, aspect = draw[0] * self.degrees * math.pi / 180, x.shape[-2] / x.shape[-1]
+        theta = torch.empty(len(x), 2, 3, device=x.device)
+        theta[:, 0, 0] = theta[:, 1, 1] = angle.cos()
+        theta[:, 0, 1], theta[:, 1, 0] = -angle.sin() * aspect, angle.sin() / aspect
+        theta[:, :, 2] = 2 * self.shift * draw[1:].T  # the image is 2 wide
+        grid = F.affine_grid(theta, list(x.shape), align_corners=False)
+        return F.grid_sample(x.float(), grid, padding_mode=self.fill, align_corners=False).to(x.dtype)

@@ -9,11 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kd_lightning.errors import DataError
+from kd_lightning.tasks import Classification, Regression, Task
 
 
 @dataclass(frozen=True)
 class Split:
-    """One part of a set: ``images`` uint8 (N,C,H,W) and ``labels`` int64 (N,)."""
+    """One part of a set: ``images`` uint8 (N,C,H,W) and ``labels`` (N,), int64 classes or float32 in their unit."""
 
     images: Tensor
     labels: Tensor
@@ -28,7 +29,7 @@ class Dataset:
 
     Args:
         name: as in the config, such as ``mnist``.
-        classes: class names; their positions are the labels.
+        classes: class names, their positions are the labels; none where the labels are numbers.
         train: what training may use, without ``val``.
         val: held out of training, for choices and curves.
         test: for the reported number only.
@@ -36,9 +37,10 @@ class Dataset:
         encoding: how pixels were stored: ``raw``, ``png``, ``jpeg`` ... (JPEG loses detail; tables say so).
         skipped: images left out because they could not be decoded.
         shape: (C,H,W) where there is no part to read it from.
+        task: what the labels are, where they are no classes.
 
     Raises:
-        DataError: a label is outside the classes.
+        DataError: a label is outside the classes, or outside the range of the task.
     """
 
     name: str
@@ -50,10 +52,17 @@ class Dataset:
     encoding: str
     skipped: int = 0
     shape: tuple[int, int, int] | None = None
+    task: Task = None  # type: ignore[assignment]  # never, once it is made
 
     def __post_init__(self) -> None:
+        task = self.task or Classification(len(self.classes))
+        object.__setattr__(self, "task", task)
         for part in ("train", "val", "test"):
-            if (split := getattr(self, part)) is not None:
+            if (split := getattr(self, part)) is None:
+                continue
+            if isinstance(task, Regression):
+                task.check_labels(f"{self.name}/{part}", split.labels)
+            else:
                 check_labels(f"{self.name}/{part}", split.labels, len(self.classes))
 
     @property
@@ -98,7 +107,7 @@ def hold_out(train: Split, size: int | float, *, seed: int = 0) -> tuple[Split, 
     """Split ``train`` into (train, val), with the classes in proportion; the same split for the same seed.
 
     Both keep the original order. A class with two or more images keeps at least one for training
-    as long as the wanted size allows it.
+    as long as the wanted size allows it. Images whose labels are numbers are all of one class here.
 
     Args:
         train: what to split.
@@ -116,7 +125,8 @@ def hold_out(train: Split, size: int | float, *, seed: int = 0) -> tuple[Split, 
             f"as a number from 1 to {total - 1}, or 0 for no validation images"
         )
     generator = torch.Generator().manual_seed(seed)
-    counts = torch.bincount(train.labels)
+    classes = torch.zeros(total, dtype=torch.long) if train.labels.is_floating_point() else train.labels
+    counts = torch.bincount(classes)
     exact = [int(count) * wanted / total for count in counts]
     quota = [int(share) for share in exact]
     while sum(quota) < wanted:  # largest remainder first, but a class's last image last
@@ -125,7 +135,7 @@ def hold_out(train: Split, size: int | float, *, seed: int = 0) -> tuple[Split, 
         quota[best] += 1
     held = torch.zeros(total, dtype=torch.bool)
     for label, take in enumerate(quota):
-        members = (train.labels == label).nonzero().squeeze(1)
+        members = (classes == label).nonzero().squeeze(1)
         held[members[torch.randperm(len(members), generator=generator)[:take]]] = True
     return Split(train.images[~held], train.labels[~held]), Split(train.images[held], train.labels[held])
 

@@ -22,18 +22,19 @@ def load_data(cfg: DictConfig, store: Store) -> Dataset:
         dataset = instantiate(cfg.data.load, _convert_="all", **({"store": store} if takes_store else {}))
     except InstantiationException as error:  # Hydra's wrapping hides what the user can mend
         raise error.__cause__ if isinstance(error.__cause__, UserError) else error from None
-    if dataset.num_classes != cfg.data.num_classes:
+    outputs = dataset.task.outputs
+    if outputs != cfg.data.num_classes:
+        has = f"{outputs} classes" if dataset.classes else "numbers as labels, for which a network has one output"
         raise DataError(
-            f"data.num_classes={cfg.data.num_classes}, but {dataset.name} has {dataset.num_classes} classes: "
-            f"set data.num_classes={dataset.num_classes}"
+            f"data.num_classes={cfg.data.num_classes}, but {dataset.name} has {has}: set data.num_classes={outputs}"
         )
     return dataset
 
 
 def dataset_digest(dataset: Dataset) -> str:
-    """A hash of every pixel and label."""
-
-    total = hashlib.sha256(json.dumps([dataset.name, dataset.classes, dataset.image_shape]).encode())
+    """A hash of every pixel and label, and of what they mean."""
+    said = [dataset.name, dataset.classes or dataset.task.described(), dataset.image_shape]
+    total = hashlib.sha256(json.dumps(said).encode())
     for split in (dataset.train, dataset.val, dataset.test):
         if split is not None:
             total.update(split.images.contiguous().numpy().data)

@@ -13,6 +13,7 @@ from torch import Tensor
 from kd_lightning.errors import ConfigError, DataError
 
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
+Mix = Callable[[Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]]
 
 
 class Batch(NamedTuple):
@@ -51,6 +52,7 @@ class TensorLoader:
         shuffle: a new order each epoch.
         augment: applied to x in this order.
         answers: (N,K) stored answers of a teacher.
+        mix: makes other images and answers of a batch's, before the augmentation; there are no labels then.
         seed: of order and augmentation; not negative.
         rank: which of the ``world`` processes this is.
         world: number of processes.
@@ -71,6 +73,7 @@ class TensorLoader:
         shuffle: bool,
         augment: Sequence[Augmentation] = (),
         answers: Tensor | None = None,
+        mix: Mix | None = None,
         seed: int = 0,
         rank: int = 0,
         world: int = 1,
@@ -86,7 +89,7 @@ class TensorLoader:
             raise DataError("a loader needs at least one image, but the set is empty")
         self.images, self.labels, self.answers = images, labels, answers
         self.batch_size, self.shuffle, self.drop_last = batch_size, shuffle, drop_last
-        self.augment = tuple(augment)
+        self.augment, self.mix = tuple(augment), mix
         self.seed, self.rank, self.world = seed, rank, world
         self.device = torch.device(device)
         self.epoch = self.turn = self.cursor = 0
@@ -175,12 +178,15 @@ class TensorLoader:
 
     def _batch(self, index: Tensor, rng: torch.Generator) -> Batch:
         x = self.images.index_select(0, index).float().div_(255)
-        for augmentation in self.augment:
-            x = augmentation(x, rng)
         y = None if self.labels is None else self.labels.index_select(0, index)
         if y is not None and not y.is_floating_point():
             y = y.long()
         t = None if self.answers is None else self.answers.index_select(0, index)
+        if self.mix is not None and t is not None:
+            x, t = self.mix(x, t, rng)
+            y = None
+        for augmentation in self.augment:
+            x = augmentation(x, rng)
         return Batch(x, y, t, index)
 
 

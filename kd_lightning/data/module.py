@@ -6,7 +6,8 @@ from typing import Any
 
 import lightning as L
 
-from kd_lightning.data.loader import TensorLoader
+from kd_lightning.data.loader import Batch, TensorLoader
+from kd_lightning.teacher.query import eight_bits
 
 
 class Images(L.LightningDataModule):
@@ -15,11 +16,19 @@ class Images(L.LightningDataModule):
     Args:
         train: what the source prepared: any sized iterable.
         val: labelled images with the teacher's answers, or None.
+        eight_bits: round images to 1/255: a teacher that only answers is asked about those, and the student is to be
+            shown the very same.
     """
 
-    def __init__(self, train: Any, val: TensorLoader | None) -> None:
+    def __init__(self, train: Any, val: TensorLoader | None, *, eight_bits: bool = False) -> None:
         super().__init__()
-        self._train, self._val = train, val
+        self._train, self._val, self._eight_bits = train, val, eight_bits
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Batches as the method gets them."""
+        if self._eight_bits and isinstance(batch, Batch):
+            return batch._replace(x=eight_bits(batch.x))
+        return batch
 
     def train_dataloader(self) -> Any:
         """The source's batches."""

@@ -74,15 +74,22 @@ def attention_transfer(student_maps: Sequence[Tensor], teacher_maps: Sequence[Te
     Raises:
         ValueError: no map, a different number of maps, or sizes that differ.
     """
-    if not student_maps or len(student_maps) != len(teacher_maps):
-        raise ValueError(f"need pairs of maps, got {len(student_maps)} of student, {len(teacher_maps)} of teacher")
+    return attention_distance([attention(s) for s in student_maps], [attention(t) for t in teacher_maps])
+
+
+def attention(x: Tensor) -> Tensor:
+    """The attention (N,H,W) of a map (N,C,H,W), of which every row of the batch has length 1."""
+    size = x.float().square().mean(1)
+    return F.normalize(size.flatten(1), dim=1).view_as(size)
+
+
+def attention_distance(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+    """What :func:`attention_transfer` returns, of attentions (N,H,W) that are there already."""
+    if not student or len(student) != len(teacher):
+        raise ValueError(f"need pairs of maps, got {len(student)} of student, {len(teacher)} of teacher")
     terms = []
-    for s, t in zip(student_maps, teacher_maps, strict=True):
-        if s.shape[0] != t.shape[0] or s.shape[2:] != t.shape[2:]:
+    for s, t in zip(student, teacher, strict=True):
+        if s.shape != t.shape:
             raise ValueError(f"attention maps must have one size, got {tuple(s.shape)} and {tuple(t.shape)}")
-        terms.append(F.mse_loss(_attention(s), _attention(t)))
+        terms.append(F.mse_loss(s, t))
     return torch.stack(terms).sum()
-
-
-def _attention(x: Tensor) -> Tensor:
-    return F.normalize(x.float().square().mean(1).flatten(1), dim=1)

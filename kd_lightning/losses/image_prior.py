@@ -11,6 +11,8 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
 
+from kd_lightning.losses.moments import mean_var
+
 MeanVar = tuple[Tensor, Tensor]
 
 
@@ -98,9 +100,7 @@ class BatchNormTap:
 
     def _keep(self, layer: nn.Module, args: tuple[Tensor, ...]) -> None:
         assert isinstance(layer, _BatchNorm)
-        x = args[0].float()
-        var, mean = torch.var_mean(x, dim=[d for d in range(x.ndim) if d != 1], correction=0)
-        self._seen[layer] = (mean, var)
+        self._seen[layer] = mean_var(args[0].float())
 
 
 def batch_norm_statistics(

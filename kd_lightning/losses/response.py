@@ -5,6 +5,26 @@ from typing import Literal
 from torch import Tensor
 from torch.nn import functional as F
 
+FOR_CLASSES = ("kl", "soft_cross_entropy")
+"""Losses that take an answer for logits, of which a network for numbers has none; :func:`imitation` serves both."""
+
+
+def imitation(student: Tensor, teacher: Tensor, *, temperature: float = 1.0) -> Tensor:
+    """How far the student's answer is from the teacher's, whatever the two were trained to say.
+
+    An answer with one value is a number: the mean squared difference, the loss that the task has for labels. One with
+    several is logits: :func:`kl`.
+
+    Args:
+        student: (N,1), or logits (N,K) or (N,K,...).
+        teacher: of the same shape.
+        temperature: T, of logits alone.
+    """
+    check_same_shape(student, teacher)
+    if student.shape[1] == 1:
+        return F.mse_loss(student.float(), teacher.float())
+    return kl(student, teacher, temperature=temperature)
+
 
 def kl(
     student: Tensor,
@@ -46,6 +66,18 @@ def soft_cross_entropy(student: Tensor, targets: Tensor, *, temperature: float =
     """
     check_same_shape(student, targets)
     return -(targets.float() * F.log_softmax(student.float() / temperature, dim=1)).sum(1).mean()
+
+
+def answer_cross_entropy(student: Tensor, teacher: Tensor) -> Tensor:
+    """-sum_k p_k log softmax(student)_k, p = softmax(teacher), averaged over samples: the loss of FS-BBT.
+
+    Its gradient is that of KL at T=1, its least value the entropy of the teacher's answers.
+
+    Args:
+        student: logits (N,K).
+        teacher: its answers, logits or log-probabilities, of the same shape.
+    """
+    return soft_cross_entropy(student, F.softmax(teacher.float(), dim=1))
 
 
 def l1_logits(student: Tensor, teacher: Tensor) -> Tensor:

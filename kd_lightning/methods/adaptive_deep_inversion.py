@@ -98,7 +98,7 @@ class AdaptiveDeepInversion(Distiller):
     @classmethod
     def needs(cls, **settings: Any) -> set[str]:
         """A teacher with batch norm, its gradients, and no data."""
-        return {"teacher.gradients", "teacher.batch_norm", "source.free"}
+        return {"teacher.gradients", "teacher.batch_norm", "source.free", "task.classification"}
 
     def student_updates_per_round(self) -> int:
         """In a round that distils."""

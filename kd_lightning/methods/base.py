@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
@@ -33,6 +33,7 @@ class Distiller(Repeatable):
         teacher: who answers, or None for methods without one.
         task: loss, metrics and agreement.
         log_every: scalars are logged and checked every this many rounds.
+        on_collapse: what happens when the generator collapses, ``warn`` or ``restart`` with another seed.
     """
 
     trains_student = True
@@ -46,11 +47,19 @@ class Distiller(Repeatable):
     version = 1
     """Raised whenever the method's numbers would change, so that kept fits are not mistaken for new ones."""
 
-    def __init__(self, *, student: nn.Module, teacher: Teacher | None, task: Any, log_every: int = 20) -> None:
+    def __init__(
+        self,
+        *,
+        student: nn.Module,
+        teacher: Teacher | None,
+        task: Any,
+        log_every: int = 20,
+        on_collapse: Literal["warn", "restart"] = "warn",
+    ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.student, self.teacher, self.task = student, teacher, task
-        self.log_every = log_every
+        self.log_every, self.on_collapse = log_every, on_collapse
         self.metrics = nn.ModuleDict(task.metrics())
         self.agreement = task.agreement()
         self.seen: Seen | None = None
@@ -59,7 +68,7 @@ class Distiller(Repeatable):
     @classmethod
     def needs(cls, **settings: Any) -> set[str]:
         """What the composition must offer: ``teacher``, ``teacher.gradients``, ``teacher.batch_norm``,
-        ``source.images``, ``source.labels`` or ``source.free``.
+        ``source.images``, ``source.labels`` or ``source.free``, ``task.classification`` or ``task.regression``.
         """
         return set()
 

@@ -99,7 +99,7 @@ class Bss(Distiller):
     @classmethod
     def needs(cls, **settings: Any) -> set[str]:
         """The teacher's gradients, labelled images."""
-        return {"teacher.gradients", "source.images", "source.labels"}
+        return {"teacher.gradients", "source.images", "source.labels", "task.classification"}
 
     def configure_optimizers(self) -> Any:
         """One optimiser, at most one schedule."""

@@ -7,6 +7,7 @@ loss on the labels. ``supervised`` is this class without terms, ``kd`` with one 
 Deviations:
     * Weights 0.1 (labels) and 0.9 (teacher, T=4) follow the CIFAR-100 benchmark of Tian et al. (2020);
       the paper itself names no pair of weights for images.
+    * Where labels are numbers, the student imitates the teacher's number: the squared difference in place of KL.
     * With stored answers (``source=queried``) the teacher is not asked again.
 """
 
@@ -19,7 +20,10 @@ import torch
 from torch import Tensor
 
 from kd_lightning.data.loader import Batch
+from kd_lightning.losses import response
+from kd_lightning.losses.response import FOR_CLASSES
 from kd_lightning.methods.base import Distiller, OptimizerFactory, SchedulerFactory
+from kd_lightning.signatures import as_dict
 
 
 class Distill(Distiller):
@@ -51,8 +55,11 @@ class Distill(Distiller):
 
     @classmethod
     def needs(cls, *, label: float = 0.1, terms: Any = None, **settings: Any) -> set[str]:
-        """Images; labels and a teacher where their weights ask for them."""
+        """Images; labels and a teacher where their weights ask for them; classes where a loss is made for them."""
         wanted = {"source.images"}
+        losses = [as_dict(as_dict(term).get("loss")) for term in as_dict(terms).values()]
+        if any(str(loss.get("_target_")).removeprefix(f"{response.__name__}.") in FOR_CLASSES for loss in losses):
+            wanted.add("task.classification")
         if label:
             wanted.add("source.labels")
         if terms:

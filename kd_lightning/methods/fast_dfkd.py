@@ -11,7 +11,8 @@ Deviations (paper / authors' code / here):
     * Adversarial term: - / from the last of the warm-up rounds on / from the first round after them.
     * Student: - / shuffled passes over the pool / draws with replacement. The warm-up rounds stand in for the first
       student steps, so the student has ``warmup * per_batch`` steps less.
-    * Inner loop: - / a host synchronisation and a last step of the copy that nobody uses / neither of the first.
+    * Inner loop: - / a host synchronisation in each step, and with MAML a last one of the copy, which nobody
+      uses / neither.
     * Several processes: - / - / each has its own copy and latents; the meta gradient is their mean.
     * Result: - / best test accuracy over all epochs / the last step.
 """
@@ -111,7 +112,7 @@ class FastDfkd(Pooled):
         opt_meta.zero_grad()
         self.student.eval()
         with self.frozen(self.student):
-            for _ in range(self.steps):
+            for step in range(self.steps):
                 x = fast(z)
                 view = self.view(x)
                 with BatchNormTap(self.teacher.net) as tap:
@@ -126,7 +127,8 @@ class FastDfkd(Pooled):
                 loss.backward()
                 if self.meta == "maml":
                     self.add_gradient(fast)
-                opt.step()
+                if self.meta == "reptile" or step + 1 < self.steps:  # nobody would use the last one
+                    opt.step()
         self.student.train()
 
         # Outer problem: move the generator itself

@@ -44,8 +44,8 @@ class Generative(Distiller):
 
     @classmethod
     def needs(cls, **settings: Any) -> set[str]:
-        """The teacher's gradients, and no data."""
-        return {"teacher.gradients", "source.free"}
+        """The teacher's gradients, its classes, and no data."""
+        return {"teacher.gradients", "source.free", "task.classification"}
 
     def configure_optimizers(self) -> Any:
         """Student first, generator second."""

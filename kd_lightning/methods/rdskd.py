@@ -74,7 +74,7 @@ class RdskdGenerator(Distiller):
     @classmethod
     def needs(cls, **settings: Any) -> set[str]:
         """The teacher's gradients, and no data."""
-        return {"teacher.gradients", "source.free"}
+        return {"teacher.gradients", "source.free", "task.classification"}
 
     def student_updates_per_round(self) -> int:
         """None."""

@@ -23,7 +23,7 @@ import torch
 from torch.optim import Optimizer
 
 from kd_lightning.capture import capture
-from kd_lightning.losses.adversarial import attention_transfer
+from kd_lightning.losses.adversarial import attention, attention_distance
 from kd_lightning.losses.response import kl
 from kd_lightning.methods.generative import Generative
 from kd_lightning.teacher.frozen import FrozenTeacher
@@ -77,14 +77,15 @@ class Zskt(Generative):
         with torch.no_grad(), capture(self.teacher.net, outputs=self.blocks) as maps_t:
             x = self.generator(z)
             t = self.teacher(x)
+            looked_t = [attention(maps_t[block]) for block in self.blocks]
 
         # Student: D_KL(T || S) + beta * sum over blocks of the attention's distance
         for _ in range(self.student_steps):
             with capture(self.student, outputs=self.blocks) as maps_s:
                 losses = {"kl": kl(self.student(x), t, reduction=self.reduction)}
             if self.blocks:
-                pairs = [(maps_s[block], maps_t[block]) for block in self.blocks]
-                losses["at"] = self.beta * attention_transfer(*zip(*pairs, strict=True))
+                looked = [attention(maps_s[block]) for block in self.blocks]
+                losses["at"] = self.beta * attention_distance(looked, looked_t)
             self.update(opt_s, torch.stack(list(losses.values())).sum())
 
         self.record(**losses, disagreement=disagreement)

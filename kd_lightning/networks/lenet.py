@@ -42,6 +42,40 @@ class LeNet5(nn.Module):
         return logits
 
 
+class FsbbtLeNet5(nn.Module):
+    """The LeNet-5 of FS-BBT (Nguyen et al., ECCV 2022) for images of 28x28: (N,in_channels,28,28) -> (N,num_classes).
+
+    Its second convolution keeps the size (padding "same") and there is no third: with 82,826 parameters it is
+    larger than `LeNet5`. Its "half" has half the filters, `widths=(3, 8)`, and the same linear layers: 46,380.
+    """
+
+    def __init__(self, *, num_classes: int = 10, in_channels: int = 1, widths: Sequence[int] = (6, 16)) -> None:
+        super().__init__()
+        if len(widths) != 2:
+            raise ValueError(f"FsbbtLeNet5 takes two widths, got {list(widths)}")
+        first, second = widths
+        self.features = nn.Sequential(
+            *_conv(in_channels, first, batch_norm=False),
+            nn.MaxPool2d(2),
+            nn.Conv2d(first, second, 5, padding="same"),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(36 * second, 120),
+            nn.ReLU(),
+            nn.Linear(120, 84),
+            nn.ReLU(),
+        )
+        self.head = nn.Linear(84, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N,num_classes) of images (N,in_channels,28,28); ValueError at another size."""
+        if x.shape[-2:] != (28, 28):
+            raise ValueError(f"FsbbtLeNet5 takes images of 28x28, got {x.shape[-2]}x{x.shape[-1]}: set data.size=28")
+        logits: Tensor = self.head(self.features(x))
+        return logits
+
+
 def _conv(inputs: int, outputs: int, batch_norm: bool) -> list[nn.Module]:
     norm = [nn.BatchNorm2d(outputs)] if batch_norm else []
     return [nn.Conv2d(inputs, outputs, 5), *norm, nn.ReLU()]

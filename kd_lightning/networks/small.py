@@ -8,9 +8,10 @@ from torch import Tensor, nn
 class SmallConvNet(nn.Module):
     """3x3 convolutions with ReLU, max pooling between them: (N,in_channels,H,W) -> (N,num_classes).
 
-    Any H, W >= 8. The feature is the average over positions of the last map, `widths[-1]` values.
-    `batch_norm=True` puts one BatchNorm after each convolution. At most three of the gaps between
-    convolutions pool, so that an image of 8x8 keeps at least one position.
+    Any H, W >= 8. The feature is the average over positions of the last map, `widths[-1]` values; with `grid=4` over
+    each of 4x4 parts of the map, sixteen times as many, which still know where something was. `batch_norm=True`
+    puts one BatchNorm after each convolution. At most three of the gaps between convolutions pool, so that an
+    image of 8x8 keeps at least one position.
     """
 
     def __init__(
@@ -20,6 +21,7 @@ class SmallConvNet(nn.Module):
         in_channels: int = 1,
         widths: Sequence[int] = (16, 32, 64),
         batch_norm: bool = False,
+        grid: int = 1,
     ) -> None:
         super().__init__()
         if not widths:
@@ -33,8 +35,8 @@ class SmallConvNet(nn.Module):
                 layers.append(nn.BatchNorm2d(outputs))
             layers.append(nn.ReLU())
         self.features = nn.Sequential(*layers)
-        self.pool = nn.AdaptiveAvgPool2d(1)
-        self.head = nn.Linear(widths[-1], num_classes)
+        self.pool = nn.AdaptiveAvgPool2d(grid)
+        self.head = nn.Linear(widths[-1] * grid**2, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N,num_classes) of images (N,in_channels,H,W)."""

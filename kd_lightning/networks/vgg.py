@@ -1,4 +1,7 @@
-"""VGG (Simonyan and Zisserman, ICLR 2015) with BatchNorm and one linear layer, for images of 32x32."""
+"""VGG (Simonyan and Zisserman, ICLR 2015) with BatchNorm, for images of 32x32 and larger."""
+
+from collections.abc import Sequence
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -6,35 +9,56 @@ _STAGES = {
     8: ((64,), (128,), (256,), (512,), (512,)),
     11: ((64,), (128,), (256, 256), (512, 512), (512, 512)),
     13: ((64, 64), (128, 128), (256, 256), (512, 512), (512, 512)),
+    19: ((64, 64), (128, 128), (256,) * 4, (512,) * 4, (512,) * 4),
 }
 
 
 class VGG(nn.Module):
-    """VGG-8, -11 or -13: (N,in_channels,H,W) -> (N,num_classes), H and W at least 32.
+    """VGG-8, -11, -13 or -19: (N,in_channels,H,W) -> (N,num_classes), H and W at least 2^pools.
 
-    Five stages of 3x3 convolutions, each with BatchNorm and ReLU, and max pooling after every stage. The
-    feature has 512 values: what the last pooling leaves of 32x32, the average over positions of larger
-    images.
+    Five stages of 3x3 convolutions, each with BatchNorm and ReLU, and max pooling after the first `pools` of them. The
+    feature is what a last pooling leaves, `512 * grid**2` values; with the defaults the average over positions.
+
+    Args:
+        depth: 8, 11, 13 or 19.
+        num_classes: logits.
+        in_channels: channels of the image.
+        pools: stages with max pooling behind them. The usual CIFAR-100 distillation tables have 3.
+        grid: positions in each direction that the last pooling leaves.
+        pooling: what the last pooling takes of each part of the map.
+        hidden: widths of linear layers in the head, each with ReLU and dropout of a half.
 
     Raises:
-        ValueError: a depth other than 8, 11 and 13.
+        ValueError: another depth, or more pools than stages.
     """
 
-    def __init__(self, *, depth: int, num_classes: int, in_channels: int = 3) -> None:
+    def __init__(
+        self,
+        *,
+        depth: int,
+        num_classes: int,
+        in_channels: int = 3,
+        pools: int = 5,
+        grid: int = 1,
+        pooling: Literal["mean", "max"] = "mean",
+        hidden: Sequence[int] = (),
+    ) -> None:
         super().__init__()
         if depth not in _STAGES:
-            raise ValueError(f"VGG has depth 8, 11 or 13, got {depth}")
+            raise ValueError(f"VGG has depth 8, 11, 13 or 19, got {depth}")
+        if not 0 <= pools <= 5:
+            raise ValueError(f"VGG has five stages, got pools={pools}")
         channels = in_channels
         stages: list[nn.Module] = []
-        for widths in _STAGES[depth]:
+        for number, widths in enumerate(_STAGES[depth]):
             layers: list[nn.Module] = []
             for width in widths:
                 layers += [nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
                 channels = width
-            stages.append(nn.Sequential(*layers, nn.MaxPool2d(2)))
+            stages.append(nn.Sequential(*layers, *([nn.MaxPool2d(2)] if number < pools else [])))
         self.features = nn.Sequential(*stages)
-        self.pool = nn.AdaptiveAvgPool2d(1)
-        self.head = nn.Linear(channels, num_classes)
+        self.pool = nn.AdaptiveAvgPool2d(grid) if pooling == "mean" else nn.AdaptiveMaxPool2d(grid)
+        self.head = _head(channels * grid**2, hidden, num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -45,3 +69,12 @@ class VGG(nn.Module):
         """Logits (N,num_classes) of images (N,in_channels,H,W)."""
         logits: Tensor = self.head(self.pool(self.features(x)).flatten(1))
         return logits
+
+
+def _head(inputs: int, hidden: Sequence[int], outputs: int) -> nn.Module:
+    layers: list[nn.Module] = []
+    for width in hidden:
+        layers += [nn.Linear(inputs, width), nn.ReLU(), nn.Dropout(0.5)]
+        inputs = width
+    last = nn.Linear(inputs, outputs)
+    return nn.Sequential(*layers, last) if layers else last

@@ -3,6 +3,8 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kd_lightning.networks.stem import Stem, stem_conv, stem_pool
+
 
 class WideResNet(nn.Module):
     """WRN-depth-widen: (N,in_channels,H,W) -> (N,num_classes), with 16, 32 and 64 times `widen` channels.
@@ -16,19 +18,31 @@ class WideResNet(nn.Module):
         num_classes: logits.
         in_channels: channels of the image.
         dropout: between the two convolutions of each block.
+        stem: for images larger than 32x32, see `stem.py`; but for `full` a BatchNorm and ReLU follow it.
 
     Raises:
         ValueError: a depth that is not 6n+4, or a factor below 1.
     """
 
-    def __init__(self, *, depth: int, widen: int, num_classes: int, in_channels: int = 3, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        *,
+        depth: int,
+        widen: int,
+        num_classes: int,
+        in_channels: int = 3,
+        dropout: float = 0.0,
+        stem: Stem = "full",
+    ) -> None:
         super().__init__()
         if depth < 10 or (depth - 4) % 6:
             raise ValueError(f"WideResNet has depth 6n+4 (10, 16, 22, 28, 40), got {depth}")
         if widen < 1:
             raise ValueError(f"WideResNet needs widen >= 1, got {widen}")
         n = (depth - 4) // 6
-        self.conv1 = nn.Conv2d(in_channels, 16, 3, padding=1, bias=False)
+        self.conv1 = stem_conv(in_channels, 16, stem)
+        larger = [] if stem == "full" else [nn.BatchNorm2d(16), nn.ReLU(), stem_pool(stem)]
+        self.shrink = nn.Sequential(*larger)
         self.block1 = _group(n, 16, 16 * widen, 1, dropout)
         self.block2 = _group(n, 16 * widen, 32 * widen, 2, dropout)
         self.block3 = _group(n, 32 * widen, 64 * widen, 2, dropout)
@@ -42,7 +56,7 @@ class WideResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N,num_classes) of images (N,in_channels,H,W)."""
-        x = self.block3(self.block2(self.block1(self.conv1(x))))
+        x = self.block3(self.block2(self.block1(self.shrink(self.conv1(x)))))
         logits: Tensor = self.head(self.pool(F.relu(self.bn(x))).flatten(1))
         return logits
 

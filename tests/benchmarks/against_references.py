@@ -1,285 +1,174 @@
-"""The authors' own code beside ours: same weights, latents and batch, on one thread, in full precision.
+"""The authors' own code beside ours: same weights, latents, batch and mathematics, in full precision.
 
-    python tests/benchmarks/against_references.py --references DIR [--steps 4] [--rounds 3] [--batch 32] [NAME ...]
+    python tests/benchmarks/against_references.py --references DIR [--steps 20] [--rounds 5] [--timed 4] [--batch N]
+        [--threads 2] [--fast] [--json FILE] [NAME ...]
 
 DIR holds checkouts, which nothing here fetches: DAFL (huawei-noah/DAFL), RDSKD (PengchaoHan/RDSKD), DFAD
 (VainF/Data-Free-Adversarial-Distillation), ZSKT (polo5/ZeroShotKnowledgeTransfer), DeepInversion
-(NVlabs/DeepInversion), DataFree (zju-vipa/DataFree). Scripts are executed as they are, until enough backward passes
-were seen; CUDA, data sets and loggers that they ask for are stood in for. Printed are the largest difference of the
-losses (relative where they exceed 1) in the first step and over all steps, where rounding grows with the learning
-rate, and the ratio of the median step times, ours (under Lightning with everything a run has) over theirs.
+(NVlabs/DeepInversion), DataFree (zju-vipa/DataFree), Fast (zju-vipa/Fast-Datafree). Their scripts are executed as they
+are, until enough backward passes were seen; CUDA, data sets and loggers that they ask for are stood in for.
+
+First the losses are compared over ``--steps`` steps of a small batch, relative where they exceed 1: in the first step,
+over all of them, and over all of them in double precision, where what rounding did to the others is gone. Then steps
+are timed, in rounds of theirs, ours, theirs, ours ...; ours runs under Lightning with everything that a run has, and
+with ``--fast`` once more in each round with channels last and, where the CPU multiplies in it, bf16. Ratios are those
+of the medians over rounds. What does not run is listed with its reason.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
-import random
+import gc
+import json
 import statistics
-import tempfile
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
-from itertools import cycle
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
-from unittest.mock import patch
 
-import numpy as np
 import torch
-from observed import Logits, Trace, copied, importable, script, traced
-from step_time import ours as under_lightning
-from torch import nn
+from references import dafl, datafree, deep_inversion, dfad, fast, rdskd, zskt
+from references.observed import Trace, in_double
+from references.sides import At
 
-from kd_lightning.data.sources.deep_inversion import DeepInversion
-from kd_lightning.data.sources.free import Rounds
-from kd_lightning.methods.adaptive_deep_inversion import AdaptiveDeepInversion
-from kd_lightning.methods.dafl import Dafl
-from kd_lightning.methods.dfad import Dfad
-from kd_lightning.methods.dfq import Dfq
-from kd_lightning.methods.rdskd import RdskdGenerator
-from kd_lightning.methods.zskt import Zskt
-from kd_lightning.networks.generators import Generator
-from kd_lightning.networks.lenet import LeNet5
-from kd_lightning.networks.normalized import Normalized
+from kd_lightning.fitting import fast_precision
 from kd_lightning.quiet import quiet
-from kd_lightning.tasks import Classification
-from kd_lightning.teacher.frozen import FrozenTeacher
 
-GREY: dict[str, Any] = {"mean": [0.1307], "std": [0.3081]}
-COLOUR: dict[str, Any] = {"mean": [0.4914, 0.4822, 0.4465], "std": [0.2023, 0.1994, 0.2010]}
-adam, sgd = partial(torch.optim.Adam, fused=True), partial(torch.optim.SGD, momentum=0.9, fused=True)
+CHECKED = 16
+"""Images of a step where losses are compared."""
 
 
-def method(make: Callable[..., Any], teacher: nn.Module, student: nn.Module, **settings: Any) -> Any:
-    """Our method with frozen teacher and student as it is."""
-    task = Classification(10)
-    made = make(student=student, teacher=FrozenTeacher(teacher), task=task, **settings)
-    return made.train()
+@dataclass(frozen=True)
+class System:
+    """One row.
+
+    Args:
+        checkout: folder of the authors' code.
+        run: runs theirs; returns its trace, and ours.
+        passes: backward passes of a step, theirs and ours.
+        cycle: steps after which something comes that belongs to their cost, on either side.
+        pause: steps after which something comes that does not belong to it.
+        batch: images of a step.
+        most: ratio that is wanted at most, as composed and with ``--fast``.
+    """
+
+    checkout: str
+    run: Callable[[At], tuple[Trace, Any]]
+    passes: tuple[int, int] = (1, 1)
+    cycle: tuple[int, int] = (1, 1)
+    pause: int = 0
+    batch: int = 32
+    most: tuple[float | None, float | None] = (None, None)
 
 
-def run_ours(made: Any, trace: Trace, limit: int, rounds: int) -> None:
-    """Fit as a run does, with the latents of ``trace``."""
-    with traced(trace, limit):
-        under_lightning(made, Rounds(rounds), "32-true", 1)
-
-
-def lenet_script(folder: Path, name: str, at: Any, extra: list[str]) -> tuple[Trace, LeNet5, Generator, LeNet5]:
-    """DAFL's and RDSKD's scripts share networks and options; ours with their weights come back."""
-    theirs, teacher = Trace(), LeNet5()
-    with importable(folder):
-        his = copied(teacher, importlib.import_module("lenet").LeNet5())
-        arguments = ["--batch_size", str(at.batch), *extra]
-        generator, net = script(folder / name, arguments, theirs, at.steps, his)
-    grey = Generator(latent=100, channels=1, size=32, **GREY)
-    student = LeNet5(widths=(3, 8, 60, 42))
-    return theirs, teacher, copied(generator, grey), copied(net, student) if net is not None else student
-
-
-def dafl(folder: Path, at: Any) -> tuple[Trace, Trace, int, int]:
-    """DAFL-train.py, as it is."""
-    theirs, teacher, generator, student = lenet_script(folder, "DAFL-train.py", at, [])
-    opts = {"optimizer": partial(adam, lr=2e-3), "optimizer_g": partial(adam, lr=0.2), "variant": "code"}
-    nets = (Normalized(teacher, **GREY), Normalized(student, **GREY))
-    made = method(Dafl, *nets, generator=generator, batch_size=at.batch, **opts)
-    run_ours(made, mine := Trace(theirs.drawn), 2 * at.steps, at.steps)
-    return theirs, mine, 1, 2
-
-
-def rdskd(folder: Path, at: Any) -> tuple[Trace, Trace, int, int]:
-    """generator-train.py, as it is."""
-    with tempfile.TemporaryDirectory() as out:
-        theirs, teacher, generator, student = lenet_script(
-            folder, "generator-train.py", at, ["--output_file", f"{out}/x.csv"]
-        )
-    nets = (Normalized(teacher, **GREY), Normalized(student, **GREY))
-    made = method(RdskdGenerator, *nets, generator=generator, batch_size=at.batch, optimizer=partial(adam, lr=1e-3))
-    run_ours(made, mine := Trace(theirs.drawn), at.steps, at.steps)
-    return theirs, mine, 1, 1
-
-
-def dfad(folder: Path, at: Any) -> tuple[Trace, Trace, int, int]:
-    """``train`` of DFAD_mnist.py."""
-    theirs, teacher, student = Trace(), LeNet5(), LeNet5(widths=(3, 8, 60, 42))
-    with importable(folder, "dataloader", "torchvision.models.utils"):
-        main = importlib.import_module("DFAD_mnist")
-        lenet = main.network.lenet
-        his = [copied(teacher, lenet.LeNet5()), copied(student, lenet.LeNet5Half())]
-        generator = main.network.gan.GeneratorA(nz=100, ngf=64, nc=1, img_size=32)
-        grey = copied(generator, Generator(latent=100, channels=1, size=32, eps=1e-5, **GREY))
-        opts = (
-            torch.optim.SGD(his[1].parameters(), lr=0.01, weight_decay=1e-4, momentum=0.9),
-            torch.optim.Adam(generator.parameters(), lr=1e-3),
-        )
-        args = SimpleNamespace(epoch_itrs=at.steps, batch_size=at.batch, nz=100, verbose=False)
-        with traced(theirs, 6 * at.steps):
-            main.train(args, *his, generator, "cpu", opts, 0)
-    nets = (Normalized(teacher, **GREY), Normalized(student, **GREY))
-    opts_ = {"optimizer": partial(sgd, lr=0.01, weight_decay=1e-4), "optimizer_g": partial(adam, lr=1e-3)}
-    run_ours(
-        method(Dfad, *nets, generator=grey, batch_size=at.batch, **opts_),
-        mine := Trace(theirs.drawn),
-        6 * at.steps,
-        at.steps,
-    )
-    return theirs, mine, 6, 6
-
-
-def zskt(folder: Path, at: Any) -> tuple[Trace, Trace, int, int]:
-    """``ZeroShotKTSolver.run``, WRN-16-2 to WRN-16-1 with attention transfer."""
-    theirs, rate = Trace(), 10**9
-    args = SimpleNamespace(
-        AT_beta=250.0,
-        KL_temperature=1.0,
-        n_generator_iter=1,
-        n_student_iter=10,
-        total_n_pseudo_batches=rate,
-        log_freq=rate,
-        save_n_checkpoints=0,
-        dataset="CIFAR10",
-        batch_size=at.batch,
-        z_dim=100,
-        device="cpu",
-    )
-    with importable(folder, "tensorflow", "scipy.misc", "utils.logger"), traced(theirs, 11 * at.steps):
-        main = importlib.import_module("solver")
-        solver = main.ZeroShotKTSolver.__new__(main.ZeroShotKTSolver)
-        solver.args, solver.n_repeat_batch, solver.n_pseudo_batches = args, 11, 0
-        solver.teacher = main.WideResNet(depth=16, num_classes=10, widen_factor=2).eval()
-        solver.student = main.WideResNet(depth=16, num_classes=10, widen_factor=1)
-        solver.generator = main.LearnableLoader(args=args, n_repeat_batch=11)
-        nets = [Normalized(Logits(net), **COLOUR) for net in (solver.teacher, solver.student)]
-        colour = Generator(latent=100, channels=3, size=32, tail="bn", eps=1e-5, **COLOUR)
-        copied(solver.generator.generator, colour)
-        for name, lr in {"generator": 1e-3, "student": 2e-3}.items():
-            opt = torch.optim.Adam(getattr(solver, name).parameters(), lr=lr)
-            setattr(solver, f"optimizer_{name}", opt)
-            setattr(solver, f"scheduler_{name}", torch.optim.lr_scheduler.CosineAnnealingLR(opt, rate))
-        solver.run()
-    opts = {"optimizer": partial(adam, lr=2e-3), "optimizer_g": partial(adam, lr=1e-3)}
-    blocks = [f"net.net.block{i}" for i in (1, 2, 3)]
-    made = method(Zskt, *nets, generator=colour, batch_size=at.batch, blocks=blocks, **opts)
-    run_ours(made, mine := Trace(theirs.drawn), 11 * at.steps, at.steps)
-    return theirs, mine, 11, 11
-
-
-def inversion(folder: Path, at: Any, *, compete: float) -> tuple[Trace, Trace, int, int]:
-    """``get_images`` of the CIFAR-10 code on ResNet-18, without shifts; with a competitor, ours is the legacy form."""
-    theirs, labels = Trace(), cycle(range(10))
-    weights = {"bn": 10.0, "tv": 2.5e-5, "l2": 3e-8}
-    with importable(folder / "cifar10", "apex", "apex.parallel"), traced(theirs, at.steps):
-        main = importlib.import_module("deepinversion_cifar10")
-        teacher, student = main.ResNet18().eval(), main.ResNet18().eval()
-        nets = [Normalized(Logits(net), **COLOUR) for net in (teacher, student)]
-        pixels = torch.zeros(at.batch, 3, 32, 32, requires_grad=True)
-        scales = {"bn_reg_scale": 10.0, "var_scale": 2.5e-5, "l2_coeff": 3e-8, "competitive_scale": compete}
-        with (
-            patch.object(random, "randint", lambda low, _: next(labels) if low == 0 else 0),
-            patch.object(main.vutils, "save_image"),
-        ):
-            main.get_images(
-                teacher,
-                bs=at.batch,
-                epochs=at.steps + 1,
-                net_student=student,
-                optimizer=torch.optim.Adam([pixels], lr=0.05),
-                inputs=pixels,
-                random_labels=True,
-                **scales,
-            )
-    mine = Trace(theirs.drawn)
-    if compete:
-        still = {"jitter": 0, "flip": False, "image": (3, 32, 32), "inverted": at.batch, "optimizer": adam}
-        cut = {"steps": at.steps, "kd_steps": at.steps, "per_batch": at.steps, "legacy_js": True, "compete": compete}
-        made = method(AdaptiveDeepInversion, *nets, **still, **cut, **weights)
-        run_ours(made, mine, at.steps, 1)
-    else:
-        source = DeepInversion(images=1, batch_size=1, steps=at.steps, jitter=0, flip=False, **weights)
-        nets[0].requires_grad_(False)
-        with traced(mine, at.steps):
-            noise = torch.randn(at.batch, 3, 32, 32)
-            source.invert(nets[0].eval(), noise, torch.arange(at.batch) % 10, np.random.default_rng(0))
-    return theirs, mine, 1, 1
-
-
-def dfq(folder: Path, at: Any) -> tuple[Trace, Trace, int, int]:
-    """DataFree's synthesizer, criterion and networks, WRN-16-2 to WRN-16-1; the student's steps put together here."""
-    theirs = Trace()
-    with importable(folder, "termcolor", "kornia"), traced(theirs, 11 * at.steps):
-        free = importlib.import_module("datafree")
-        models = importlib.import_module("datafree.models.classifiers.wresnet")
-        teacher, student = models.WideResNet(16, 10, 2).eval(), models.WideResNet(16, 10, 1)
-        generator = importlib.import_module("datafree.models.generator").Generator(nz=100, ngf=64, img_size=32, nc=3)
-        nets = [Normalized(Logits(net), **COLOUR) for net in (teacher, student)]
-        sigmoid = Generator(latent=100, channels=3, size=32, tail="sigmoid", eps=1e-5, conv_bias=False)
-        copied(generator, sigmoid)
-        sizes = {"nz": 100, "img_size": (3, 32, 32), "synthesis_batch_size": at.batch, "sample_batch_size": at.batch}
-        normalizer = free.utils.Normalizer(COLOUR["mean"], COLOUR["std"])
-        weights = {"adv": 1, "bn": 1, "oh": 1, "balance": 20}
-        maker = free.synthesis.GenerativeSynthesizer(
-            teacher, student, generator, normalizer=normalizer, **weights, **sizes
-        )
-        criterion = free.criterions.KLDiv()
-        opt = torch.optim.SGD(student.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
-        for _ in range(at.steps):
-            maker.synthesize()
-            student.train()
-            for _ in range(10):
-                x = maker.sample()
-                with torch.no_grad():
-                    t = teacher(x)
-                opt.zero_grad()
-                criterion(student(x), t).backward()
-                opt.step()
-    opts = {"optimizer": partial(sgd, lr=0.1, weight_decay=1e-4)}
-    opts |= {"optimizer_g": partial(adam, lr=1e-3, betas=(0.5, 0.999))}
-    made = method(Dfq, *nets, generator=sigmoid, batch_size=at.batch, **opts)
-    run_ours(made, mine := Trace(theirs.drawn), 11 * at.steps, at.steps)
-    return theirs, mine, 11, 11
-
-
-SYSTEMS: dict[str, tuple[str, Callable[..., tuple[Trace, Trace, int, int]]]] = {
-    "dafl": ("DAFL", dafl),
-    "rdskd": ("RDSKD", rdskd),
-    "dfad": ("DFAD", dfad),
-    "zskt": ("ZSKT", zskt),
-    "dfq": ("DataFree", dfq),
-    "deep_inversion": ("DeepInversion", partial(inversion, compete=0.0)),
-    "adaptive_deep_inversion": ("DeepInversion", partial(inversion, compete=10.0)),
+SYSTEMS = {
+    "zskt": System("ZSKT", zskt.zskt, (11, 11), batch=32, most=(0.45, 0.25)),
+    "rdskd_student": System("RDSKD", rdskd.student, cycle=(10, 120), batch=512, most=(0.60, 0.40)),
+    "dafl_cifar": System("DAFL", dafl.cifar10, (1, 2), batch=16, most=(0.85, 0.40)),
+    "rdskd": System("RDSKD", rdskd.generator, batch=128, most=(0.95, 0.40)),
+    "dfad": System("DFAD", dfad.dfad, (6, 6), batch=128, most=(0.95, 0.40)),
+    "fast": System("Fast", fast.inner, cycle=(fast.INNER, fast.INNER), pause=fast.INNER, most=(0.95, 0.40)),
+    "memory": System("Fast", fast.memory, cycle=(fast.PASS, 10), most=(0.50, 0.40)),
+    "dafl": System("DAFL", dafl.mnist, (1, 2), batch=128),
+    "dfq": System("DataFree", datafree.dfq, (11, 11)),
+    "deep_inversion": System("DeepInversion", partial(deep_inversion.inversion, compete=0.0)),
+    "adaptive_deep_inversion": System("DeepInversion", partial(deep_inversion.inversion, compete=10.0)),
 }
+
+
+def gaps(system: System, folder: Path, batch: int, steps: int, *, double: bool) -> list[float]:
+    """How far the losses of each step lie apart, in units of theirs where that exceeds 1."""
+    with in_double() if double else nullcontext():
+        torch.manual_seed(0)
+        passes, our_passes = system.passes
+        theirs, ours = system.run(At(folder, batch, steps * passes + 1, checking=True))
+        mine = Trace(theirs.drawn)
+        ours.run(mine, steps * our_passes + 1, fast=False)
+    pairs = zip(theirs.sums(passes, steps), mine.sums(our_passes, steps), strict=True)
+    return [abs(a - b) / max(1, abs(a)) for a, b in pairs]
+
+
+def round_of(system: System, folder: Path, batch: int, timed: int, seed: int, *, fast: bool) -> dict[str, float]:
+    """Seconds of a step of each side, one after the other."""
+    torch.manual_seed(seed)
+    # one step to warm up, then at least ``timed`` in whole cycles
+    limits = [p * (1 + -(-timed // c) * c) + 1 for p, c in zip(system.passes, system.cycle, strict=True)]
+    theirs, ours = system.run(At(folder, batch, limits[0], checking=False))
+    seconds = {"theirs": theirs.seconds(system.passes[0], system.pause)}
+    for name in ("ours", "fast") if fast else ("ours",):
+        mine = Trace(theirs.drawn)
+        ours.run(mine, limits[1], fast=name == "fast")
+        seconds[name] = mine.seconds(system.passes[1], system.pause)
+    return seconds
+
+
+def measured(system: System, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """One row as plain data."""
+    batch = args.batch or system.batch
+    row: dict[str, Any] = {"batch": batch, "threads": torch.get_num_threads(), "torch": torch.__version__}
+    if args.steps:
+        single, double = (gaps(system, folder, min(batch, CHECKED), args.steps, double=d) for d in (False, True))
+        row |= {"steps": args.steps, "gap_first": single[0], "gap": max(single), "gap_double": max(double)}
+        gc.collect()
+    rounds = []
+    for seed in range(args.rounds):
+        rounds.append(round_of(system, folder, batch, args.timed, seed, fast=args.fast))
+        gc.collect()
+    if rounds:
+        row["seconds"] = {side: [each[side] for each in rounds] for side in rounds[0]}
+        theirs, *ours = (statistics.median(side) for side in row["seconds"].values())
+        row |= {f"{name}ratio": mine / theirs for name, mine in zip(("", "fast_"), ours, strict=False)}
+        row |= {"most": system.most[0], "fast_most": system.most[1]}
+        row["fast_precision"] = fast_precision("cpu")
+    return row
+
+
+def line(name: str, row: dict[str, Any]) -> str:
+    """A row as it is printed."""
+    if "error" in row:
+        return f"{name:24} does not run: {row['error']}"
+    cells = [f"{name:24}", f"{row['batch']:5}"]
+    cells += [f"{row[key]:9.1e}" if key in row else f"{'':9}" for key in ("gap_first", "gap", "gap_double")]
+    seconds = row.get("seconds", {})
+    cells += [f"{statistics.median(seconds[key]) * 1e3:9.1f}" for key in seconds]
+    for key in ("ratio", "fast_ratio"):
+        if key in row:
+            most = row["most" if key == "ratio" else "fast_most"]
+            cells.append(f"{row[key]:6.3f}" + (f" (at most {most:.2f})" if most else f"{'':15}"))
+    return " ".join(cells)
 
 
 def main() -> None:
     """Print one line per system."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    parser.add_argument("--references", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--references", type=Path, required=True, help="folder of the checkouts")
+    parser.add_argument("--steps", type=int, default=20, help="steps whose losses are compared; 0: none")
+    parser.add_argument("--rounds", type=int, default=5, help="of theirs and ours in turn; 0: no timing")
+    parser.add_argument("--timed", type=int, default=4, help="steps of a round, at least")
+    parser.add_argument("--batch", type=int, help="in place of each row's own")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--fast", action="store_true", help="also time ours with its settings for speed")
+    parser.add_argument("--json", type=Path, help="append each row to this file")
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(SYSTEMS))
     args = parser.parse_args()
+    if unknown := set(args.names) - set(SYSTEMS):
+        parser.error(f"unknown {', '.join(sorted(unknown))}: take {', '.join(SYSTEMS)}")
     quiet()
-    torch.set_num_threads(1)
+    torch.set_num_threads(args.threads)
+    heads = ["1st gap", "gap", "in fp64", "theirs ms", "ours", *(["fast"] if args.fast else [])]
+    print(f"{'system':24} batch", *(f"{head:>9}" for head in heads), " ratio", flush=True)
     for name in args.names or SYSTEMS:
-        folder, measure = SYSTEMS[name]
-        seconds: tuple[list[float], list[float]] = ([], [])
-        gaps: list[float] = []
-        for seed in range(args.rounds):
-            torch.manual_seed(seed)
-            *traces, passes, our_passes = measure(args.references.resolve() / folder, args)
-            sides = [trace.steps(n) for trace, n in zip(traces, (passes, our_passes), strict=True)]
-            for kept, (_, durations) in zip(seconds, sides, strict=True):
-                kept += durations
-            gaps = [
-                max(abs(a - b) / max(1, abs(a)), g)
-                for a, b, g in zip(sides[0][0], sides[1][0], gaps or [0.0] * args.steps, strict=True)
-            ]
-        theirs, ours = (statistics.median(side) * 1e3 for side in seconds)
-        print(
-            f"{name:24} loss differs by {gaps[0]:.1e} at first, {max(gaps):.1e} at most; "
-            f"theirs {theirs:8.1f} ms, ours {ours:8.1f} ms, ratio {ours / theirs:.3f}",
-            flush=True,
-        )
+        system = SYSTEMS[name]
+        try:
+            row = measured(system, args.references.resolve() / system.checkout, args)
+        except Exception as error:  # whatever a checkout fails with
+            row = {"error": f"{type(error).__name__}: {error}"}
+        print(line(name, row), flush=True)
+        if args.json:
+            with args.json.open("a") as out:
+                out.write(json.dumps({"system": name, **row}) + "\n")
 
 
 if __name__ == "__main__":

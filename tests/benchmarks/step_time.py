@@ -91,14 +91,23 @@ def bare(step: Callable[[Any], None], batches: Any, warm: int) -> float:
     return time.perf_counter() - start
 
 
-def ours(method: L.LightningModule, batches: Any, precision: str, warm: int) -> float:
+def ours(
+    method: L.LightningModule,
+    batches: Any,
+    precision: str,
+    warm: int,
+    *,
+    val: TensorLoader | None = None,
+    epochs: int = 1,
+    synthetic: bool = False,
+) -> float:
     """Seconds of the same steps under Lightning with everything a run has."""
     timer = Timer(warm)
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        curves = Curves(work)
+        curves, watch = Curves(work), WatchGenerator(work, synthetic=synthetic)
         trainer = L.Trainer(
-            max_epochs=1,
+            max_epochs=epochs,
             accelerator="cpu",
             precision=precision,  # type: ignore[arg-type]
             num_sanity_val_steps=0,
@@ -106,9 +115,9 @@ def ours(method: L.LightningModule, batches: Any, precision: str, warm: int) -> 
             enable_model_summary=False,
             default_root_dir=work,
             logger=[curves],
-            callbacks=[timer, PhaseBar("bench"), WatchGenerator(work), KeepCurves(curves), Resumable(work / "last")],
+            callbacks=[timer, PhaseBar("bench"), watch, KeepCurves(curves), Resumable(work / "last")],
         )
-        trainer.fit(method, Images(batches, None))
+        trainer.fit(method, Images(batches, val))
     return timer.end - timer.start
 
 

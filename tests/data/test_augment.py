@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kd_lightning.data.augment import HorizontalFlip, RandomCrop, RandomResizedCrop
+from kd_lightning.data.augment import HorizontalFlip, RandomAffine, RandomCrop, RandomResizedCrop
 
 
 def rng(seed=0):
@@ -14,7 +14,7 @@ def noise(n=64, channels=3, size=8):
     return torch.rand(n, channels, size, size, generator=rng(9)) + 0.01  # no pixel is black
 
 
-@pytest.mark.parametrize("augment", [RandomCrop(2), HorizontalFlip(), RandomResizedCrop()])
+@pytest.mark.parametrize("augment", [RandomCrop(2), HorizontalFlip(), RandomResizedCrop(), RandomAffine()])
 def test_only_the_generator_decides(augment):
     x = noise()
     kept = x.clone()
@@ -27,7 +27,7 @@ def test_only_the_generator_decides(augment):
     assert (first.shape, first.dtype) == (x.shape, x.dtype)
 
 
-@pytest.mark.parametrize("augment", [RandomCrop(2), HorizontalFlip(), RandomResizedCrop()])
+@pytest.mark.parametrize("augment", [RandomCrop(2), HorizontalFlip(), RandomResizedCrop(), RandomAffine()])
 def test_equal_images_of_a_batch_come_out_different(augment):
     x = noise(1).expand(64, -1, -1, -1).contiguous()
     assert len(augment(x, rng()).flatten(1).unique(dim=0)) > 1
@@ -90,3 +90,43 @@ def test_gradients_cross_a_resized_crop():
     x = noise(8).requires_grad_()
     RandomResizedCrop()(x, rng()).sum().backward()
     assert x.grad.flatten(1).abs().sum(1).min() > 0
+
+
+def marked():
+    """A bright pixel 10 right of the centre of 33x33."""
+    x = torch.zeros(500, 1, 33, 33)
+    x[:, :, 16, 26] = 1
+    return x
+
+
+def centroid(y):
+    places = torch.arange(33.0) - 16
+    mass = y.sum((1, 2, 3))
+    return (y.sum((1, 3)) * places).sum(1) / mass, (y.sum((1, 2)) * places).sum(1) / mass
+
+
+def test_turns_are_about_the_centre_by_at_most_the_angle():
+    down, right = centroid(RandomAffine(degrees=30, shift=0)(marked(), rng()))
+    assert ((down**2 + right**2).sqrt() - 10).abs().max() < 0.3
+    angle = torch.rad2deg(torch.atan2(down, right))
+    assert -31 < angle.min() < -28
+    assert 28 < angle.max() < 31
+    assert angle.mean().abs() < 3
+
+
+def test_shifts_are_a_part_of_the_side_in_both_directions():
+    down, right = centroid(RandomAffine(degrees=0, shift=0.1)(marked(), rng()))
+    for moved in (down, right - 10):
+        assert -3.4 < moved.min() < -3.0
+        assert 3.0 < moved.max() < 3.4
+    assert torch.corrcoef(torch.stack([down, right]))[0, 1].abs() < 0.15
+
+
+def test_what_enters_repeats_the_edge_or_is_black():
+    x = torch.full((50, 3, 8, 8), 0.7)
+    assert torch.allclose(RandomAffine()(x, rng()), x, atol=1e-5)
+    moved = RandomAffine(degrees=0, shift=0.25, fill="zeros")(x, rng())
+    lost = 1 - moved.flatten(1).sum(1) / x[0].sum()  # at most two of eight pixels, in both directions
+    assert lost.min() > -1e-5
+    assert 0.2 < lost.max() < 1 - (6 / 8) ** 2
+    assert torch.allclose(moved.amax((1, 2, 3)), torch.tensor(0.7), atol=1e-5)

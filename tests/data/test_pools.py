@@ -30,6 +30,7 @@ from kd_lightning.losses.image_prior import BatchNormTap, batch_norm_statistics,
 from kd_lightning.losses.response import soft_cross_entropy
 from kd_lightning.networks.lenet import LeNet5
 from kd_lightning.networks.normalized import Normalized
+from kd_lightning.teacher.answers import Described
 from kd_lightning.teacher.query import QueryTeacher
 
 
@@ -106,6 +107,26 @@ def test_impressions_come_close_to_their_targets_and_stay_images(teacher: Normal
     assert close - entropy < 0.7 * (far - entropy)
 
 
+def test_clamped_impressions_have_full_contrast_where_stretched_ones_are_grey(teacher: Normalized) -> None:
+    targets = torch.eye(4).repeat(8, 1)
+    noise = torch.rand(32, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+
+    def extreme(keep: str) -> float:
+        x = impressions(steps=60, lr=0.05, keep=keep).impress(teacher, noise.clone(), targets)
+        assert x.aminmax() == (0, 1)
+        return float(((x == 0) | (x == 1)).float().mean())
+
+    assert extreme("clamp") > 0.2 > 0.01 > extreme("stretch")
+
+
+def test_fresh_answers_are_left_to_the_method(teacher: Normalized) -> None:
+    at = context(teacher)
+    assert all(batch.t is None for batch in impressions(fresh_answers=True).prepare(at))
+    made = set(at.store.root.iterdir())
+    impressions().prepare(at)
+    assert set(at.store.root.iterdir()) == made, "the pool is the same"
+
+
 def test_impressions_are_served_with_the_teachers_answers(teacher: Normalized) -> None:
     at = context(teacher)
     loader = impressions().prepare(at)
@@ -169,6 +190,21 @@ def test_each_prior_pulls(prior: str, teacher_bn: Normalized) -> None:
     assert size(with_it) < 0.9 * size(without)
 
 
+def test_clipped_pixels_stay_in_the_range_of_images_at_every_step(
+    teacher_bn: Normalized, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    u = 3 * torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    shown: list[torch.Tensor] = []
+    handle = teacher_bn.register_forward_pre_hook(lambda _, args: shown.append(args[0].detach().clone()))
+    for clip in (True, False):
+        shown.clear()
+        source = inversion(steps=6, jitter=0, flip=False, clip=clip)
+        x = source.invert(teacher_bn, u.clone(), torch.arange(8) % 4, np.random.default_rng(0))
+        low, high = (float(edge) for edge in torch.stack([*shown[1:], x]).aminmax())
+        assert (low >= -1e-6 and high <= 1 + 1e-6) == clip
+    handle.remove()
+
+
 def test_jitter_and_flip_change_what_the_teacher_is_shown(teacher_bn: Normalized) -> None:
     def made(**settings: Any) -> torch.Tensor:
         u = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -204,7 +240,8 @@ def test_a_pool_by_gradients_is_refused_where_the_teacher_only_answers() -> None
 
 @pytest.mark.parametrize("make", [impressions, inversion])
 @pytest.mark.parametrize(
-    ("teacher", "has"), [(None, "teacher=none"), (QueryTeacher(lambda x: x, access="probs"), "teacher.access=probs")]
+    ("teacher", "has"),
+    [(None, "teacher=none"), (QueryTeacher(None, Described("api", "1", "probs", 4)), "teacher.access=probs")],
 )
 def test_without_gradients_there_is_nothing_to_optimise_by(make: Any, teacher: Any, has: str) -> None:
     with pytest.raises(ConfigError, match=has):

@@ -7,15 +7,19 @@ from typing import Any
 
 import pytest
 import torch
+from doors import Fake, Tells, asking, closed
 
 from kd_lightning.artifacts import Store
 from kd_lightning.data.dataset import Dataset, Split
+from kd_lightning.data.sources.asked import ask
 from kd_lightning.data.sources.context import Context
 from kd_lightning.data.sources.free import Free
 from kd_lightning.data.sources.noise import Noise
 from kd_lightning.data.sources.queried import Queried
 from kd_lightning.data.sources.real import FewShot, Real
-from kd_lightning.errors import BudgetExceeded, ConfigError, DataError
+from kd_lightning.errors import BudgetExceeded, ConfigError, DataError, TeacherError
+from kd_lightning.teacher.answers import Abstained, Unfit
+from kd_lightning.teacher.frozen import FrozenTeacher
 from kd_lightning.teacher.query import QueryTeacher
 
 
@@ -63,7 +67,7 @@ def test_few_shot_of_more_than_there_are(tmp_path: Path) -> None:
 def test_without_training_images_says_what_to_do(source: Any, tmp_path: Path) -> None:
     nothing = Dataset("none", ["a"], None, None, None, "none", "none", shape=(1, 1, 1))
     with pytest.raises(DataError, match=r"data=none has no training images.*method=\w+"):
-        source.prepare(context(tmp_path, dataset=nothing, teacher=QueryTeacher(lambda x: x, access="label")))
+        source.prepare(context(tmp_path, dataset=nothing, teacher=closed(Fake(), tmp_path)))
 
 
 class Untouchable:
@@ -126,23 +130,51 @@ def test_noise_and_rounds_go_on_where_they_stopped(stop: int, tmp_path: Path) ->
 
 
 def test_queried_stores_each_answer_beside_its_image(tmp_path: Path) -> None:
-    asked = []
-
-    def ask(x: torch.Tensor) -> torch.Tensor:
-        asked.append(len(x))
-        return x.flatten(1).repeat(1, 3) * 255
-
+    asker = Tells(lambda x: x.flatten(1).repeat(1, 3) * 255)
     for order_seed in (0, 1):
-        teacher = QueryTeacher(ask, access="label", budget=20)
+        teacher = closed(asker, tmp_path, budget=20)
         at = context(tmp_path, teacher=teacher, order_seed=order_seed)
         batches = list(Queried(images=20, batch_size=5).prepare(at))
-        assert sum(asked) == teacher.asked == at.notes["queries"] == 20
+        assert sum(asker.sizes) == teacher.asked == at.notes["queries"] == 20
+        assert at.notes["answers"] == {"images": {"asked": 20, "abstained": 0, "failed": 0}}
         assert len(batches) == 4
         for batch in batches:
             torch.testing.assert_close(batch.t, (batch.x.flatten(1) * 255).repeat(1, 3))
     with pytest.raises(BudgetExceeded):
         Queried(images=21, batch_size=5).prepare(context(tmp_path, teacher=teacher))
-    assert sum(asked) == 20
+    assert sum(asker.sizes) == 20
+
+
+def test_queried_from_a_teacher_that_may_be_looked_into(tmp_path: Path) -> None:
+    teacher = FrozenTeacher(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(1, 3)))
+    (batch,) = Queried(images=20, batch_size=20).prepare(context(tmp_path, teacher=teacher))
+    torch.testing.assert_close(batch.t, teacher.net(batch.x))
+    assert teacher.asked == 20
+
+
+class Partial(Fake):
+    """Abstains on images 3 and 4 of its classes, and does not take image 7."""
+
+    def ask(self, images: Any) -> Any:
+        if 7 in images:
+            raise Unfit("422")
+        return [Abstained() if image.item() in (3, 4) else self.say(image) for image in images]
+
+
+def test_what_was_not_answered_is_left_out_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    strict = context(tmp_path, teacher=closed(Partial(), tmp_path))
+    with pytest.raises(TeacherError, match=r"failed on 1 of 30 images, which leaves 0\.9667.*teacher\.min_coverage=1:"):
+        Queried(images=None, batch_size=30).prepare(strict)
+    door = asking(Partial(), tmp_path)
+    at = context(tmp_path, teacher=QueryTeacher(door, door.described, min_coverage=0.9))
+    (batch,) = Queried(images=None, batch_size=27).prepare(at)
+    assert set(range(30)) - set((batch.x.flatten() * 255).round().int().tolist()) == {3, 4, 7}
+    assert torch.equal(batch.t.argmax(1), (batch.x.flatten() * 255).round().long() % 3)
+    assert torch.equal(batch.y, batch.t.argmax(1))
+    assert at.notes["answers"] == {"images": {"asked": 30, "abstained": 2, "failed": 1}}
+    assert "training on 27 of 30 images: the teacher abstained on 2 and failed on 1" in capsys.readouterr().out
+    with pytest.raises(TeacherError, match="answered none of 2 images"):
+        ask(at, torch.tensor([3, 4], dtype=torch.uint8).view(2, 1, 1, 1))
 
 
 def test_queried_without_a_teacher(tmp_path: Path) -> None:

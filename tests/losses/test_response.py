@@ -2,8 +2,9 @@ import math
 
 import pytest
 import torch
+from doors import degrade
 
-from kd_lightning.losses.response import kl, l1_logits, soft_cross_entropy
+from kd_lightning.losses.response import answer_cross_entropy, imitation, kl, l1_logits, soft_cross_entropy
 
 
 def grad(tensor: torch.Tensor) -> torch.Tensor:
@@ -88,6 +89,19 @@ def test_soft_cross_entropy_differs_from_kl_by_the_entropy_of_its_targets() -> N
     torch.testing.assert_close(soft_cross_entropy(s, p), kl(s, t) + entropy)
 
 
+@pytest.mark.parametrize("level", ["probs", "topk", "label"])
+def test_the_student_of_fs_bbt_is_pulled_to_the_answer_and_ends_at_its_entropy(level: str) -> None:
+    torch.manual_seed(0)
+    student, answer = torch.randn(5, 8, requires_grad=True), degrade(3 * torch.randn(5, 8), level, k=3)
+    told = answer.exp()
+    torch.testing.assert_close(told.sum(1), torch.ones(5))
+    answer_cross_entropy(student, answer).backward()
+    torch.testing.assert_close(grad(student), (student.detach().softmax(1) - told) / 5)
+    least = answer_cross_entropy(answer, answer)
+    torch.testing.assert_close(least, torch.special.entr(told).sum(1).mean())
+    assert answer_cross_entropy(answer + 0.1 * torch.randn(5, 8), answer) > least
+
+
 def test_l1_closed_forms() -> None:
     s, t = torch.tensor([[0.0, 4.0]]), torch.tensor([[1.0, 2.0]])
     assert l1_logits(s, t).item() == 1.5
@@ -112,3 +126,14 @@ def test_losses_compute_in_fp32_and_refuse_to_broadcast(loss) -> None:
 def test_unknown_reduction_is_refused() -> None:
     with pytest.raises(ValueError, match="batchmean or mean"):
         kl(torch.zeros(1, 2), torch.zeros(1, 2), reduction="sum")  # type: ignore[arg-type]
+
+
+def test_imitation_is_a_squared_difference_of_numbers_and_hintons_loss_of_logits() -> None:
+    student, teacher = torch.tensor([[0.2], [0.8]]), torch.tensor([[0.5], [0.7]])
+    assert float(imitation(student, teacher, temperature=4.0)) == pytest.approx((0.09 + 0.01) / 2)
+    torch.manual_seed(0)
+    s, t = torch.randn(5, 3), torch.randn(5, 3)
+    assert torch.equal(imitation(s, t, temperature=4.0), kl(s, t, temperature=4.0))
+    assert torch.equal(imitation(s[..., None], t[..., None]), kl(s[..., None], t[..., None]))
+    with pytest.raises(ValueError, match="one shape"):
+        imitation(student, teacher[:, 0])

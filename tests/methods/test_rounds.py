@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable
 from typing import Any
@@ -13,11 +14,13 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from toy import context, fit, generator, network, trained_teacher
 
+from kd_lightning.data.augment import RandomResizedCrop
 from kd_lightning.data.sources.data_impressions import DataImpressions, class_similarity, last_weights
 from kd_lightning.data.sources.deep_inversion import DeepInversion
 from kd_lightning.data.sources.generated import GeneratedLoader
 from kd_lightning.losses.response import kl
 from kd_lightning.methods.base import Distiller
+from kd_lightning.networks import head_of
 
 B = 64
 METHODS: dict[str, Callable[[], Any]] = {
@@ -181,3 +184,22 @@ def test_a_step_on_pixels_takes_one_way_through_each_network_that_judges_them(
     settings = {"inverted": B, "steps": 3, "kd_steps": 3, "per_batch": 3, "kd_batch_size": B}
     a_period = 3 * (t.through + s.through) + t.forward + 3 * (t.forward + s.train)
     assert flops(lambda: fit(adi(0.1, **settings), teacher, range(2))) == a_period
+
+
+def test_a_step_of_contrast_asks_the_teacher_once_for_each_view(teachers: dict[bool, nn.Module]) -> None:
+    teacher, kept = teachers[True], []
+    make = cmi(1e-2, steps=2, per_batch=2, kd_steps=2)
+    spent = flops(lambda: kept.append(fit(make, teacher, range(2))))
+    x, z = torch.rand(B, 1, 8, 8), torch.randn(B, 16, requires_grad=True)
+    g, t, s = Costs(generator(conv_bias=False), z), Costs(teacher, x), Costs(network((8, 16)), x)
+    head = copy.deepcopy(kept[0].head)
+    h = Costs(head, torch.rand(B, head[0].in_features, requires_grad=True))
+    # every query meets every key, and gradients reach the queries alone
+    meet = 2 * 2 * B * B * head[2].out_features
+    crop = flops(lambda: RandomResizedCrop()(x, torch.Generator()))
+    # nobody reads the logits of the local view: no gradient comes back through the layer that makes them
+    last = teacher.get_submodule(head_of(teacher))
+    unread = flops(lambda: last(torch.rand(B, last.in_features)))
+    synthesis = g.train + 2 * t.through - unread + s.through + h.train + h.forward + meet + crop
+    once = (g.forward + t.forward) // B  # one image says how long the features are
+    assert spent == once + 2 * synthesis + 2 * (t.forward + s.train)

@@ -9,18 +9,36 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
-from toy import STATISTICS, adam, agreement, context, fit, generator, patterns, sgd, trained_teacher
+from toy import (
+    CLASSES,
+    STATISTICS,
+    adam,
+    agreement,
+    context,
+    few,
+    few_shot_context,
+    fit,
+    generator,
+    network,
+    patterns,
+    sgd,
+    trained_teacher,
+)
 
 from kd_lightning.data.augment import RandomResizedCrop
 from kd_lightning.data.loader import TensorLoader
+from kd_lightning.data.sources.active_mixup import ActiveMixup
 from kd_lightning.data.sources.data_impressions import DataImpressions
 from kd_lightning.data.sources.deep_inversion import DeepInversion
+from kd_lightning.data.sources.fs_bbt import MixupCvae
 from kd_lightning.data.sources.generated import GeneratedLoader
-from kd_lightning.losses.response import kl
+from kd_lightning.losses.response import answer_cross_entropy, kl
 from kd_lightning.methods.adaptive_deep_inversion import AdaptiveDeepInversion
 from kd_lightning.methods.bss import Bss
 from kd_lightning.methods.cmi import Cmi
+from kd_lightning.methods.cvae import Cvae
 from kd_lightning.methods.dafl import Dafl
 from kd_lightning.methods.dfad import Dfad
 from kd_lightning.methods.dfq import Dfq
@@ -28,6 +46,7 @@ from kd_lightning.methods.distill import Distill
 from kd_lightning.methods.fast_dfkd import FastDfkd
 from kd_lightning.methods.rdskd import RdskdGenerator
 from kd_lightning.methods.zskt import Zskt
+from kd_lightning.networks.cvae import MlpDecoder, MlpEncoder
 
 
 def real_images(teacher: nn.Module) -> TensorLoader:
@@ -175,6 +194,35 @@ def adi(lr: float, **settings: Any) -> Callable[..., AdaptiveDeepInversion]:
     )
 
 
+def of_another(loader: TensorLoader) -> TensorLoader:
+    """Every image beside the answer to another one."""
+    assert loader.answers is not None
+    loader.answers = loader.answers[torch.randperm(len(loader.answers), generator=torch.Generator().manual_seed(0))]
+    return loader
+
+
+def few_and_made(teacher: nn.Module) -> TensorLoader:
+    """The CVAE's stage, and what the student sees."""
+    at = few_shot_context(teacher)
+    shape = {"size": 8, "num_classes": CLASSES, "widths": (32, 16)}
+    decoder = MlpDecoder(**shape)
+    make = partial(Cvae, encoder=MlpEncoder(**shape), generator=decoder, optimizer=partial(adam, lr=3e-3))
+    fit(make, teacher, few().prepare(at), epochs=200)
+    save_file(decoder.state_dict(), at.store.root / "generator.safetensors")
+    expand = MixupCvae(generator=decoder, weights=str(at.store.root / "generator.safetensors"))
+    return few(synthetic=500, expand=expand).prepare(at)
+
+
+def few_and_doubtful(teacher: nn.Module) -> TensorLoader:
+    """The stage before the last, and what the last student sees."""
+    at = few_shot_context(teacher)
+    first = fit(distill(answer_cross_entropy), teacher, few(synthetic=500).prepare(at), epochs=6)
+    save_file(first.student.state_dict(), at.store.root / "student.safetensors")
+    bare = network((8, 16)).net
+    expand = ActiveMixup(network=bare, students=[str(at.store.root / "student.safetensors")], rounds=1)
+    return few(synthetic=100, expand=expand).prepare(at)
+
+
 @dataclass
 class Row:
     """A method with its signal, and with the signal cut off; both see as many batches."""
@@ -215,6 +263,20 @@ ROWS = {
         partial(impressions, 100),
         partial(impressions, 0),
         epochs=10,
+    ),
+    "fs_bbt": Row(
+        lambda: distill(answer_cross_entropy),
+        lambda: distill(answer_cross_entropy),
+        few_and_made,
+        lambda teacher: of_another(few_and_made(teacher)),
+        epochs=6,
+    ),
+    "active_mixup": Row(
+        lambda: distill(answer_cross_entropy),
+        lambda: distill(answer_cross_entropy),
+        few_and_doubtful,
+        lambda teacher: of_another(few_and_doubtful(teacher)),
+        epochs=40,
     ),
     "adaptive_deep_inversion": Row(lambda: adi(0.1), lambda: adi(0.0), lambda _: range(16), batch_norm=True),
     "deep_inversion": Row(

@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd_lightning.artifacts import Store
-from kd_lightning.data.dataset import Dataset
+from kd_lightning.data.dataset import Dataset, Split
 from kd_lightning.data.module import Images
 from kd_lightning.data.sources.context import Context
+from kd_lightning.data.sources.few_asked import FewAsked
 from kd_lightning.methods.base import Distiller
 from kd_lightning.networks.generators import Generator
 from kd_lightning.networks.normalized import Normalized
@@ -92,6 +93,18 @@ def fit(
     method.train()
     trainer(epochs).fit(method, Images(loader, None))
     return method
+
+
+def few_shot_context(teacher: nn.Module) -> Context:
+    """For a source that asks about real images: there are 256."""
+    images, labels = patterns(256, seed=3)
+    data = Dataset("toy", list("abcd"), Split((images * 255).byte(), labels), None, None, "none", "none")
+    return context(teacher, dataset=data, needs={"teacher", "source.images"})
+
+
+def few(**settings: Any) -> FewAsked:
+    """Sixteen of them, and what is made of those."""
+    return FewAsked(per_class=4, batch_size=64, **settings)
 
 
 def context(teacher: Any = None, **changes: Any) -> Context:

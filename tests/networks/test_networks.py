@@ -5,7 +5,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models import densenet121, mobilenet_v2, resnet18, vit_b_16
 
 from kd_lightning.networks import head_of
-from kd_lightning.networks.lenet import LeNet5
+from kd_lightning.networks.alexnet import AlexNet
+from kd_lightning.networks.lenet import FsbbtLeNet5, LeNet5
 from kd_lightning.networks.resnet import CifarResNet, ResNet
 from kd_lightning.networks.small import SmallConvNet
 from kd_lightning.networks.vgg import VGG
@@ -48,6 +49,41 @@ def test_lenet_has_the_papers_size() -> None:
     assert batch_norms(LeNet5(batch_norm=True)) == [6, 16, 120]
     assert parameters(LeNet5(batch_norm=True)) == 61_706 + 2 * (6 + 16 + 120) == 61_990
     assert parameters(LeNet5(widths=(3, 8, 60, 42), batch_norm=True)) == 15_738 + 2 * (3 + 8 + 60) == 15_880
+
+
+def fsbbt_count(first: int, second: int) -> int:
+    convolutions = (25 + 1) * first + (25 * first + 1) * second
+    return convolutions + (6 * 6 * second + 1) * 120 + (120 + 1) * 84 + (84 + 1) * 10
+
+
+def test_fs_bbts_lenet_is_larger_and_its_half_keeps_the_linear_layers() -> None:
+    assert parameters(FsbbtLeNet5()) == fsbbt_count(6, 16) == 82_826
+    assert parameters(FsbbtLeNet5(widths=(3, 8))) == fsbbt_count(3, 8) == 46_380
+    assert FsbbtLeNet5()(torch.rand(2, 1, 28, 28)).shape == (2, 10)
+    with pytest.raises(ValueError, match=r"28x28, got 32x32: set data\.size=28"):
+        FsbbtLeNet5()(torch.rand(2, 1, 32, 32))
+
+
+def alexnet_count(widths: list[int], hidden: list[int]) -> int:
+    total, inputs = 0, 3
+    for outputs, kernel in zip(widths, (5, 5, 3, 3, 3), strict=True):
+        total += (inputs * kernel**2 + 1) * outputs + 2 * outputs
+        inputs = outputs
+    inputs *= 3 * 3  # 32 -> 15 -> 7 -> 3
+    for outputs in hidden:
+        total += (inputs + 1) * outputs + 2 * outputs
+        inputs = outputs
+    return total + (inputs + 1) * 10
+
+
+def test_alexnet_and_its_half() -> None:
+    halved = AlexNet(widths=(24, 64, 96, 96, 64), hidden=(256, 128))
+    assert parameters(AlexNet()) == alexnet_count([48, 128, 192, 192, 128], [512, 256]) == 1_659_178
+    assert parameters(halved) == alexnet_count([24, 64, 96, 96, 64], [256, 128]) == 417_434
+    assert batch_norms(AlexNet()) == [48, 128, 192, 192, 128, 512, 256]
+    assert halved(torch.rand(2, 3, 32, 32)).shape == (2, 10)
+    with pytest.raises(ValueError, match="32x32, got 28x28"):
+        halved(torch.rand(2, 3, 28, 28))
 
 
 @pytest.mark.parametrize(("depth", "count"), [(8, 75_290), (14, 172_506), (20, 269_722), (26, 366_938)])
@@ -154,7 +190,7 @@ def test_logits_and_features(net: nn.Module, size: int, features: int) -> None:
         lambda: LeNet5()(torch.zeros(1, 1, 28, 28)),
         lambda: CifarResNet(depth=18, num_classes=10),
         lambda: CifarResNet(depth=20, num_classes=10, shortcut="C"),  # type: ignore[arg-type]
-        lambda: ResNet(depth=50, num_classes=10),
+        lambda: ResNet(depth=101, num_classes=10),
         lambda: WideResNet(depth=15, widen=1, num_classes=10),
         lambda: WideResNet(depth=16, widen=0, num_classes=10),
         lambda: VGG(depth=16, num_classes=10),

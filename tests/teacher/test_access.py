@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import types
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from doors import Fake, Tells, closed, degrade
+from torch import Tensor, nn
 
-from kd_lightning.errors import BudgetExceeded
+from kd_lightning.errors import BudgetExceeded, TeacherError
+from kd_lightning.methods.distill import Distill
 from kd_lightning.networks.normalized import Normalized
 from kd_lightning.networks.small import SmallConvNet
-from kd_lightning.teacher.access import degrade
+from kd_lightning.tasks import Classification
+from kd_lightning.teacher.access import told, usable
+from kd_lightning.teacher.answers import Abstained, Described, Label, TopK
 from kd_lightning.teacher.frozen import FrozenTeacher
-from kd_lightning.teacher.query import QueryTeacher, answering
+from kd_lightning.teacher.local import LocalAsker
+from kd_lightning.teacher.query import QueryTeacher, eight_bits, to_bytes
 
 LOGITS = torch.tensor([[2.0, 1.0, 0.0, -1.0], [0.0, 0.0, 3.0, 0.0]])
 PROBS = LOGITS.softmax(1)
@@ -24,9 +33,8 @@ def network() -> Normalized:
     return Normalized(SmallConvNet(widths=(4, 8), batch_norm=True), mean=[0.3], std=[0.4])
 
 
-@pytest.mark.parametrize("level", ["white", "logits"])
-def test_logits_pass_unchanged(level: str) -> None:
-    assert degrade(LOGITS, level) is LOGITS
+def test_logits_pass_unchanged() -> None:
+    assert torch.equal(degrade(LOGITS * 3.3, "logits"), LOGITS * 3.3)
 
 
 def test_probs_are_told_without_the_level_of_the_logits() -> None:
@@ -56,40 +64,129 @@ def test_label() -> None:
     assert math.isfinite(degrade(LOGITS * 1e4, "label").min())
 
 
-def test_unknown_level() -> None:
-    with pytest.raises(ValueError, match=r"teacher\.access='gray': expected one of white, logits"):
-        degrade(LOGITS, "gray")
+def test_a_bare_label_is_one_hot_where_nothing_is_smoothed() -> None:
+    assert degrade(LOGITS, "label", smoothing=0.0).softmax(1)[1].tolist() == pytest.approx([0, 0, 1, 0], abs=1e-9)
+
+
+def test_topk_of_any_length_spreads_what_was_not_told() -> None:
+    described = Described("api", "1", "topk", 4, k=3)
+    probs = usable([TopK((2,), (0.7,)), TopK((3, 0, 1), (0.5, 0.3, 0.1))], described).exp()
+    torch.testing.assert_close(probs, torch.tensor([[0.1, 0.1, 0.7, 0.1], [0.3, 0.1, 0.1, 0.5]]))
+
+
+def test_a_network_abstains_where_it_is_unsure() -> None:
+    answers = told(LOGITS, "label", abstain_below=0.7)
+    assert answers == [Abstained("not sure enough"), Label(2)]
+    assert told(LOGITS, "label", abstain_below=0.6) == [Label(0), Label(2)]
+
+
+def reachable(start: Any) -> list[Any]:
+    """Everything that attributes, closures and containers lead to from here, modules and classes left out."""
+    seen: dict[int, Any] = {}
+    ahead = [start]
+    while ahead:
+        thing = ahead.pop()
+        if id(thing) in seen or isinstance(thing, type | types.ModuleType):
+            continue
+        seen[id(thing)] = thing
+        if isinstance(thing, types.FunctionType):  # its globals are those of a module
+            ahead += [*(thing.__closure__ or ()), *(thing.__defaults__ or ())]
+        else:
+            ahead += gc.get_referents(thing)
+    return list(seen.values())
+
+
+def at_home(access: Any, folder: Path, **terms: Any) -> QueryTeacher:
+    return closed(LocalAsker(network(), Described("net", "1", access, 10)), folder, at_home=True, **terms)
 
 
 @pytest.mark.parametrize("access", ["logits", "probs", "topk", "label"])
-def test_what_is_handed_out_holds_no_module_and_no_gradient(access: str) -> None:
-    teacher = QueryTeacher(answering(network(), access), access=access)
-    assert not any(isinstance(v, nn.Module | nn.Parameter | torch.Tensor) for v in vars(teacher).values())
-    assert not hasattr(teacher, "parameters")
-    assert not hasattr(teacher, "net")
+def test_nothing_leads_from_what_is_handed_out_to_the_network(access: str, tmp_path: Path) -> None:
+    teacher = at_home(access, tmp_path)
     x = torch.rand(3, 1, 8, 8, requires_grad=True)
     answer = teacher(x)
     assert not answer.requires_grad
     assert answer.shape == (3, 10)
     assert teacher.asked == 3
+    assert not any(isinstance(v, nn.Module | nn.Parameter | torch.Tensor) for v in vars(teacher).values())
+    assert not hasattr(teacher, "parameters")
+    assert not hasattr(teacher, "net")
+    found = reachable(teacher)
+    assert any(isinstance(thing, LocalAsker) for thing in found), "the walk went through the door"
+    assert not [thing for thing in found if isinstance(thing, nn.Module | nn.Parameter | torch.Tensor)]
+    assert [thing for thing in reachable(FrozenTeacher(network())) if isinstance(thing, nn.Parameter)]
 
 
-def test_budget_is_never_exceeded() -> None:
-    seen = []
-    teacher = QueryTeacher(lambda x: seen.append(len(x)) or x, access="label", budget=5)
-    teacher(torch.zeros(3, 1))
+def test_no_method_holds_a_network_that_only_answers(tmp_path: Path) -> None:
+    teacher, student = at_home("probs", tmp_path), network()
+    method = Distill(student=student, teacher=teacher, task=Classification(10), optimizer=torch.optim.SGD)
+    assert {id(p) for p in method.parameters()} == {id(p) for p in student.parameters()}
+    assert all(key.startswith("student.") for key in method.state_dict())
+    assert not [thing for thing in reachable(vars(method)["teacher"]) if isinstance(thing, nn.Module)]
+
+
+def test_an_error_of_the_network_says_what_it_was_and_leads_nowhere(tmp_path: Path) -> None:
+    teacher = at_home("probs", tmp_path)
+    with pytest.raises(RuntimeError, match="network failed: RuntimeError") as caught:
+        teacher(torch.rand(2, 3, 8, 8))
+    assert not [thing for thing in reachable(caught.value.__context__) if isinstance(thing, nn.Module)]
+    assert teacher(torch.rand(2, 1, 8, 8)).shape == (2, 10), "the next question is answered"
+
+
+def test_answers_are_those_of_the_network(tmp_path: Path) -> None:
+    x = eight_bits(torch.rand(700, 1, 8, 8))
+    assert torch.allclose(at_home("logits", tmp_path)(x), network().eval()(x), atol=1e-6)
+
+
+def test_the_pixels_asked_about_are_those_that_are_shown(tmp_path: Path) -> None:
+    exact = torch.arange(256).float().view(-1, 1, 1, 1) / 255
+    assert torch.equal(eight_bits(exact), exact)
+    assert to_bytes(exact).ravel().tolist() == list(range(256))
+    x = torch.rand(50, 2, 3, 4) * 1.2 - 0.1
+    shown = eight_bits(x)
+    assert (shown - x.clamp(0, 1)).abs().max() <= 0.5 / 255 + 1e-6
+    assert torch.equal(torch.from_numpy(to_bytes(x)).permute(0, 3, 1, 2).float() / 255, shown)
+    asker = Tells(lambda x: x.flatten(1)[:, :3])
+    assert torch.equal(closed(asker, tmp_path)(x), shown.flatten(1)[:, :3])
+
+
+def different(*values: int) -> Tensor:
+    return torch.tensor(values).float().view(-1, 1, 1, 1) / 255
+
+
+def test_budget_is_never_exceeded(tmp_path: Path) -> None:
+    asker = Fake()
+    teacher = closed(asker, tmp_path, budget=5)
+    teacher(different(1, 2, 3))
+    with pytest.raises(BudgetExceeded, match=r"teacher\.budget=5 images: 6 wanted"):
+        teacher.require(6)
+    teacher.require(5)
     with pytest.raises(BudgetExceeded, match=r"teacher\.budget=5 images: 3 asked, 3 more wanted.*source=queried"):
-        teacher(torch.zeros(3, 1))
-    assert seen == [3]
-    teacher(torch.zeros(2, 1))
-    assert teacher.asked == sum(seen) == 5
+        teacher(different(4, 5, 6))
+    assert asker.answered == 3
+    teacher(different(1, 2, 3))
+    teacher(different(4, 5))
+    assert teacher.asked == asker.answered == 5
 
 
-def test_measuring_has_a_bucket_of_its_own() -> None:
-    teacher = QueryTeacher(lambda x: x, access="label", budget=0, eval_budget=4)
-    assert teacher.for_evaluation(torch.zeros(4, 1)) is not None
-    assert teacher.for_evaluation(torch.zeros(1, 1)) is None
-    assert (teacher.asked, teacher.asked_for_evaluation) == (0, 4)
+def test_measuring_has_a_bucket_of_its_own(tmp_path: Path) -> None:
+    asker = Fake()
+    teacher = closed(asker, tmp_path, budget=0, eval_budget=4)
+    images = torch.arange(5, dtype=torch.uint8).view(-1, 1, 1, 1)
+    told = teacher.for_evaluation(images[:4])
+    assert told is not None
+    assert told.answers.argmax(1).tolist() == [0, 1, 2, 0]
+    assert teacher.for_evaluation(images) is None
+    assert (teacher.asked, asker.answered) == (0, 4)
+
+
+def test_a_batch_cannot_do_without_an_answer(tmp_path: Path) -> None:
+    asker = Fake(troubles=iter([lambda images: [Label(1), Abstained()]]))
+    teacher = closed(asker, tmp_path)
+    with pytest.raises(TeacherError, match=r"abstained on 1 images.*source=queried"):
+        teacher(different(1, 2))
+    told = teacher.about(torch.tensor([2, 1, 3], dtype=torch.uint8).view(-1, 1, 1, 1))
+    assert (told.positions.tolist(), told.abstained, told.failed) == ([1, 2], 1, 0)
 
 
 def test_frozen_teacher_owns_nothing_and_stays_as_it_is() -> None:

@@ -69,14 +69,8 @@ def load(
     parts = split_folders(root)
     names = list(classes) if classes else class_names(parts.get("train") or parts["test"])
     files = [file for part, folder in parts.items() for file in _list(folder, part, names)]
-    images, good, bad = _decoded(root, files, size=size, channels=channels, store=store)
-    if bad and not skip_bad:
-        path, reason = next(iter(bad.items()))
-        others = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
-        raise DataError(
-            f"cannot decode {root / path}: {reason}{others}. Replace it, or leave such files out with "
-            "data.skip_bad=true"
-        )
+    paths = [file.path for file in files]
+    images, good, bad = decoded(root, paths, size=size, channels=channels, store=store, skip_bad=skip_bad)
     kept = [files[i] for i in good.tolist()]
     for part, folder in parts.items():
         for label in {f.label for f in files if f.part == part} - {f.label for f in kept if f.part == part}:
@@ -127,11 +121,40 @@ def _split(images: Tensor, files: list[File], part: str) -> Split:
     return Split(images[rows[0] : rows[-1] + 1], labels)  # the files of a part are neighbours
 
 
-def _decoded(
-    root: Path, files: list[File], *, size: int, channels: int, store: Store | None
+def decoded(
+    root: Path, files: Sequence[Path], *, size: int, channels: int, store: Store | None, skip_bad: bool
 ) -> tuple[Tensor, Tensor, dict[str, str]]:
-    """Return images uint8 (M,C,S,S), their places in ``files`` int64 (M,), and why the others have none."""
-    paths = [str(file.path.relative_to(root)) for file in files]
+    """Decode files, or read what they were decoded to before.
+
+    Args:
+        root: of the set, of which the files are part.
+        files: in their order.
+        size: side in pixels.
+        channels: 1 (grey) or 3 (RGB).
+        store: where decoded images are kept, if anywhere.
+        skip_bad: files that cannot be decoded are no error.
+
+    Returns:
+        Images uint8 (M,C,S,S), their places in ``files`` int64 (M,), and why the others have none.
+
+    Raises:
+        DataError: a file cannot be decoded.
+    """
+    images, good, bad = _kept(root, files, size=size, channels=channels, store=store)
+    if bad and not skip_bad:
+        path, reason = next(iter(bad.items()))
+        others = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
+        raise DataError(
+            f"cannot decode {root / path}: {reason}{others}. Replace it, or leave such files out with "
+            "data.skip_bad=true"
+        )
+    return images, good, bad
+
+
+def _kept(
+    root: Path, files: Sequence[Path], *, size: int, channels: int, store: Store | None
+) -> tuple[Tensor, Tensor, dict[str, str]]:
+    paths = [str(file.relative_to(root)) for file in files]
     if store is None:
         return _decode(root, paths, size, channels)
 
@@ -140,7 +163,7 @@ def _decoded(
         save_file({"images": images, "good": good}, folder / "images.safetensors")
         write_json(folder / "bad.json", bad)
 
-    stats = [file.path.stat() for file in files]
+    stats = [file.stat() for file in files]
     listing = [[path, stat.st_size, stat.st_mtime_ns] for path, stat in zip(paths, stats, strict=True)]
     key = {
         "files": digest(listing),

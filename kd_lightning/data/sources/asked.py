@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
-from pathlib import Path
-
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from kd_lightning.artifacts import writing
+from kd_lightning import ranks
 from kd_lightning.data.sources.context import Context
-from kd_lightning.errors import ConfigError
+from kd_lightning.errors import ConfigError, TeacherError
 from kd_lightning.inference import predict
 from kd_lightning.teacher.query import QueryTeacher
 
-CHUNK = 500
-"""Answers are stored so many at a time."""
 
-
-def ask(context: Context, images: Tensor) -> tuple[Tensor, Tensor]:
+def ask(context: Context, images: Tensor, *, called: str = "images") -> tuple[Tensor, Tensor]:
     """The teacher's answers to images, asked for now or earlier.
 
     Args:
         context: of the source.
         images: uint8 (N, C, H, W): the very pixels that training will see.
+        called: what they are, where a source asks about several kinds: the result counts abstentions by it.
 
     Returns:
         Positions (M,) int64 of the images that it answered, and the answers (M, K), usable as logits.
@@ -32,30 +26,30 @@ def ask(context: Context, images: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         BudgetExceeded: ``teacher.budget`` is smaller than the number of images.
         ConfigError: there is no teacher.
+        TeacherError: it failed on more of them than ``teacher.min_coverage`` allows, or answered none.
     """
-    if context.teacher is None:
+    teacher = context.teacher
+    if teacher is None:
         raise ConfigError("this source asks a teacher, but teacher=none: choose one with teacher=NAME")
-    chunks = dict(enumerate(images.split(CHUNK)))
-    spent = context.teacher.asked
-    if isinstance(context.teacher, QueryTeacher):
-        context.teacher.require(len(images))
-
-    def build(folder: Path) -> None:
-        for i, chunk in chunks.items():  # what was paid for before a kill is not paid again
-            if not _part(folder, i).is_file():
-                answers = predict(context.teacher, chunk, batch_size=CHUNK, device=context.device)
-                with writing(folder):
-                    save_file({"answers": answers}, folder / "part")
-                    (folder / "part").replace(_part(folder, i))
-
-    pixels = hashlib.sha256(images.numpy().tobytes()).hexdigest()
-    config = {"teacher": context.keys.get("teacher"), "images": pixels, "version": 2}
-    folder = context.store.obtain("answers", config, build)
-    context.teacher.asked = spent + len(images)  # also where an earlier run paid
     context.notes["queries"] = context.notes.get("queries", 0) + len(images)
-    answers = torch.cat([load_file(_part(folder, i))["answers"] for i in chunks])
-    return torch.arange(len(images)), answers
-
-
-def _part(folder: Path, number: int) -> Path:
-    return folder / f"answers_{number:05d}.safetensors"
+    if not isinstance(teacher, QueryTeacher):
+        spent = teacher.asked
+        answers = predict(teacher, images, device=context.device)
+        teacher.asked = spent + len(images)  # once, though every rank computes them
+        return torch.arange(len(images)), answers
+    told = teacher.about(images)
+    noted = context.notes.setdefault("answers", {}).setdefault(called, {"asked": 0, "abstained": 0, "failed": 0})
+    for name, count in {"asked": len(images), "abstained": told.abstained, "failed": told.failed}.items():
+        noted[name] += count
+    coverage = 1 - told.failed / max(1, len(images))
+    if coverage < teacher.min_coverage:
+        raise TeacherError(
+            f"the teacher failed on {told.failed} of {len(images)} {called}, which leaves {coverage:.4f} of them, less "
+            f"than teacher.min_coverage={teacher.min_coverage:g}: lower that to train on the rest"
+        )
+    if len(told.positions) == 0:
+        raise TeacherError(f"the teacher answered none of {len(images)} {called}: there is nothing to train on")
+    if len(told.positions) < len(images) and ranks.rank() == 0:
+        print(f"training on {len(told.positions):,} of {len(images):,} {called}: "
+              f"the teacher abstained on {told.abstained:,} and failed on {told.failed:,}")  # fmt: skip
+    return told.positions, told.answers

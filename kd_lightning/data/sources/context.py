@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kd_lightning.artifacts import Store
 from kd_lightning.data.dataset import Dataset, Split
-from kd_lightning.data.loader import Augmentation, TensorLoader
+from kd_lightning.data.loader import Augmentation, Mix, TensorLoader
 from kd_lightning.errors import DataError
 
 
@@ -32,6 +32,7 @@ class Context:
         device: where batches are wanted.
         precision: of the fit, as Lightning names it.
         memory_format: of the fit's networks, ``contiguous`` or ``channels_last``.
+        needs: of the method that will train on the source, such as ``teacher``.
     """
 
     dataset: Dataset
@@ -46,6 +47,7 @@ class Context:
     device: str = "cpu"
     precision: str = "32-true"
     memory_format: str = "contiguous"
+    needs: Set[str] = frozenset()
     notes: dict[str, Any] = field(default_factory=dict)
 
     def autocast(self) -> torch.autocast:
@@ -77,20 +79,23 @@ class Context:
         labels: Tensor | None = None,
         *,
         answers: Tensor | None = None,
+        mix: Mix | None = None,
         batch_size: int,
         augment: Sequence[Augmentation] = (),
+        whole: bool = True,
     ) -> TensorLoader:
-        """A shuffling loader of uint8 images (N, C, H, W) for this rank; whole batches alone, if there is one."""
+        """A shuffling loader of uint8 images (N, C, H, W) for this rank; ``whole`` batches alone, if there is one."""
         return TensorLoader(
             images,
             labels,
             answers=answers,
+            mix=mix,
             batch_size=batch_size,
             shuffle=True,
             augment=augment,
             seed=self.order_seed,
             rank=self.rank,
             world=self.world,
-            drop_last=len(images) >= batch_size * self.world,
+            drop_last=whole and len(images) >= batch_size * self.world,
             device=self.device,
         )

@@ -7,10 +7,13 @@ pool of "data impressions". The student learns the teacher's softened answers on
 Deviations (paper / authors' code / here):
     * concentrations: beta times the class similarities scaled to [0, 1] / scaled to [0, 1] once more afterwards, so
       that beta=0.1 gives what beta=1 does / the paper; ``variant="code"`` for the other.
+    * Pixels: - / the whole batch is stretched to [0, 1] before every step, which leaves grey strokes on grey / the
+      code; ``keep="clamp"`` cuts every pixel off at 0 and 1 instead, which leaves strokes of full contrast.
     * Batches: - / go on from the last impressions of the class and Adam's state / begin from fresh noise.
     * Images: - / float / rounded to 8 bits.
     * Teacher's answers: - / its softmax before the last step, at 20 / its logits on the rounded image.
-    * Augmentation: - / flips, shifts, rotations ... / the data set's own; the answer stays that of the whole image.
+    * Augmentation: - / flips, shifts, rotations ... / the data set's own; the answer stays that of the whole image,
+      unless ``fresh_answers`` has the teacher answer what the student is shown.
 """
 
 from __future__ import annotations
@@ -44,6 +47,8 @@ class DataImpressions:
         temperature: tau of the teacher's softmax.
         betas: the scalings of the concentrations.
         variant: ``paper`` or ``code``, see the deviations above.
+        keep: how pixels stay in [0, 1]: ``stretch`` or ``clamp``, see the deviations above.
+        fresh_answers: whether the teacher answers every augmented batch anew.
         augment: applied to each batch.
         seed: of targets and noise.
     """
@@ -51,7 +56,7 @@ class DataImpressions:
     offers = frozenset({"source.images", "source.answers", "source.synthetic"})
     version = 1
     """Raised whenever its images would change."""
-    needs = frozenset({"teacher.gradients"})
+    needs = frozenset({"teacher.gradients", "task.classification"})
 
     def __init__(
         self,
@@ -64,12 +69,15 @@ class DataImpressions:
         temperature: float = 20.0,
         betas: Sequence[float] = (1.0, 0.1),
         variant: Literal["paper", "code"] = "paper",
+        keep: Literal["stretch", "clamp"] = "stretch",
+        fresh_answers: bool = False,
         augment: Sequence[Augmentation] = (),
         seed: int = 0,
     ) -> None:
         self.images, self.batch_size, self.impressions = images, batch_size, impressions
         self.steps, self.lr, self.temperature = steps, lr, temperature
         self.betas, self.variant = tuple(betas), variant
+        self.keep, self.fresh_answers = keep, fresh_answers
         self.augment, self.seed = augment, seed
 
     def prepare(self, context: Context) -> TensorLoader:
@@ -93,22 +101,24 @@ class DataImpressions:
             with torch.no_grad():
                 return {"images": x, "answers": net(x).float()}
 
-        config = {k: v for k, v in vars(self).items() if k not in ("augment", "batch_size")}
+        config = {k: v for k, v in vars(self).items() if k not in ("augment", "batch_size", "fresh_answers")}
         config |= {"source": "data_impressions", "shape": shape, "version": self.version}
         pool = obtain_pool(context, config, math.ceil(self.images / self.impressions), make)
-        return context.serve(pool["images"], answers=pool["answers"], batch_size=self.batch_size, augment=self.augment)
+        answers = None if self.fresh_answers else pool["answers"]
+        return context.serve(pool["images"], answers=answers, batch_size=self.batch_size, augment=self.augment)
 
     def impress(self, net: nn.Module, x: Tensor, targets: Tensor) -> Tensor:
         """Pixels x (N, C, H, W) that minimise CE(y, softmax(T(x) / tau)), kept in [0, 1] at every step."""
         x = x.requires_grad_()
         adam = torch.optim.Adam([x], lr=self.lr)
+        keep = _stretch if self.keep == "stretch" else _clamp
         for _ in range(self.steps):
-            _stretch(x)
+            keep(x)
             loss = soft_cross_entropy(net(x), targets, temperature=self.temperature)
             adam.zero_grad()
             loss.backward()
             adam.step()
-        return _stretch(x).detach()
+        return keep(x).detach()
 
 
 @torch.no_grad()
@@ -116,6 +126,12 @@ def _stretch(x: Tensor) -> Tensor:
     """Scale the whole batch to [0, 1], in place."""
     low, high = x.aminmax()
     return x.sub_(low).div_(high - low)
+
+
+@torch.no_grad()
+def _clamp(x: Tensor) -> Tensor:
+    """Cut every pixel off at 0 and 1, in place."""
+    return x.clamp_(0, 1)
 
 
 def last_weights(net: Normalized) -> Tensor:

@@ -6,7 +6,8 @@ pool, on which the student imitates the teacher (``Distill``, KL at T=3).
 
 Deviations (paper / authors' code / here):
     * Result of the steps: the best images / the last, because "best" is kept by reference / the last.
-    * Images: - / float, standardised, whatever their range / clipped to the range of images and rounded to 8 bits.
+    * Pixels: - / ImageNet code: clipped to the range of images after every step; CIFAR code: free / ``clip`` says.
+    * Images: - / float, standardised / clipped in the end and rounded to 8 bits.
     * jitter and flip: both / CIFAR code: a shift that wraps around / both; the flip is a setting, for digits have
       a handedness.
     * Hooks: - / registered again for every batch, never removed / attached while a batch is made.
@@ -43,6 +44,7 @@ class DeepInversion:
         bn: weight of the batch-norm statistics (alpha_f).
         tv: weight of the total variation (alpha_tv); the norm grows with the square root of ``inverted``.
         l2: weight of the norm (alpha_l2).
+        clip: whether pixels are kept in the range of images at every step.
         jitter: largest shift in pixels.
         flip: mirror in every second step.
         augment: applied to each batch.
@@ -52,7 +54,7 @@ class DeepInversion:
     offers = frozenset({"source.images", "source.labels", "source.synthetic"})
     version = 1
     """Raised whenever its images would change."""
-    needs = frozenset({"teacher.gradients", "teacher.batch_norm"})
+    needs = frozenset({"teacher.gradients", "teacher.batch_norm", "task.classification"})
 
     def __init__(
         self,
@@ -65,6 +67,7 @@ class DeepInversion:
         bn: float = 10.0,
         tv: float = 2.5e-5,
         l2: float = 3e-8,
+        clip: bool = False,
         jitter: int = 2,
         flip: bool = True,
         augment: Sequence[Augmentation] = (),
@@ -73,7 +76,7 @@ class DeepInversion:
         self.images, self.batch_size, self.inverted = images, batch_size, inverted
         self.steps, self.lr = steps, lr
         self.bn, self.tv, self.l2 = bn, tv, l2
-        self.jitter, self.flip = jitter, flip
+        self.clip, self.jitter, self.flip = clip, jitter, flip
         self.augment, self.seed = augment, seed
 
     def prepare(self, context: Context) -> TensorLoader:
@@ -107,6 +110,7 @@ class DeepInversion:
         """From standardised noise u (N, C, H, W) to images in data units of the classes y (N,)."""
         u = u.requires_grad_()
         adam = torch.optim.Adam([u], lr=self.lr)
+        black_and_white = net.standardise(torch.zeros_like(u[:1])), net.standardise(torch.ones_like(u[:1]))
         for _ in range(self.steps):
             shift = random.integers(-self.jitter, self.jitter + 1, 2).tolist()
             v = jittered(u, shift, mirrored=self.flip and random.random() < 0.5)
@@ -114,6 +118,9 @@ class DeepInversion:
             adam.zero_grad()
             torch.stack(list(losses.values())).sum().backward()
             adam.step()
+            if self.clip:
+                with torch.no_grad():
+                    u.copy_(u.clamp(*black_and_white))
         return (u * net.std + net.mean).detach()
 
 

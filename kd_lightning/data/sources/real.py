@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from kd_lightning.data.dataset import Split
 from kd_lightning.data.loader import Augmentation, TensorLoader
@@ -41,6 +42,8 @@ class FewShot(Real):
         seed: of the choice.
     """
 
+    needs = frozenset({"task.classification"})
+
     def __init__(self, *, per_class: int, batch_size: int, augment: Sequence[Augmentation] = (), seed: int = 0) -> None:
         super().__init__(batch_size=batch_size, augment=augment)
         self.per_class, self.seed = per_class, seed
@@ -56,7 +59,13 @@ class FewShot(Real):
 
 
 def few(split: Split, per_class: int, *, seed: int, classes: Sequence[str]) -> Split:
-    """``per_class`` images of every class, the same ones for the same seed; more are a superset of fewer.
+    """Those that :func:`few_places` names."""
+    index = few_places(split, per_class, seed=seed, classes=classes)
+    return Split(split.images[index], split.labels[index])
+
+
+def few_places(split: Split, per_class: int, *, seed: int, classes: Sequence[str]) -> Tensor:
+    """Where ``per_class`` images of every class are, the same ones for the same seed; more are a superset of fewer.
 
     Raises:
         DataError: names the class that has fewer, and how many it has.
@@ -71,5 +80,4 @@ def few(split: Split, per_class: int, *, seed: int, classes: Sequence[str]) -> S
                 f"Choose source.per_class={len(members)} or less"
             )
         chosen.append(members[torch.randperm(len(members), generator=generator)[:per_class]])
-    index = torch.cat(chosen)
-    return Split(split.images[index], split.labels[index])
+    return torch.cat(chosen)

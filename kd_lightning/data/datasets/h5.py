@@ -1,0 +1,122 @@
+"""Sets in one HDF5 file: ``images_train`` (N,C,H,W) with ``labels_train``, and the same for the other parts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kd_lightning.data.dataset import Dataset, Split, fit_to, hold_out
+from kd_lightning.errors import DataError
+from kd_lightning.tasks import Regression
+
+ROWS = 1024
+"""Images are read so many at a time: a file may be larger than memory, what is made of it at a smaller size is not."""
+
+
+def load(
+    *,
+    name: str,
+    file: str | Path,
+    size: int,
+    channels: int,
+    task: Regression | None = None,
+    num_classes: int | None = None,
+    val: int | float = 0,
+    test: str = "test",
+) -> Dataset:
+    """Load a file as cGAN-KD's authors publish theirs.
+
+    Labels may be integers or floats of any width and of shape (N,) or (N,1); images are 0 to 255.
+
+    Args:
+        name: what messages and tables call the set.
+        file: the file.
+        size: side in pixels.
+        channels: 1 (grey) or 3 (RGB).
+        task: what the labels are; None for classes 0, 1, ...
+        num_classes: how many classes there are, where there is no task.
+        val: number or share of training images held out; 0 for none.
+        test: the part that is the test set, ``test`` or ``valid``.
+
+    Raises:
+        DataError: h5py or the file is missing, a key is, or what stands under it is something else.
+    """
+    with opened(Path(file).expanduser()) as content:
+        parts = {part: read_part(content, part, size=size, channels=channels) for part in ("train", test)}
+    if task is None:
+        parts = {part: Split(split.images, _classes(name, part, split.labels)) for part, split in parts.items()}
+    train, held = hold_out(parts["train"], val) if val else (parts["train"], None)
+    return Dataset(
+        name=name,
+        classes=[] if task else [str(i) for i in range(num_classes or 0)],
+        train=train,
+        val=held,
+        test=parts[test],
+        layout="h5",
+        encoding="raw",
+        task=task,  # type: ignore[arg-type]  # None: of classes
+    )
+
+
+def opened(file: Path) -> Any:
+    """The file, to be read and closed.
+
+    Raises:
+        DataError: h5py is missing, or the file is, or it is none.
+    """
+    try:
+        import h5py
+    except ImportError as error:
+        raise DataError("sets in .h5 files need h5py: pip install 'kd-lightning[h5]'") from error
+    if not file.is_file():
+        raise DataError(f"there is no file {file}: put it there, or name another folder with data.root=DIR")
+    try:
+        return h5py.File(file, "r")
+    except OSError as error:
+        raise DataError(f"{file} is truncated, or no HDF5 file at all ({error}): copy it again") from error
+
+
+def read_part(content: Any, part: str, *, size: int, channels: int) -> Split:
+    """One part of an open file: images uint8 (N,channels,size,size), labels float32 (N,) as they stand there.
+
+    Raises:
+        DataError: says which key is missing or holds what.
+    """
+    file = content.filename
+    keys = [f"images_{part}", f"labels_{part}"]
+    for key in keys:
+        if key not in content:
+            raise DataError(f"{file} has no {key}: found {', '.join(content)}, expected {' and '.join(keys)}")
+    pixels, labels = content[keys[0]], np.asarray(content[keys[1]])
+    shape = tuple(pixels.shape)
+    if len(shape) != 4 or shape[1] not in (1, 3) or shape[2] != shape[3]:
+        raise DataError(
+            f"{file}: {keys[0]} is {pixels.dtype} {shape}, expected numbers from 0 to 255 as (N,C,H,W), with 1 or 3 "
+            "channels and as high as wide"
+        )
+    if labels.size != len(pixels) or labels.dtype.kind not in "iuf":
+        raise DataError(f"{file}: {keys[1]} is {labels.dtype} {labels.shape}, expected numbers ({len(pixels)},)")
+    images = torch.empty(len(pixels), channels, size, size, dtype=torch.uint8)
+    largest = 0.0
+    for start in range(0, len(pixels), ROWS):
+        rows = pixels[start : start + ROWS]
+        lowest, highest = float(rows.min()), float(rows.max())
+        if not (lowest >= 0 and highest <= 255):  # NaN fails, too
+            raise DataError(f"{file}: {keys[0]} holds {lowest:g} to {highest:g}, expected 0 to 255")
+        largest = max(largest, highest)
+        images[start : start + ROWS] = fit_to(
+            torch.from_numpy(np.rint(rows).astype(np.uint8)), size=size, channels=channels
+        )
+    if largest <= 1:
+        raise DataError(f"{file}: {keys[0]} holds nothing above {largest:g}, expected 0 to 255: multiply it by 255")
+    return Split(images, torch.from_numpy(labels.reshape(-1).astype(np.float32)))
+
+
+def _classes(name: str, part: str, labels: Tensor) -> Tensor:
+    if (labels != labels.round()).any():
+        raise DataError(f"{name}/{part}: label {float(labels[labels != labels.round()][0]):g} is no class")
+    return labels.long()

@@ -1,0 +1,133 @@
+"""Real digits, each turned by an angle that is to be told: regression without any file beyond the digits themselves."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from kd_lightning.data.dataset import Dataset, Split, fit_to
+from kd_lightning.data.datasets import digits, files
+from kd_lightning.errors import DataError
+from kd_lightning.tasks import Regression
+
+CHUNK = 2048
+
+
+def load(
+    *,
+    task: Regression,
+    base: Literal["digits", "mnist"] = "mnist",
+    root: str | Path = "data",
+    size: int = 16,
+    train: int = 1000,
+    val: int = 500,
+    test: int | None = None,
+    law: Literal["uniform", "peaked"] = "uniform",
+    whole: bool = True,
+    std: float = 25.0,
+    seed: int = 0,
+    download: bool = False,
+) -> Dataset:
+    """Load digits, split them, and then turn each by an angle of its own: no digit is in two parts.
+
+    Seed, base and the digit itself determine an angle; more training images are a superset of fewer, and leave ``val``
+    and, with MNIST, ``test`` as they are.
+
+    Args:
+        task: the range of the angles, in degrees counter-clockwise.
+        base: scikit-learn's 1,797 digits, or MNIST.
+        root: of MNIST's files.
+        size: side in pixels.
+        train: training images.
+        val: validation images; 0 for none. They are no part of ``train``.
+        test: test images, None for all there are: MNIST's own, or what the other parts leave of ``digits``.
+        law: ``uniform``, or ``peaked``: normal around the middle of the range, cut off at its ends.
+        whole: whole degrees alone.
+        std: of the peak, in degrees.
+        seed: of the choice of digits and of the angles.
+        download: let torchvision fetch MNIST.
+
+    Raises:
+        DataError: fewer digits than wanted, an unknown base or law, or MNIST cannot be read.
+    """
+    parts: dict[str, Split | None] = {}
+    wanted = {"val": val, "train": train}
+    pools, layout = _pools(base, root, download)
+    for number, pool in enumerate(pools):
+        generator = torch.Generator().manual_seed(2 * seed + number)
+        order = torch.randperm(len(pool), generator=generator)
+        angles = _angles(len(pool), task, law, whole, std, generator)
+        if pool is pools[-1]:
+            used = sum(wanted.values())
+            wanted["test"] = max(len(pool) - used, 0) if test is None else test
+        if sum(wanted.values()) > len(pool):
+            asked = " and ".join(f"data.{name}={count}" for name, count in wanted.items())
+            raise DataError(f"rotated_digits: {asked}, but {base} has {len(pool)} digits for them: choose fewer")
+        start = 0
+        for name, count in wanted.items():
+            chosen = order[len(pool) - count :] if name == "test" else order[start : start + count]
+            parts[name] = _turned(pool[chosen], angles[chosen], size) if count else None
+            start += count
+        wanted = {}
+    train_part, val_part, test_part = (parts[name] for name in ("train", "val", "test"))
+    return Dataset("rotated_digits", [], train_part, val_part, test_part, layout, "raw", task=task)
+
+
+def _pools(base: str, root: str | Path, download: bool) -> tuple[list[Tensor], str]:
+    """Digits uint8 (N,1,H,W) for training and, where they are others, for the test; and their layout."""
+    if base == "digits":
+        loaded = digits.load(val=0)
+        assert loaded.train is not None
+        assert loaded.test is not None
+        return [torch.cat([loaded.train.images, loaded.test.images])], loaded.layout
+    if base != "mnist":
+        raise DataError(f"data.base={base}: expected digits or mnist")
+    try:
+        loaded = files.load(name="mnist", root=root, size=28, channels=1, val=0, download=download)
+    except DataError as error:
+        raise DataError(f"{error}; or take those of scikit-learn with data.base=digits data.size=8") from error
+    return [split.images for split in (loaded.train, loaded.test) if split is not None], loaded.layout
+
+
+def _angles(n: int, task: Regression, law: str, whole: bool, std: float, generator: torch.Generator) -> Tensor:
+    """Float32 (n,), all within the range; by inverting the distribution, so that one number makes one angle."""
+    u = torch.rand(n, generator=generator, dtype=torch.float64)
+    if law == "uniform" and whole:
+        return (math.ceil(task.low) + (u * (math.floor(task.high) - math.ceil(task.low) + 1)).floor()).float()
+    if law == "uniform":
+        return task.denormalise(u)
+    if law != "peaked":
+        raise DataError(f"data.law={law}: expected uniform or peaked")
+    middle = (task.low + task.high) / 2
+    ends = torch.tensor([task.low - middle, task.high - middle], dtype=torch.float64) / std
+    below, above = torch.special.ndtr(ends)
+    drawn = middle + std * torch.special.ndtri(below + u * (above - below))
+    return (drawn.round() if whole else drawn).clamp(task.low, task.high).float()
+
+
+def _turned(images: Tensor, angles: Tensor, size: int) -> Split:
+    """Turned at whichever is finer, the digits' own resolution or the wanted one."""
+    fine = fit_to(images, size=max(size, images.shape[-1]), channels=1)
+    pairs = zip(fine.split(CHUNK), angles.split(CHUNK), strict=True)
+    return Split(fit_to(torch.cat([turned(*pair) for pair in pairs]), size=size, channels=1), angles)
+
+
+def turned(images: Tensor, degrees: Tensor) -> Tensor:
+    """Images uint8 (N,C,H,W), each turned counter-clockwise about its centre; what comes in from outside is background.
+
+    Bilinear. The background of an image is its darkest pixel, which lies around the image as far as it takes.
+    """
+    background = images.amin((1, 2, 3), keepdim=True)
+    angle = degrees.float().deg2rad()
+    theta = torch.zeros(len(images), 2, 3)
+    theta[:, 0, 0] = theta[:, 1, 1] = angle.cos()
+    theta[:, 0, 1], theta[:, 1, 0] = -angle.sin(), angle.sin()
+    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    # zeros around the difference from the background: the same as that much of it around the image
+    moved = F.grid_sample((images - background).float(), grid, padding_mode="zeros", align_corners=False)
+    return (moved.round() + background).to(torch.uint8)

@@ -1,0 +1,176 @@
+"""Encoders and decoders of a conditional variational autoencoder, as small as FS-BBT's (Nguyen et al., ECCV 2022).
+
+An encoder maps images (N,C,S,S) in [0,1] and labels (N,) int64 to mean and log-variance of z, both (N,latent). A
+decoder maps latents (N,latent) and labels to the logits of pixels, and `forward` to the pixels themselves.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Encoder(nn.Module):
+    """Features of image and label (N,width), then two linear layers for mean and log-variance."""
+
+    def __init__(self, width: int, *, latent: int, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.mean, self.logvar = nn.Linear(width, latent), nn.Linear(width, latent)
+
+    def features(self, x: Tensor, onehot: Tensor) -> Tensor:
+        """(N,width) of images and one-hot labels (N,num_classes)."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance of q(z|x,y)."""
+        h = self.features(x, F.one_hot(label, self.num_classes).float())
+        return self.mean(h), self.logvar(h)
+
+
+class Decoder(nn.Module):
+    """A body from latent and one-hot label (N,latent+num_classes) to logits of pixels."""
+
+    def __init__(self, body: nn.Module, *, latent: int, num_classes: int) -> None:
+        super().__init__()
+        self.latent, self.num_classes = latent, num_classes
+        self.body = body
+
+    def logits(self, z: Tensor, label: Tensor) -> Tensor:
+        """Logits of the pixels, (N,C,S,S)."""
+        return self.body(torch.cat([z, F.one_hot(label, self.num_classes).to(z)], 1))
+
+    def forward(self, z: Tensor, label: Tensor) -> Tensor:
+        """Images (N,C,S,S) in [0,1]."""
+        return self.logits(z, label).sigmoid()
+
+
+class MlpEncoder(Encoder):
+    """Linear layers on pixels and label; FS-BBT's for 28x28 by default.
+
+    Args:
+        size: height and width of the image.
+        channels: of the image.
+        widths: of the hidden layers; the decoder has them the other way round.
+        latent: length of z.
+        num_classes: K.
+    """
+
+    def __init__(
+        self,
+        *,
+        size: int,
+        channels: int = 1,
+        widths: Sequence[int] = (256, 128, 64),
+        latent: int = 2,
+        num_classes: int = 10,
+    ) -> None:
+        super().__init__(widths[-1], latent=latent, num_classes=num_classes)
+        self.body = _linears(channels * size * size + self.num_classes, widths)
+
+    def features(self, x: Tensor, onehot: Tensor) -> Tensor:
+        """(N,widths[-1])."""
+        return self.body(torch.cat([x.flatten(1), onehot], 1))
+
+
+class MlpDecoder(Decoder):
+    """The encoder's mirror image, with its arguments."""
+
+    def __init__(
+        self,
+        *,
+        size: int,
+        channels: int = 1,
+        widths: Sequence[int] = (256, 128, 64),
+        latent: int = 2,
+        num_classes: int = 10,
+    ) -> None:
+        hidden = _linears(latent + num_classes, widths[::-1])
+        pixels = nn.Linear(widths[0], channels * size * size)
+        body = nn.Sequential(hidden, pixels, nn.Unflatten(1, (channels, size, size)))
+        super().__init__(body, latent=latent, num_classes=num_classes)
+
+
+class ConvEncoder(Encoder):
+    """Convolutions 4/2 on image and label, the label a channel of its own that a linear layer paints.
+
+    Args:
+        size: height and width of the image, a multiple of 2 to the number of `widths`.
+        channels: of the image.
+        widths: of the convolutions, each halving the map.
+        hidden: of the linear layers behind them.
+        latent: length of z.
+        num_classes: K.
+    """
+
+    def __init__(
+        self,
+        *,
+        size: int,
+        channels: int = 3,
+        widths: Sequence[int] = (32, 64, 128, 256, 512),
+        hidden: Sequence[int] = (32, 16),
+        latent: int = 2,
+        num_classes: int = 10,
+    ) -> None:
+        super().__init__(hidden[-1], latent=latent, num_classes=num_classes)
+        smallest = _smallest(size, widths)
+        self.paint = nn.Sequential(nn.Linear(self.num_classes, size * size), nn.Unflatten(1, (1, size, size)))
+        layers: list[nn.Module] = []
+        for inputs, outputs in zip((channels + 1, *widths), widths, strict=False):
+            layers += [nn.Conv2d(inputs, outputs, 4, 2, 1), nn.ReLU()]
+        self.body = nn.Sequential(*layers, nn.Flatten(), _linears(widths[-1] * smallest**2, hidden))
+
+    def features(self, x: Tensor, onehot: Tensor) -> Tensor:
+        """(N,hidden[-1])."""
+        return self.body(torch.cat([x, self.paint(onehot)], 1))
+
+
+class ConvDecoder(Decoder):
+    """Linear layers, then transposed convolutions 4/2 up to the size of the image, with the encoder's arguments.
+
+    The authors' decoder goes one step further, to 64x64 for images of 32x32, and a linear layer of 37.75 million
+    weights leads back; here the last transposed convolution gives the pixels.
+    """
+
+    def __init__(
+        self,
+        *,
+        size: int,
+        channels: int = 3,
+        widths: Sequence[int] = (32, 64, 128, 256, 512),
+        hidden: Sequence[int] = (32, 16),
+        latent: int = 2,
+        num_classes: int = 10,
+    ) -> None:
+        smallest = _smallest(size, widths)
+        first = nn.Linear(hidden[0], widths[-1] * smallest**2)
+        layers: list[nn.Module] = []
+        for inputs, outputs in zip(widths[::-1], (*widths[-2::-1], channels), strict=True):
+            layers += [nn.ConvTranspose2d(inputs, outputs, 4, 2, 1), nn.ReLU()]
+        body = nn.Sequential(
+            _linears(latent + num_classes, hidden[::-1]),
+            first,
+            nn.Unflatten(1, (widths[-1], smallest, smallest)),
+            *layers[:-1],
+        )
+        super().__init__(body, latent=latent, num_classes=num_classes)
+
+
+def _linears(inputs: int, widths: Sequence[int]) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for a, b in zip((inputs, *widths), widths, strict=False):
+        layers += [nn.Linear(a, b), nn.ReLU()]
+    return nn.Sequential(*layers)
+
+
+def _smallest(size: int, widths: Sequence[int]) -> int:
+    """Side of the smallest map.
+
+    Raises:
+        ValueError: the size cannot be halved so often.
+    """
+    if size % 2 ** len(widths):
+        raise ValueError(f"{len(widths)} convolutions halve the map: size must be a multiple of {2 ** len(widths)}")
+    return size // 2 ** len(widths)

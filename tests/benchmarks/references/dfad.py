@@ -1,0 +1,42 @@
+"""DFAD (VainF): ``train`` of ``DFAD_mnist.py``."""
+
+from __future__ import annotations
+
+import importlib
+from functools import partial
+from types import SimpleNamespace
+
+import torch
+
+from kd_lightning.methods.dfad import Dfad
+from kd_lightning.networks.generators import Generator
+from kd_lightning.networks.lenet import LeNet5
+from references.observed import Trace, copied, importable, traced
+from references.sides import GREY, MANY, At, Ours, adam, method, sgd
+
+
+def dfad(at: At) -> tuple[Trace, Ours]:
+    """LeNet-5 to its half: five steps of the student, one of the generator."""
+    theirs = Trace()
+    with importable(at.folder, "dataloader", "torchvision.models.utils"):
+        main = importlib.import_module("DFAD_mnist")
+        his = main.network.lenet.LeNet5(), main.network.lenet.LeNet5Half()
+        generator = main.network.gan.GeneratorA(nz=100, ngf=64, nc=1, img_size=32)
+        made = method(
+            Dfad,
+            copied(his[0], LeNet5()),
+            copied(his[1], LeNet5(widths=(3, 8, 60, 42))),
+            GREY,
+            generator=copied(generator, Generator(latent=100, channels=1, size=32, eps=1e-5, **GREY)),
+            batch_size=at.batch,
+            optimizer=partial(sgd, lr=0.01, weight_decay=1e-4),
+            optimizer_g=partial(adam, lr=1e-3),
+        )
+        opts = (
+            torch.optim.SGD(his[1].parameters(), lr=0.01, weight_decay=1e-4, momentum=0.9),
+            torch.optim.Adam(generator.parameters(), lr=1e-3),
+        )
+        args = SimpleNamespace(epoch_itrs=MANY, batch_size=at.batch, nz=100, verbose=False)
+        with traced(theirs, at.limit):
+            main.train(args, *his, generator, "cpu", opts, 0)
+    return theirs, Ours(made)
