@@ -162,8 +162,8 @@ def test_killed_in_a_round_of(method: str, phase: str, tmp_path: Path) -> None:
 
 STAGES = (
     *("method=supervised", "teacher=none", "stages=biggan", "trainer.max_epochs=1"),
-    "features.student={_target_: kd_lightning.networks.features.FeatureClassifier, num_classes: 10, features: 8, hidden: [8],"
-    " trunk: {_target_: kd_lightning.networks.label_embedding.ConvTrunk, size: 8, widths: [4, 8]}}",
+    "features.student={_target_: kd_lightning.networks.features.FeatureClassifier, num_classes: 10, features: 8,"
+    " hidden: [8], trunk: {_target_: kd_lightning.networks.label_embedding.ConvTrunk, size: 8, widths: [4, 8]}}",
     *("features.trainer.max_epochs=1", "features.source.batch_size=320"),
     *("gan.trainer.max_epochs=2", "gan.source.batch_size=320", "gan.method.ema=0.9", "gan.method.ema_from=1"),
     *("gan.method.latent=4", "gan.method.generator.widths=8", "gan.method.discriminator.widths=8"),

@@ -52,6 +52,7 @@ class DensityRatio(Distiller):
     trains_student = False
     validates = True
     keeps = ("ratio",)
+    held_out: Tensor
 
     def __init__(
         self,
@@ -72,7 +73,7 @@ class DensityRatio(Distiller):
             if file is not None:
                 load_weights(net, file)  # type: ignore[arg-type]
         if labels is not None:
-            ratio.labels.requires_grad_(False)  # type: ignore[union-attr,operator]
+            ratio.labels.requires_grad_(False)
         self.ratio = ratio
         self.drawn_from = FrozenTeacher(generator)
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
