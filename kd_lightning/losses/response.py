@@ -5,7 +5,7 @@ from typing import Literal
 from torch import Tensor
 from torch.nn import functional as F
 
-FOR_CLASSES = ("kl", "soft_cross_entropy")
+FOR_CLASSES = ("kl", "soft_cross_entropy", "answer_cross_entropy")
 """Losses that take an answer for logits, of which a network for numbers has none; :func:`imitation` serves both."""
 
 

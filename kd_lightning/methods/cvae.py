@@ -48,8 +48,8 @@ class Cvae(Distiller):
 
     @classmethod
     def needs(cls, **settings: Any) -> set[str]:
-        """Images that the teacher has answered."""
-        return {"teacher", "source.images", "source.answers"}
+        """Images that the teacher has answered, by class."""
+        return {"teacher", "source.images", "source.answers", "task.classification"}
 
     def student_updates_per_round(self) -> int:
         """None."""

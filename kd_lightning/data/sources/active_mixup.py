@@ -45,6 +45,7 @@ class ActiveMixup:
     """
 
     version = 1
+    needs = frozenset({"task.classification"})
 
     def __init__(
         self,

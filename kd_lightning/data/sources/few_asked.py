@@ -51,6 +51,7 @@ class FewAsked:
 
     offers = frozenset({"source.images", "source.labels", "source.answers"})
     version = 1
+    needs = frozenset({"task.classification"})
 
     def __init__(
         self,
