@@ -66,7 +66,7 @@ def bars(n: int = 400, **changes: Any) -> Context:
 
 def reader() -> Normalized:
     """A fresh T1."""
-    net = ImageToLabel(ConvTrunk(in_channels=1, size=8, widths=(16, 32)), embed=16, hidden=32)
+    net = ImageToLabel(ConvTrunk(in_channels=1, size=8, widths=(16, 32)), embed=64, hidden=32)
     return Normalized(net, **STATISTICS)
 
 

@@ -28,7 +28,7 @@ from kd_lightning.tasks import Classification
 from kd_lightning.teacher.frozen import FrozenTeacher
 from kd_lightning.teacher.weights import load_weights
 
-LATENT, EMBED = 8, 16
+LATENT, EMBED = 8, 64
 mild = DiffAugment(colour=False, cutout=0.25)
 
 
@@ -98,7 +98,7 @@ def t2(t1: Normalized, tmp_path_factory: pytest.TempPathFactory) -> Path:
         teacher=None,
         task=Place(),
         embedding=LabelToHidden(embed=EMBED),
-        optimizer=partial(adam, lr=5e-3),
+        optimizer=partial(adam, lr=2e-3),
         scheduler=partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.5),
     )
     fitted(method, Vicinal(rounds=150, batch_size=128, m_kappa=0.0, sigma=0.0).prepare(bars()), epochs=6)
