@@ -38,8 +38,9 @@ class LocalAsker:
         self._described = described
         self._questions: queue.SimpleQueue[Any] = queue.SimpleQueue()
         arguments = (net.eval().requires_grad_(False), described, abstain_below, device, self._questions)
-        threading.Thread(target=_answer, args=arguments, name="teacher", daemon=True).start()
-        weakref.finalize(self, self._questions.put, None)
+        thread = threading.Thread(target=_answer, args=arguments, name="teacher", daemon=True)
+        thread.start()
+        weakref.finalize(self, _end, self._questions, thread)
 
     def describe(self) -> Described:
         """As it was made."""
@@ -57,6 +58,13 @@ class LocalAsker:
         if isinstance(answers, str):
             raise RuntimeError(f"the teacher's network failed: {answers}")
         return answers
+
+
+def _end(questions: queue.SimpleQueue[Any], thread: threading.Thread) -> None:
+    """Wait for it: a thread that still holds tensors while the interpreter shuts down aborts the process."""
+    questions.put(None)
+    if thread is not threading.current_thread():
+        thread.join()
 
 
 @torch.no_grad()

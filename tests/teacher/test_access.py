@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import math
+import subprocess
+import sys
 import types
 from pathlib import Path
 from typing import Any
@@ -123,6 +125,25 @@ def test_no_method_holds_a_network_that_only_answers(tmp_path: Path) -> None:
     assert {id(p) for p in method.parameters()} == {id(p) for p in student.parameters()}
     assert all(key.startswith("student.") for key in method.state_dict())
     assert not [thing for thing in reachable(vars(method)["teacher"]) if isinstance(thing, nn.Module)]
+
+
+LEFT_OPEN = """
+import sys, types
+import numpy as np
+from torch import nn
+from kd_lightning.teacher.answers import Described
+from kd_lightning.teacher.local import LocalAsker
+
+sys.modules["kept"] = kept = types.ModuleType("kept")  # until the very end
+net = lambda: nn.Sequential(nn.Flatten(), *(nn.Linear(64, 64) for _ in range(100)))
+kept.askers = [LocalAsker(net(), Described("net", "1", "probs", 64)) for _ in range(20)]
+print(len([asker.ask(np.zeros((1, 8, 8, 1), np.uint8)) for asker in kept.askers]))
+"""
+
+
+def test_a_process_may_end_while_teachers_are_open() -> None:
+    done = subprocess.run([sys.executable, "-c", LEFT_OPEN], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "20\n"), done.stderr
 
 
 def test_an_error_of_the_network_says_what_it_was_and_leads_nowhere(tmp_path: Path) -> None:
