@@ -87,8 +87,8 @@ class LabelToHidden(nn.Sequential):
     """T2: places of numbers in their range, (N,), -> vectors (N, embed), not negative.
 
     Args:
-        embed: length of the vectors, a multiple of 8 and at least 64: the norms have eight groups, and what is left of two
-            values in a group is which of them is greater.
+        embed: length of the vectors, a multiple of 8 and better not under 64: the norms have eight groups, and of two
+            values in a group nothing is left but which is the greater.
         depth: hidden layers.
     """
 
