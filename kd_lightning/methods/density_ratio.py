@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from kd_lightning import ranks
 from kd_lightning.data.loader import Batch
+from kd_lightning.data.sources.pool import rounded
 from kd_lightning.data.sources.vicinal import VicinalBatch
 from kd_lightning.data.vicinity import places
 from kd_lightning.losses.density_ratio import penalised_softplus, softplus_ratio
@@ -107,7 +108,7 @@ class DensityRatio(Distiller):
     @torch.no_grad()
     def images(self, z: Tensor, y: Tensor) -> Tensor:
         """Images (N, C, H, W) of the generator, rounded to 255 steps."""
-        return self.drawn_from.net(z, y).float().clamp(0, 1).mul(255).round().div(255)
+        return rounded(self.drawn_from.net(z, y))
 
     def on_validation_epoch_start(self) -> None:
         """Begin to add up; the same latents every time."""

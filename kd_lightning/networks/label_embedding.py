@@ -38,6 +38,11 @@ class ResNetTrunk(nn.Sequential):
         super().__init__(net.conv1, net.bn1, net.relu, *groups, net.avgpool, nn.Flatten())
 
 
+def feature_trunk(*, in_channels: int = 3) -> ResNetTrunk:
+    """That of cGAN-KD's extractor of features: its first group keeps height and width."""
+    return ResNetTrunk(in_channels=in_channels, first=1)
+
+
 class ConvTrunk(nn.Sequential):
     """3x3 convolutions of stride 2 with BatchNorm and ReLU, flattened: for digits.
 

@@ -74,6 +74,7 @@ def load(
     size: int,
     channels: int,
     val: int | float = 5000,
+    train: int | None = None,
     download: bool = False,
     store: Store | None = None,
     skip_bad: bool = False,
@@ -86,6 +87,7 @@ def load(
         size: side in pixels; other sizes are resized bilinearly.
         channels: 1 (grey) or 3 (RGB).
         val: number or share of training images held out, the same ones each time; 0 for none.
+        train: how many of the others there are, classes in proportion and the same ones each time; None for all.
         download: let torchvision fetch what is missing.
         store: where images decoded from class folders are kept.
         skip_bad: with class folders, leave out files that cannot be decoded.
@@ -100,7 +102,7 @@ def load(
     lacking = {home: _missing(root / home / public.inside, public.files) for home in public.homes}
     home, missing = min(lacking.items(), key=lambda item: len(item[1]))
     if missing and any((root / name / part).is_dir() for part in ("train", "test")):
-        return _from_folders(name, root / name, public, size, channels, val, store, skip_bad)
+        return _fewer(_from_folders(name, root / name, public, size, channels, val, store, skip_bad), train)
     if missing and not download:
         raise DataError(
             f"{name} is not under {root}: {missing[0]} is missing. Put torchvision's files there or the "
@@ -110,17 +112,26 @@ def load(
         home = ""
         _download(name, root, public)
     opened = [_open(name, root / home, public, train) for train in (True, False)]
-    train, test = (Split(fit_to(_pixels(o), size=size, channels=channels), _labels(o)) for o in opened)
-    train, val_split = hold_out(train, val) if val else (train, None)
-    return Dataset(
+    whole, test = (Split(fit_to(_pixels(o), size=size, channels=channels), _labels(o)) for o in opened)
+    rest, val_split = hold_out(whole, val) if val else (whole, None)
+    dataset = Dataset(
         name=name,
         classes=public.classes or list(opened[0].classes),
-        train=train,
+        train=rest,
         val=val_split,
         test=test,
         layout="torchvision",
         encoding="raw",
     )
+    return _fewer(dataset, train)
+
+
+def _fewer(dataset: Dataset, train: int | None) -> Dataset:
+    if train is None or dataset.train is None or train == len(dataset.train):
+        return dataset
+    if not 0 < train < len(dataset.train):
+        raise DataError(f"data.train={train}: {dataset.name} has {len(dataset.train)} training images beside data.val")
+    return replace(dataset, train=hold_out(dataset.train, train)[1])
 
 
 def _missing(where: Path, files: Sequence[str]) -> list[Path]:
