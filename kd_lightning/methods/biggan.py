@@ -35,7 +35,7 @@ class BigGan(ConditionalGan):
     @classmethod
     def needs(cls, **settings: Any) -> set[str]:
         """Images and their classes."""
-        return {"source.images", "source.labels"}
+        return {"source.images", "source.labels", "task.classification"}
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """One batch of labelled images."""

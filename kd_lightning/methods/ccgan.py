@@ -51,8 +51,8 @@ class CcGan(ConditionalGan):
 
     @classmethod
     def needs(cls, **settings: Any) -> set[str]:
-        """Images of labels near those that are wanted."""
-        return {"source.vicinity"}
+        """Images of numbers near those that are wanted."""
+        return {"source.vicinity", "task.regression"}
 
     def training_step(self, batch: VicinalBatch, batch_idx: int) -> None:
         """One batch of wanted labels."""
