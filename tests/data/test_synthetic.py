@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from kd_lightning.artifacts import Store
 from kd_lightning.data.dataset import Dataset, Split
+from kd_lightning.data.sources import synthetic
 from kd_lightning.data.sources.context import Context
 from kd_lightning.data.sources.synthetic import CONSTANT, Synthetic, choice, errors_of, smallest
 from kd_lightning.errors import ConfigError, DataError, TrainingError
@@ -162,10 +163,14 @@ def test_what_the_filter_leaves_is_what_the_teacher_believes(tmp_path: Path) -> 
     assert torch.bincount(kept.labels).tolist() == [25, 25, 25, 25]
 
 
-def test_what_is_chosen_keeps_its_label_and_classes_lose_alike(tmp_path: Path) -> None:
+def test_what_is_chosen_keeps_its_label_and_classes_lose_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = source(tmp_path, keep=0.9, images=100, real=False).prepare(at(tmp_path))
     greys = chosen.images.float().mean((1, 2, 3)) / 255
     assert (greys - (chosen.labels + 0.5) / CLASSES).abs().max() < 0.05
+    monkeypatch.setattr(synthetic, "PER_PART", 100)
+    numbers = source(tmp_path, generator=Painter(labels=1), images=100, real=False).prepare(at(tmp_path, METRES))
+    read = METRES.numbers(Reader(1)(numbers.images.float() / 255))
+    assert (read - numbers.labels).abs().max() < 0.5
     kept = source(tmp_path, keep=0.9, real=False).prepare(at(tmp_path))
     assert set(torch.bincount(kept.labels).tolist()) <= {44, 45}  # some greys are equal
 
