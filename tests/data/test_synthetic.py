@@ -170,7 +170,7 @@ def test_what_is_chosen_keeps_its_label_and_classes_lose_alike(tmp_path: Path, m
     monkeypatch.setattr(synthetic, "PER_PART", 100)
     numbers = source(tmp_path, generator=Painter(labels=1), images=100, real=False).prepare(at(tmp_path, METRES))
     read = METRES.numbers(Reader(1)(numbers.images.float() / 255))
-    assert (read - numbers.labels).abs().max() < 0.5
+    assert (read - numbers.labels).abs()[numbers.labels < 4.5].max() < 0.5  # beyond, a grey is cut off at white
     kept = source(tmp_path, keep=0.9, real=False).prepare(at(tmp_path))
     assert set(torch.bincount(kept.labels).tolist()) <= {44, 45}  # some greys are equal
 
