@@ -164,10 +164,10 @@ def test_what_the_filter_leaves_is_what_the_teacher_believes(tmp_path: Path) -> 
 
 
 def test_what_is_chosen_keeps_its_label_and_classes_lose_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(synthetic, "PER_PART", 100)
     chosen = source(tmp_path, keep=0.9, images=100, real=False).prepare(at(tmp_path))
     greys = chosen.images.float().mean((1, 2, 3)) / 255
     assert (greys - (chosen.labels + 0.5) / CLASSES).abs().max() < 0.05
-    monkeypatch.setattr(synthetic, "PER_PART", 100)
     numbers = source(tmp_path, generator=Painter(labels=1), images=100, real=False).prepare(at(tmp_path, METRES))
     read = METRES.numbers(Reader(1)(numbers.images.float() / 255))
     assert (read - numbers.labels).abs()[numbers.labels < 4.5].max() < 0.5  # beyond, a grey is cut off at white
