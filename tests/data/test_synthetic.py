@@ -209,6 +209,21 @@ def test_the_labels_of_a_pool_of_numbers_are_those_of_the_training_images(tmp_pa
     assert torch.equal(pool.labels.unique(), context.real().labels.unique())
 
 
+def test_the_papers_variants_are_names_for_the_switches(tmp_path: Path) -> None:
+    settings = {"ratio": Ratio(1.0), "keep": 0.7}
+    found = {
+        name: (variant.ratio is not None, variant.keep, variant.relabel)
+        for name in ("unprocessed", "subsampled", "filtered", "replaced")
+        if (variant := source(tmp_path, processing=name, **settings))
+    }
+    assert found == {
+        "unprocessed": (False, None, False),
+        "subsampled": (True, None, False),
+        "filtered": (True, 0.7, False),
+        "replaced": (True, 0.7, True),
+    }
+
+
 def test_subsampling_takes_what_the_ratio_says(tmp_path: Path) -> None:
     context = at(tmp_path)
     settings = {"per_label": 400, "real": False}

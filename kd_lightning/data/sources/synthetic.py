@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -79,6 +79,8 @@ class Synthetic:
         draw: images drawn at a time.
         keep: part of the pool with the smallest errors of the teacher, of each class or of all numbers; None for all.
         relabel: the teacher's answer takes the label's place.
+        processing: one of the paper's variants in place of those three: ``unprocessed``, ``subsampled``, ``filtered``
+            (and subsampled) or ``replaced`` (and filtered), the last two with the part ``keep``; None leaves them.
         images: of the pool that training sees, for classes equally many of each; None for all.
         real: join the training images.
         strict: stop where a stage has not done its work, in place of a warning.
@@ -106,6 +108,7 @@ class Synthetic:
         draw: int = 500,
         keep: float | None = None,
         relabel: bool = False,
+        processing: Literal["unprocessed", "subsampled", "filtered", "replaced"] | None = None,
         images: int | None = None,
         real: bool = True,
         strict: bool = False,
@@ -114,6 +117,9 @@ class Synthetic:
     ) -> None:
         if keep is not None and not 0 < keep <= 1:
             raise ConfigError(f"source.keep={keep}: expected a part, more than 0 and at most 1, or null for all")
+        if processing is not None:
+            subsample, relabel = processing != "unprocessed", processing == "replaced"
+            keep = keep if processing in ("filtered", "replaced") else None
         if subsample and (ratio is None or ratio_weights is None):
             raise ConfigError(
                 "source.subsample=true needs source.ratio and source.ratio_weights: train a ratio, or say "
