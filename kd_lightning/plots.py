@@ -68,6 +68,7 @@ def draw(groups: Sequence[Group]) -> Figure:
         axes.set_xlabel(name)
         axes.set_ylabel(_label(key, measured))
     for axes in (first, *others):
+        axes.locator_params(axis="x", nbins=5)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     return figure
