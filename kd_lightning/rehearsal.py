@@ -237,7 +237,7 @@ class Planner:
                 self.steps.append(Step(f"{phase}'s answers", MISSING, seconds=new * self.door.seconds, images=new))
             return short, 1.0, counted, None
         source = short.source
-        if kind != "pool" or "images" not in source:
+        if kind != "pool" or "images" not in source or "steps" not in source:
             raise UserError(f"plan: {source._target_} makes {kind}, and no plan knows how long that takes")
         images = source.images or len(context.real())
         batch = max([source.get(key) or 0 for key in ("inverted", "impressions", "batch_size")])

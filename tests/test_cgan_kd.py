@@ -1,0 +1,90 @@
+"""cGAN-KD from the command to the result: stages, pool, student and controls, of classes and of numbers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import TINY, composed, tiny_run
+
+from kd_lightning.composition import read
+from kd_lightning.errors import UserError
+from kd_lightning.plan import plan
+from kd_lightning.quiet import quiet
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*source.strict=true stops here")
+
+BRIEF = (
+    *("features.trainer.max_epochs=1", "gan.trainer.max_epochs=1", "ratio.trainer.max_epochs=1"),
+    *("source.per_label=30", "source.burn_in=50", "source.draw=50", "source.batch_size=320"),
+)
+CLASSES = ("method=cgan_kd", *BRIEF, "source.images=100")
+NUMBERS = (
+    *(
+        "method=cgan_kd_regression",
+        "data=rotated_digits",
+        "data.base=digits",
+        "data.size=8",
+        *BRIEF,
+        "source.images=50",
+    ),
+    *("data.train=640", "data.val=100", "data.test=200", "student=small_conv_tiny", "source.per_label=2"),
+    *("images.trainer.max_epochs=2", "labels.trainer.max_epochs=2", "gan.source.rounds=2", "ratio.source.rounds=2"),
+    *("gan.method.generator.widths=[16,8]", "gan.method.discriminator.widths=[8,16]", "source.processing=unprocessed"),
+    "images.student.trunk.widths=[4,8]",
+)
+
+
+def phases(store: Path) -> set[str]:
+    return {json.loads(file.read_text())["phase"] for file in store.glob("fit-*/fit.json")}
+
+
+@pytest.mark.slow
+def test_classes(tmp_path: Path, store: Path, teacher_file: Path) -> None:
+    def run(folder: str, *overrides: str) -> Any:
+        return tiny_run(tmp_path / folder, *CLASSES, f"teacher.weights={teacher_file}", *overrides)
+
+    run("first")
+    assert phases(store) == {"nokd", "nokd_equal", "features", "gan", "ratio", "student"}
+    (report,) = [r for f in store.glob("fit-*/fit.json") if (r := json.loads(f.read_text()))["phase"] == "student"]
+    assert report["images_synthesised"] == 300
+    assert report["pool"]["used"] == 100
+    assert set(report["pool"]["gates"]) == {
+        "acceptance rate",
+        "mean ratio of made images",
+        "softplus loss held out",
+        "teacher's error on made images",
+    }
+    fits, pools = (len(list(store.glob(f"{kind}-*/artifact.json"))) for kind in ("fit", "pool"))
+    for processing, more in (("subsampled", 0), ("replaced", 0), ("unprocessed", 1)):
+        again = run(processing, f"source.processing={processing}")
+        assert not again["stored"]
+        fits, pools = fits + 1, pools + more
+        assert len(list(store.glob("fit-*/artifact.json"))) == fits, "everything up to the pool is shared"
+        assert len(list(store.glob("pool-*/artifact.json"))) == pools
+
+
+@pytest.mark.slow
+def test_numbers(tmp_path: Path, store: Path) -> None:
+    result = tiny_run(tmp_path / "run", *NUMBERS)
+    assert phases(store) == {"teacher", "nokd", "nokd_equal", "images", "labels", "features", "gan", "ratio", "student"}
+    assert 0 < result["metrics"]["test/mae"] < 60
+    assert result["metrics"]["test/agreement"] is not None
+
+
+def test_the_student_begins_as_the_one_of_the_real_images() -> None:
+    cfg = composed("experiment=cgan_kd/mnist_small")
+    assert cfg.init == "stage:nokd/student.safetensors"
+    assert [stage.name for stage in cfg.stages] == ["nokd", "features", "gan", "ratio"]
+    assert cfg.controls.nokd.init is None
+    assert "init" not in cfg.controls.nokd_equal
+
+
+def test_a_plan_says_that_it_does_not_know(tmp_path: Path, store: Path, teacher_file: Path) -> None:
+    overrides = [*TINY, *CLASSES, f"teacher.weights={teacher_file}", "artifacts.root=" + str(store)]
+    found = read(overrides)
+    quiet()
+    with pytest.raises(UserError, match="Synthetic makes pool, and no plan knows how long that takes"):
+        plan(found.cfg, {"method": "cgan_kd", "data": "digits"})
