@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -27,7 +28,7 @@ from kd_lightning.fitting import Bench, Fitted, device_of, fast_precision, fit
 from kd_lightning.inference import predict
 from kd_lightning.results import header, parameters, peak_memory
 from kd_lightning.signatures import versions
-from kd_lightning.tasks import evaluate
+from kd_lightning.tasks import Task, evaluate
 from kd_lightning.teacher.obtain import Obtained, obtain_teacher
 from kd_lightning.variant import variant
 
@@ -172,6 +173,8 @@ def _produce(
         if "generated/agreement" in student.report:
             metrics["generated/agreement"] = student.report["generated/agreement"]
 
+    if ranks.rank() == 0 and (weak := weak_teacher(cfg.controls, metrics, bench.task)):
+        warnings.warn(weak, stacklevel=2)
     bench.boards.numbers({k: v for k, v in metrics.items() if v is not None}, student.report["rounds"])
     fits = [*stages.values(), student]
     networks = {"teacher": teacher.net} if teacher and teacher.net else {}
@@ -212,6 +215,21 @@ def _produce(
         "memory_format": student.report["memory_format"],
         "device": torch.cuda.get_device_name() if device_of(cfg) != "cpu" else f"cpu x{torch.get_num_threads()}",
     }
+
+
+def weak_teacher(controls: Mapping[str, Any], metrics: Mapping[str, float | None], task: Task) -> str | None:
+    """What to say where the student's network, trained without the teacher, is as good as the teacher."""
+    teacher = metrics.get(f"teacher/{task.headline}")
+    for name, node in controls.items():
+        alone = metrics.get(f"{name}/{task.headline}")
+        if node.get("teacher", True) or teacher is None or alone is None:
+            continue
+        if (alone >= teacher) if task.higher_is_better else (alone <= teacher):
+            return (
+                f"the teacher's {task.headline}, {teacher:.4g}, is no better than that of {name}, {alone:.4g}, which "
+                "had no teacher: it has little to teach. Train it longer, or choose another"
+            )
+    return None
 
 
 def _further(

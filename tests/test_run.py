@@ -19,6 +19,8 @@ from kd_lightning.errors import BudgetExceeded, UserError
 from kd_lightning.methods.base import Distiller
 from kd_lightning.networks.normalized import Normalized
 from kd_lightning.networks.small import SmallConvNet
+from kd_lightning.run import weak_teacher
+from kd_lightning.tasks import Classification, Regression
 from kd_lightning.teacher import obtain
 from kd_lightning.teacher.answers import Answer
 from kd_lightning.teacher.local import LocalAsker
@@ -54,6 +56,21 @@ def test_result_says_what_was_done(tiny: Tiny, store: Path) -> None:
         *(f"samples/{name}_000{epoch}.png" for name in ("generated", "classes") for epoch in (1, 2)),
         *("plots/confusion_labels.png", "plots/confusion_teacher.png"),
     }
+
+
+def test_a_teacher_that_is_no_better_than_the_student_alone_is_a_word() -> None:
+    controls = {"noise": {}, "nokd": {"teacher": False}}
+    classes, numbers = Classification(10), Regression(low=0.0, high=1.0, unit="metres")
+
+    def said(task: Any, teacher: float | None, nokd: float | None) -> str | None:
+        key = task.headline
+        return weak_teacher(controls, {f"teacher/{key}": teacher, f"nokd/{key}": nokd, f"noise/{key}": 0.9}, task)
+
+    assert str(said(classes, 0.8, 0.8)).startswith("the teacher's accuracy, 0.8, is no better than that of nokd, 0.8,")
+    assert said(classes, 0.8, 0.7) is None, "what learned from the teacher is no rival"
+    assert said(numbers, 3.0, 4.0) is None
+    assert "mae, 4, is no better than that of nokd, 3, which" in str(said(numbers, 4.0, 3.0))
+    assert said(classes, None, 0.7) is said(classes, 0.5, None) is None
 
 
 def test_same_command_reprints_what_is_stored(tiny: Tiny, store: Path, capsys: pytest.CaptureFixture[str]) -> None:
