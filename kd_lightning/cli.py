@@ -138,7 +138,7 @@ def _task(cfg: DictConfig) -> float | None:
     place = start.placed()
     if place is None and (number := start.wanted(cfg.trainer)) > 1:
         return _on_ranks(number, cfg, folder, names)
-    from kd_lightning.quiet import quiet
+    from kd_lightning.quiet import plain_warnings, quiet
 
     quiet()
     from kd_lightning import ranks
@@ -146,6 +146,7 @@ def _task(cfg: DictConfig) -> float | None:
     from kd_lightning.report import summary
     from kd_lightning.run import run
 
+    plain_warnings()
     try:
         with ranks.losing():
             if place is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from pathlib import Path
 
 
 def quiet() -> None:
@@ -23,3 +24,17 @@ def quiet() -> None:
         ".*The .* logger connector.*",
     ):
         warnings.filterwarnings("ignore", message)
+
+
+def plain_warnings() -> None:
+    """What this package warns of is one line, without its place in the code; for after the import of Lightning."""
+    theirs, here = warnings.formatwarning, str(Path(__file__).parent)
+
+    def formatted(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+    ) -> str:
+        if filename.startswith(here):
+            return f"warning: {message}\n"
+        return theirs(message, category, filename, lineno, line)
+
+    warnings.formatwarning = formatted

@@ -14,7 +14,7 @@ from kd_lightning.errors import UserError
 from kd_lightning.plan import plan
 from kd_lightning.quiet import quiet
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*source.strict=true stops here")
+pytestmark = pytest.mark.filterwarnings("ignore:.*source.strict=true makes that an error")
 
 BRIEF = (
     *("features.trainer.max_epochs=1", "gan.trainer.max_epochs=1", "ratio.trainer.max_epochs=1"),

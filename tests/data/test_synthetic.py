@@ -108,7 +108,7 @@ def source(folder: Path, *, ratio: Ratio | None = None, **settings: Any) -> Synt
 def calm() -> Any:
     """Gates that fail are tested where they are meant."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*source.strict=true stops here")
+        warnings.filterwarnings("ignore", message=".*source.strict=true makes that an error")
         yield
 
 

@@ -293,7 +293,7 @@ class Synthetic:
         if failed and self.strict:
             raise TrainingError("\n  ".join(["the pool is not worth training on:", *failed]))
         for line in failed:
-            warnings.warn(f"{line}. source.strict=true stops here", stacklevel=2)
+            warnings.warn(f"{line}. source.strict=true makes that an error", stacklevel=2)
 
 
 def errors_of(task: Task, answers: Tensor, labels: Tensor) -> Tensor:
