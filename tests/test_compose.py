@@ -82,7 +82,7 @@ def test_every_tuned_file_is_pulled_in(name):
     method, data, scale = next(
         (m, d, s) for m in files("method") for d in files("data") for s in files("scale") if f"{m}_{d}_{s}" == name
     )
-    cfg = composed(f"method={method}", f"data={data}", f"scale={scale}", *companions("method", method))
+    cfg = composed(*companions("method", method), f"method={method}", f"data={data}", f"scale={scale}")
     check(cfg)
     tuned = yaml.safe_load((conf_dir() / "tuned" / f"{name}.yaml").read_text())
     top = {key: value for key, value in tuned.items() if key in ("source", "trainer") and isinstance(value, dict)}
