@@ -14,7 +14,10 @@ from kd_lightning.errors import UserError
 from kd_lightning.plan import plan
 from kd_lightning.quiet import quiet
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*source.strict=true makes that an error")
+pytestmark = [  # of networks that have hardly learned
+    pytest.mark.filterwarnings("ignore:.*source.strict=true makes that an error"),
+    pytest.mark.filterwarnings("ignore:.*is no better than that of nokd"),
+]
 
 BRIEF = (
     *("features.trainer.max_epochs=1", "gan.trainer.max_epochs=1", "ratio.trainer.max_epochs=1"),

@@ -42,8 +42,8 @@ def composed(*overrides):
 def companions(group, name):
     """What a member needs beside it, because the defaults are for digits and a method without data."""
     if (group, name) == ("source", "synthetic"):
-        return ["stages=biggan", "method=kd"]
-    if group == "stages" and name.startswith("ccgan"):
+        return ["chain=biggan", "method=kd"]
+    if group == "chain" and name.startswith("ccgan"):
         return ["data=rotated_digits", "data.size=64", "method=supervised"]
     if group == "source":
         own = ["method=dafl"] if name == "free" else ["method=kd", "method.label=0"]

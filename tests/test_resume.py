@@ -161,9 +161,10 @@ def test_killed_in_a_round_of(method: str, phase: str, tmp_path: Path) -> None:
 
 
 STAGES = (
-    *("method=supervised", "teacher=none", "stages=biggan", "trainer.max_epochs=1"),
-    "features.student={_target_: kd_lightning.networks.features.FeatureClassifier, num_classes: 10, features: 8,"
-    " hidden: [8], trunk: {_target_: kd_lightning.networks.label_embedding.ConvTrunk, size: 8, widths: [4, 8]}}",
+    *("method=supervised", "teacher=none", "chain=biggan", "trainer.max_epochs=1"),
+    "features.student.trunk._target_=kd_lightning.networks.label_embedding.ConvTrunk",
+    *("+features.student.trunk.size=8", "+features.student.trunk.widths=[4,8]"),
+    *("features.student.features=8", "features.student.hidden=[8]"),
     *("features.trainer.max_epochs=1", "features.source.batch_size=320"),
     *("gan.trainer.max_epochs=2", "gan.source.batch_size=320", "gan.method.ema=0.9", "gan.method.ema_from=1"),
     *("gan.method.latent=4", "gan.method.generator.widths=8", "gan.method.discriminator.widths=8"),
@@ -214,7 +215,7 @@ def test_interrupted_at_the_keyboard(tmp_path: Path) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     run.send_signal(signal.SIGINT)
-    _, said = run.communicate(timeout=60)
+    _, said = run.communicate(timeout=200)
     assert run.returncode == 130, said
     assert said.splitlines()[-1] == "stopped; the same command goes on from the last checkpoint"
     assert "Traceback" not in said
