@@ -18,13 +18,14 @@ from omegaconf import DictConfig, OmegaConf
 from tabulate import tabulate
 
 from kd_lightning.artifacts import Store, in_words, size_of
+from kd_lightning.beside import control_of, handed, referring, stage_of
 from kd_lightning.check import check
 from kd_lightning.dashboards import Boards
 from kd_lightning.data.load import dataset_digest, load_data
 from kd_lightning.fitting import Bench, Fitted, device_of
 from kd_lightning.inference import predict
 from kd_lightning.rehearsal import KEPT, MISSING, PROMISED, ROUNDS, Overlay, Planner, Step, now_on_device
-from kd_lightning.run import control_of, handed, identity, referring, settle, stage_of
+from kd_lightning.run import identity, settle
 from kd_lightning.teacher.asking import Asking
 from kd_lightning.teacher.obtain import Obtained, obtain_teacher
 from kd_lightning.teacher.planned import Planned

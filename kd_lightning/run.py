@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from kd_lightning import ranks
 from kd_lightning.artifacts import Store, file_digest, names_file, write_json, writing
+from kd_lightning.beside import control_of, handed, referring, stage_of, weak_teacher
 from kd_lightning.check import check
 from kd_lightning.confusions import draw_answers
 from kd_lightning.dashboards import watching
@@ -28,9 +29,8 @@ from kd_lightning.fitting import Bench, Fitted, device_of, fast_precision, fit
 from kd_lightning.inference import predict
 from kd_lightning.results import header, parameters, peak_memory
 from kd_lightning.signatures import versions
-from kd_lightning.tasks import Task, evaluate
+from kd_lightning.tasks import evaluate
 from kd_lightning.teacher.obtain import Obtained, obtain_teacher
-from kd_lightning.variant import variant
 
 UNIMPORTANT = ("artifacts", "sweep", "main", "plan")
 NOT_COPIED = shutil.ignore_patterns("artifact.json", "latest-run", "debug*.log")  # W&B's links lead out of the folder
@@ -217,21 +217,6 @@ def _produce(
     }
 
 
-def weak_teacher(controls: Mapping[str, Any], metrics: Mapping[str, float | None], task: Task) -> str | None:
-    """What to say where the student's network, trained without the teacher, is as good as the teacher."""
-    teacher = metrics.get(f"teacher/{task.headline}")
-    for name, node in controls.items():
-        alone = metrics.get(f"{name}/{task.headline}")
-        if node.get("teacher", True) or teacher is None or alone is None:
-            continue
-        if (alone >= teacher) if task.higher_is_better else (alone <= teacher):
-            return (
-                f"the teacher's {task.headline}, {teacher:.4g}, is no better than that of {name}, {alone:.4g}, which "
-                "had no teacher: it has little to teach. Train it longer, or choose another"
-            )
-    return None
-
-
 def _further(
     name: str, measure: Any, student: Fitted, teacher: Obtained | None, test: Split | None, device: str
 ) -> dict[str, float | None]:
@@ -250,33 +235,6 @@ def _control(
     return fit(own, bench, phase=name, **handed(teacher if node.get("teacher", True) else None))
 
 
-def stage_of(cfg: DictConfig, stage: DictConfig, stages: Mapping[str, Fitted]) -> DictConfig:
-    """The composition of a stage, those before it trained."""
-    return referring(variant(cfg, {str(k): v for k, v in stage.items() if k != "name"}), stages)
-
-
-def control_of(
-    node: DictConfig, cfg: DictConfig, dataset: Dataset, teacher: Obtained | None, student: Fitted
-) -> DictConfig | None:
-    """The student's network trained another way; None where it cannot be, such as real labels without data."""
-    changes = {str(k): v for k, v in node.items() if k not in ("updates", "teacher")}
-    own = variant(cfg, changes)
-    if node.get("updates") == "student":
-        epochs = own.trainer.max_epochs
-        own.source.rounds = max(1, round(student.report["student_updates"] / epochs))
-    asks = node.get("teacher", True)
-    if asks and (teacher is None or not teacher.white):
-        return None
-    if not asks and dataset.train is None:
-        return None
-    return own
-
-
-def handed(teacher: Obtained | None) -> dict[str, Any]:
-    """The teacher as a fit is given it: an object of its own, whose counters begin at zero."""
-    return {"teacher": teacher.hand_out(), "teacher_key": teacher.key} if teacher else {}
-
-
 class Clock:
     """Seconds by phase."""
 
@@ -289,22 +247,6 @@ class Clock:
         start = time.perf_counter()
         yield
         self.seconds[phase] = time.perf_counter() - start
-
-
-def referring(cfg: DictConfig, stages: Mapping[str, Fitted]) -> DictConfig:
-    """``cfg`` with every ``stage:NAME/FILE`` replaced by the path of that file, as far as the stages have run."""
-
-    def replaced(node: Any) -> Any:
-        if isinstance(node, dict):
-            return {k: replaced(v) for k, v in node.items()}
-        if isinstance(node, list):
-            return [replaced(v) for v in node]
-        if isinstance(node, str) and node.startswith("stage:"):
-            name, _, file = node.removeprefix("stage:").partition("/")
-            return str(stages[name].folder / file) if name in stages else node  # a later word's, of a later stage
-        return node
-
-    return OmegaConf.create(replaced(OmegaConf.to_container(cfg))) if stages else cfg
 
 
 def _card(cfg: DictConfig, dataset: Dataset, metrics: Mapping[str, Any], teacher: Obtained | None) -> dict[str, Any]:

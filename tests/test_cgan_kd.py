@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from conftest import TINY, composed, tiny_run
 
+from kd_lightning.beside import control_of
 from kd_lightning.composition import read
+from kd_lightning.data.dataset import Dataset, Split
 from kd_lightning.errors import UserError
 from kd_lightning.plan import plan
 from kd_lightning.quiet import quiet
@@ -83,6 +87,28 @@ def test_the_student_begins_as_the_one_of_the_real_images() -> None:
     assert [stage.name for stage in cfg.stages] == ["nokd", "features", "gan", "ratio"]
     assert cfg.controls.nokd.init is None
     assert "init" not in cfg.controls.nokd_equal
+
+
+def test_the_control_trains_for_as_many_updates_under_a_schedule_as_long() -> None:
+    cfg = composed("experiment=cgan_kd/mnist_small")
+    real = Split(torch.zeros(1000, 1, 16, 16, dtype=torch.uint8), torch.zeros(1000, dtype=torch.long))
+    student = SimpleNamespace(report={"student_updates": 50 * 62})
+    dataset = Dataset("toy", ["a"], real, None, None, "none", "none")
+    own: Any = control_of(cfg.controls.nokd_equal, cfg, dataset, None, student)  # type: ignore[arg-type]
+    assert own.trainer.max_epochs == round(50 * 62 / (1000 // 64))
+    assert own.method.scheduler.T_max == own.trainer.max_epochs
+    assert own.method.optimizer.lr == cfg.method.optimizer.lr
+    assert own.init == cfg.init
+
+
+@pytest.mark.slow
+def test_no_control_asks_the_teacher_that_the_student_asks(tmp_path: Path, store: Path, teacher_file: Path) -> None:
+    overrides = ("method=cgan_kd_blkd", *BRIEF, "source.images=100", f"teacher.weights={teacher_file}")
+    result = tiny_run(tmp_path / "run", *overrides, "source.processing=unprocessed")
+    assert result["metrics"]["nokd_equal/accuracy"] is not None
+    reports = {r["phase"]: r for f in store.glob("fit-*/fit.json") if (r := json.loads(f.read_text()))}
+    assert reports["student"]["teacher_images"] > 0
+    assert reports["nokd_equal"]["teacher_images"] == reports["nokd"]["teacher_images"] == 0
 
 
 def test_a_plan_says_that_it_does_not_know(tmp_path: Path, store: Path, teacher_file: Path) -> None:

@@ -14,12 +14,12 @@ from conftest import Outcome, composed, tiny_run
 from safetensors.torch import load_file
 from torch import nn
 
+from kd_lightning.beside import weak_teacher
 from kd_lightning.data.dataset import Dataset, Split
 from kd_lightning.errors import BudgetExceeded, UserError
 from kd_lightning.methods.base import Distiller
 from kd_lightning.networks.normalized import Normalized
 from kd_lightning.networks.small import SmallConvNet
-from kd_lightning.run import weak_teacher
 from kd_lightning.tasks import Classification, Regression
 from kd_lightning.teacher import obtain
 from kd_lightning.teacher.answers import Answer

@@ -4,6 +4,7 @@ An encoder maps images (N,C,S,S) in [0,1] and labels (N,) int64 to mean and log-
 decoder maps latents (N,latent) and labels to the logits of pixels, and `forward` to the pixels themselves.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-class Encoder(nn.Module):
+class Encoder(nn.Module, ABC):
     """Features of image and label (N,width), then two linear layers for mean and log-variance."""
 
     def __init__(self, width: int, *, latent: int, num_classes: int) -> None:
@@ -19,9 +20,9 @@ class Encoder(nn.Module):
         self.num_classes = num_classes
         self.mean, self.logvar = nn.Linear(width, latent), nn.Linear(width, latent)
 
+    @abstractmethod
     def features(self, x: Tensor, onehot: Tensor) -> Tensor:
         """(N,width) of images and one-hot labels (N,num_classes)."""
-        raise NotImplementedError
 
     def forward(self, x: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of q(z|x,y)."""

@@ -20,10 +20,10 @@ from hydra import compose, initialize_config_dir
 
 from kd_lightning import resolvers
 from kd_lightning.artifacts import Store
+from kd_lightning.beside import handed
 from kd_lightning.data.load import dataset_digest, load_data
 from kd_lightning.fitting import Bench, fit
 from kd_lightning.quiet import quiet
-from kd_lightning.run import handed
 from kd_lightning.tasks import Classification
 from kd_lightning.teacher.obtain import obtain_teacher
 

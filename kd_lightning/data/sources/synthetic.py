@@ -19,48 +19,27 @@ Deviations (paper / authors' code / here):
 
 from __future__ import annotations
 
-import math
-import warnings
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from kd_lightning.artifacts import file_digest
-from kd_lightning.data.dataset import Split
 from kd_lightning.data.loader import Augmentation, TensorLoader
 from kd_lightning.data.sources.asked import ask
 from kd_lightning.data.sources.context import Context
+from kd_lightning.data.sources.gates import Gate, errors_of, of_acceptance, of_labels, of_ratio, report
 from kd_lightning.data.sources.pool import gathered, noise_on, obtain_parts, rounded
 from kd_lightning.data.sources.rejection import Accepted, rejection
 from kd_lightning.data.vicinity import places
-from kd_lightning.errors import ConfigError, DataError, TrainingError
-from kd_lightning.inference import predict
-from kd_lightning.losses.density_ratio import softplus_ratio
-from kd_lightning.tasks import Classification, Task
-from kd_lightning.teacher.frozen import FrozenTeacher
+from kd_lightning.errors import ConfigError, DataError
+from kd_lightning.tasks import Classification
 from kd_lightning.teacher.weights import load_weights
 
-CONSTANT = -math.log1p(math.e)
-"""The softplus loss of a ratio of 1 everywhere, -1.3133: what a ratio that has learned nothing reaches."""
 PER_PART = 2000
 """Images after which a pool begins another file."""
-
-
-class Gate(NamedTuple):
-    """A stage's ``value`` beside what it should be; ``meaning``: of a failure."""
-
-    name: str
-    value: float
-    wanted: str
-    passed: bool
-    meaning: str
-
-    def __str__(self) -> str:
-        return f"{self.name} {self.value:.4g}, wanted {self.wanted}"
 
 
 class Synthetic:
@@ -156,17 +135,18 @@ class Synthetic:
         parts = self._pool(context)
         assigned = torch.cat([part["labels"] for part in parts])
         context.notes["images_synthesised"] = len(assigned)
-        rows, labels, gates = torch.arange(len(assigned)), assigned, self._gates_of_ratio(context, parts)
+        rows, labels, gates = torch.arange(len(assigned)), assigned, self._gates(context, parts)
         if asks:
             rows, answers = self._answers(context, parts)
             errors = errors_of(task, answers, assigned[rows])
-            gates += _gates_of_labels(context, errors)
+            gates += of_labels(context, errors)
             if self.relabel:
                 labels = assigned.clone()
                 labels[rows] = answers.argmax(1) if isinstance(task, Classification) else task.numbers(answers)
             if self.keep is not None:
                 rows = rows[smallest(errors, assigned[rows], self.keep, each=isinstance(task, Classification))]
-        self._report(context, gates)
+        context.notes["pool"] = {"gates": {g.name: {"value": g.value, "passed": g.passed} for g in gates}}
+        report(gates, strict=self.strict)
         if self.images is not None:
             rng = torch.Generator().manual_seed(self.seed)
             groups = assigned[rows] if isinstance(task, Classification) else torch.zeros(len(rows), dtype=torch.long)
@@ -245,62 +225,12 @@ class Synthetic:
             begin += len(part["images"])
         return torch.cat(rows), torch.cat(answers)
 
-    def _gates_of_ratio(self, context: Context, parts: Sequence[dict[str, Tensor]]) -> list[Gate]:
-        """How many images were accepted, and what the ratio is worth on images that it was not trained on."""
+    def _gates(self, context: Context, parts: Sequence[dict[str, Tensor]]) -> list[Gate]:
+        """What can be said of the pool before a teacher is asked."""
         if self.ratio is None:
             return []
         drawn, accepted = (sum(int(part[key].sum()) for part in parts) for key in ("drawn", "accepted"))
-        rate = accepted / drawn
-        gates = [Gate("acceptance rate", rate, "over 0.05", rate > 0.05, "the ratio is far greater on a few images")]
-        held_out = context.dataset.val
-        if held_out is None:
-            return gates
-        real, fake = self._ratios(context, held_out)
-        mean, loss = float(fake.mean()), float(softplus_ratio(real, fake))
-        return [
-            *gates,
-            Gate("mean ratio of made images", mean, "0.8 to 1.2", 0.8 <= mean <= 1.2, "it is no ratio of densities"),
-            Gate(
-                "softplus loss held out",
-                loss,
-                f"under {CONSTANT - 0.01:.4f}",
-                loss <= CONSTANT - 0.01,
-                "the ratio knows no more than a constant: either it learned nothing, or the images need no subsampling",
-            ),
-        ]
-
-    @torch.no_grad()
-    def _ratios(self, context: Context, held_out: Split) -> tuple[Tensor, Tensor]:
-        """Of real images and of as many made ones of their labels, both (N,)."""
-        assert self.ratio is not None
-        rng = torch.Generator(context.device).manual_seed(self.seed)
-        real, fake = [], []
-        for x, label in zip(held_out.images.split(500), held_out.labels.split(500), strict=True):
-            y = places(context.dataset.task, label).to(context.device)
-            z = torch.randn(len(y), self.latent, generator=rng, device=rng.device)
-            real.append(self.ratio(x.to(context.device).float() / 255, y).cpu())
-            fake.append(self.ratio(rounded(self.generator(z, y)), y).cpu())
-        return torch.cat(real), torch.cat(fake)
-
-    def _report(self, context: Context, gates: Sequence[Gate]) -> None:
-        """Note all, and say of each that failed what it means.
-
-        Raises:
-            TrainingError: one failed, and ``strict`` is set.
-        """
-        context.notes["pool"] = {"gates": {g.name: {"value": g.value, "passed": g.passed} for g in gates}}
-        failed = [f"{gate}: {gate.meaning}" for gate in gates if not gate.passed]
-        if failed and self.strict:
-            raise TrainingError("\n  ".join(["the pool is not worth training on:", *failed]))
-        for line in failed:
-            warnings.warn(f"{line}. source.strict=true makes that an error", stacklevel=2)
-
-
-def errors_of(task: Task, answers: Tensor, labels: Tensor) -> Tensor:
-    """The teacher's error on each image, (N,): cross-entropy, or the absolute difference in the unit."""
-    if isinstance(task, Classification):
-        return F.cross_entropy(answers.float(), labels, reduction="none")
-    return (task.numbers(answers) - labels.float()).abs()
+        return [of_acceptance(accepted / drawn), *of_ratio(context, self.ratio, self.generator, self.latent, self.seed)]
 
 
 def smallest(errors: Tensor, labels: Tensor, share: float, *, each: bool) -> Tensor:
@@ -340,23 +270,3 @@ def choice(groups: Tensor, n: int, rng: torch.Generator) -> Tensor:
             )
         chosen.append(rows[torch.randperm(len(rows), generator=rng)[:wanted]])
     return torch.cat(chosen) if chosen else torch.empty(0, dtype=torch.long)
-
-
-def _gates_of_labels(context: Context, errors: Tensor) -> list[Gate]:
-    """The teacher's error on made images beside its error on real ones that nobody trained on."""
-    held_out, teacher = context.dataset.val, context.teacher
-    if held_out is None or not isinstance(teacher, FrozenTeacher):
-        return []
-    spent = teacher.asked
-    answers = predict(teacher, held_out.images, device=context.device)
-    teacher.asked = spent
-    own, made = float(errors_of(context.dataset.task, answers, held_out.labels).mean()), float(errors.mean())
-    return [
-        Gate(
-            "teacher's error on made images",
-            made,
-            f"at most {2 * own:.4g}, twice that on real ones",
-            made <= 2 * own,
-            "the generator's images are not what their labels say, or the teacher cannot read them",
-        )
-    ]
