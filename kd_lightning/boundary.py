@@ -12,6 +12,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
@@ -242,7 +243,7 @@ class Boundary:
         return compare(student, teacher, split, std=std, device=device, **settings)  # type: ignore[arg-type]
 
     def __call__(
-        self, student: nn.Module, teacher: Normalized, split: Split, *, device: str = "cpu"
+        self, student: nn.Module, teacher: Normalized, split: Split, *, device: str = "cpu", samples: Path | None = None
     ) -> dict[str, float | None]:
         """``magsim``, ``angsim`` (None where no pair is valid, with a warning) and ``valid_fraction``."""
         found = self.pairs(student, teacher, split, device=device).within(self.max_steps)

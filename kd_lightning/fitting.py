@@ -242,6 +242,7 @@ def _train(
         "data": bench.dataset.name,
         "rounds": rounds,
         "student_updates": method.student_updates(rounds),
+        "trains_student": method.trains_student,
         "images_synthesised": method.images_made,
         "teacher_images": method.teacher.asked if method.teacher is not None else 0,
         "fit_seconds": curves.seconds,

@@ -160,7 +160,7 @@ def _produce(
             accuracy = evaluate(bench.task, answers, test.labels, None) if answers is not None and test else {}
             metrics |= {f"teacher/{k}": accuracy.get(k) for k in bench.task.metrics()}
         for name, fitted in {"test": student, **controls}.items():
-            if fitted is None or test is None:
+            if fitted is None or test is None or not trained(fitted):
                 measured: dict[str, float | None] = dict.fromkeys([*bench.task.metrics(), "agreement"])
             else:
                 output = predict(fitted.network, test.images, device=device_of(cfg))
@@ -169,7 +169,8 @@ def _produce(
                     draw_answers(work / "plots", bench.boards, dataset, output, test.labels, answers)
             metrics |= {f"{name}/{k}": v for k, v in measured.items()}
         for name, node in cfg.metrics.items():
-            metrics |= _further(name, instantiate(node), student, teacher, test, device_of(cfg))
+            measure = instantiate(node, _convert_="all")
+            metrics |= _further(name, measure, student, teacher, test, device_of(cfg), work / "samples")
         if "generated/agreement" in student.report:
             metrics["generated/agreement"] = student.report["generated/agreement"]
 
@@ -178,7 +179,8 @@ def _produce(
     bench.boards.numbers({k: v for k, v in metrics.items() if v is not None}, student.report["rounds"])
     fits = [*stages.values(), student]
     networks = {"teacher": teacher.net} if teacher and teacher.net else {}
-    networks["student"] = student.network
+    if trained(student):
+        networks["student"] = student.network
     spent = teacher.spent() if teacher else {}
     seconds = {"teacher": teacher.seconds if teacher else 0.0, **{k: v.seconds for k, v in stages.items()}}
     seconds["student"] = student.seconds
@@ -218,12 +220,19 @@ def _produce(
 
 
 def _further(
-    name: str, measure: Any, student: Fitted, teacher: Obtained | None, test: Split | None, device: str
+    name: str, measure: Any, student: Fitted, teacher: Obtained | None, test: Split | None, device: str, samples: Path
 ) -> dict[str, float | None]:
-    """What a member of ``metrics`` says of the student; nothing without images to say it on."""
-    if teacher is None or teacher.net is None or test is None:
+    """What a member of ``metrics`` says of the student; nothing without images to say it on, or the teacher it needs."""
+    if test is None or ("teacher.gradients" in measure.needs and (teacher is None or teacher.net is None)):
         return {}
-    return {f"{name}/{k}": v for k, v in measure(student.network, teacher.net, test, device=device).items()}
+    network = student.network if trained(student) else None
+    found = measure(network, teacher and teacher.net, test, device=device, samples=samples)
+    return {f"{name}/{k}" if k else name: v for k, v in found.items()}
+
+
+def trained(fitted: Fitted) -> bool:
+    """Whether the fit was one of its student, and not of a generator alone."""
+    return fitted.report.get("trains_student", True)
 
 
 def _control(
@@ -272,4 +281,7 @@ def _keep(fits: Sequence[Fitted], card: Mapping[str, Any], work: Path) -> None:
                     shutil.copy2(fitted.folder / name, work / name)
             if (fitted.folder / "samples").is_dir():
                 shutil.copytree(fitted.folder / "samples", work / "samples", dirs_exist_ok=True)
-    save_student(fits[-1].network, work, card)
+    if trained(fits[-1]):
+        save_student(fits[-1].network, work, card)
+    for file in fits[-1].folder.glob("generator.safetensors"):
+        shutil.copy2(file, work / file.name)

@@ -36,3 +36,13 @@ def hinge_g(fake: Tensor) -> Tensor:
 def vicinity_weight(label: Tensor, target: Tensor, nu: float) -> Tensor:
     """exp(-nu (label - target)^2), the soft vicinity of CcGAN; labels in [0, 1], any one shape."""
     return torch.exp(-nu * (label - target).square())
+
+
+def least_squares_d(real: Tensor, fake: Tensor) -> Tensor:
+    """1/2 [mean (D(real) - 1)^2 + mean D(fake)^2], of LSGAN (Mao et al., ICCV 2017); verdicts of any shape."""
+    return ((real.float() - 1).square().mean() + fake.float().square().mean()) / 2
+
+
+def least_squares_g(fake: Tensor) -> Tensor:
+    """Mean (D(fake) - 1)^2, the generator's side of it."""
+    return (fake.float() - 1).square().mean()

@@ -1,0 +1,91 @@
+"""Counterfactual generative networks for digits (Sauer and Geiger, ICLR 2021, arXiv 2101.06046).
+
+Three mechanisms draw an image's shape, texture and background, which are composed as x = m f + (1 - m) b. Trained
+against one discriminator on images in which the three always go together, they come apart nonetheless, because of
+what each can draw: a mask is pressed to be binary, and a texture is moved at random before it is composed, so that
+it can hold no shape. Given a label each, they then draw images in which the three no longer go together.
+
+Deviations (paper / authors' code / here):
+    * Perceptual loss: between an image and the one it stands for / between Gram matrices of images of different
+      classes, as those it is compared with are any of the batch / the same, and without ``features`` none.
+    * Pixels: - / [-1, 1] / [0, 1]; the discriminator and ``features`` turn them back.
+    * ``ema``: - / - / the average of the generator's weights is kept, if wanted.
+    * ``compose``: operators between the mechanisms and their composition, as SKDCGN's study has them; none by default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kd_lightning.data.loader import Batch
+from kd_lightning.data.recompose import Operator, applied
+from kd_lightning.losses.counterfactual import binary_entropy, style
+from kd_lightning.losses.gan import least_squares_d, least_squares_g
+from kd_lightning.methods.conditional import ConditionalGan
+from kd_lightning.networks.cgn import MECHANISMS, composed, shifted
+
+
+class Cgn(ConditionalGan):
+    """One round: a step of the mechanisms, then one of the discriminator on the same images.
+
+    Args:
+        binary: weight of the mask's entropy in bits (lambda_3 of the paper's losses).
+        features: images in [0, 1] to a list of feature maps, for the perceptual loss; None for none.
+        perc: weights of its levels.
+        compose: operators on mask, texture and background before they are composed.
+        **gan: see :class:`ConditionalGan`; ``generator`` draws the three mechanisms.
+    """
+
+    def __init__(
+        self,
+        *,
+        binary: float = 0.3,
+        features: nn.Module | None = None,
+        perc: Sequence[float] = (),
+        compose: Sequence[Operator] = (),
+        **gan: Any,
+    ) -> None:
+        super().__init__(**gan)
+        self.binary, self.perc, self.compose = binary, tuple(perc), tuple(compose)
+        self.features = features.eval().requires_grad_(False) if features is not None else None
+
+    @classmethod
+    def needs(cls, **settings: Any) -> set[str]:
+        """Images and their classes."""
+        return {"source.images", "source.labels", "task.classification"}
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """One batch of labelled images."""
+        assert batch.y is not None
+        opt_d, opt_g = self.opts()
+        x, y = batch.x, batch.y
+        made_y = torch.randint(self.task.num_classes, (len(x),), generator=self.rng, device=self.device)
+        mask, made = self.composite(made_y)
+
+        # Mechanisms: L_adv + lambda L_binary + L_perc
+        with self.frozen(self.discriminator):
+            losses = {"g": least_squares_g(self.discriminator(made, made_y))}
+            losses["binary"] = self.binary * binary_entropy(mask)
+            if self.features is not None:
+                losses["perc"] = style(self.features(made), self.features(x), self.perc)
+            self.update(opt_g, torch.stack(list(losses.values())).sum())
+
+        # Discriminator
+        on_real, on_made = self.discriminator(x, y), self.discriminator(made.detach(), made_y)
+        loss_d = least_squares_d(on_real, on_made)
+        self.update(opt_d, loss_d)
+
+        self.keep()
+        self.record(d=loss_d, **losses, on_real=on_real.mean(), on_made=on_made.mean(), mask=mask.mean())
+
+    def composite(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Masks and images of labels (N,), the three mechanisms with the same latents."""
+        z = self.noise(len(y), self.latent)
+        self.images_made += len(y)
+        mask, fg, bg = (self.learner.draw(im, z, y) for im in MECHANISMS)
+        parts = applied(self.compose, mask, shifted(fg, self.rng), shifted(bg, self.rng), self.rng)
+        return mask, composed(*parts)
