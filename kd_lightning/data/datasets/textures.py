@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageColor
 from torch import Tensor
 
 from kd_lightning.errors import DataError
@@ -55,8 +55,8 @@ def _striped(k: int, colours: tuple[str, str], generator: torch.Generator) -> Te
 def _veined(k: int, colours: tuple[str, str], generator: torch.Generator) -> Tensor:
     cells = 4 + ((3 * k) % 10)
     octaves = 2 + k % 2
-    ridges = [(_noise(cells * 2**o, generator).abs() / (0.14 if o == 0 else 0.09 / o)) for o in range(octaves)]
-    veins = torch.stack([(0.9 - 0.3 * o) * torch.exp(-(r**2)) for o, r in enumerate(ridges)]).amax(0)
+    ridges = [_noise(cells * 2**o, generator).abs() / (0.14 + 0.03 * o) for o in range(octaves)]
+    veins = torch.stack([(0.95 - 0.3 * o) * torch.exp(-(r**2)) for o, r in enumerate(ridges)]).amax(0)
     return _mixed(1 - veins, colours, 1 + 0.1 * _noise(8, generator))
 
 
@@ -69,8 +69,6 @@ def _noise(cells: int, generator: torch.Generator) -> Tensor:
 
 def _mixed(weight: Tensor, colours: tuple[str, str], light: Tensor) -> Tensor:
     """The first colour where ``weight`` (H,W) is 1, the second where it is 0, times ``light``; uint8 (3,H,W)."""
-    from PIL import ImageColor
-
     first, second = (torch.tensor(ImageColor.getrgb(c)[:3])[:, None, None] for c in colours)
     return ((weight * first + (1 - weight) * second) * light).round().clamp(0, 255).to(torch.uint8)
 
