@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kd_lightning.data.dataset import Dataset, Split, fit_to
-from kd_lightning.data.datasets import digits, files
+from kd_lightning.data.datasets.pools import pools, shares
 from kd_lightning.errors import DataError
 from kd_lightning.tasks import Regression
 
@@ -55,43 +55,15 @@ def load(
     Raises:
         DataError: fewer digits than wanted, an unknown base or law, or MNIST cannot be read.
     """
-    parts: dict[str, Split | None] = {}
-    wanted = {"val": val, "train": train}
-    pools, layout = _pools(base, root, download)
-    for number, pool in enumerate(pools):
-        generator = torch.Generator().manual_seed(2 * seed + number)
-        order = torch.randperm(len(pool), generator=generator)
-        angles = _angles(len(pool), task, law, whole, std, generator)
-        if pool is pools[-1]:
-            used = sum(wanted.values())
-            wanted["test"] = max(len(pool) - used, 0) if test is None else test
-        if sum(wanted.values()) > len(pool):
-            asked = " and ".join(f"data.{name}={count}" for name, count in wanted.items())
-            raise DataError(f"rotated_digits: {asked}, but {base} has {len(pool)} digits for them: choose fewer")
-        start = 0
-        for name, count in wanted.items():
-            chosen = order[len(pool) - count :] if name == "test" else order[start : start + count]
-            parts[name] = _turned(pool[chosen], angles[chosen], size) if count else None
-            start += count
-        wanted = {}
-    train_part, val_part, test_part = (parts[name] for name in ("train", "val", "test"))
-    return Dataset("rotated_digits", [], train_part, val_part, test_part, layout, "raw", task=task)
-
-
-def _pools(base: str, root: str | Path, download: bool) -> tuple[list[Tensor], str]:
-    """Digits uint8 (N,1,H,W) for training and, where they are others, for the test; and their layout."""
-    if base == "digits":
-        loaded = digits.load(val=0)
-        assert loaded.train is not None
-        assert loaded.test is not None
-        return [torch.cat([loaded.train.images, loaded.test.images])], loaded.layout
-    if base != "mnist":
-        raise DataError(f"data.base={base}: expected digits or mnist")
-    try:
-        loaded = files.load(name="mnist", root=root, size=28, channels=1, val=0, download=download)
-    except DataError as error:
-        raise DataError(f"{error}; or take those of scikit-learn with data.base=digits data.size=8") from error
-    return [split.images for split in (loaded.train, loaded.test) if split is not None], loaded.layout
+    found, layout = pools(base, root, download, instead="data.base=digits data.size=8")
+    generators = [torch.Generator().manual_seed(2 * seed + number) for number in range(len(found))]
+    places = shares("rotated_digits", base, found, {"val": val, "train": train}, test, generators)
+    angles = [_angles(len(p), task, law, whole, std, g) for p, g in zip(found, generators, strict=True)]
+    parts = {
+        part: _turned(found[pool].images[chosen], angles[pool][chosen], size) if len(chosen) else None
+        for part, (pool, chosen) in places.items()
+    }
+    return Dataset("rotated_digits", [], parts["train"], parts["val"], parts["test"], layout, "raw", task=task)
 
 
 def _angles(n: int, task: Regression, law: str, whole: bool, std: float, generator: torch.Generator) -> Tensor:
