@@ -31,10 +31,13 @@ class Layers:
     Args:
         init: of the weights: ``normal`` of deviation 0.02, ``orthogonal`` or ``xavier``.
         zero_bias: begin with biases of 0 in place of PyTorch's.
+        eps: the smallest length by which a power iteration divides.
     """
 
-    def __init__(self, init: Literal["normal", "orthogonal", "xavier"], *, zero_bias: bool = False) -> None:
-        self.init, self.zero_bias = INITS[init], zero_bias
+    def __init__(
+        self, init: Literal["normal", "orthogonal", "xavier"], *, zero_bias: bool = False, eps: float = 1e-12
+    ) -> None:
+        self.init, self.zero_bias, self.eps = INITS[init], zero_bias, eps
 
     def conv(self, inputs: int, outputs: int, kernel: int = 3, *, bias: bool = True) -> nn.Module:
         """A convolution that keeps height and width."""
@@ -56,7 +59,7 @@ class Layers:
         return layer
 
     def _normed(self, layer: nn.Module) -> nn.Module:
-        return spectral_norm(self.plain(layer))
+        return spectral_norm(self.plain(layer), eps=self.eps)
 
 
 class ConditionalBatchNorm(nn.Module):

@@ -6,7 +6,7 @@ import difflib
 import pickle
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,12 @@ _WRAPPERS = ("student", "state_dict", "model_state_dict", "model", "net")
 _PREFIXES = ("", "net.", "module.", "_orig_mod.", "student.", "student.net.", "model.")
 
 
-def read_weights(path: str | Path) -> dict[str, Tensor]:
+def read_weights(path: str | Path, *, inside: str | None = None) -> dict[str, Tensor]:
     """The state dict in a file, unwrapped from the usual ``{"state_dict": ...}``.
+
+    Args:
+        path: safetensors or torch file.
+        inside: which of several state dicts, where a file has them under names of its own.
 
     Raises:
         TeacherError: no such file, truncated or corrupt, holds more than tensors, or holds none.
@@ -49,7 +53,8 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         raise _corrupt(path, error) from error
     if (version := _version(path, content, safe)) is not None:
         refuse_format(version, path, "use the version that wrote it")
-    while isinstance(content, Mapping) and (inner := next((k for k in _WRAPPERS if _holds_tensors(content, k)), None)):
+    wrappers = _WRAPPERS if inside is None else (inside, *_WRAPPERS)
+    while isinstance(content, Mapping) and (inner := next((k for k in wrappers if _holds_tensors(content, k)), None)):
         content = content[inner]
     if not isinstance(content, Mapping) or not any(isinstance(v, Tensor) for v in content.values()):
         raise TeacherError(f"weights: {path} holds no state dict: expected a mapping from names to tensors")
@@ -92,21 +97,35 @@ def load_weights(net: nn.Module, path: str | Path) -> None:
     candidates = [_renamed(found, strip, add) for strip in _PREFIXES for add in ("", "net.")]
     best = max(candidates, key=lambda c: len(c.keys() & wanted.keys()))
     best = statistics | best
-    problems = [
-        f"{name}: missing{_nearest(name, best.keys() - wanted.keys())}" for name in sorted(wanted.keys() - best.keys())
-    ]
-    problems += [f"{name}: not in the network" for name in sorted(best.keys() - wanted.keys())]
-    problems += [
-        f"{name}: shape {tuple(best[name].shape)}, the network has {tuple(wanted[name].shape)}"
-        for name in sorted(best.keys() & wanted.keys())
-        if best[name].shape != wanted[name].shape
-    ]
-    if problems:
-        shown = "\n  ".join(problems[:12]) + (f"\n  ... {len(problems) - 12} more" if len(problems) > 12 else "")
-        raise TeacherError(
-            f"weights: {path} does not fit {_name(net)}:\n  {shown}\nChoose the network it was saved from"
-        )
+    refuse_misfits(best, wanted, path, into=_name(net))
     net.load_state_dict(best)
+
+
+def refuse_misfits(
+    found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: str | Path, *, into: str, shown: int = 12
+) -> None:
+    """Refuse weights whose names or shapes are not those wanted.
+
+    Raises:
+        TeacherError: lists the first ``shown`` of what is missing, not wanted or of another shape, the names with the
+            nearest one on the other side.
+    """
+    missing, extra = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
+    reshaped = [name for name in sorted(found.keys() & wanted.keys()) if found[name].shape != wanted[name].shape]
+    if not (problems := [*missing, *extra, *reshaped]):
+        return
+    lines = [f"{name}: missing{_nearest(name, extra or found, 'file')}" for name in missing[:shown]]
+    lines += [f"{name}: not in the network{_nearest(name, missing or wanted, 'network')}" for name in extra[:shown]]
+    lines += [
+        f"{name}: shape {tuple(found[name].shape)}, the network has {tuple(wanted[name].shape)}"
+        for name in reshaped[:shown]
+    ]
+    more = f"\n  ... {len(problems) - shown} more" if len(problems) > shown else ""
+    swapped = "" if missing or extra else "All names are right: these are weights of another part, or of another size. "
+    listed = "\n  ".join(lines[:shown])
+    raise TeacherError(
+        f"weights: {path} does not fit {into}:\n  {listed}{more}\n{swapped}Choose the network it was saved from"
+    )
 
 
 def _renamed(found: Mapping[str, Tensor], strip: str, add: str) -> dict[str, Tensor]:
@@ -115,9 +134,9 @@ def _renamed(found: Mapping[str, Tensor], strip: str, add: str) -> dict[str, Ten
     return {name if name in keep else add + name: value for name, value in plain.items()}
 
 
-def _nearest(name: str, unused: set[str]) -> str:
-    close = difflib.get_close_matches(name, list(unused), n=1, cutoff=0.5)
-    return f" (the file has {close[0]})" if close else ""
+def _nearest(name: str, others: Iterable[str], owner: str) -> str:
+    close = difflib.get_close_matches(name, list(others), n=1, cutoff=0.5)
+    return f" (the {owner} has {close[0]})" if close else ""
 
 
 def _name(net: nn.Module) -> str:
