@@ -1,0 +1,160 @@
+"""How an image is put together from a shape, a foreground and a background, and what keeps the three apart.
+
+Counterfactual Generative Networks (CGN; Sauer and Geiger, ICLR 2021). Images and masks are in any one range unless a
+function says so: Gram matrices depend on the range, which CGN has as [-1, 1].
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def compose(mask: Tensor, foreground: Tensor, background: Tensor) -> Tensor:
+    """CGN's composition x = m f + (1 - m) b.
+
+    Args:
+        mask: (N,1,H,W) in [0, 1].
+        foreground: (N,C,H,W).
+        background: (N,C,H,W).
+
+    Raises:
+        ValueError: the mask has more than one channel, or the three have other sizes.
+    """
+    if mask.shape != (len(foreground), 1, *foreground.shape[2:]) or foreground.shape != background.shape:
+        raise ValueError(
+            f"mask {tuple(mask.shape)}, foreground {tuple(foreground.shape)} and background {tuple(background.shape)}: "
+            "expected (N,1,H,W), (N,C,H,W) and (N,C,H,W)"
+        )
+    return mask * foreground + (1 - mask) * background
+
+
+def binary_entropy(mask: Tensor, *, eps: float = 1e-6) -> Tensor:
+    """Mean of -p log2 p - (1-p) log2(1-p), in bits: 0 for a mask of zeros and ones, 1 where everything is 0.5.
+
+    Args:
+        mask: p in [0, 1], of any shape.
+        eps: p is kept this far from 0 and 1, where the gradient has no end.
+    """
+    p = mask.float().clamp(eps, 1 - eps)
+    return (torch.special.entr(p) + torch.special.entr(1 - p)).mean() / math.log(2)
+
+
+def mask_size(mask: Tensor, *, tau: float = 0.1) -> Tensor:
+    """How far each image's share of foreground lies outside [tau, 1 - tau], averaged over the batch.
+
+    Args:
+        mask: (N,1,H,W) in [0, 1].
+        tau: the smallest share that costs nothing.
+    """
+    share = mask.float().flatten(1).mean(1)
+    return (F.relu(tau - share) + F.relu(share - (1 - tau))).mean()
+
+
+def saliency(mask: Tensor) -> Tensor:
+    """The mean of what a saliency net finds on backgrounds, (N,1,H,W): a background shows no object."""
+    return mask.float().mean()
+
+
+def gram(features: Tensor) -> Tensor:
+    """F F^T / (C H W) of feature maps (N,C,H,W), where F is (C, H W): (N,C,C)."""
+    flat = features.float().flatten(2)
+    return flat @ flat.transpose(1, 2) / flat[0].numel()
+
+
+def style(xs: Sequence[Tensor], ys: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """Sum over levels of 5000 w^2 mean|G(x) - G(y)|, CGN's "perceptual" loss, which compares Gram matrices alone.
+
+    Args:
+        xs: feature maps (N,C,H,W) of the levels.
+        ys: those of the images to be like, of the same shapes up to H and W. No gradient reaches them.
+        weights: w of each level; a level of weight 0 is not looked at.
+
+    Raises:
+        ValueError: lengths differ, or every weight is 0.
+    """
+    if not len(xs) == len(ys) == len(weights) or not any(weights):
+        raise ValueError(
+            f"{len(xs)} and {len(ys)} levels with weights {list(weights)}: expected a weight for each level, one of "
+            "them not 0"
+        )
+    terms = [
+        5000 * w**2 * (gram(x) - gram(y.detach())).abs().mean() for x, y, w in zip(xs, ys, weights, strict=True) if w
+    ]
+    return torch.stack(terms).sum()
+
+
+def feature_distance(xs: Sequence[Tensor], ys: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """Sum over levels of w mean|x - y|.
+
+    Args:
+        xs: features of the levels, of any shape.
+        ys: those to be like, of the same shapes. No gradient reaches them.
+        weights: w of each level.
+
+    Raises:
+        ValueError: lengths or shapes differ.
+    """
+    if not xs or not len(xs) == len(ys) == len(weights) or any(x.shape != y.shape for x, y in zip(xs, ys, strict=True)):
+        raise ValueError(
+            f"levels {[tuple(x.shape) for x in xs]} and {[tuple(y.shape) for y in ys]} with {len(weights)} weights: "
+            "expected as many of each, of the same shapes"
+        )
+    terms = [w * (x.float() - y.detach().float()).abs().mean() for x, y, w in zip(xs, ys, weights, strict=True)]
+    return torch.stack(terms).sum()
+
+
+def windows(x: Tensor, patch: int) -> Tensor:
+    """All squares of `patch` pixels in x (N,C,H,W), an even size made odd: a view (N,C,rows,columns,patch,patch)."""
+    patch += 1 - patch % 2
+    return x.unfold(2, patch, 1).unfold(3, patch, 1)
+
+
+@torch.no_grad()
+def patch_grid(
+    x: Tensor,
+    mask: Tensor,
+    *,
+    patch: int = 15,
+    resize: int = 128,
+    best: int = 100,
+    grid: int = 6,
+    rng: torch.Generator | None = None,
+) -> Tensor:
+    """What a foreground's texture should look like: squares from inside the object, laid out over a whole image.
+
+    Of the `best` windows that lie deepest in the mask, grid x grid are drawn with replacement for each image. There is
+    no gradient.
+
+    Args:
+        x: images (N,C,H,W).
+        mask: (N,1,H,W).
+        patch: side of a window, in pixels of the resized image.
+        resize: side to which images and masks are brought first.
+        best: how many windows are drawn from; all, where there are fewer.
+        grid: windows per row and column.
+        rng: draws the windows, on the device of `x`; None takes torch's own.
+
+    Returns:
+        (N,C,H,W), in the range of `x` but for what bicubic interpolation overshoots.
+
+    Raises:
+        ValueError: a window is larger than the resized image.
+    """
+    patch += 1 - patch % 2
+    if patch > resize:
+        raise ValueError(f"windows of {patch} pixels do not fit into {resize}: set patch to at most {resize - 1}")
+    small, inside = (F.interpolate(a.float(), (resize, resize), mode="bicubic") for a in (x, mask))
+    score = F.avg_pool2d(inside, patch, stride=1)
+    columns = score.shape[3]
+    deepest = score.flatten(1).topk(min(best, score[0].numel())).indices
+    drawn = torch.randint(deepest.shape[1], (len(x), grid * grid), generator=rng, device=x.device)
+    chosen = deepest.gather(1, drawn)
+    image = torch.arange(len(x), device=x.device).unsqueeze(1)
+    squares = windows(small, patch)[image, :, chosen // columns, chosen % columns]  # (N, grid^2, C, patch, patch)
+    rows = squares.unflatten(1, (grid, grid)).permute(0, 3, 1, 4, 2, 5)
+    return F.interpolate(rows.flatten(4).flatten(2, 3), x.shape[2:], mode="bicubic")
