@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from kd_lightning.data.dataset import Split
 from kd_lightning.generator_quality import extractor, fid, kid, mask_iou, mask_statistics, mask_to_label
-from kd_lightning.networks.cgn import MECHANISMS, Together, composed
+from kd_lightning.inference import predict
+from kd_lightning.losses.counterfactual import compose
+from kd_lightning.networks.cgn import MECHANISMS, Together
 from kd_lightning.networks.normalized import Normalized
 from kd_lightning.pictures import save_grid, to_uint8
 from kd_lightning.teacher.weights import load_weights
@@ -67,7 +69,7 @@ class Mechanisms:
         drawn = {name: _drawn(net, z, y) for name, net in (("teacher", big), ("student", small))}
         if samples is not None:
             save_grid(_rows(drawn["teacher"], drawn["student"], classes), samples / "mechanisms.png", columns=classes)
-        return self._numbers(drawn, y) | {"compression": _size(big) / _size(small), "parameters": float(_size(small))}
+        return self._numbers(drawn, y)
 
     def _numbers(self, drawn: Mapping[str, dict[str, Tensor]], y: Tensor) -> dict[str, float | None]:
         told, made = drawn["teacher"], drawn["student"]
@@ -85,9 +87,42 @@ class Mechanisms:
             if net is not None:
                 found[f"{name}_mask_accuracy"] = mask_to_label(net, parts["shape"], y)
         if net is not None:
-            features = [extractor(net)(composed(*(parts[im] for im in MECHANISMS))) for parts in (told, made)]
+            features = [extractor(net)(compose(*(parts[im] for im in MECHANISMS))) for parts in (told, made)]
             found |= {"FID-digits_cnn": fid(*features), "KID-digits_cnn": kid(*features)}
         return found
+
+
+class Compression:
+    """A member of ``metrics``: parameters of a generator, divided by those of its students together.
+
+    Args:
+        teacher: the generator.
+        students: ``shape``, ``fg`` and ``bg``, each with its ``generator``.
+    """
+
+    needs = frozenset[str]()
+
+    def __init__(self, *, teacher: nn.Module, students: Mapping[str, Mapping[str, Any]]) -> None:
+        self.sizes = _size(teacher), sum(_size(node["generator"]) for node in students.values())
+
+    def __call__(self, *networks: Any, **where: Any) -> dict[str, float | None]:
+        """The factor, under no name of its own, and the students' parameters."""
+        return {"": self.sizes[0] / self.sizes[1], "parameters": float(self.sizes[1])}
+
+
+class Accuracy:
+    """A member of ``metrics``: the accuracy of the run's classifier, by the name that the member has."""
+
+    needs = frozenset({"task.classification"})
+
+    def __call__(
+        self, student: nn.Module | None, teacher: Any, split: Split, *, device: str = "cpu", samples: Path | None = None
+    ) -> dict[str, float | None]:
+        """None where the run trains no classifier."""
+        if student is None:
+            return {"accuracy": None}
+        answers = predict(student, split.images, device=device)
+        return {"accuracy": float((answers.argmax(1).cpu() == split.labels.cpu()).float().mean())}
 
 
 def _loaded(node: Mapping[str, Any], device: str) -> nn.Module:
@@ -107,7 +142,7 @@ def _rows(told: dict[str, Tensor], made: dict[str, Tensor], classes: int) -> Ten
     for im in (*MECHANISMS, "composite"):
         for parts in (told, made):
             first = {k: v[:classes] for k, v in parts.items()}
-            row = composed(*(first[k] for k in MECHANISMS)) if im == "composite" else first[im]
+            row = compose(*(first[k] for k in MECHANISMS)) if im == "composite" else first[im]
             rows.append(to_uint8(row).expand(-1, 3, -1, -1))
     return torch.cat(rows)
 

@@ -23,10 +23,10 @@ from torch import Tensor, nn
 
 from kd_lightning.data.loader import Batch
 from kd_lightning.data.recompose import Operator, applied
-from kd_lightning.losses.counterfactual import binary_entropy, style
+from kd_lightning.losses.counterfactual import binary_entropy, compose, style
 from kd_lightning.losses.gan import least_squares_d, least_squares_g
 from kd_lightning.methods.conditional import ConditionalGan
-from kd_lightning.networks.cgn import MECHANISMS, composed, shifted
+from kd_lightning.networks.cgn import MECHANISMS, shifted
 
 
 class Cgn(ConditionalGan):
@@ -88,4 +88,4 @@ class Cgn(ConditionalGan):
         self.images_made += len(y)
         mask, fg, bg = (self.learner.draw(im, z, y) for im in MECHANISMS)
         parts = applied(self.compose, mask, shifted(fg, self.rng), shifted(bg, self.rng), self.rng)
-        return mask, composed(*parts)
+        return mask, compose(*parts)

@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kd_lightning.data.loader import Batch
+from kd_lightning.losses.counterfactual import feature_distance
 from kd_lightning.losses.gan import hinge_d, hinge_g
 from kd_lightning.methods.conditional import ConditionalGan
 
@@ -103,24 +104,6 @@ class Skdcgn(ConditionalGan):
     def pix_weight(self, epoch: int) -> float:
         """Lambda_1 in an epoch, the first of which is 0."""
         return max(0.0, self.pix - self.pix_decay * epoch)
-
-
-def feature_distance(made: Sequence[Tensor], told: Sequence[Tensor], alpha: Sequence[float]) -> Tensor:
-    """Sum over levels of alpha_i mean |D_i(teacher) - D_i(student)| (TinyGAN's L_KD_feat).
-
-    Args:
-        made: features of the student's images, level by level, each (N, C, H, W).
-        told: those of the teacher's.
-        alpha: a weight for each level.
-
-    Raises:
-        ValueError: not as many weights as levels.
-    """
-    if not len(made) == len(told) == len(alpha):
-        raise ValueError(f"alpha has {len(alpha)} weights, but the discriminator has {len(made)} levels: give as many")
-    return torch.stack(
-        [a * (m.float() - t.float()).abs().mean() for m, t, a in zip(made, told, alpha, strict=True)]
-    ).sum()
 
 
 def channel_kl(made: Tensor, told: Tensor, temperature: float) -> Tensor:

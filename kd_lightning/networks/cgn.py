@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from kd_lightning.losses.counterfactual import compose
 from kd_lightning.networks.generators import UpConv
 
 MECHANISMS = ("shape", "fg", "bg")
@@ -86,7 +87,7 @@ class Cgn(nn.Module):
 
     def forward(self, z: Tensor, y: Tensor) -> Tensor:
         """Images (N, C, H, W) in [0, 1] whose mechanisms have latents and label in common."""
-        return composed(*(self.draw(im, z, y) for im in MECHANISMS))
+        return compose(*(self.draw(im, z, y) for im in MECHANISMS))
 
 
 class Together(nn.Module):
@@ -111,7 +112,7 @@ class Together(nn.Module):
 
     def forward(self, z: Tensor, y: Tensor) -> Tensor:
         """Images (N, C, H, W) in [0, 1] whose mechanisms have latents and label in common."""
-        return composed(*(self.draw(im, z, y) for im in MECHANISMS))
+        return compose(*(self.draw(im, z, y) for im in MECHANISMS))
 
 
 def drawn_by(net: nn.Module, im: str, z: Tensor, y: Tensor) -> Tensor:
@@ -120,11 +121,6 @@ def drawn_by(net: nn.Module, im: str, z: Tensor, y: Tensor) -> Tensor:
         return net.draw(im, z, y)
     image = net(z, y)
     return image.mean(1, keepdim=True).clamp(LOWEST, HIGHEST) if im == "shape" else image
-
-
-def composed(mask: Tensor, fg: Tensor, bg: Tensor) -> Tensor:
-    """X = m f + (1 - m) b (CGN, eq. 1), with a mask (N, 1, H, W) for all channels."""
-    return mask * fg + (1 - mask) * bg
 
 
 def shifted(x: Tensor, rng: torch.Generator) -> Tensor:

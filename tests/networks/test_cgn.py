@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from kd_lightning.losses.counterfactual import compose
 from kd_lightning.networks.cgn import (
     HIGHEST,
     LOWEST,
@@ -12,7 +13,6 @@ from kd_lightning.networks.cgn import (
     ConvDiscriminator,
     LinearDiscriminator,
     Together,
-    composed,
     shifted,
 )
 
@@ -59,15 +59,7 @@ def test_a_mechanism_does_not_see_the_labels_of_the_others() -> None:
     other = cgn.draw("bg", z, y.flip(0))
     assert all(torch.equal(a, cgn.draw(im, z, y)) for a, im in zip(before, MECHANISMS, strict=True))
     assert not torch.allclose(other, before[2])
-    assert torch.equal(cgn(z, y), composed(*before))
-
-
-def test_composition() -> None:
-    fg, bg = torch.rand(2, 2, 3, 4, 4)
-    mask = torch.rand(2, 1, 4, 4)
-    assert (composed(torch.full_like(mask, LOWEST), fg, bg) - bg).abs().max() <= 2e-4
-    assert torch.allclose(composed(mask, fg, bg), composed(1 - mask, bg, fg))
-    assert torch.equal(composed(torch.full_like(mask, 0.5), torch.ones_like(fg), -torch.ones_like(bg)), torch.zeros(2, 3, 4, 4))  # fmt: skip
+    assert torch.equal(cgn(z, y), compose(*before))
 
 
 def test_students_together_answer_as_each_of_them_alone() -> None:

@@ -33,7 +33,7 @@ from kd_lightning.data.datasets.textures import drawn_textures, read_textures
 from kd_lightning.errors import DataError
 
 CHUNK = 2048
-KINDS = ("colored", "double_colored", "wildlife")
+KINDS = ("colored", "double_colored", "wildlife", "binary")
 SINGLE = ("#e61a1a", "#1ab31a", "#2626f2", "#f2e61a", "#e61ae6", "#1ae6e6", "#f2f2f2", "#f2801a", "#731a99", "#737373")
 """Of the digits 0 to 9 in ``colored``: red, green, blue, yellow, magenta, cyan, white, orange, purple and grey."""
 
@@ -43,13 +43,13 @@ BEHIND = (
 """Behind the digits 0 to 9 in ``double_colored``; the digit itself has the colour of the one four further on."""
 
 OBJECT = tuple(BEHIND[i - 6] for i in range(10))
-BLACK = ("black",) * 10
+BLACK, WHITE = ("black",) * 10, ("white",) * 10
 PADDING = 3
 
 
 def load(
     *,
-    kind: Literal["colored", "double_colored", "wildlife"],
+    kind: Literal["colored", "double_colored", "wildlife", "binary"],
     base: Literal["digits", "mnist"] = "mnist",
     root: str | Path = "data",
     size: int = 32,
@@ -70,7 +70,8 @@ def load(
 
     Args:
         kind: ``colored``, grey digits times a colour before black; ``double_colored``, colour before colour; or
-            ``wildlife``, texture before texture, each a crop that is chosen once.
+            ``wildlife``, texture before texture, each a crop that is chosen once; or ``binary``, white before black,
+            in which nothing but the shape tells.
         base: scikit-learn's 1,797 digits (their pixels made finer bicubically), or MNIST.
         root: of MNIST's files.
         size: side in pixels.
@@ -147,8 +148,12 @@ def _painted(
     if pictures is not None:
         layers = [crops(pictures[i], which[:, i], corner[:, i], size) for i in (0, 1)]
         return torch.where(glyphs(images, size=size, binary=True) > 0, *layers)
-    names = (SINGLE, BLACK) if kind == "colored" else (OBJECT, BEHIND)
-    std = torch.tensor([0.02**0.5, 0] if kind == "colored" else [0.01, 0.01])
+    names, deviations = {
+        "colored": ((SINGLE, BLACK), (0.02**0.5, 0.0)),
+        "double_colored": ((OBJECT, BEHIND), (0.01, 0.01)),
+        "binary": ((WHITE, BLACK), (0.0, 0.0)),
+    }[kind]
+    std = torch.tensor(deviations)
     means = torch.stack([palette(n)[which[:, i]] for i, n in enumerate(names)], 1)
     colour, behind = (means + std[:, None] * jitter).clamp(0, 1)[..., None, None].unbind(1)
     shape = glyphs(images, size=size, binary=kind != "colored")

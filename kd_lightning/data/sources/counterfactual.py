@@ -16,7 +16,8 @@ from kd_lightning.data.sources.context import Context
 from kd_lightning.data.sources.free import Rounds
 from kd_lightning.data.sources.pool import noise_on, obtain_parts
 from kd_lightning.errors import ConfigError
-from kd_lightning.networks.cgn import MECHANISMS, composed, shifted
+from kd_lightning.losses.counterfactual import compose
+from kd_lightning.networks.cgn import MECHANISMS, shifted
 from kd_lightning.teacher.drawing import DrawingTeacher
 
 PER_PART = 2000
@@ -125,7 +126,7 @@ class Counterfactual:
                 other = torch.randint(classes, (n,), generator=rng, device=rng.device)
             drawn = drawers[im].sample(im, latents(n), other)
             textures.append(shifted(drawn, rng) if self.shift else drawn)
-        return composed(*applied(self.compose, mask, textures[0], textures[1], rng)).clamp(0, 1), y
+        return compose(*applied(self.compose, mask, textures[0], textures[1], rng)).clamp(0, 1), y
 
 
 class CounterfactualLoader(Rounds):
