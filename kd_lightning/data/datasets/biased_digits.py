@@ -34,7 +34,7 @@ from kd_lightning.errors import DataError
 
 CHUNK = 2048
 KINDS = ("colored", "double_colored", "wildlife")
-SINGLE = ("#e61a1a", "#1ab31a", "#2626f2", "#f2e61a", "#e61ae6", "#1ae6e6", "#f2f2f2", "#f2801a", "#731a99", "#737373")
+SINGLE = ("#e61a1a", "#1ab31a", "#2626f2", "#f2e61a", "#e61ae6", "#1ae6e6", "#f2f2f2", "#f2801a", "#660d99", "#808080")
 """Of the digits 0 to 9 in ``colored``: red, green, blue, yellow, magenta, cyan, white, orange, purple and grey."""
 
 BEHIND = (
@@ -145,8 +145,8 @@ def _painted(
 ) -> Tensor:
     """Uint8 (N,3,size,size)."""
     if pictures is not None:
-        layers = [crops(pictures[i], which[:, i], corner[:, i], size) for i in (0, 1)]
-        return torch.where(glyphs(images, size=size, binary=True) > 0, *layers)
+        own, rest = (crops(pictures[i], which[:, i], corner[:, i], size) for i in (0, 1))
+        return torch.where(glyphs(images, size=size, binary=True) > 0, own, rest)
     names = (SINGLE, BLACK) if kind == "colored" else (OBJECT, BEHIND)
     std = torch.tensor([0.02**0.5, 0] if kind == "colored" else [0.01, 0.01])
     means = torch.stack([palette(n)[which[:, i]] for i, n in enumerate(names)], 1)
