@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from doors import Fake, Tells, asking, closed
+from hydra.utils import instantiate
 
 from kd_lightning.artifacts import Store
 from kd_lightning.data.dataset import Dataset, Split
@@ -15,9 +16,11 @@ from kd_lightning.data.sources.asked import ask
 from kd_lightning.data.sources.context import Context
 from kd_lightning.data.sources.free import Free
 from kd_lightning.data.sources.noise import Noise
+from kd_lightning.data.sources.other import Other
 from kd_lightning.data.sources.queried import Queried
 from kd_lightning.data.sources.real import FewShot, Real
 from kd_lightning.errors import BudgetExceeded, ConfigError, DataError, TeacherError
+from kd_lightning.tasks import Regression
 from kd_lightning.teacher.answers import Abstained, Unfit
 from kd_lightning.teacher.frozen import FrozenTeacher
 from kd_lightning.teacher.query import QueryTeacher
@@ -150,6 +153,63 @@ def test_queried_from_a_teacher_that_may_be_looked_into(tmp_path: Path) -> None:
     (batch,) = Queried(images=20, batch_size=20).prepare(context(tmp_path, teacher=teacher))
     torch.testing.assert_close(batch.t, teacher.net(batch.x))
     assert teacher.asked == 20
+
+
+def another(shape: tuple[int, ...] = (1, 1), classes: int = 3, train: bool = True, **changes: Any) -> Dataset:
+    """Twelve images of one value, from 100 on, none of which is among those of the context."""
+    images = torch.arange(100, 112, dtype=torch.uint8).view(12, 1, 1, 1).expand(12, 1, *shape)
+    part = Split(images, changes.pop("labels", torch.arange(12) % 2))
+    names = [str(c) for c in range(classes)]
+    return Dataset("other", names, part if train else None, part, part, "none", "none", **changes)
+
+
+def test_other_serves_the_training_part_of_another_set_with_its_labels(tmp_path: Path) -> None:
+    loader = Other(load=another, batch_size=5).prepare(context(tmp_path))
+    batches = []
+    for epoch in range(8):
+        loader.set_epoch(epoch)
+        batches += list(loader)
+    assert {round(v * 255) for batch in batches for v in batch.x.flatten().tolist()} == set(range(100, 112))
+    assert all(batch.y.equal((batch.x.flatten() * 255).round().long() % 2) for batch in batches)
+    assert {len(batch.x) for batch in batches} == {5}
+    loader = Other(load=another, batch_size=12, augment=[lambda x, _: 1 - x]).prepare(context(tmp_path))
+    assert positions(loader) == list(range(255 - 111, 255 - 99))
+
+
+def test_other_loads_its_set_no_sooner_than_it_is_prepared(tmp_path: Path) -> None:
+    node = {"_target_": f"{another.__module__}.another", "_partial_": True, "classes": 3}
+    source = instantiate({"_target_": "kd_lightning.data.sources.other.Other", "load": node, "batch_size": 12})
+    assert positions(source.prepare(context(tmp_path))) == list(range(100, 112))
+    with pytest.raises(ConfigError, match=r"called before it was wanted: set source\.load\._partial_=true"):
+        Other(load=another(), batch_size=12).prepare(context(tmp_path))  # type: ignore[arg-type]
+
+
+def test_other_hands_the_store_to_a_set_that_keeps_decoded_images(tmp_path: Path) -> None:
+    at, given = context(tmp_path), []
+
+    def keeping(*, store: Store | None = None) -> Dataset:
+        given.append(store)
+        return another()
+
+    Other(load=keeping, batch_size=12).prepare(at)
+    assert given == [at.store]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"shape": (2, 2)}, r"other has images of 1x2x2, but data=toy of 1x1x1\. Set source\.load\.size"),
+        ({"classes": 4}, r"labels of other have num_classes=4, but those of data=toy have num_classes=3"),
+        (
+            {"labels": torch.zeros(12), "task": Regression(low=0, high=1, unit="m"), "classes": 0},
+            r"labels of other have low=0 high=1 unit=m floored=False, but those of data=toy have num_classes=3",
+        ),
+        ({"train": False}, r"other has no training images"),
+    ],
+)
+def test_other_images_that_do_not_fit(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=rf"source\.load: .*{said}"):
+        Other(load=lambda: another(**changes), batch_size=4).prepare(context(tmp_path))
 
 
 class Partial(Fake):

@@ -34,7 +34,7 @@ from kd_lightning.errors import DataError
 
 CHUNK = 2048
 KINDS = ("colored", "double_colored", "wildlife", "binary")
-SINGLE = ("#e61a1a", "#1ab31a", "#2626f2", "#f2e61a", "#e61ae6", "#1ae6e6", "#f2f2f2", "#f2801a", "#731a99", "#737373")
+SINGLE = ("#e61a1a", "#1ab31a", "#2626f2", "#f2e61a", "#e61ae6", "#1ae6e6", "#f2f2f2", "#f2801a", "#660d99", "#808080")
 """Of the digits 0 to 9 in ``colored``: red, green, blue, yellow, magenta, cyan, white, orange, purple and grey."""
 
 BEHIND = (
@@ -146,8 +146,8 @@ def _painted(
 ) -> Tensor:
     """Uint8 (N,3,size,size)."""
     if pictures is not None:
-        layers = [crops(pictures[i], which[:, i], corner[:, i], size) for i in (0, 1)]
-        return torch.where(glyphs(images, size=size, binary=True) > 0, *layers)
+        own, rest = (crops(pictures[i], which[:, i], corner[:, i], size) for i in (0, 1))
+        return torch.where(glyphs(images, size=size, binary=True) > 0, own, rest)
     names, deviations = {
         "colored": ((SINGLE, BLACK), (0.02**0.5, 0.0)),
         "double_colored": ((OBJECT, BEHIND), (0.01, 0.01)),

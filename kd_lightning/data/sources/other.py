@@ -26,9 +26,7 @@ class Other:
 
     offers = frozenset({"source.images", "source.labels"})
 
-    def __init__(
-        self, *, load: Callable[..., Dataset], batch_size: int, augment: Sequence[Augmentation] = ()
-    ) -> None:
+    def __init__(self, *, load: Callable[..., Dataset], batch_size: int, augment: Sequence[Augmentation] = ()) -> None:
         self.load, self.batch_size, self.augment = load, batch_size, augment
 
     def prepare(self, context: Context) -> TensorLoader:
@@ -39,7 +37,9 @@ class Other:
             DataError: the other set cannot be loaded, has no training images, or images or labels of another kind.
         """
         if not callable(self.load):
-            raise ConfigError("source.load was called before it was wanted: set source.load._partial_=true beside its _target_")
+            raise ConfigError(
+                "source.load was called before it was wanted: set source.load._partial_=true beside its _target_"
+            )
         keeps = "store" in inspect.signature(self.load).parameters
         other, own = self.load(**({"store": context.store} if keeps else {})), context.dataset
         if other.train is None:
@@ -58,6 +58,4 @@ class Other:
                 f"source.load: the labels of {other.name} have {theirs}, but those of data={own.name} have {ours}. "
                 "Choose a set with the same"
             )
-        return context.serve(
-            other.train.images, other.train.labels, batch_size=self.batch_size, augment=self.augment
-        )
+        return context.serve(other.train.images, other.train.labels, batch_size=self.batch_size, augment=self.augment)
