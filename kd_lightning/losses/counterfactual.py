@@ -62,8 +62,9 @@ def saliency(mask: Tensor) -> Tensor:
 
 def gram(features: Tensor) -> Tensor:
     """F F^T / (C H W) of feature maps (N,C,H,W), where F is (C, H W): (N,C,C)."""
-    flat = features.float().flatten(2)
-    return flat @ flat.transpose(1, 2) / flat[0].numel()
+    with torch.autocast(features.device.type, enabled=False):
+        flat = features.float().flatten(2)
+        return flat @ flat.transpose(1, 2) / flat[0].numel()
 
 
 def style(xs: Sequence[Tensor], ys: Sequence[Tensor], weights: Sequence[float]) -> Tensor:

@@ -1,0 +1,81 @@
+"""CGN's generator for ImageNet (Sauer and Geiger, ICLR 2021): one large generator for each of three mechanisms.
+
+What the first draws becomes a mask by a saliency net; the others draw the object's texture and the background. With
+BigGAN-deep for images of 256 pixels and U2-Net, it has 211,652,368 parameters, of which 167,642,499 are trained.
+
+Deviations (paper / authors' code / here):
+    * Pseudo ground truth: - / a fourth generator of the same module and file / the method's, of no use afterwards.
+    * Input of the saliency net: - / [-1, 1] / [0, 1], which ``networks.u2net`` turns back.
+"""
+
+from __future__ import annotations
+
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from kd_lightning.losses.counterfactual import compose
+
+MECHANISMS = ("shape", "fg", "bg")
+"""A mask (N, 1, H, W), and two textures (N, C, H, W), all in [0, 1]."""
+LOWEST, HIGHEST = 1e-4, 0.9999
+"""Of a mask."""
+
+
+class ImageNetCgn(nn.Module):
+    """Three generators and a frozen saliency net, which stays in eval mode; gradients cross it.
+
+    Its parts have the names of the authors' file: ``load_cgn_imagenet(path, shape=net.f_shape, fg=net.f_text,
+    bg=net.f_bg, u2net=net.u2net)`` reads one.
+
+    Args:
+        f_shape: latents (N, latent) and classes (N,) to images (N, C, H, W) in [0, 1], of which the mask is made.
+        f_text: to textures of the object, likewise.
+        f_bg: to backgrounds, likewise.
+        u2net: images to saliency (N, 1, H, W) in [0, 1].
+        truncation: of the latents it will be given, handed to the generators as BigGAN-deep wants it; None for
+            generators of latents and classes alone.
+    """
+
+    mechanisms = MECHANISMS
+
+    def __init__(
+        self,
+        *,
+        f_shape: nn.Module,
+        f_text: nn.Module,
+        f_bg: nn.Module,
+        u2net: nn.Module,
+        truncation: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.f_shape, self.f_text, self.f_bg = f_shape, f_text, f_bg
+        self.u2net = u2net.eval().requires_grad_(False)
+        self.truncation = truncation
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch the generators; the saliency net stays as it is."""
+        super().train(mode)
+        self.u2net.eval()
+        return self
+
+    def draw(self, im: str, z: Tensor, y: Tensor) -> Tensor:
+        """What one mechanism draws of latents (N, latent) and classes (N,): a mask or a texture."""
+        net = {"shape": self.f_shape, "fg": self.f_text, "bg": self.f_bg}[im]
+        image = self.ask(net, z, y)
+        return self.u2net(image).clamp(LOWEST, HIGHEST) if im == "shape" else image
+
+    def ask(self, net: nn.Module, z: Tensor, y: Tensor) -> Tensor:
+        """Images of a generator, at this truncation."""
+        return net(z, y) if self.truncation is None else net(z, y, self.truncation)
+
+    def forward(self, z: Tensor, y: Tensor) -> Tensor:
+        """Images (N, C, H, W) in [0, 1] whose mechanisms have latents and class in common."""
+        return compose(*(self.draw(im, z, y) for im in MECHANISMS))
+
+
+def truncated_normal(*shape: int, rng: torch.Generator, truncation: float = 1.0) -> Tensor:
+    """N(0, 1) cut off at two deviations (drawn anew beyond), times ``truncation``; on the device of ``rng``."""
+    z = torch.empty(*shape, device=rng.device)
+    return nn.init.trunc_normal_(z, a=-2.0, b=2.0, generator=rng).mul_(truncation)
