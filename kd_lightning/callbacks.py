@@ -17,7 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from tqdm import tqdm
 
 from kd_lightning import ranks
-from kd_lightning.collapse import REMEDY, Collapsed
+from kd_lightning.collapse import Collapsed
 from kd_lightning.dashboards import Boards
 from kd_lightning.data.loader import Batch
 from kd_lightning.methods.base import Distiller, Seen, Teacher
@@ -180,7 +180,7 @@ class WatchGenerator(Callback):
             trainer.should_stop = trainer.should_stop or self.collapsed is not None
         elif collapsed and not self.warned:
             self.warned = True
-            warnings.warn(f"{collapsed}. The student will not learn from this. {REMEDY}", stacklevel=2)
+            warnings.warn(f"{collapsed}. The student will not learn from this. {collapsed.remedy}", stacklevel=2)
 
     def _judge(self, health: dict[str, float], round_: int) -> Collapsed | None:
         bad = health.get("entropy", 1.0) < 0.5 or health["spread"] < 0.02

@@ -28,11 +28,15 @@ class Collapsed(Exception):
     Args:
         round_: after which it was noticed.
         words: what its images are like.
+        remedy: what to try.
     """
 
-    def __init__(self, round_: int, words: str) -> None:
-        super().__init__(f"the generator has collapsed (round {round_}): {words}")
-        self.round = round_
+    def __init__(self, round_: int, words: str, remedy: str = REMEDY) -> None:
+        super().__init__(round_, words, remedy)  # so that it pickles: all ranks are told
+        self.round, self.words, self.remedy = round_, words, remedy
+
+    def __str__(self) -> str:
+        return f"the generator has collapsed (round {self.round}): {self.words}"
 
 
 def restarts(work: Path) -> list[dict[str, Any]]:
@@ -58,7 +62,7 @@ def begin_again(work: Path, seed: int, error: Collapsed) -> None:
     before = restarts(work)
     if len(before) == TRIES:
         tried = ", ".join(str(attempt["seed"]) for attempt in [*before, {"seed": seed}])
-        raise TrainingError(f"{error}, and so it did with each of the seeds {tried}. {REMEDY}") from error
+        raise TrainingError(f"{error}, and so it did with each of the seeds {tried}. {error.remedy}") from error
     with writing(work):
         for left in work.iterdir():
             shutil.rmtree(left) if left.is_dir() else left.unlink()

@@ -1,0 +1,175 @@
+"""Changes of mask, texture and background before they are composed: SKDCGN's study of how images come together.
+
+Ambekar et al., *SKDCGN: Source-free Knowledge Distillation of Counterfactual Generative Networks using cGANs* (ECCV
+workshops 2022, arXiv 2208.04226). Each is called with a mask (N, 1, H, W), a texture and a background (N, 3, H, W), all
+in [0, 1], and a ``torch.Generator`` on the same device, from which alone its randomness comes. Gradients cross it, so
+that it may stand in a generator's training as well as in the making of images. Two others of the study are settings:
+the weight of the mask's entropy, and the number of counterfactuals.
+
+Deviations (paper / authors' code / here): what the paper says of them was not read.
+    * Rotation: - / one angle per call, nearest pixel / one angle per image, bilinear.
+    * Weights: - / free variables that nothing sets, textures in [-1, 1], no limits / textures are weighed about grey,
+      which is 0 in [-1, 1]; what leaves [0, 1] is cut off.
+    * Jitter: - / of the data's images, one order of the four at random / of texture and background, each its own
+      draw, in the order brightness, contrast, saturation, hue.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from kd_lightning.data.augment import RandomAffine
+from kd_lightning.errors import ConfigError
+
+Parts = tuple[Tensor, Tensor, Tensor]
+"""Mask, texture and background."""
+LOWEST, HIGHEST = 1e-4, 0.9999
+"""Of a mask, as CGN cuts it."""
+
+
+class Operator(Protocol):
+    """A change of the parts of images; its ``repr`` says what it does, settings and all."""
+
+    def __call__(self, mask: Tensor, fg: Tensor, bg: Tensor, rng: torch.Generator) -> Parts:
+        """Other mask, texture and background, of the same shapes."""
+
+
+def applied(operators: Iterable[Operator], mask: Tensor, fg: Tensor, bg: Tensor, rng: torch.Generator) -> Parts:
+    """What the operators make of mask, texture and background, one after the other."""
+    for operator in operators:
+        mask, fg, bg = operator(mask, fg, bg, rng)
+    return mask, fg, bg
+
+
+@dataclass(frozen=True)
+class MaskNoise:
+    """m + N(0, std^2), cut to [0.0001, 0.9999].
+
+    Args:
+        std: 1 in the authors' code, whose runs are called *noise01*: 0.1 may be what was meant.
+    """
+
+    std: float = 1.0
+
+    def __call__(self, mask: Tensor, fg: Tensor, bg: Tensor, rng: torch.Generator) -> Parts:
+        """Every pixel of the mask its own noise."""
+        noise = torch.randn(mask.shape, generator=rng, device=mask.device)
+        return (mask + self.std * noise).clamp(LOWEST, HIGHEST), fg, bg
+
+
+@dataclass(frozen=True)
+class Opacity:
+    """Factor * m: the background shows through the shape.
+
+    Args:
+        factor: between 0, no shape, and 1, no change.
+
+    Raises:
+        ConfigError: another factor.
+    """
+
+    factor: float = 0.75
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.factor <= 1:
+            raise ConfigError(f"compose: Opacity.factor={self.factor}: expected a number between 0 and 1")
+
+    def __call__(self, mask: Tensor, fg: Tensor, bg: Tensor, rng: torch.Generator) -> Parts:
+        """Draws nothing."""
+        return self.factor * mask, fg, bg
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """The mask turned about its centre, with no shape where nothing was.
+
+    Args:
+        degrees: the angle is drawn uniformly from -degrees to degrees, for every image.
+    """
+
+    degrees: float = 180.0
+
+    def __call__(self, mask: Tensor, fg: Tensor, bg: Tensor, rng: torch.Generator) -> Parts:
+        """Every mask its own angle."""
+        return RandomAffine(self.degrees, shift=0.0, fill="zeros")(mask, rng), fg, bg
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A m, and b f and c b about grey, cut to [0, 1].
+
+    Args:
+        mask: a.
+        fg: b, of the texture.
+        bg: c, of the background.
+    """
+
+    mask: float = 1.0
+    fg: float = 1.0
+    bg: float = 1.0
+
+    def __call__(self, mask: Tensor, fg: Tensor, bg: Tensor, rng: torch.Generator) -> Parts:
+        """Draws nothing."""
+        textures = (0.5 + weight * (x - 0.5) for weight, x in ((self.fg, fg), (self.bg, bg)))
+        fg, bg = (x.clamp(0, 1) for x in textures)
+        return (self.mask * mask).clamp(0, 1), fg, bg
+
+
+@dataclass(frozen=True)
+class Jitter:
+    """Other colours of texture and background, as torchvision's ColorJitter has them; the mask stays.
+
+    Args:
+        brightness: the factor is drawn uniformly from 1 - brightness to 1 + brightness, likewise the next two.
+        contrast: about the mean grey of the image.
+        saturation: about the grey of the pixel.
+        hue: in turns of the colour wheel, from -hue to hue.
+    """
+
+    brightness: float = 0.1
+    contrast: float = 0.1
+    saturation: float = 0.1
+    hue: float = 0.1
+
+    def __call__(self, mask: Tensor, fg: Tensor, bg: Tensor, rng: torch.Generator) -> Parts:
+        """Every texture and every background its own colours."""
+        return mask, self._coloured(fg, rng), self._coloured(bg, rng)
+
+    def _coloured(self, x: Tensor, rng: torch.Generator) -> Tensor:
+        brightness, contrast, saturation, hue = 2 * torch.rand(4, len(x), 1, 1, 1, generator=rng, device=x.device) - 1
+        x = (x * (1 + self.brightness * brightness)).clamp(0, 1)
+        x = _blended(_grey(x).mean((1, 2, 3), keepdim=True), x, 1 + self.contrast * contrast)
+        x = _blended(_grey(x), x, 1 + self.saturation * saturation)
+        return _turned(x, self.hue * hue)
+
+
+def _blended(other: Tensor, x: Tensor, factor: Tensor) -> Tensor:
+    return (other + factor * (x - other)).clamp(0, 1)
+
+
+def _grey(x: Tensor) -> Tensor:
+    if x.shape[1] != 3:
+        raise ConfigError(f"compose: Jitter changes colours, and these images have {x.shape[1]} channel(s), not 3")
+    return (x * x.new_tensor([0.2989, 0.587, 0.114]).view(3, 1, 1)).sum(1, keepdim=True)
+
+
+def _turned(x: Tensor, turns: Tensor) -> Tensor:
+    """Colours (N, 3, H, W) in [0, 1] with their hue turned, lightest and darkest value of each pixel kept.
+
+    The hue counts six sectors; its distance to each channel's own says how much of the chroma that channel lacks.
+    """
+    (lightest, which), darkest = x.max(1, keepdim=True), x.min(1, keepdim=True).values
+    chroma = lightest - darkest
+    r, g, b = x.split(1, 1)
+    sectors = torch.cat([g - b, b - r, r - g], 1) / chroma.where(chroma > 0, 1) + _column(x, 0, 2, 4)
+    place = (_column(x, 5, 3, 1) + sectors.gather(1, which) + 6 * turns) % 6
+    return lightest - chroma * torch.minimum(place, 4 - place).clamp(0, 1)
+
+
+def _column(like: Tensor, *values: int) -> Tensor:
+    return like.new_tensor(values).view(-1, 1, 1)
