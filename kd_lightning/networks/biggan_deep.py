@@ -148,7 +148,7 @@ class _Up(nn.Module):
         self, inputs: int, outputs: int, *, layers: Layers, norm: Callable[[int], nn.Module], double: bool
     ) -> None:
         super().__init__()
-        self.outputs, self.double = outputs, double
+        self.outputs, self.grows = outputs, double
         inside = max(1, inputs // 4)
         self.norms = nn.ModuleList(norm(width) for width in (inputs, inside, inside, inside))
         widths = ((inputs, inside, 1), (inside, inside, 3), (inside, inside, 3), (inside, outputs, 1))
@@ -158,11 +158,11 @@ class _Up(nn.Module):
         h = x
         for i, (norm, conv) in enumerate(zip(self.norms, self.convs, strict=True)):
             h = F.relu(norm(h, condition))
-            if i == 1 and self.double:
+            if i == 1 and self.grows:
                 h = F.interpolate(h, scale_factor=2.0)
             h = conv(h)
         x = x[:, : self.outputs]
-        return h + (F.interpolate(x, scale_factor=2.0) if self.double else x)
+        return h + (F.interpolate(x, scale_factor=2.0) if self.grows else x)
 
 
 class _Down(nn.Module):

@@ -96,8 +96,14 @@ class Level(nn.Module):
 @pytest.mark.parametrize(("d_steps", "accumulate"), [(1, 1), (1, 4), (2, 4)])
 def test_accumulated_gradients_are_those_of_the_whole(d_steps: int, accumulate: int) -> None:
     method = BigGan(
-        **{"student": nn.Linear(1, 1), "teacher": None, "task": Classification(CLASSES), "latent": 2},
-        **{"generator": Level(), "discriminator": Level(), "d_steps": d_steps, "accumulate": accumulate},
+        student=nn.Linear(1, 1),
+        teacher=None,
+        task=Classification(CLASSES),
+        latent=2,
+        generator=Level(),
+        discriminator=Level(),
+        d_steps=d_steps,
+        accumulate=accumulate,
         optimizer_d=partial(torch.optim.SGD, lr=1.0),
         optimizer_g=partial(torch.optim.SGD, lr=1.0),
     )

@@ -31,6 +31,7 @@ PAPERS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "T2": (LabelToHidden, 67_328),
     "features of classes": (lambda: FeatureClassifier(ResNetTrunk(first=1), num_classes=100), 26_296_484),
     "psi of classes": (lambda: RatioMlp(3072 + 100, widths=(2048, 1024, 512, 256, 128)), 9_300_000),
+    "psi of ImageNet-100": (lambda: RatioMlp(49152 + 100, widths=(2048, 1024, 512, 256, 128)), 103_700_000),
     "psi of numbers": (lambda: RatioMlp(12288 + 128, widths=(1024, 512, 256, 128, 64)), 13_400_000),
 }
 
