@@ -12,6 +12,7 @@ Deviations (paper / authors' code / here):
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Any
 
 import torch
@@ -26,11 +27,14 @@ class BigGan(ConditionalGan):
     """One round: ``d_steps`` steps of the discriminator, each on its part of the batch, then one of the generator.
 
     Args:
+        accumulate: parts in which each step's images go through the networks one after the other, their gradients
+            added up; a BatchNorm sees one part at a time.
         **gan: see :class:`ConditionalGan`.
     """
 
-    def __init__(self, **gan: Any) -> None:
+    def __init__(self, *, accumulate: int = 1, **gan: Any) -> None:
         super().__init__(**gan)
+        self.accumulate = accumulate
 
     @classmethod
     def needs(cls, **settings: Any) -> set[str]:
@@ -43,20 +47,28 @@ class BigGan(ConditionalGan):
         opt_d, opt_g = self.opts()
 
         # Discriminator: real images of their classes, made images of any
-        for x, y in zip(batch.x.chunk(self.d_steps), batch.y.chunk(self.d_steps), strict=True):
-            made_y = self.classes(len(x))
-            with torch.no_grad():
-                made = self.generate(made_y)
-            verdicts = self.discriminator(self.view(torch.cat([made, x])), torch.cat([made_y, y]))
-            on_made, on_real = verdicts.split([len(made), len(x)])
-            loss_d = hinge_d(on_real, on_made)
-            self.update(opt_d, loss_d)
+        pieces = self.d_steps * self.accumulate
+        parts = zip(batch.x.chunk(pieces), batch.y.chunk(pieces), strict=True)
+        for _ in range(self.d_steps):
+            opt_d.zero_grad()
+            for x, y in islice(parts, self.accumulate):
+                made_y = self.classes(len(x))
+                with torch.no_grad():
+                    made = self.generate(made_y)
+                verdicts = self.discriminator(self.view(torch.cat([made, x])), torch.cat([made_y, y]))
+                on_made, on_real = verdicts.split([len(made), len(x)])
+                loss_d = hinge_d(on_real, on_made)
+                self.manual_backward(loss_d / self.accumulate)
+            opt_d.step()
 
         # Generator
-        y = self.classes(len(x))
-        with self.frozen(self.discriminator):
-            loss_g = hinge_g(self.discriminator(self.view(self.generate(y)), y))
-            self.update(opt_g, loss_g)
+        opt_g.zero_grad()
+        for _ in range(self.accumulate):
+            y = self.classes(len(x))
+            with self.frozen(self.discriminator):
+                loss_g = hinge_g(self.discriminator(self.view(self.generate(y)), y))
+                self.manual_backward(loss_g / self.accumulate)
+        opt_g.step()
 
         self.keep()
         self.record(d=loss_d, g=loss_g, on_real=on_real.mean(), on_made=on_made.mean())

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 from torchvision.models.resnet import ResNet as TorchvisionResNet
 
+from kd_lightning.networks.stem import Stem, stem_conv, stem_pool
+
 
 class ResNetTrunk(nn.Sequential):
     """The convolutions of ResNet-34 for small images: (N, in_channels, H, W) -> (N, 512).
@@ -25,22 +27,24 @@ class ResNetTrunk(nn.Sequential):
     Args:
         in_channels: of the image.
         first: stride of the first group: 2 in CcGAN's T1, 1 in cGAN-KD's extractor of features.
+        stem: `full` for 32x32 and 64x64; see `stem.py` for larger images.
     """
 
     features = 512
 
-    def __init__(self, *, in_channels: int = 3, first: int = 2) -> None:
+    def __init__(self, *, in_channels: int = 3, first: int = 2, stem: Stem = "full") -> None:
         net = TorchvisionResNet(BasicBlock, [3, 4, 6, 3])
         net.inplanes = 64
         net.layer1 = net._make_layer(BasicBlock, 64, 3, stride=first)
-        net.conv1 = nn.Conv2d(in_channels, 64, 3, padding=1, bias=False)
+        net.conv1 = stem_conv(in_channels, 64, stem)
+        pool = [stem_pool(stem)] if stem == "quarter" else []
         groups = (net.layer1, net.layer2, net.layer3, net.layer4)
-        super().__init__(net.conv1, net.bn1, net.relu, *groups, net.avgpool, nn.Flatten())
+        super().__init__(net.conv1, net.bn1, net.relu, *pool, *groups, net.avgpool, nn.Flatten())
 
 
-def feature_trunk(*, in_channels: int = 3) -> ResNetTrunk:
+def feature_trunk(*, in_channels: int = 3, stem: Stem = "full") -> ResNetTrunk:
     """That of cGAN-KD's extractor of features: its first group keeps height and width."""
-    return ResNetTrunk(in_channels=in_channels, first=1)
+    return ResNetTrunk(in_channels=in_channels, first=1, stem=stem)
 
 
 class ConvTrunk(nn.Sequential):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from kd_lightning.data.datasets import h5, utkface
+from kd_lightning.data.datasets import h5, imagenet100, utkface
 from kd_lightning.errors import DataError
 from kd_lightning.tasks import Regression
 
@@ -53,6 +54,33 @@ def test_the_steering_file_is_read_as_it_is(tmp_path: Path) -> None:
     held = load(steering(tmp_path / "b.h5"), val=0.25)
     assert (len(held.train), len(held.val)) == (15, 5)
     assert sorted(torch.cat([held.train.labels, held.val.labels]).tolist()) == sorted(data.train.labels.tolist())
+
+
+def test_imagenet100_is_the_authors_file_or_class_folders(tmp_path: Path) -> None:
+    def pictures(part: str, count: int) -> None:
+        for i, (label, n) in enumerate((label, n) for label in ("n01", "n02") for n in range(count)):
+            place = tmp_path / "imagenet100" / part / label / f"{n}.png"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels(i + len(part), 8, 8, 3)[0]).save(place)
+
+    load = partial(imagenet100.load, root=tmp_path, num_classes=2, size=8)
+    with pytest.raises(DataError, match=r"expected the file ImageNet_128.*or the images in imagenet100/train/<class>"):
+        load()
+    pictures("train", 10)
+    data = load(test=6, val=4)
+    assert [len(part) for part in (data.train, data.val, data.test)] == [10, 4, 6]  # type: ignore[arg-type]
+    assert data.test.labels.bincount().tolist() == [3, 3]
+    again = load(test=6)
+    assert len(again.train) == 14
+    assert torch.equal(again.test.images, data.test.images), "the same test whatever is held out for validation"
+    pictures("test", 3)
+    data = load(test=6, val=4)
+    assert [len(part) for part in (data.train, data.val, data.test)] == [16, 4, 6]  # type: ignore[arg-type]
+    assert data.classes == ["n01", "n02"]
+    content = {"images_train": pixels(20, 3, 8, 8), "images_valid": pixels(6, 3, 8, 8)}
+    write(tmp_path / imagenet100.FILE, **content, labels_train=np.arange(20) % 2, labels_valid=np.arange(6) % 2)
+    data = load(test=3)
+    assert (data.layout, data.classes, len(data.train), data.val, len(data.test)) == ("h5", ["0", "1"], 20, None, 6)
 
 
 @pytest.mark.parametrize(

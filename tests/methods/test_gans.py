@@ -80,6 +80,41 @@ def test_biggan_does_not_where_its_generator_stands_still(classifier: nn.Module)
     assert named_rightly(fitted(class_gan(lr_g=0.0), real_patterns(), epochs=2), classifier) <= 0.5
 
 
+class Level(nn.Module):
+    """Says how bright an image is; makes images of one brightness."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(0.1))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        if x.dim() == 2:
+            return (self.weight + 0 * x.sum(1))[:, None, None, None].expand(-1, 1, 8, 8)
+        return self.weight * x.mean((1, 2, 3))
+
+
+@pytest.mark.parametrize(("d_steps", "accumulate"), [(1, 1), (1, 4), (2, 4)])
+def test_accumulated_gradients_are_those_of_the_whole(d_steps: int, accumulate: int) -> None:
+    method = BigGan(
+        student=nn.Linear(1, 1),
+        teacher=None,
+        task=Classification(CLASSES),
+        latent=2,
+        generator=Level(),
+        discriminator=Level(),
+        d_steps=d_steps,
+        accumulate=accumulate,
+        optimizer_d=partial(torch.optim.SGD, lr=1.0),
+        optimizer_g=partial(torch.optim.SGD, lr=1.0),
+    )
+    images = torch.arange(32).mul(8).byte().view(-1, 1, 1, 1).expand(-1, 1, 8, 8)
+    fitted(method, TensorLoader(images, torch.zeros(32, dtype=torch.long), batch_size=32, shuffle=False), epochs=1)
+    means = (images[:, 0, 0, 0].float() / 255).view(d_steps, -1).mean(1)
+    weight = 0.1 + float(sum(means - 0.1))
+    assert method.discriminator.weight.item() == pytest.approx(weight, abs=1e-5)
+    assert method.generator.weight.item() == pytest.approx(0.1 + weight, abs=1e-5)
+
+
 @pytest.fixture(scope="module")
 def t1() -> Normalized:
     net = trained_reader()

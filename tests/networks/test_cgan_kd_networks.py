@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import composed
+from hydra.utils import instantiate
 from torch import nn
 from torchvision.models import mobilenet_v2
 
@@ -59,6 +61,7 @@ IMAGENET100: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "vgg19": (lambda: vgg128(19), 29_577_124),
     "mobilenet_v2": (lambda: MobileNetV2(num_classes=100, width=0.5, stem="quarter"), 812_836),
     "shufflenet_v1": (lambda: ShuffleNetV1(num_classes=100, stem="quarter"), 950_338),
+    "densenet121": (lambda: DenseNet(depth=121, num_classes=100, stem="quarter"), 7_978_856 - 922_500 - 9_408 + 3_072),
     "densenet161": (lambda: DenseNet(depth=161, num_classes=100, stem="quarter"), 26_683_396),
 }
 NUMBERS: dict[str, tuple[Callable[[], nn.Module], int]] = {
@@ -100,6 +103,23 @@ def test_for_numbers_at_64_pixels(make: Callable[[], nn.Module], count: int) -> 
         net = Regressor(make())
     assert parameters(net) == count
     assert net.net.get_submodule(head_of(net.net))[-1].out_features == 1
+
+
+@pytest.mark.parametrize("name", IMAGENET100)
+def test_members_for_128_pixels_are_those(name: str) -> None:
+    cfg = composed("data=imagenet100", f"student={name}_128", f"teacher={name}_128")
+    assert cfg.teacher.net == cfg.student
+    with torch.device("meta"):
+        assert parameters(instantiate(cfg.student)) == IMAGENET100[name][1]
+
+
+@pytest.mark.parametrize("name", CIFAR)
+def test_members_for_32_pixels_are_those(name: str) -> None:
+    cfg = composed("data=cifar100", f"student={name}", f"teacher={name}")
+    assert cfg.teacher.net == cfg.student
+    with torch.device("meta"):
+        found = parameters(instantiate(cfg.student))
+    assert found == CIFAR[name][1] - (2_752 if name == "resnet20" else 0)  # whose member has shortcuts without weights
 
 
 def maps(net: nn.Module, paths: list[str], size: int) -> list[int]:

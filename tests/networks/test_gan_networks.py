@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from kd_lightning.networks import biggan, gan_blocks, sagan
+from kd_lightning.networks import biggan, biggan_deep_pair, gan_blocks, sagan
 from kd_lightning.networks.density_ratio import DensityRatio, RatioMlp
 from kd_lightning.networks.features import FeatureClassifier, SparseAutoEncoder
 from kd_lightning.networks.gan_blocks import Layers, SelfAttention
@@ -23,12 +23,15 @@ def count(net: nn.Module) -> int:
 PAPERS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "BigGAN's generator": (lambda: biggan.Generator(num_classes=100), 4_580_867),
     "BigGAN's discriminator": (lambda: biggan.Discriminator(num_classes=100), 4_230_401),
+    "BigGAN-deep's generator": (lambda: biggan_deep_pair.Generator(num_classes=1000), 50_388_609 - 125 * (128 * 9 + 1)),
+    "BigGAN-deep's discriminator": (lambda: biggan_deep_pair.Discriminator(num_classes=1000), 34_590_210),
     "SAGAN's generator": (lambda: sagan.Generator(embedding=nn.Identity()), 15_070_052),
     "SAGAN's discriminator": (lambda: sagan.Discriminator(embedding=nn.Identity()), 21_660_466),
     "T1": (lambda: ImageToLabel(ResNetTrunk()), 21_610_945),
     "T2": (LabelToHidden, 67_328),
     "features of classes": (lambda: FeatureClassifier(ResNetTrunk(first=1), num_classes=100), 26_296_484),
     "psi of classes": (lambda: RatioMlp(3072 + 100, widths=(2048, 1024, 512, 256, 128)), 9_300_000),
+    "psi of ImageNet-100": (lambda: RatioMlp(49152 + 100, widths=(2048, 1024, 512, 256, 128)), 103_700_000),
     "psi of numbers": (lambda: RatioMlp(12288 + 128, widths=(1024, 512, 256, 128, 64)), 13_400_000),
 }
 
@@ -50,13 +53,17 @@ def small(kind: str, **changes: Any) -> tuple[nn.Module, nn.Module, torch.Tensor
         g: nn.Module = biggan.Generator(**settings, latent=6, widths=(16, 8, 8))
         d: nn.Module = biggan.Discriminator(**settings, widths=(8, 8, 16), final=8)
         return g, d, torch.arange(8) % 5
+    if kind == "biggan_deep":
+        settings = {"num_classes": 5, "channels": 2, "size": 16, "attention": 8}
+        g = biggan_deep_pair.Generator(**settings, latent=6, embed=3, widths=(16, 16, 8))
+        return g, biggan_deep_pair.Discriminator(**settings, widths=(8, 16, 16)), torch.arange(8) % 5
     embedding = LabelToHidden(embed=8)
     settings = {"embedding": embedding, "embed": 8, "channels": 2, "size": 16, "attention": 8}
     g = sagan.Generator(**settings, latent=6, widths=(16, 8, 8), momentum=0.1)
     return g, sagan.Discriminator(**settings, widths=(8, 8, 16)), torch.linspace(0, 1, 8)
 
 
-@pytest.mark.parametrize("kind", ["biggan", "sagan"])
+@pytest.mark.parametrize("kind", ["biggan", "biggan_deep", "sagan"])
 def test_a_function_of_latent_and_label(kind: str) -> None:
     g, d, y = small(kind)
     z = torch.randn(8, 6)
@@ -74,7 +81,7 @@ def test_a_function_of_latent_and_label(kind: str) -> None:
     torch.testing.assert_close(g(z[:3], y[:3]), x[:3])  # in eval mode an image does not depend on the others
 
 
-@pytest.mark.parametrize("kind", ["biggan", "sagan"])
+@pytest.mark.parametrize("kind", ["biggan", "biggan_deep", "sagan"])
 def test_gradients_reach_every_weight(kind: str) -> None:
     g, d, y = small(kind)
     for net in (g, d):
@@ -86,6 +93,31 @@ def test_gradients_reach_every_weight(kind: str) -> None:
         for name, p in net.named_parameters():
             assert p.grad is not None, name
             assert p.grad.abs().sum() > 0, name
+
+
+def test_a_deep_block_carries_the_channels_that_it_does_not_make() -> None:
+    torch.manual_seed(0)
+    layers, x = Layers("orthogonal"), torch.randn(2, 8, 4, 4)
+    up = biggan_deep._Up(8, 4, layers=layers, norm=Plain, double=True)
+    down = biggan_deep._Down(8, 12, layers=layers, halve=True)
+    for last in (up.convs[-1], down.out):
+        last.parametrizations.weight.original.data.zero_()  # type: ignore[union-attr]
+        last.bias.data.zero_()  # type: ignore[union-attr]
+        last.eval()
+        nn.utils.parametrize.remove_parametrizations(last, "weight", leave_parametrized=False)
+    torch.testing.assert_close(up(x, None), x[:, :4].repeat_interleave(2, 2).repeat_interleave(2, 3))
+    half = nn.functional.avg_pool2d(x, 2)
+    made = down(x)
+    torch.testing.assert_close(made[:, :8], half)
+    assert made.shape == (2, 12, 2, 2)
+    assert made[:, 8:].abs().min() > 0
+
+
+class Plain(nn.BatchNorm2d):
+    """BatchNorm that takes no notice of the condition."""
+
+    def forward(self, x: torch.Tensor, condition: Any = None) -> torch.Tensor:
+        return super().forward(x)
 
 
 def test_spectral_norm_holds_the_largest_singular_value_at_one_and_rests_in_eval_mode() -> None:
@@ -124,6 +156,8 @@ def test_attention_begins_as_nothing_and_equals_the_papers_formula() -> None:
         (lambda: biggan.Generator(num_classes=2, size=24), "4 times a power of 2, got 24"),
         (lambda: biggan.Discriminator(num_classes=2, size=16, final=12), "12 times a power of 2, got 16"),
         (lambda: biggan.Generator(num_classes=2, size=16, widths=(8, 8)), r"has 3 maps at this size: .* got \[8, 8\]"),
+        (lambda: biggan_deep_pair.Generator(num_classes=2, widths=(8, 8, 8, 8, 8, 16)), "drops channels and adds none"),
+        (lambda: biggan_deep_pair.Discriminator(num_classes=2, widths=(8, 8, 8, 8, 8, 4)), "adds channels and drops none"),
         (lambda: sagan.Discriminator(embedding=nn.Identity(), size=16), "has 3 maps at this size"),
         (lambda: SparseAutoEncoder(size=20), "4 times a power of 2, got 20"),
     ],
