@@ -75,9 +75,25 @@ def cgn(lr: float = 0.1, features: nn.Module | None = None, **settings: Any) -> 
     torch.manual_seed(0)
     blank = torch.zeros(CLASSES, 3, SIZE, SIZE)
     settings = {
-        **{"latent": LATENT, "batch_size": 4, "accumulate": 1, "variant": "paper", "shown": 8, "show_every": 50},
-        **{"l1": 100.0, "binary": 1.0, "share": 5.0, "bg": 2.0, "perc": (0, 1.0), "text": (1.0, 0)},
-        **{"patch": 3, "resize": SIZE, "best": 6, "grid": 2, "lr_shape": lr, "lr_text": lr, "lr_bg": lr},
+        "latent": LATENT,
+        "batch_size": 4,
+        "accumulate": 1,
+        "variant": "paper",
+        "shown": 8,
+        "show_every": 50,
+        "l1": 100.0,
+        "binary": 1.0,
+        "share": 5.0,
+        "bg": 2.0,
+        "perc": (0, 1.0),
+        "text": (1.0, 0),
+        "patch": 3,
+        "resize": SIZE,
+        "best": 6,
+        "grid": 2,
+        "lr_shape": lr,
+        "lr_text": lr,
+        "lr_bg": lr,
         **settings,
     }
     return CgnImageNet(
@@ -284,16 +300,18 @@ def test_small_copies_of_the_papers_networks_take_a_step(tmp_path: Path) -> None
     save_file({names[k]: v.clone() for k, v in published.state_dict().items()}, tmp_path / "biggan.safetensors")
     generator = ImageNetCgn(f_shape=deep(), f_text=deep(), f_bg=deep(), u2net=U2Net(mids=16, outs=64), truncation=1.0)
     method = CgnImageNet(
-        **{"student": nn.Linear(1, 1), "teacher": None, "task": Classification(10)},
-        **{
-            "latent": 16,
-            "accumulate": 2,
-            "perc": (4, 4),
-            "text": (0, 5),
-            "shown": 2,
-            "biggan": tmp_path / "biggan.safetensors",
-        },
-        **{"patch": 5, "resize": 32, "grid": 3},
+        student=nn.Linear(1, 1),
+        teacher=None,
+        task=Classification(10),
+        latent=16,
+        accumulate=2,
+        perc=(4, 4),
+        text=(0, 5),
+        shown=2,
+        biggan=tmp_path / "biggan.safetensors",
+        patch=5,
+        resize=32,
+        grid=3,
         generator=generator,
         pseudo=deep(),
         optimizer=partial(adam),

@@ -98,8 +98,8 @@ def test_gradients_reach_every_weight(kind: str) -> None:
 def test_a_deep_block_carries_the_channels_that_it_does_not_make() -> None:
     torch.manual_seed(0)
     layers, x = Layers("orthogonal"), torch.randn(2, 8, 4, 4)
-    up = biggan_deep._Up(8, 4, layers=layers, norm=Plain, double=True)
-    down = biggan_deep._Down(8, 12, layers=layers, halve=True)
+    up = biggan_deep_pair._Up(8, 4, layers=layers, norm=Plain, double=True)
+    down = biggan_deep_pair._Down(8, 12, layers=layers, halve=True)
     for last in (up.convs[-1], down.out):
         last.parametrizations.weight.original.data.zero_()  # type: ignore[union-attr]
         last.bias.data.zero_()  # type: ignore[union-attr]
@@ -157,7 +157,10 @@ def test_attention_begins_as_nothing_and_equals_the_papers_formula() -> None:
         (lambda: biggan.Discriminator(num_classes=2, size=16, final=12), "12 times a power of 2, got 16"),
         (lambda: biggan.Generator(num_classes=2, size=16, widths=(8, 8)), r"has 3 maps at this size: .* got \[8, 8\]"),
         (lambda: biggan_deep_pair.Generator(num_classes=2, widths=(8, 8, 8, 8, 8, 16)), "drops channels and adds none"),
-        (lambda: biggan_deep_pair.Discriminator(num_classes=2, widths=(8, 8, 8, 8, 8, 4)), "adds channels and drops none"),
+        (
+            lambda: biggan_deep_pair.Discriminator(num_classes=2, widths=(8, 8, 8, 8, 8, 4)),
+            "adds channels and drops none",
+        ),
         (lambda: sagan.Discriminator(embedding=nn.Identity(), size=16), "has 3 maps at this size"),
         (lambda: SparseAutoEncoder(size=20), "4 times a power of 2, got 20"),
     ],
