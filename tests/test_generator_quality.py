@@ -184,6 +184,10 @@ def test_ssim_is_1_for_equal_images_and_less_for_others() -> None:
     x = torch.rand(4, 3, 32, 32, generator=rng())
     noise = torch.randn(x.shape, generator=rng(1))
     assert ssim(x, x) == pytest.approx(1)
+    flat = (torch.full((2, 1, 16, 16), level) for level in (0.02, 0.06))
+    assert ssim(*flat) == pytest.approx((2 * 0.02 * 0.06 + 1e-4) / (0.02**2 + 0.06**2 + 1e-4), rel=1e-3), (
+        "luminance alone"
+    )
     assert ssim(x, (x + 0.3 * noise).clamp(0, 1)) < ssim(x, (x + 0.1 * noise).clamp(0, 1)) < 1
 
 
