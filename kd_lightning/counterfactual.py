@@ -137,7 +137,7 @@ def _drawn(net: nn.Module, z: Tensor, y: Tensor) -> dict[str, Tensor]:
 
 
 def _rows(told: dict[str, Tensor], made: dict[str, Tensor], classes: int) -> Tensor:
-    """Uint8 images, a column for each class: masks, textures, backgrounds, composites, the teacher's above the students'."""
+    """Uint8 images, a column for each class: masks, textures, backgrounds, composites; the teacher's come first."""
     rows = []
     for im in (*MECHANISMS, "composite"):
         for parts in (told, made):

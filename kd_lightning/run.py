@@ -222,7 +222,7 @@ def _produce(
 def _further(
     name: str, measure: Any, student: Fitted, teacher: Obtained | None, test: Split | None, device: str, samples: Path
 ) -> dict[str, float | None]:
-    """What a member of ``metrics`` says of the student; nothing without test images, or without the teacher it needs."""
+    """What a member of ``metrics`` says of the student; nothing without test images or the teacher it needs."""
     if test is None or ("teacher.gradients" in measure.needs and (teacher is None or teacher.net is None)):
         return {}
     network = student.network if trained(student) else None

@@ -43,8 +43,8 @@ def companions(group, name):
     """What a member needs beside it, because the defaults are for digits and a method without data."""
     if (group, name) == ("source", "synthetic"):
         return ["chain=biggan", "method=kd"]
-    if group == "compose":  # nobody composes images by default, and paper may hold anything
-        return ["+paper.made=${oc.dict.values:compose}"]
+    if group == "compose":  # nobody composes images by default
+        return ["data=double_colored_mnist", "method=skdcgn"]
     if group == "chain" and name.startswith("ccgan"):
         return ["data=rotated_digits", "data.size=64", "method=supervised"]
     if group == "source":

@@ -25,6 +25,7 @@ from kd_lightning.data.loader import Batch
 from kd_lightning.data.recompose import Operator, applied
 from kd_lightning.losses.counterfactual import binary_entropy, compose, style
 from kd_lightning.losses.gan import least_squares_d, least_squares_g
+from kd_lightning.mask_watch import MaskWatch
 from kd_lightning.methods.conditional import ConditionalGan
 from kd_lightning.networks.cgn import MECHANISMS, shifted
 
@@ -51,6 +52,7 @@ class Cgn(ConditionalGan):
     ) -> None:
         super().__init__(**gan)
         self.binary, self.perc, self.compose = binary, tuple(perc), tuple(compose)
+        self.watch = MaskWatch(self.task.num_classes)
         self.features = features.eval().requires_grad_(False) if features is not None else None
 
     @classmethod
@@ -79,8 +81,14 @@ class Cgn(ConditionalGan):
         loss_d = least_squares_d(on_real, on_made)
         self.update(opt_d, loss_d)
 
+        self.watch.add(mask, made_y)
         self.keep()
         self.record(d=loss_d, **losses, on_real=on_real.mean(), on_made=on_made.mean(), mask=mask.mean())
+
+    def on_train_epoch_end(self) -> None:
+        """Say where masks show nothing, or everything, of a class."""
+        super().on_train_epoch_end()
+        self.watch.tell(self.rounds_done, self.on_collapse)
 
     def composite(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Masks and images of labels (N,), the three mechanisms with the same latents."""

@@ -1,4 +1,4 @@
-"""CGN's networks for ImageNet: as large as the paper's, frozen where they should be, and VGG-16 as torchvision has it."""
+"""CGN's networks for ImageNet: as large as the paper's, frozen where they should be; VGG-16 as torchvision's."""
 
 from __future__ import annotations
 

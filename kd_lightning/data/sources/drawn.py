@@ -33,7 +33,7 @@ class Drawn:
     """
 
     version = 1
-    offers = frozenset({"source.images", "source.labels", "source.latents", "source.synthetic"})
+    offers = frozenset({"source.images", "source.labels", "source.latents"})
 
     def __init__(
         self,
