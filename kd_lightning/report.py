@@ -225,7 +225,8 @@ def summary(result: Mapping[str, Any], paths: Sequence[str | Path] = ()) -> str:
     metrics = result.get("metrics") or {}
     judged = (headline_key(result) or "test/accuracy").removeprefix("test/")
     controls = [key.removesuffix(f"/{judged}") for key in metrics if key.endswith(f"/{judged}")]
-    controls = [name for name in controls if name not in ("teacher", "test", "val", "train")]
+    further = set(pick(result, "further") or ())  # measured of the run's own student, under another name
+    controls = [name for name in controls if name not in {"teacher", "test", "val", "train"} | further]
     controls.sort(key=["scratch", "noise", *controls].index)
     rows = []
     for name in ("teacher", *controls, "test"):
@@ -261,6 +262,11 @@ def summary(result: Mapping[str, Any], paths: Sequence[str | Path] = ()) -> str:
     near = {key.removeprefix(BOUNDARY): v for key, v in metrics.items() if key.startswith(BOUNDARY) and v is not None}
     if near:
         lines += ["", "boundary: " + ", ".join(f"{name} {value:.4f}" for name, value in near.items())]
+    if "compression" in metrics:
+        told = {key.removeprefix("mechanisms/"): v for key, v in metrics.items() if key.startswith("mechanisms/")}
+        small = f"{metrics['compression/parameters']:,.0f}"
+        lines += ["", f"students of {small} parameters together, {metrics['compression']:.2f} times fewer than their teacher"]
+        lines += [", ".join(f"{name} {value:.3g}" for name, value in told.items() if value is not None)]
     if paths:
         lines += ["", *(f"wrote {path}" for path in paths)]
     return "\n".join(lines) + "\n"

@@ -200,6 +200,7 @@ def _produce(
         "restarts": {f.report["phase"]: f.report["restarts"] for f in fits if f.report.get("restarts")},
         "objective": metrics[f"test/{bench.task.headline}"],
         "metrics": metrics,
+        "further": list(cfg.metrics),
         "task": bench.task.described(),
         "paper": OmegaConf.to_container(cfg.paper.get(names.get("method"), OmegaConf.create({}))),
         "models": {k: {"parameters": parameters(net)} for k, net in networks.items()},
