@@ -129,8 +129,8 @@ class _Statistics(nn.Module):
 
     def forward(self, truncation: float) -> tuple[Tensor, ...]:
         place = truncation / (1 / (STATISTICS - 1))
+        part, row = math.modf(place)
         right = self.interpolation == "linear"
-        part, row = math.modf(round(place, 6) if right else place)
         return tuple(_between(table, int(row), part, right) for table in (self.running_means, self.running_vars))
 
 
