@@ -22,6 +22,7 @@ def quiet() -> None:
         ".*`(train|val)_dataloader` returned an empty.*",
         ".*Total length of `.*` across ranks is zero.*",
         ".*The .* logger connector.*",
+        ".*module.s. in eval mode at the start of training.*",
     ):
         warnings.filterwarnings("ignore", message)
 

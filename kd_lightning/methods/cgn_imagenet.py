@@ -121,7 +121,7 @@ class CgnImageNet(Distiller):
             (features, "features.weights=null: the perceptual and the texture loss, which need VGG-16's, are off"),
         ):
             if missing is None:
-                warnings.warn(f"method.{what}. Give the file, see conf/method/cgn_imagenet.yaml", stacklevel=2)
+                warnings.warn(f"method.{what}. Give the file, see conf/method/cgn_imagenet.yaml", stacklevel=1)
         self.generator, self.pseudo = generator, FrozenTeacher(pseudo)
         self.features = None if features is None else FrozenTeacher(features)
         self.make_optimizer, self.variant = optimizer, variant

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,40 +70,21 @@ def book() -> tuple[Tensor, Tensor]:
     return torch.where(place, 2.5, -4.0).expand(-1, 3, -1, -1), place
 
 
-def cgn(lr: float = 0.1, features: nn.Module | None = None, **settings: Any) -> CgnImageNet:
+def cgn(lr: float = 0.1, **settings: Any) -> CgnImageNet:
     torch.manual_seed(0)
     blank = torch.zeros(CLASSES, 3, SIZE, SIZE)
-    settings = {
-        "latent": LATENT,
-        "batch_size": 4,
-        "accumulate": 1,
-        "variant": "paper",
-        "shown": 8,
-        "show_every": 50,
-        "l1": 100.0,
-        "binary": 1.0,
-        "share": 5.0,
-        "bg": 2.0,
-        "perc": (0, 1.0),
-        "text": (1.0, 0),
-        "patch": 3,
-        "resize": SIZE,
-        "best": 6,
-        "grid": 2,
-        "lr_shape": lr,
-        "lr_text": lr,
-        "lr_bg": lr,
-        **settings,
-    }
+    small: dict[str, Any] = {"latent": LATENT, "batch_size": 4, "accumulate": 1, "variant": "paper", "shown": 8}
+    small |= {"l1": 100.0, "binary": 5.0, "share": 5.0, "bg": 500.0, "perc": (0, 1.0), "text": (20.0, 0)}
+    small |= {"patch": 3, "resize": SIZE, "best": 6, "grid": 2, "lr_shape": lr, "lr_text": lr, "lr_bg": lr}
     return CgnImageNet(
         student=nn.Linear(1, 1),
         teacher=None,
         task=Classification(CLASSES),
         generator=ImageNetCgn(f_shape=Pages(blank), f_text=Pages(blank), f_bg=Pages(blank), u2net=Bright()),
         pseudo=Pages(book()[0]),
-        optimizer=partial(adam),
-        features=features or Levels(),
-        **settings,
+        optimizer=adam,
+        features=Levels(),
+        **small | {"show_every": 50} | settings,
     )
 
 
@@ -118,10 +98,17 @@ def apart(method: CgnImageNet) -> tuple[float, float, float]:
 
 
 def test_the_mechanisms_take_the_images_apart() -> None:
-    far, entropy, right = apart(fitted(cgn(), Rounds(150)))  # type: ignore[arg-type]
-    assert far < 0.05
+    far, entropy, right = apart(fitted(cgn(), Rounds(120)))  # type: ignore[arg-type]
+    assert far < 0.1
     assert entropy < 0.2
     assert right > 0.95
+
+
+def test_they_do_not_without_the_losses_that_keep_them_apart() -> None:
+    """The image is there, and its mask means nothing."""
+    far, _, right = apart(fitted(cgn(bg=0.0, text=(0, 0)), Rounds(120)))  # type: ignore[arg-type]
+    assert far < 0.1
+    assert right < 0.8
 
 
 def test_they_do_not_where_they_stand_still() -> None:
@@ -147,7 +134,8 @@ def test_whom_a_loss_pulls(loss: str) -> None:
     weight, pulled = PULLS[loss]
     method = cgn(**OFF | {loss: weight, "accumulate": 10, "tau": 0.05})
     with torch.no_grad():
-        method.generator.f_shape.pages += torch.randn(CLASSES, 3, SIZE, SIZE) - 5  # type: ignore[operator]
+        for net, level in ((method.generator.f_shape, -5), (method.generator.f_text, 0), (method.generator.f_bg, 0)):
+            net.pages += torch.randn(CLASSES, 3, SIZE, SIZE) + level  # type: ignore[operator]
     seen = gradients(method, rounds=1)[0]
     names = {"shape": "f_shape.pages", "fg": "f_text.pages", "bg": "f_bg.pages"}
     assert {im for im, name in names.items() if name in seen and seen[name].any()} == pulled
@@ -298,24 +286,24 @@ def test_small_copies_of_the_papers_networks_take_a_step(tmp_path: Path) -> None
     published = deep()
     names = biggan_deep_names(published)
     save_file({names[k]: v.clone() for k, v in published.state_dict().items()}, tmp_path / "biggan.safetensors")
-    generator = ImageNetCgn(f_shape=deep(), f_text=deep(), f_bg=deep(), u2net=U2Net(mids=16, outs=64), truncation=1.0)
+    generator = ImageNetCgn(f_shape=deep(), f_text=deep(), f_bg=deep(), u2net=U2Net(mids=4, outs=8), truncation=1.0)
     method = CgnImageNet(
         student=nn.Linear(1, 1),
         teacher=None,
         task=Classification(10),
+        generator=generator,
+        pseudo=deep(),
+        biggan=str(tmp_path / "biggan.safetensors"),
+        optimizer=adam,
+        features=Levels(),
         latent=16,
         accumulate=2,
         perc=(4, 4),
         text=(0, 5),
-        shown=2,
-        biggan=tmp_path / "biggan.safetensors",
         patch=5,
         resize=32,
         grid=3,
-        generator=generator,
-        pseudo=deep(),
-        optimizer=partial(adam),
-        features=Levels(),
+        shown=2,
     )
     for net in (method.pseudo.net, generator.f_shape, generator.f_text, generator.f_bg):
         assert all(torch.equal(v, net.state_dict()[k]) for k, v in published.state_dict().items())  # type: ignore[union-attr]

@@ -1,4 +1,4 @@
-"""CGN's networks for ImageNet: as large as the paper's, frozen where they should be; VGG-16 as torchvision's."""
+"""CGN's networks for ImageNet: as large as the paper's, frozen where they should be; VGG-16 is torchvision's."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def painted(truncation: float | None = None) -> ImageNetCgn:
 
 
 def test_as_many_parameters_as_the_paper(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gan_blocks, "spectral_norm", lambda layer: layer)  # adds none, and takes its time
+    monkeypatch.setattr(gan_blocks, "spectral_norm", lambda layer, **_: layer)  # adds none, and takes its time
     with torch.device("meta"):
         parts = [biggan_deep.Generator() for _ in range(3)]
         net = ImageNetCgn(f_shape=parts[0], f_text=parts[1], f_bg=parts[2], u2net=U2Net())
