@@ -132,6 +132,7 @@ def test_colored_digits_are_one_colour_before_black_with_jitter_of_a_fiftieth() 
     assert dependence(guess, test.labels) < 150
     assert (guess == test.labels).float().mean() < 0.25
     assert (nearest(colours, SINGLE)[0] == train.labels).float().mean() > 0.75
+    assert len(train.images[0].amax(0).unique()) > 10  # grey digits, not cut ones
     x = train.images[0].float()
     share = x / x.amax((1, 2), keepdim=True).clamp(min=1)
     assert (share[0] - share[1]).abs().max() < 0.05
@@ -184,6 +185,8 @@ def test_wildlife_is_a_crop_before_a_crop_whole_pixels_of_the_labels_textures() 
         ]
         assert (which == [[int(labels[i])] * 2 for i in seen]) == biased
         assert all(a == b for a, b in which) == biased
+        colours = zip(both(plain[part]), (OBJECT, BEHIND), strict=True)
+        assert torch.tensor(which).equal(torch.stack([nearest(c, n)[0] for c, n in colours], 1)[seen])
 
 
 def test_crops_reach_every_corner_of_the_reflected_texture() -> None:
