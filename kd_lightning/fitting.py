@@ -164,10 +164,12 @@ def fit_config(cfg: DictConfig, bench: Bench, teacher_key: str) -> dict[str, Any
     """Everything that determines the numbers of a fit, as plain data."""
     plain: Any = {k: OmegaConf.to_container(cfg[k], resolve=True) for k in ("source", "student", "method", "trainer")}
     plain["trainer"] = {k: v for k, v in plain["trainer"].items() if k not in SILENT}
-    plain = by_content(plain, str(bench.store.root))
+    root = str(bench.store.root)
+    plain = by_content(plain, root)
+    of_a_stage = cfg.init and cfg.init.startswith(root)
     return {
         **plain,
-        "init": cfg.init and file_digest(cfg.init),
+        "init": by_content(cfg.init, root) if of_a_stage else cfg.init and file_digest(cfg.init),
         "seed": cfg.seed,
         "memory_format": cfg.memory_format,
         "mean": list(cfg.data.mean),

@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from kd_lightning.artifacts import NAME, read_meta, size_of
 from kd_lightning.errors import UserError
 
-DERIVED = ("fit", "pool")
+DERIVED = ("fit", "pool", "labels")
 """Kinds that ``gc`` removes where no run uses them: computing brings them back. Paid answers and runs stay."""
 
 
@@ -102,9 +102,11 @@ def _about(folder: Path, meta: dict[str, Any]) -> str:
     elif kind == "images":
         words = [f"{config.get('count')} images decoded", f"{config.get('size')} pixels wide"]
     else:
-        words = {"answers": ["of a teacher, perhaps paid for"], "weights": ["of a teacher in memory"]}.get(
-            str(kind), []
-        )
+        words = {
+            "answers": ["of a teacher, perhaps paid for"],
+            "labels": ["a white teacher's, of a pool"],
+            "weights": ["of a teacher in memory"],
+        }.get(str(kind), [])
     return ", ".join(str(word) for word in words if word)
 
 

@@ -153,6 +153,11 @@ def _say_what_it_rests_on(made: Plan, cfg: DictConfig, kept: Store) -> None:
     made.notes.append(f"seconds: from up to {ROUNDS} rounds of each fit that is not kept, one process, {device}")
     if any(step.name == "teacher" and step.state != KEPT and step.rounds for step in made.steps):
         made.notes.append("the teacher is not there yet: what depends on it was timed with one that knows nothing")
+    fits = {str(stage.name) for stage in cfg.stages}
+    if any(step.name.endswith("'s pool") and step.state == MISSING for step in made.steps) and any(
+        step.name in fits and step.state != KEPT for step in made.steps
+    ):
+        made.notes.append("the generator is not there yet: how many of its images will be taken is a guess")
     free = shutil.disk_usage(next(folder for folder in (kept.root, *kept.root.parents) if folder.exists())).free
     made.notes.append(f"kept work: {kept.root} holds {in_words(size_of(kept.root))}, {in_words(free)} are free there")
     if made.size > free:

@@ -22,10 +22,12 @@ from kd_lightning.checkpoints import read_checkpoint
 from kd_lightning.data.loader import TensorLoader
 from kd_lightning.data.sources.context import Context
 from kd_lightning.data.sources.few_asked import FewAsked
+from kd_lightning.data.sources.synthetic import Synthetic, answers_config
 from kd_lightning.errors import UserError
 from kd_lightning.fitting import Bench, Fitted, device_of, fit, fit_config
 from kd_lightning.methods.base import Teacher
 from kd_lightning.needs import needs_of
+from kd_lightning.outlook import Outlook, outlook, shortened
 from kd_lightning.teacher.planned import Planned
 
 ROUNDS, WARM, PATIENCE = 20, 5, 30.0
@@ -197,8 +199,7 @@ class Planner:
         step.images = round(images * max(0, rounds - done) / max(1, rounds))
         if done:
             step.state = f"begun, {done:,} rounds done"
-        self._unless_promised(step)
-        self.steps.append(step)
+        self._add(step)
         return dataclasses.replace(fitted, folder=folder, key=digest(config), report=report)
 
     def _shortened(
@@ -236,6 +237,10 @@ class Planner:
             if self.door is not None and (new := len(self.door.unpaid) - unpaid):
                 self.steps.append(Step(f"{phase}'s answers", MISSING, seconds=new * self.door.seconds, images=new))
             return short, 1.0, counted, None
+        if isinstance(source, Synthetic):
+            more = shortened(short.source, source, context)
+            self._drawn(phase, name, outlook(source, context), context)
+            return short, more, 0, None
         source = short.source
         if kind != "pool" or "images" not in source or "steps" not in source:
             raise UserError(f"plan: {source._target_} makes {kind}, and no plan knows how long that takes")
@@ -246,6 +251,26 @@ class Planner:
         step = Step(f"{phase}'s {kind}", MISSING, images=images * each, of=name)
         self.steps.append(step)
         return short, images / source.images, source.images * (source.steps + 1), step
+
+    def _drawn(self, phase: str, missing: str, expected: Outlook, context: Context) -> None:
+        """Steps of a conditional generator's pool, and of the teacher's answers to it."""
+        answers = missing
+        if missing.startswith("pool"):
+            answers = context.store.path("labels", answers_config(context, missing)).name
+            self._add(Step(f"{phase}'s pool", MISSING, expected.drawing, expected.size, of=missing))
+        step = Step(
+            f"{phase}'s answers", MISSING, expected.answering, expected.answers_size, expected.asked, of=answers
+        )
+        if self.door is not None and step.images:
+            step.images = self.door.unseen(missing, step.images)
+            step.seconds, step.size = step.images * self.door.seconds, 0
+            self.steps.append(step)
+        elif step.images:
+            self._add(step)
+
+    def _add(self, step: Step) -> None:
+        self._unless_promised(step)
+        self.steps.append(step)
 
     def _fill(self, step: Step, more: float, cfg: DictConfig, short: DictConfig) -> None:
         store = self.bench.store

@@ -11,12 +11,12 @@ import pytest
 import torch
 from conftest import TINY, composed, tiny_run
 
+from kd_lightning import rehearsal
 from kd_lightning.beside import control_of
-from kd_lightning.composition import read
 from kd_lightning.data.dataset import Dataset, Split
-from kd_lightning.errors import UserError
-from kd_lightning.plan import plan
+from kd_lightning.plan import Plan, plan
 from kd_lightning.quiet import quiet
+from kd_lightning.rehearsal import KEPT, MISSING, PROMISED, Step
 
 pytestmark = [  # of networks that have hardly learned
     pytest.mark.filterwarnings("ignore:.*source.strict=true makes that an error"),
@@ -111,9 +111,77 @@ def test_no_control_asks_the_teacher_that_the_student_asks(tmp_path: Path, store
     assert reports["nokd_equal"]["teacher_images"] == reports["nokd"]["teacher_images"] == 0
 
 
-def test_a_plan_says_that_it_does_not_know(tmp_path: Path, store: Path, teacher_file: Path) -> None:
-    overrides = [*TINY, *CLASSES, f"teacher.weights={teacher_file}", "artifacts.root=" + str(store)]
-    found = read(overrides)
+@pytest.fixture
+def brief(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plans that try three rounds of each fit."""
+    monkeypatch.setattr(rehearsal, "ROUNDS", 2)
+    monkeypatch.setattr(rehearsal, "WARM", 1)
+
+
+def planned(*overrides: str, promised: set[str] | None = None) -> Plan:
     quiet()
-    with pytest.raises(UserError, match="Synthetic makes pool, and no plan knows how long that takes"):
-        plan(found.cfg, {"method": "cgan_kd", "data": "digits"})
+    method = dict(o.split("=", 1) for o in overrides)["method"]
+    return plan(composed(*TINY, *overrides), {"method": method, "data": "digits"}, promised)
+
+
+def steps_of(made: Plan) -> dict[str, Step]:
+    return {step.name: step for step in made.steps}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("brief")
+def test_a_plan_names_the_pool_and_the_answers_that_the_run_makes(
+    tmp_path: Path, store: Path, teacher_file: Path
+) -> None:
+    overrides, promised = (*CLASSES, f"teacher.weights={teacher_file}", "artifacts.root=" + str(store)), set[str]()
+    made = planned(*overrides, promised=promised)
+    assert not store.exists()
+    steps = steps_of(made)
+    assert list(steps) == [
+        *("teacher", "nokd", "features", "gan", "ratio", "student's pool", "student's answers", "student"),
+        *("nokd_equal", "test", "result"),
+    ]
+    assert steps["student's pool"].size == 300 * (64 + 8)
+    assert steps["student's answers"].images == 300
+    assert steps["student's pool"].seconds > 0  # type: ignore[operator]
+    assert any("the generator is not there yet" in note for note in made.notes)
+
+    result = tiny_run(tmp_path / "run", *overrides)
+    kept = {path.parent.name for path in store.glob("*/artifact.json")}
+    assert promised <= kept
+    assert {name for name in kept if name.startswith(("fit", "pool", "labels"))} == promised
+    reports = {r["phase"]: r for f in store.glob("fit-*/fit.json") if (r := json.loads(f.read_text()))}
+    for phase, report in reports.items():
+        assert steps[phase].rounds == report["rounds"], phase
+    assert result["cost"]["teacher_images"] == 300
+
+    assert {step.state for step in planned(*overrides).steps} == {KEPT}
+    other = steps_of(planned(*overrides, "seed=1", "source.keep=0.5"))
+    assert [name for name, step in other.items() if step.state == MISSING and step.of] == [
+        *("nokd", "features", "gan", "ratio", "student's pool", "student's answers", "student", "nokd_equal"),
+    ]
+    variant = steps_of(planned(*overrides, "source.keep=0.5", promised=promised))
+    assert [name for name, step in variant.items() if step.state == MISSING and step.of] == ["student"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("brief")
+def test_a_plan_counts_a_pool_that_a_closed_teacher_answers_once(store: Path, teacher_file: Path) -> None:
+    overrides = (*CLASSES, f"teacher.weights={teacher_file}", "teacher.access=probs", "controls=none")
+    promised = set[str]()
+    made = planned(*overrides, "teacher.budget=299", promised=promised)
+    assert steps_of(made)["student's answers"].images == 300
+    assert any("NOT ENOUGH" in note and "300" in note for note in made.notes)
+    again = planned(*overrides, "teacher.budget=300", "source.keep=0.5", promised=promised)
+    assert steps_of(again)["student's answers"].images == 0
+    assert steps_of(again)["student's pool"].state == PROMISED
+    assert not any("NOT ENOUGH" in note for note in again.notes)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("brief")
+def test_a_plan_of_numbers_judges_all_labels_by_one(store: Path) -> None:
+    made = steps_of(planned(*NUMBERS, "source.processing=null", "source.labels=2000", "source.images=2500"))
+    assert made["student's pool"].size == 4000 * (64 + 8)
+    assert made["student's answers"].images == 4000
+    assert made["student"].rounds == 2 * ((640 + 2500) // 320)

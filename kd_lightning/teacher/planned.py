@@ -63,6 +63,14 @@ class Planned:
         self._look(keys_of(self.described, channels_last(images)))
         return len(self.unpaid) - before
 
+    def unseen(self, name: str, number: int) -> int:
+        """How many of ``number`` images that are not there yet are new: all, unless ``name`` was promised before."""
+        keys, before = {f"{name}:{i}".encode() for i in range(number)}, len(self.unpaid)
+        self._used.setdefault(name, set()).update(keys)
+        self.unpaid |= {key for key in keys if key.hex() not in self.promised}
+        self.promised |= {key.hex() for key in keys}
+        return len(self.unpaid) - before
+
     def _look(self, keys: Sequence[bytes]) -> dict[bytes, Kept]:
         known = {key: unpacked(told) for key, (_, told) in _stored(self._file, keys).items()}
         self.paid |= known.keys()

@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from omegaconf import OmegaConf
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from kd_lightning import outlook as plan_of_pools
 from kd_lightning.artifacts import Store
 from kd_lightning.data.dataset import Dataset, Split
 from kd_lightning.data.sources import synthetic
@@ -20,6 +22,7 @@ from kd_lightning.data.sources.gates import errors_of
 from kd_lightning.data.sources.synthetic import Synthetic, choice, smallest
 from kd_lightning.errors import ConfigError, DataError, TrainingError
 from kd_lightning.losses.density_ratio import CONSTANT
+from kd_lightning.outlook import shortened
 from kd_lightning.tasks import Classification, Regression
 from kd_lightning.teacher.frozen import FrozenTeacher
 
@@ -238,6 +241,62 @@ def test_subsampling_takes_what_the_ratio_says(tmp_path: Path) -> None:
     assert abs(extra[0]) < 0.1
     assert 0.65 < extra[1] < 1.05  # a normal times e^z is a normal about 1; here it is cut off at 2
     assert torch.bincount(chosen.labels).tolist() == [400] * CLASSES
+
+
+def test_a_white_teacher_answers_a_pool_once(tmp_path: Path) -> None:
+    first, again = at(tmp_path), at(tmp_path)
+    source(tmp_path, keep=0.9).prepare(first)
+    (folder,) = (file.parent for file in (tmp_path / "store").glob("labels-*/artifact.json"))
+    save_file({"answers": -load_file(folder / "answers.safetensors")["answers"]}, folder / "answers.safetensors")
+    loader = source(tmp_path, keep=0.9, relabel=True, real=False).prepare(again)
+    assert first.teacher.asked == again.teacher.asked == 200
+    assert first.notes["queries"] == again.notes["queries"] == 200
+    right = (Reader(CLASSES)(loader.images.float() / 255).argmax(1) == loader.labels).float().mean()
+    assert right == 0, "the kept answers are those that were turned about"
+    source(tmp_path, keep=0.9).prepare(at(tmp_path, keys={"data": "toy", "teacher": "another"}))
+    assert len(list((tmp_path / "store").glob("labels-*/artifact.json"))) == 2
+
+
+def settings_of(pool: Synthetic) -> Any:
+    return OmegaConf.create({"labels": pool.labels, "per_label": pool.per_label, "keep": pool.keep})
+
+
+@pytest.mark.parametrize("keep", [None, 0.7, 0.9, 1.0])
+@pytest.mark.parametrize("task", [Classification(CLASSES), METRES], ids=["classes", "numbers"])
+def test_a_plan_knows_how_long_an_epoch_will_be(
+    task: Any, keep: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(synthetic, "errors_of", lambda task, answers, labels: torch.arange(float(len(labels))))
+    generator = Painter(labels=CLASSES if isinstance(task, Classification) else 1)
+    labels = None if isinstance(task, Classification) else 30
+    settings: dict[str, Any] = {"generator": generator, "keep": keep, "labels": labels, "batch_size": 7}
+    pool = source(tmp_path, **settings)
+    context = at(tmp_path, task)
+    planned = settings_of(pool)
+    longer = shortened(planned, pool, context)
+    short = source(tmp_path, **settings | {k: planned[k] for k in ("labels", "per_label", "keep")}).prepare(context)
+    assert len(short) * longer == pytest.approx(len(pool.prepare(context)), abs=1e-9)
+    assert len(short.images) < 80 + 4 * 7 + 16
+    with pytest.raises(DataError, match=r"raise source\.per_label or source\.keep"):
+        shortened(planned, source(tmp_path, **settings, images=pool.per_label * 31), context)
+
+
+def test_a_pools_outlook_counts_what_is_drawn_and_thrown_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def seconds(pool: Synthetic) -> float:
+        clock = iter(range(0, 1000, 50))
+        monkeypatch.setattr(plan_of_pools, "_now", lambda context: float(next(clock)))
+        return plan_of_pools.outlook(pool, context).drawing
+
+    context = at(tmp_path)
+    assert seconds(source(tmp_path)) == pytest.approx(CLASSES * 50)  # a second an image
+    everything = source(tmp_path, ratio=Ratio(0.0), per_label=120)
+    assert seconds(everything) == pytest.approx(CLASSES * (100 + 150))  # of the burn-in and three draws
+    assert seconds(source(tmp_path, ratio=Ratio(8.0), per_label=120)) > CLASSES * (100 + 300)
+    asking = plan_of_pools.outlook(source(tmp_path, keep=0.9), context)
+    assert (asking.asked, asking.size, asking.answers_size) == (200, 200 * (16 + 8), 200 * 16)
+    assert asking.answering == pytest.approx(200)
+    assert plan_of_pools.outlook(source(tmp_path), context).asked == 0
+    assert context.teacher.asked == 0
 
 
 def test_a_dead_ratio_ends_with_a_word(tmp_path: Path) -> None:

@@ -19,14 +19,16 @@ Deviations (paper / authors' code / here):
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from kd_lightning.artifacts import file_digest
+from kd_lightning.artifacts import by_content, writing
 from kd_lightning.data.loader import Augmentation, TensorLoader
 from kd_lightning.data.sources.asked import ask
 from kd_lightning.data.sources.context import Context
@@ -36,6 +38,7 @@ from kd_lightning.data.sources.rejection import Accepted, rejection
 from kd_lightning.data.vicinity import places
 from kd_lightning.errors import ConfigError, DataError
 from kd_lightning.tasks import Classification
+from kd_lightning.teacher.frozen import FrozenTeacher
 from kd_lightning.teacher.weights import load_weights
 
 PER_PART = 2000
@@ -132,12 +135,12 @@ class Synthetic:
         if self.ratio is not None and self.ratio_weights is not None:
             load_weights(self.ratio, self.ratio_weights)
             self.ratio.eval().requires_grad_(False).to(context.device)
-        parts = self._pool(context)
+        name, parts = self._pool(context)
         assigned = torch.cat([part["labels"] for part in parts])
         context.notes["images_synthesised"] = len(assigned)
         rows, labels, gates = torch.arange(len(assigned)), assigned, self._gates(context, parts)
         if asks:
-            rows, answers = self._answers(context, parts)
+            rows, answers = self._answers(context, name, parts)
             errors = errors_of(task, answers, assigned[rows])
             gates += of_labels(context, errors)
             if self.relabel:
@@ -161,8 +164,9 @@ class Synthetic:
     def _served(self, context: Context, images: Tensor, labels: Tensor) -> TensorLoader:
         return context.serve(images, labels, batch_size=self.batch_size, augment=self.augment)
 
-    def _pool(self, context: Context) -> list[dict[str, Tensor]]:
-        wanted = self._wanted(context)
+    def _pool(self, context: Context) -> tuple[str, list[dict[str, Tensor]]]:
+        """What it is called in the store, and its parts."""
+        wanted = self.wanted(context)
         chunks = wanted.split(max(1, PER_PART // self.per_label))
 
         def make(number: int, random: np.random.Generator) -> dict[str, Tensor]:
@@ -178,16 +182,18 @@ class Synthetic:
         config = {
             "source": "synthetic",
             "version": self.version,
-            "generator": file_digest(self.weights),
-            "ratio": file_digest(self.ratio_weights) if self.ratio_weights else None,
+            "generator": by_content(self.weights, str(context.store.root)),
+            "ratio": by_content(self.ratio_weights, str(context.store.root)),
             "labels": wanted.tolist(),
+            "images": len(wanted) * self.per_label,
             **{k: getattr(self, k) for k in ("latent", "per_label", "seed", "burn_in", "draw")},
         }
         if self.ratio is None:
             del config["burn_in"], config["draw"]
-        return obtain_parts(context, config, len(chunks), make)
+        return context.store.path("pool", config).name, obtain_parts(context, config, len(chunks), make)
 
-    def _wanted(self, context: Context) -> Tensor:
+    def wanted(self, context: Context) -> Tensor:
+        """Labels (L,) of the pool, each of which has ``per_label`` images."""
         task = context.dataset.task
         if isinstance(task, Classification):
             return torch.arange(task.num_classes)
@@ -195,28 +201,41 @@ class Synthetic:
             return context.real().labels.unique()
         return torch.linspace(task.low, task.high, self.labels)
 
-    @torch.no_grad()
-    def _of_label(self, context: Context, label: Tensor, rng: torch.Generator) -> Accepted:
+    def of_label(
+        self, context: Context, label: Tensor, rng: torch.Generator
+    ) -> tuple[Callable[[int], Tensor], Callable[[Tensor], Tensor] | None]:
+        """What draws so many images of a label, and what gives images their ratios, if any does."""
         y = places(context.dataset.task, label).to(context.device)
 
         def draw(n: int) -> Tensor:
             z = torch.randn(n, self.latent, generator=rng, device=rng.device)
             return rounded(self.generator(z, y.expand(n)))
 
-        if (ratio := self.ratio) is None:
+        ratio = self.ratio
+        return draw, None if ratio is None else lambda x: ratio(x, y.expand(len(x)))
+
+    @torch.no_grad()
+    def _of_label(self, context: Context, label: Tensor, rng: torch.Generator) -> Accepted:
+        draw, ratio = self.of_label(context, label, rng)
+        if ratio is None:
             images = torch.cat([draw(len(rows)) for rows in torch.arange(self.per_label).split(PER_PART)])
             return Accepted(images, self.per_label, self.per_label, 1.0)
-        return rejection(
-            draw,
-            lambda x: ratio(x, y.expand(len(x))),
-            self.per_label,
-            burn_in=self.burn_in,
-            batch_size=self.draw,
-            rng=rng,
-        )
+        return rejection(draw, ratio, self.per_label, burn_in=self.burn_in, batch_size=self.draw, rng=rng)
 
-    def _answers(self, context: Context, parts: Sequence[dict[str, Tensor]]) -> tuple[Tensor, Tensor]:
-        """Rows of the pool that the teacher answered, and its answers."""
+    def _answers(self, context: Context, pool: str, parts: Sequence[dict[str, Tensor]]) -> tuple[Tensor, Tensor]:
+        """Rows of the pool that the teacher answered, and its answers; those of a white one are kept."""
+        if isinstance(context.teacher, FrozenTeacher):
+            count, spent = sum(len(part["images"]) for part in parts), context.teacher.asked
+
+            def build(folder: Path) -> None:
+                told = torch.cat([ask(context, part["images"], called="made images")[1] for part in parts])
+                with writing(folder):
+                    save_file({"answers": told}, folder / "answers.safetensors")
+
+            folder = context.store.obtain("labels", answers_config(context, pool), build)
+            context.teacher.asked = spent + count  # also where an earlier run did it
+            context.notes["queries"] = count
+            return torch.arange(count), load_file(folder / "answers.safetensors")["answers"]
         rows, answers, begin = [], [], 0
         for part in parts:
             positions, told = ask(context, part["images"], called="made images")
@@ -231,6 +250,11 @@ class Synthetic:
             return []
         drawn, accepted = (sum(int(part[key].sum()) for part in parts) for key in ("drawn", "accepted"))
         return [of_acceptance(accepted / drawn), *of_ratio(context, self.ratio, self.generator, self.latent, self.seed)]
+
+
+def answers_config(context: Context, pool: str) -> dict[str, str]:
+    """What determines a white teacher's answers to a pool of that name."""
+    return {"pool": pool, "teacher": context.keys["teacher"]}
 
 
 def smallest(errors: Tensor, labels: Tensor, share: float, *, each: bool) -> Tensor:
