@@ -265,7 +265,10 @@ def summary(result: Mapping[str, Any], paths: Sequence[str | Path] = ()) -> str:
     if "compression" in metrics:
         told = {key.removeprefix("mechanisms/"): v for key, v in metrics.items() if key.startswith("mechanisms/")}
         small = f"{metrics['compression/parameters']:,.0f}"
-        lines += ["", f"students of {small} parameters together, {metrics['compression']:.2f} times fewer than their teacher"]
+        lines += [
+            "",
+            f"students of {small} parameters together, {metrics['compression']:.2f} times fewer than their teacher",
+        ]
         lines += [", ".join(f"{name} {value:.3g}" for name, value in told.items() if value is not None)]
     if paths:
         lines += ["", *(f"wrote {path}" for path in paths)]

@@ -16,7 +16,7 @@ Deviations (paper / authors' code / here):
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -94,6 +94,6 @@ class Cgn(ConditionalGan):
         """Masks and images of labels (N,), the three mechanisms with the same latents."""
         z = self.noise(len(y), self.latent)
         self.images_made += len(y)
-        mask, fg, bg = (self.learner.draw(im, z, y) for im in MECHANISMS)
+        mask, fg, bg = (cast(Any, self.learner).draw(im, z, y) for im in MECHANISMS)
         parts = applied(self.compose, mask, shifted(fg, self.rng), shifted(bg, self.rng), self.rng)
         return mask, compose(*parts)

@@ -7,7 +7,7 @@ and a label of its own: x = m f + (1 - m) b.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -118,7 +118,7 @@ class Together(nn.Module):
 def drawn_by(net: nn.Module, im: str, z: Tensor, y: Tensor) -> Tensor:
     """What ``net`` draws as mechanism ``im``: by its ``draw``, or as the only thing it draws."""
     if hasattr(net, "draw"):
-        return net.draw(im, z, y)
+        return cast(Any, net).draw(im, z, y)
     image = net(z, y)
     return image.mean(1, keepdim=True).clamp(LOWEST, HIGHEST) if im == "shape" else image
 
