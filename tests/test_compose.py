@@ -20,7 +20,9 @@ def files(group):
     return sorted(str(file.relative_to(folder).with_suffix("")) for file in folder.rglob("*.yaml"))
 
 
-GROUPS = sorted(folder.name for folder in conf_dir().iterdir() if folder.is_dir() and folder.name != "hydra")
+GROUPS = sorted(
+    folder.name for folder in conf_dir().iterdir() if folder.is_dir() and folder.name not in ("hydra", "parts")
+)
 NEED_MORE = {"data": {"image_folder"}, "teacher": {"base", "callable", "http"}, "source": {"generated"}}
 TARGETS = sorted(
     {target for file in conf_dir().rglob("*.yaml") for target in re.findall(r"_target_: ([\w.]+)", file.read_text())}
@@ -43,8 +45,12 @@ def companions(group, name):
     """What a member needs beside it, because the defaults are for digits and a method without data."""
     if (group, name) == ("source", "synthetic"):
         return ["chain=biggan", "method=kd"]
-    if group == "compose":  # nobody composes images by default
+    if group == "compose" or (group, name) == ("metrics", "mechanisms"):  # nobody composes images by default
         return ["data=double_colored_mnist", "method=skdcgn"]
+    if (group, name) == ("source", "counterfactual"):
+        return ["data=double_colored_mnist", "chain=skdcgn", "method=supervised"]
+    if (group, name) == ("source", "drawn"):
+        return ["data=double_colored_mnist", "chain=cgn", "method=skdcgn_im"]
     if group == "chain" and name.startswith("ccgan"):
         return ["data=rotated_digits", "data.size=64", "method=supervised"]
     if group == "source":
