@@ -1,4 +1,4 @@
-"""The experiments of cGAN-KD's paper, end to end on a handful of images in the sets' own layouts, with narrow networks."""
+"""cGAN-KD's published experiments, end to end on a handful of images in the sets' own layouts, with narrow networks."""
 
 from __future__ import annotations
 
