@@ -14,6 +14,7 @@ from torchvision.models import mobilenet_v2
 
 from kd_lightning.networks import head_of
 from kd_lightning.networks.densenet import DenseNet
+from kd_lightning.networks.label_embedding import feature_trunk
 from kd_lightning.networks.mobilenet import MobileNetV2
 from kd_lightning.networks.regressor import Regressor
 from kd_lightning.networks.resnet import CifarResNet, ResNet
@@ -147,6 +148,8 @@ def test_stems_and_strides_leave_what_the_authors_leave() -> None:
         assert maps(MobileNetV2(num_classes=1), ["groups"], 32) == [2]
         assert maps(MobileNetV2(num_classes=1, stem="quarter"), ["groups"], 128) == [4]
         assert maps(DenseNet(depth=121, num_classes=1), ["features"], 32) == [4]
+        assert maps(feature_trunk(), ["3", "6"], 32) == [32, 4]
+        assert maps(feature_trunk(stem="quarter"), ["0", "3", "7"], 128) == [64, 32, 4]
 
 
 @pytest.mark.parametrize(
