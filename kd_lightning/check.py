@@ -41,6 +41,7 @@ KEYS: dict[str, Any] = {
     "seed": int,
     "plan": bool,
     "init": str | None,
+    "called": str | None,
     "memory_format": Literal["contiguous", "channels_last"],
     "sweep.resume": str | None,
     "sweep.source_seed": int,

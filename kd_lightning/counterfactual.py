@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from kd_lightning.data.dataset import Split
 from kd_lightning.generator_quality import extractor, fid, kid, mask_iou, mask_statistics, mask_to_label
-from kd_lightning.inference import predict
-from kd_lightning.losses.counterfactual import compose
-from kd_lightning.networks.cgn import MECHANISMS, Together
+from kd_lightning.losses.counterfactual import MECHANISMS, compose
+from kd_lightning.networks.cgn import Together
 from kd_lightning.networks.normalized import Normalized
 from kd_lightning.pictures import save_grid, to_uint8
 from kd_lightning.teacher.weights import load_weights
@@ -87,7 +86,8 @@ class Mechanisms:
             if net is not None:
                 found[f"{name}_mask_accuracy"] = mask_to_label(net, parts["shape"], y)
         if net is not None:
-            features = [extractor(net)(compose(*(parts[im] for im in MECHANISMS))) for parts in (told, made)]
+            seen_by = extractor(net)
+            features = [seen_by(compose(*(parts[im] for im in MECHANISMS))) for parts in (told, made)]
             found |= {"FID-digits_cnn": fid(*features), "KID-digits_cnn": kid(*features)}
         return found
 
@@ -108,21 +108,6 @@ class Compression:
     def __call__(self, *networks: Any, **where: Any) -> dict[str, float | None]:
         """The factor, under no name of its own, and the students' parameters."""
         return {"": self.sizes[0] / self.sizes[1], "parameters": float(self.sizes[1])}
-
-
-class Accuracy:
-    """A member of ``metrics``: the accuracy of the run's classifier, by the name that the member has."""
-
-    needs = frozenset({"task.classification"})
-
-    def __call__(
-        self, student: nn.Module | None, teacher: Any, split: Split, *, device: str = "cpu", samples: Path | None = None
-    ) -> dict[str, float | None]:
-        """None where the run trains no classifier."""
-        if student is None:
-            return {"accuracy": None}
-        answers = predict(student, split.images, device=device)
-        return {"accuracy": float((answers.argmax(1).cpu() == split.labels.cpu()).float().mean())}
 
 
 def _loaded(node: Mapping[str, Any], device: str) -> nn.Module:

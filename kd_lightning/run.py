@@ -168,9 +168,14 @@ def _produce(
                 if name == "test" and ranks.rank() == 0:
                     draw_answers(work / "plots", bench.boards, dataset, output, test.labels, answers)
             metrics |= {f"{name}/{k}": v for k, v in measured.items()}
+            if name == "test" and cfg.called:
+                metrics |= {f"{cfg.called}/{k}": v for k, v in measured.items()}
         for name, node in cfg.metrics.items():
             measure = instantiate(node, _convert_="all")
             metrics |= _further(name, measure, student, teacher, test, device_of(cfg), work / "samples")
+        metrics |= {
+            f"gate/{name}": gate["value"] for name, gate in student.report.get("pool", {}).get("gates", {}).items()
+        }
         if "generated/agreement" in student.report:
             metrics["generated/agreement"] = student.report["generated/agreement"]
 
@@ -187,7 +192,8 @@ def _produce(
     seconds |= {name: fitted.seconds for name, fitted in controls.items() if fitted} | clock.seconds
     card = _card(cfg, dataset, metrics, teacher)
     ranks.decided(lambda: _keep(fits, card, work))
-    bench.boards.student(work, card)
+    if trained(student):
+        bench.boards.student(work, card)
     return {
         **header(cfg, names),
         "status": "ok",
@@ -200,7 +206,7 @@ def _produce(
         "restarts": {f.report["phase"]: f.report["restarts"] for f in fits if f.report.get("restarts")},
         "objective": metrics[f"test/{bench.task.headline}"],
         "metrics": metrics,
-        "further": list(cfg.metrics),
+        "called": cfg.called,
         "task": bench.task.described(),
         "paper": OmegaConf.to_container(cfg.paper.get(names.get("method"), OmegaConf.create({}))),
         "models": {k: {"parameters": parameters(net)} for k, net in networks.items()},
@@ -284,5 +290,5 @@ def _keep(fits: Sequence[Fitted], card: Mapping[str, Any], work: Path) -> None:
                 shutil.copytree(fitted.folder / "samples", work / "samples", dirs_exist_ok=True)
     if trained(fits[-1]):
         save_student(fits[-1].network, work, card)
-    for file in fits[-1].folder.glob("generator.safetensors"):
-        shutil.copy2(file, work / file.name)
+    else:
+        shutil.copy2(fits[-1].folder / "generator.safetensors", work / "generator.safetensors")

@@ -20,7 +20,7 @@ class Batch(NamedTuple):
     """One batch.
 
     ``x``: float images (N,C,H,W) in [0,1]; ``y``: int64 labels or float targets; ``t``: the teacher's stored
-    answers (N,K); ``index``: int64 positions in the set.
+    answers (N,K), or the latents from which a teacher drew ``x``; ``index``: int64 positions in the set.
     """
 
     x: Tensor

@@ -25,11 +25,10 @@ from torch import Tensor
 
 from kd_lightning.data.augment import RandomAffine
 from kd_lightning.errors import ConfigError
+from kd_lightning.losses.counterfactual import HIGHEST, LOWEST
 
 Parts = tuple[Tensor, Tensor, Tensor]
 """Mask, texture and background."""
-LOWEST, HIGHEST = 1e-4, 0.9999
-"""Of a mask, as CGN cuts it."""
 
 
 class Operator(Protocol):

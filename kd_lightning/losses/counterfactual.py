@@ -13,6 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+MECHANISMS = ("shape", "fg", "bg")
+"""What draws a mask (N,1,H,W), and two textures (N,C,H,W), all in [0, 1]."""
+LOWEST, HIGHEST = 1e-4, 0.9999
+"""Of a mask."""
+
 
 def compose(mask: Tensor, foreground: Tensor, background: Tensor) -> Tensor:
     """CGN's composition x = m f + (1 - m) b.

@@ -21,13 +21,15 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from kd_lightning import ranks
 from kd_lightning.data.loader import Batch
 from kd_lightning.data.recompose import Operator, applied
-from kd_lightning.losses.counterfactual import binary_entropy, compose, style
+from kd_lightning.losses.counterfactual import MECHANISMS, binary_entropy, compose, style
 from kd_lightning.losses.gan import least_squares_d, least_squares_g
 from kd_lightning.mask_watch import MaskWatch
 from kd_lightning.methods.conditional import ConditionalGan
-from kd_lightning.networks.cgn import MECHANISMS, shifted
+from kd_lightning.networks.cgn import shifted
+from kd_lightning.teacher.frozen import FrozenTeacher
 
 
 class Cgn(ConditionalGan):
@@ -53,7 +55,7 @@ class Cgn(ConditionalGan):
         super().__init__(**gan)
         self.binary, self.perc, self.compose = binary, tuple(perc), tuple(compose)
         self.watch = MaskWatch(self.task.num_classes)
-        self.features = features.eval().requires_grad_(False) if features is not None else None
+        self.features = None if features is None else FrozenTeacher(features)
 
     @classmethod
     def needs(cls, **settings: Any) -> set[str]:
@@ -73,7 +75,9 @@ class Cgn(ConditionalGan):
             losses = {"g": least_squares_g(self.discriminator(made, made_y))}
             losses["binary"] = self.binary * binary_entropy(mask)
             if self.features is not None:
-                losses["perc"] = style(self.features(made), self.features(x), self.perc)
+                with torch.no_grad():
+                    seen = self.features.net(x)
+                losses["perc"] = style(self.features.net(made), seen, self.perc)
             self.update(opt_g, torch.stack(list(losses.values())).sum())
 
         # Discriminator
@@ -93,7 +97,7 @@ class Cgn(ConditionalGan):
     def composite(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Masks and images of labels (N,), the three mechanisms with the same latents."""
         z = self.noise(len(y), self.latent)
-        self.images_made += len(y)
+        self.images_made += len(y) * ranks.world()
         mask, fg, bg = (cast(Any, self.learner).draw(im, z, y) for im in MECHANISMS)
         parts = applied(self.compose, mask, shifted(fg, self.rng), shifted(bg, self.rng), self.rng)
         return mask, compose(*parts)

@@ -27,9 +27,17 @@ import torch
 from torch import Tensor, nn
 
 from kd_lightning import ranks
-from kd_lightning.losses.counterfactual import binary_entropy, compose, mask_size, patch_grid, saliency, style
+from kd_lightning.losses.counterfactual import (
+    MECHANISMS,
+    binary_entropy,
+    compose,
+    mask_size,
+    patch_grid,
+    saliency,
+    style,
+)
 from kd_lightning.methods.base import Distiller, OptimizerFactory, Seen
-from kd_lightning.networks.cgn_imagenet import MECHANISMS, ImageNetCgn, truncated_normal
+from kd_lightning.networks.cgn_imagenet import ImageNetCgn, truncated_normal
 from kd_lightning.networks.gan_blocks import from_pixels
 from kd_lightning.networks.published import load_biggan_deep, load_u2net
 from kd_lightning.teacher.frozen import FrozenTeacher

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kd_lightning import ranks
 from kd_lightning.data.loader import Batch
 from kd_lightning.losses.counterfactual import feature_distance
 from kd_lightning.losses.gan import hinge_d, hinge_g
@@ -76,7 +77,7 @@ class Skdcgn(ConditionalGan):
         opt_d, opt_g = self.opts()
         y, made = batch.y, self.learner(batch.t, batch.y)
         told = batch.x.expand(-1, made.shape[1], -1, -1)
-        self.images_made += len(y)
+        self.images_made += len(y) * ranks.world()
 
         # Discriminator: the teacher's images are the real ones
         loss_d = hinge_d(self.discriminator(told, y)[0], self.discriminator(made.detach(), y)[0])

@@ -12,13 +12,8 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from kd_lightning.losses.counterfactual import compose
+from kd_lightning.losses.counterfactual import HIGHEST, LOWEST, MECHANISMS, compose
 from kd_lightning.networks.generators import UpConv
-
-MECHANISMS = ("shape", "fg", "bg")
-"""A mask (N, 1, H, W), and two textures (N, C, H, W), all in [0, 1]."""
-LOWEST, HIGHEST = 1e-4, 0.9999
-"""Of a mask."""
 
 
 class Cgn(nn.Module):
@@ -174,11 +169,14 @@ class ConvDiscriminator(nn.Module):
     Args:
         num_classes: of the labels.
         channels: of an image.
+        size: side in pixels, at least 24.
         ndf: channels behind the first convolution.
     """
 
-    def __init__(self, *, num_classes: int = 10, channels: int = 3, ndf: int = 32) -> None:
+    def __init__(self, *, num_classes: int = 10, channels: int = 3, size: int = 32, ndf: int = 32) -> None:
         super().__init__()
+        if size < 24:
+            raise ValueError(f"size={size}: expected at least 24, or its four convolutions leave nothing")
         self.label_emb = nn.Embedding(num_classes, 1)
         layers: list[nn.Module] = []
         for before, after, kernel, stride in (

@@ -15,12 +15,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from kd_lightning.losses.counterfactual import compose
-
-MECHANISMS = ("shape", "fg", "bg")
-"""A mask (N, 1, H, W), and two textures (N, C, H, W), all in [0, 1]."""
-LOWEST, HIGHEST = 1e-4, 0.9999
-"""Of a mask."""
+from kd_lightning.losses.counterfactual import HIGHEST, LOWEST, MECHANISMS, compose
 
 
 class ImageNetCgn(nn.Module):

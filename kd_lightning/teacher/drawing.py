@@ -24,13 +24,14 @@ class DrawingTeacher:
         TeacherError: the file cannot be read, or holds another network.
     """
 
-    __slots__ = ("_ask", "asked")
+    __slots__ = ("_ask", "_seen", "asked")
 
     def __init__(self, generator: nn.Module, weights: str | None = None, *, device: str = "cpu") -> None:
         if weights is not None:
             load_weights(generator, weights)
         generator.eval().requires_grad_(False).to(device)
         self.asked = 0
+        self._seen: set[str] = set()
 
         @torch.no_grad()
         def ask(im: str, z: Tensor, y: Tensor) -> Tensor:
@@ -50,11 +51,13 @@ class DrawingTeacher:
             Masks (N, 1, H, W) for ``shape``, else textures (N, C, H, W), in [0, 1].
 
         Raises:
-            TeacherError: it answers with another shape, another range, or no numbers.
+            TeacherError: its first answer has another shape, another range, or no numbers.
         """
         answer = self._ask(im, z, y)
         self.asked += len(y)
-        _check(answer, im, len(y))
+        if im not in self._seen:  # the first answer tells, and later ones need not wait for the device
+            _check(answer, im, len(y))
+            self._seen.add(im)
         return answer.clamp(0, 1)
 
 

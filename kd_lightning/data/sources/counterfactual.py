@@ -9,15 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kd_lightning.artifacts import file_digest
+from kd_lightning.artifacts import by_content
 from kd_lightning.data.loader import Batch, TensorLoader
 from kd_lightning.data.recompose import Operator, applied
 from kd_lightning.data.sources.context import Context
 from kd_lightning.data.sources.free import Rounds
 from kd_lightning.data.sources.pool import noise_on, obtain_parts
 from kd_lightning.errors import ConfigError
-from kd_lightning.losses.counterfactual import compose
-from kd_lightning.networks.cgn import MECHANISMS, shifted
+from kd_lightning.losses.counterfactual import MECHANISMS, compose
+from kd_lightning.networks.cgn import shifted
 from kd_lightning.teacher.drawing import DrawingTeacher
 
 PER_PART = 2000
@@ -96,7 +96,9 @@ class Counterfactual:
         config = {
             "source": "counterfactual",
             "version": self.version,
-            "generators": {im: file_digest(node["weights"]) for im, node in self.mechanisms.items()},
+            "generators": {
+                im: by_content(node["weights"], str(context.store.root)) for im, node in self.mechanisms.items()
+            },
             "compose": [repr(operator) for operator in self.compose],
             "classes": context.dataset.num_classes,
             "images": total,

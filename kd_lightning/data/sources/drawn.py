@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kd_lightning.artifacts import file_digest
+from kd_lightning.artifacts import by_content
 from kd_lightning.data.loader import TensorLoader
 from kd_lightning.data.sources.context import Context
 from kd_lightning.data.sources.pool import noise_on, obtain_parts
@@ -70,7 +70,7 @@ class Drawn:
         config = {
             "source": "drawn",
             "version": self.version,
-            "generator": file_digest(self.weights),
+            "generator": by_content(self.weights, str(context.store.root)),
             "classes": classes,
             **{k: getattr(self, k) for k in ("im", "latent", "pairs", "seed")},
         }

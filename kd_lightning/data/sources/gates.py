@@ -29,6 +29,11 @@ class Gate(NamedTuple):
     passed: bool
     meaning: str
 
+    @property
+    def key(self) -> str:
+        """Its name in ``result.json``: ``gate/acceptance_rate``."""
+        return self.name.replace("'s", "").replace(" ", "_")
+
     def __str__(self) -> str:
         return f"{self.name} {self.value:.4g}, wanted {self.wanted}"
 

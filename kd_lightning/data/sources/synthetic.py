@@ -148,7 +148,7 @@ class Synthetic:
                 labels[rows] = answers.argmax(1) if isinstance(task, Classification) else task.numbers(answers)
             if self.keep is not None:
                 rows = rows[smallest(errors, assigned[rows], self.keep, each=isinstance(task, Classification))]
-        context.notes["pool"] = {"gates": {g.name: {"value": g.value, "passed": g.passed} for g in gates}}
+        context.notes["pool"] = {"gates": {g.key: {"value": g.value, "passed": g.passed} for g in gates}}
         report(gates, strict=self.strict)
         if self.images is not None:
             rng = torch.Generator().manual_seed(self.seed)

@@ -1,0 +1,229 @@
+"""CGN learns masks of its labels without seeing one; a student draws what a teacher draws of the same latents."""
+
+from __future__ import annotations
+
+import warnings
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from bars import fitted
+from torch import Tensor, nn
+from torch.nn import functional as F
+from toy import adam
+
+from kd_lightning.collapse import Collapsed
+from kd_lightning.data.loader import Batch, TensorLoader
+from kd_lightning.data.recompose import Opacity
+from kd_lightning.losses.counterfactual import binary_entropy
+from kd_lightning.methods.cgn import Cgn
+from kd_lightning.methods.skdcgn import Skdcgn, channel_kl
+from kd_lightning.networks import cgn, tiny_gan
+from kd_lightning.tasks import Classification
+
+CLASSES, LATENT, SIZE = 3, 4, 8
+TASK = Classification(CLASSES)
+SHAPES = torch.zeros(CLASSES, 1, SIZE, SIZE)
+SHAPES[0, :, 3:5] = 1
+SHAPES[1, :, :, 3:5] = 1
+SHAPES[2, :, :3, :3] = 1
+COLOURS = torch.tensor([[0.9, 0.1, 0.1], [0.1, 0.9, 0.1], [0.1, 0.1, 0.9]])[..., None, None]
+
+
+def biased(n: int = 512) -> TensorLoader:
+    """A shape in its label's colour before the next label's."""
+    y = torch.arange(n) % CLASSES
+    x = SHAPES[y] * COLOURS[y] + (1 - SHAPES[y]) * COLOURS[(y + 1) % CLASSES]
+    return TensorLoader((x * 255).byte(), y, batch_size=32, shuffle=True)
+
+
+class Verdict(nn.Module):
+    """A small discriminator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(3 * SIZE**2 + CLASSES, 64), nn.LeakyReLU(0.2), nn.Linear(64, 1))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.net(torch.cat([(2 * x - 1).flatten(1), F.one_hot(y, CLASSES)], 1)).squeeze(1)
+
+
+def cgn_of(lr_g: float = 2e-3, **settings: Any) -> Cgn:
+    torch.manual_seed(0)
+    return Cgn(
+        **{"latent": LATENT, "binary": 0.3} | settings,
+        student=nn.Linear(1, 1),
+        teacher=None,
+        task=TASK,
+        generator=cgn.Cgn(num_classes=CLASSES, latent=LATENT, embed=4, ngf=8, size=SIZE),
+        discriminator=Verdict(),
+        optimizer_d=partial(adam, lr=2e-3, betas=(0.5, 0.999)),
+        optimizer_g=partial(adam, lr=lr_g, betas=(0.5, 0.999)),
+    )
+
+
+@torch.no_grad()
+def seen_as(method: Any) -> tuple[float, float]:
+    """How like the labels' shapes masks are, or the reverse of them; and how like the colours are textures."""
+    y = torch.arange(30) % CLASSES
+    z = torch.randn(30, LATENT, generator=torch.Generator().manual_seed(5))
+    net = method.generator.eval()
+    mask, fg, bg = (net.draw(im, z, y) for im in ("shape", "fg", "bg"))
+    like = ((mask > 0.5).float() == SHAPES[y]).float().mean((1, 2, 3))
+    colours = (fg.mean((2, 3), keepdim=True) - COLOURS[y]).abs().mean() + (
+        bg.mean((2, 3), keepdim=True) - COLOURS[(y + 1) % CLASSES]
+    ).abs().mean()
+    return float(torch.maximum(like, 1 - like).mean()), float(colours)
+
+
+def test_masks_take_the_shapes_that_nobody_showed_and_textures_the_colours() -> None:
+    method = fitted(cgn_of(), biased(), epochs=24)
+    like, colours = seen_as(method)
+    assert like >= 0.9
+    assert colours <= 0.35
+    assert method.images_made == 24 * 16 * 32
+
+
+def test_they_do_not_where_the_generator_stands_still() -> None:
+    like, colours = seen_as(fitted(cgn_of(lr_g=0.0), biased(), epochs=1))
+    assert like <= 0.75
+    assert colours >= 0.45
+
+
+def test_composition_and_its_operators() -> None:
+    method = cgn_of(compose=[Opacity(0.0)])
+    method.generator.eval()
+    with torch.no_grad():
+        mask, x = method.composite(torch.zeros(4, dtype=torch.long))
+        _, plain = cgn_of().composite(torch.zeros(4, dtype=torch.long))
+    assert mask.max() > 0.9, "the entropy is of the mask itself"
+    assert not torch.allclose(x, plain)
+
+
+def test_a_collapsed_mask_is_said_once_or_ends_the_fit() -> None:
+    method = cgn_of(lr_g=0.0)
+    with torch.no_grad():
+        method.generator.shape[-1] = nn.Hardtanh(-1.0, -0.5)  # nothing is left of any mask
+    with pytest.warns(UserWarning, match="are all zeros: no shape is left") as told:
+        fitted(method, biased(64), epochs=4)
+    assert len([w for w in told if "all zeros" in str(w.message)]) == 1
+    method = cgn_of(lr_g=0.0, on_collapse="restart")
+    method.generator.shape[-1] = nn.Hardtanh(-1.0, -0.5)
+    with pytest.raises(Collapsed, match="no shape is left"):
+        fitted(method, biased(64), epochs=4)
+
+
+def test_the_perceptual_loss_is_of_gram_matrices_and_its_network_stays_as_it_is() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+
+    class Features(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net
+
+        def forward(self, x: Tensor) -> list[Tensor]:
+            return [self.net(x)]
+
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    method = fitted(cgn_of(features=Features(), perc=[0.05]), biased(64), epochs=1)
+    assert method.latest["train/perc"] > 0
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+    assert not any("features" in name for name in method.state_dict())
+
+
+class Told(nn.Module):
+    """What a teacher would draw: the label's shape, as bright as z says."""
+
+    def forward(self, z: Tensor, y: Tensor) -> Tensor:
+        return SHAPES[y] * torch.sigmoid(z[:, :1, None, None])
+
+
+def pairs(n: int = 512) -> TensorLoader:
+    z, y = torch.randn(n, LATENT, generator=torch.Generator().manual_seed(2)), torch.arange(n) % CLASSES
+    return TensorLoader((Told()(z, y) * 255).byte(), y, answers=z, batch_size=32, shuffle=True)
+
+
+def student_of(lr_g: float = 4e-3, **settings: Any) -> Skdcgn:
+    torch.manual_seed(0)
+    small: dict[str, Any] = {"num_classes": CLASSES, "repeat": 2}
+    return Skdcgn(
+        **{"latent": LATENT, "alpha": [0.5, 1.0]} | settings,
+        student=nn.Linear(1, 1),
+        teacher=None,
+        task=TASK,
+        generator=tiny_gan.Generator(latent=LATENT, size=SIZE, conv_dim=8, embed=8, **small),
+        discriminator=tiny_gan.Discriminator(conv_dim=8, **small),
+        optimizer_d=partial(adam, lr=1e-3, betas=(0.0, 0.9)),
+        optimizer_g=partial(adam, lr=lr_g, betas=(0.0, 0.9)),
+    )
+
+
+@torch.no_grad()
+def distance(method: Any) -> float:
+    z, y = torch.randn(60, LATENT, generator=torch.Generator().manual_seed(9)), torch.arange(60) % CLASSES
+    return float((method.generator.eval()(z, y).mean(1, keepdim=True) - Told()(z, y)).abs().mean())
+
+
+def test_a_student_draws_what_the_teacher_draws_of_latents_it_never_saw() -> None:
+    assert distance(fitted(student_of(), pairs(), epochs=12)) <= 0.06
+    assert distance(fitted(student_of(lr_g=0.0), pairs(), epochs=1)) >= 0.2
+
+
+def losses_of(method: Skdcgn, rounds: int, epoch: int = 0) -> list[dict[str, float]]:
+    """The terms of each round."""
+    found: list[dict[str, float]] = []
+    method.record = lambda **terms: found.append({k: float(v.detach()) for k, v in terms.items()})  # type: ignore
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fitted(method, pairs(32 * rounds), epochs=epoch + 1)
+    return found[-rounds:]
+
+
+def test_the_verdict_counts_in_every_fifth_round_alone() -> None:
+    assert ["adv" in terms for terms in losses_of(student_of(), 10)] == [False] * 4 + [True] + [False] * 4 + [True]
+
+
+def test_the_pixels_weight_falls_by_epochs_until_nothing_is_left() -> None:
+    method = student_of()
+    assert [round(method.pix_weight(e), 3) for e in (0, 1, 10, 19, 20, 30)] == [0.2, 0.19, 0.1, 0.01, 0.0, 0.0]
+    assert "pix" in losses_of(student_of(pix=0.01), 1)[0]
+    assert "pix" not in losses_of(student_of(pix=0.01), 1, epoch=1)[0]
+
+
+def test_a_student_that_equals_its_teacher_has_nothing_to_learn_but_the_verdict(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    method = student_of(kl=1.0, kl_levels="all")
+    x = SHAPES.repeat(4, 1, 1, 1).expand(-1, 3, -1, -1)
+    method.generator = Fixed(x)
+    batch = Batch(x[:, :1], torch.arange(12) % CLASSES, torch.zeros(12, LATENT))
+    found: dict[str, Tensor] = {}
+    method.record = lambda **terms: found.update(terms)  # type: ignore
+    method.opts = lambda: [None, None]  # type: ignore
+    method.update = lambda opt, loss: None  # type: ignore
+    method.keep = lambda: None  # type: ignore
+    method.discriminator.eval()
+    monkeypatch.setattr(Skdcgn, "rounds_done", 0)
+    method.training_step(batch, 0)
+    for term in ("feat", "pix", "kl"):
+        assert abs(float(found[term].detach())) < 1e-5, term
+
+
+class Fixed(nn.Module):
+    """Draws what it was given."""
+
+    def __init__(self, x: Tensor) -> None:
+        super().__init__()
+        self.x = nn.Parameter(x.clone())
+
+    def forward(self, z: Tensor, y: Tensor) -> Tensor:
+        return self.x
+
+
+def test_channel_kl_is_of_softmaxes_over_channels_summed_over_pixels() -> None:
+    made, told = torch.randn(2, 2, 5, 3, 3, generator=torch.Generator().manual_seed(0))
+    p, q = (torch.softmax(f / 8, 1) for f in (told, made))
+    assert torch.allclose(channel_kl(made, told, 8.0), (p * (p / q).log()).sum() / 2, atol=1e-6)
+    assert float(channel_kl(told, told, 8.0)) == pytest.approx(0, abs=1e-7)
+    assert float(binary_entropy(torch.full((1, 1, 2, 2), 0.5))) == pytest.approx(1.0)

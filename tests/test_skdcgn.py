@@ -1,0 +1,66 @@
+"""SKDCGN's chain on scikit-learn's digits: six fits, their numbers beside each other, one picture."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from kd_lightning.report import summary
+
+DATA = (
+    *("data=double_colored_mnist", "student=digits_cnn", "data.base=digits"),
+    *("data.train=200", "data.val=30", "data.test=60", "data.recipe.batch_size=20"),
+)
+CGN = (
+    *("cgn.trainer.max_epochs=1", "cgn.source.batch_size=40"),
+    *("cgn.method.generator.ngf=4", "cgn.method.discriminator.ndf=8"),
+)
+PAIRS = ("source.pairs=40", "source.batch_size=20", "trainer.max_epochs=1")
+SHORT = [f"{im}.{what}" for im in ("shape", "fg", "bg") for what in PAIRS]
+CHAIN = (
+    *(*DATA, *CGN, *SHORT, "source.rounds=2"),
+    *("controls.teacher_counterfactual.source.rounds=2", "digits.trainer.max_epochs=1", "metrics.mechanisms.images=40"),
+)
+
+
+@pytest.fixture
+def chain(tiny: Callable[..., Any]) -> Any:
+    return tiny("method=skdcgn", *CHAIN)
+
+
+def test_the_chain_leaves_every_number_and_a_picture(chain: Any) -> None:
+    metrics = chain["metrics"]
+    for name in ("biased", "unbiased", "teacher_counterfactual", "student_counterfactual", "test"):
+        assert 0 <= metrics[f"{name}/accuracy"] <= 1, name
+    assert metrics["student_counterfactual/accuracy"] == metrics["test/accuracy"]
+    assert metrics["compression/parameters"] == 3 * 28_115
+    for key in ("mask_iou", "teacher_mask_accuracy", "student_mask_accuracy", "FID-digits_cnn"):
+        assert metrics[f"mechanisms/{key}"] is not None
+    assert (chain.folder / "samples" / "mechanisms.png").is_file()
+    assert list(chain["cost"]["seconds"])[:7] == ["teacher", "cgn", "shape", "fg", "bg", "digits", "student"]
+    told = summary(chain)
+    assert told.count("student_counterfactual") == 1
+    assert "students of 84,345 parameters together" in told
+    assert chain["models"].keys() == {"student"}
+
+
+def test_a_run_of_a_generator_alone_keeps_it_and_claims_no_accuracy(tiny: Callable[..., Any]) -> None:
+    own = ("trainer.max_epochs=1", "method.generator.ngf=4", "method.discriminator.ndf=8", "source.batch_size=40")
+    result = tiny("method=cgn", *DATA, *own)
+    assert result["metrics"]["test/accuracy"] is None
+    assert result["objective"] is None
+    assert not (result.folder / "student.safetensors").exists()
+    assert "label_emb.weight" in load_file(result.folder / "generator.safetensors")
+    assert json.loads((result.folder / "result.json").read_text())["models"] == {}
+
+
+def test_a_mechanisms_student_is_a_run_of_its_own(tiny: Callable[..., Any], store: Path) -> None:
+    for im in ("shape", "bg"):
+        result = tiny("method=skdcgn_im", f"im={im}", *DATA, *CGN, *PAIRS)
+        assert "colorize.weight" in load_file(result.folder / "generator.safetensors")
+    assert len(list(store.glob("fit-*/generator.safetensors"))) == 3, "one CGN for both"
