@@ -99,8 +99,10 @@ def test_every_tuned_file_is_pulled_in(name):
             assert cfg[word][key] == value or "${" in str(value)
 
 
-@pytest.mark.parametrize("teacher", ["none", "small_conv", "small_conv_bn", "resnet34"])
-@pytest.mark.parametrize("data", ["digits", "cifar10"])
+@pytest.mark.parametrize(
+    ("data", "teacher"),
+    [("digits", "none"), ("digits", "small_conv"), ("cifar10", "small_conv_bn"), ("cifar10", "resnet34")],
+)
 @pytest.mark.parametrize("method", files("method"))
 def test_every_method_data_and_teacher_checks_or_says_why_not(method, data, teacher):
     cfg = composed(f"method={method}", f"data={data}", f"teacher={teacher}")

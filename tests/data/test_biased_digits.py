@@ -319,3 +319,12 @@ def test_what_there_is_not(tmp_path: Path) -> None:
         made("tinted")
     with pytest.raises(DataError, match=r"data\.base=letters: expected digits or mnist"):
         made("colored", base="letters")
+
+
+@pytest.mark.parametrize(("test", "left"), [(None, 1797 - 300 - 359), (100, 1797 - 300 - 100)])
+def test_all_digits_that_the_other_parts_leave(test: int | None, left: int) -> None:
+    found = biased_digits.load(kind="binary", base="digits", train=None, val=300, test=test)
+    assert found.train is not None
+    assert len(found.train) == left
+    colours = found.train.images.flatten(2).transpose(1, 2).reshape(-1, 3).unique(dim=0)
+    assert colours.tolist() == [[0, 0, 0], [255, 255, 255]]

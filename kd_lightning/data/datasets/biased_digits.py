@@ -53,7 +53,7 @@ def load(
     base: Literal["digits", "mnist"] = "mnist",
     root: str | Path = "data",
     size: int = 32,
-    train: int = 50000,
+    train: int | None = 50000,
     val: int = 5000,
     test: int | None = None,
     own_test: bool = True,
@@ -75,7 +75,7 @@ def load(
         base: scikit-learn's 1,797 digits (their pixels made finer bicubically), or MNIST.
         root: of MNIST's files.
         size: side in pixels.
-        train: training images.
+        train: training images; None for all that val leaves and, where the test is of the same digits, the test too.
         val: validation images; 0 for none. They are no part of ``train``.
         test: test images, None for all there are: MNIST's own, or what the other parts leave.
         own_test: take the test from MNIST's test file.
@@ -94,6 +94,8 @@ def load(
         raise DataError(f"data.textures={textures}: {kind} has none; take data=wildlife_mnist")
     found, layout = pools(base, root, download, instead="data.base=digits data.train=1000 data.val=300")
     found = found if own_test else found[:1]
+    if train is None:
+        train = len(found[0]) - val - (0 if len(found) > 1 else len(found[0]) // 5 if test is None else test)
     generators = [torch.Generator().manual_seed(2 * seed + number) for number in range(len(found))]
     name = f"{kind}_{base}"
     places = shares(name, base, found, {"val": val, "train": train}, test, generators)
