@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import (
@@ -17,11 +17,11 @@ from omegaconf.errors import (
 
 from kd_lightning.composition import dotted, refusal, suggest
 from kd_lightning.errors import ConfigError
+from kd_lightning.keys import KEYS
 from kd_lightning.max_time import duration
 from kd_lightning.needs import answer_faults, door_faults, fits_of, metric_faults, needs_faults, of_numbers
 from kd_lightning.ranks import rank_faults
 from kd_lightning.signatures import UNKNOWN, as_dict, at, fits, signature_faults, wrong
-from kd_lightning.teacher.access import LEVELS
 from kd_lightning.variant import MERGED, REPLACED
 
 FORBIDDEN_TRAINER = {
@@ -29,64 +29,6 @@ FORBIDDEN_TRAINER = {
     "gradient_clip_val": "methods optimise by hand and clip, where their paper does, by a setting of their own",
     "accumulate_grad_batches": "methods optimise by hand; raise the batch size instead",
 }
-
-KEYS: dict[str, Any] = {
-    **dict.fromkeys(
-        ("source", "student", "method", "trainer", "controls", "metrics", "main", "paper", "sweep", "data"), dict
-    ),
-    **dict.fromkeys(("teacher", "artifacts"), dict),
-    "logger": dict | None,
-    "stages": list[dict],
-    "names": dict,
-    "seed": int,
-    "plan": bool,
-    "init": str | None,
-    "called": str | None,
-    "memory_format": Literal["contiguous", "channels_last"],
-    "sweep.resume": str | None,
-    "sweep.source_seed": int,
-    "artifacts.root": str | None,
-    "artifacts.reuse": bool,
-    "data.load": dict,
-    "data.num_classes": int,
-    "data.channels": int,
-    "data.size": int,
-    "data.mean": list[float],
-    "data.std": list[float],
-    "data.recipe": dict,
-    "data.recipe.epochs": int,
-    "data.recipe.batch_size": int,
-    "data.recipe.augment": list[dict],
-    "data.recipe.optimizer": dict,
-    "data.recipe.scheduler": dict | None,
-    "teacher.net": dict | None,
-    "teacher.asker": dict | None,
-    "teacher.weights": str | None,
-    "teacher.mean": list[float],
-    "teacher.std": list[float],
-    "teacher.class_order": list[int] | None,
-    "teacher.access": Literal[LEVELS],
-    "teacher.decimals": int | None,
-    "teacher.k": int,
-    "teacher.abstain_below": float | None,
-    "teacher.smoothing": float,
-    "teacher.budget": int | None,
-    "teacher.purse": int | None,
-    "teacher.eval_budget": int,
-    "teacher.price": float,
-    "teacher.ledger": str | None,
-    "teacher.min_coverage": float,
-    "teacher.canaries": int | None,
-    "teacher.reference": str | None,
-    "teacher.pace": dict,
-    "teacher.check": bool,
-    "teacher.seed": int,
-    "teacher.fit": dict,
-    "teacher.fit.source": dict,
-    "teacher.fit.method": dict,
-    "teacher.fit.trainer": dict,
-}
-"""Keys that the run reads itself; all others stand below a ``_target_`` or are referred to by ``${...}``."""
 
 PER_CONTROL = {*REPLACED, *MERGED, "updates"}
 

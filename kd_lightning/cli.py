@@ -142,9 +142,9 @@ def _task(cfg: DictConfig) -> float | None:
 
     quiet()
     from kd_lightning import ranks
-    from kd_lightning.fitting import device_of
-    from kd_lightning.report import summary
+    from kd_lightning.device import device_of
     from kd_lightning.run import run
+    from kd_lightning.summary import summary
 
     plain_warnings()
     try:

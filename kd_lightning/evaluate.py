@@ -93,7 +93,7 @@ def evaluate_on(student: Student, cfg: DictConfig) -> Evaluation:
         UserError: another number of classes, another unit, no image, or data that cannot be loaded.
     """
     from kd_lightning.data.load import load_data
-    from kd_lightning.fitting import device_of
+    from kd_lightning.device import device_of
 
     card = student.card
     ours = task_of(card)

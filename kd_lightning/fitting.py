@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,7 @@ import lightning as L
 import torch
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
-from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -27,6 +26,7 @@ from kd_lightning.data.dataset import Dataset
 from kd_lightning.data.loader import TensorLoader
 from kd_lightning.data.module import Images
 from kd_lightning.data.sources.context import Context
+from kd_lightning.device import device_of
 from kd_lightning.loggers import Curves, KeepCurves, replay
 from kd_lightning.max_time import cut_short, duration
 from kd_lightning.methods.base import Distiller, Teacher
@@ -34,7 +34,6 @@ from kd_lightning.needs import needs_of
 from kd_lightning.networks.normalized import Normalized
 from kd_lightning.resumable import Resumable
 from kd_lightning.signatures import versions
-from kd_lightning.start import placed
 from kd_lightning.tasks import Task
 from kd_lightning.teacher.frozen import FrozenTeacher
 from kd_lightning.teacher.query import QueryTeacher
@@ -278,25 +277,3 @@ def _agreement_on_drawn(method: Any, task: Task, seed: int, n: int = 1000) -> fl
         x = method.draw(n // 10)
         agreement.update(method.student(x), method.teacher.net(x))
     return float(agreement.compute())
-
-
-def device_of(cfg: DictConfig) -> str:
-    """Where a fit's batches are wanted."""
-    wanted = cfg.trainer.accelerator
-    if wanted in ("gpu", "cuda") or (wanted == "auto" and torch.cuda.is_available()):
-        place = placed()
-        local = place.local_rank if place else 0
-        devices = cfg.trainer.devices
-        return f"cuda:{devices[local] if isinstance(devices, ListConfig) else local}"
-    return "cpu"
-
-
-def fast_precision(accelerator: str = "auto") -> str:
-    """``bf16-mixed`` where the hardware multiplies in bf16, else ``32-true``."""
-    if accelerator != "cpu" and torch.cuda.is_available():
-        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
-    if platform.system() == "Linux":
-        flags = Path("/proc/cpuinfo").read_text().split("\n\n", 1)[0]
-        if "avx512_bf16" in flags or "amx_bf16" in flags:
-            return "bf16-mixed"
-    return "32-true"

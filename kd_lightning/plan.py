@@ -22,7 +22,8 @@ from kd_lightning.beside import control_of, handed, referring, stage_of
 from kd_lightning.check import check
 from kd_lightning.dashboards import Boards
 from kd_lightning.data.load import dataset_digest, load_data
-from kd_lightning.fitting import Bench, Fitted, device_of
+from kd_lightning.device import device_of
+from kd_lightning.fitting import Bench, Fitted
 from kd_lightning.inference import predict
 from kd_lightning.rehearsal import KEPT, MISSING, PROMISED, ROUNDS, Overlay, Planner, Step, now_on_device
 from kd_lightning.run import identity, settle

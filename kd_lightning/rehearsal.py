@@ -23,8 +23,9 @@ from kd_lightning.data.loader import TensorLoader
 from kd_lightning.data.sources.context import Context
 from kd_lightning.data.sources.few_asked import FewAsked
 from kd_lightning.data.sources.synthetic import Synthetic, answers_config
+from kd_lightning.device import device_of
 from kd_lightning.errors import UserError
-from kd_lightning.fitting import Bench, Fitted, device_of, fit, fit_config
+from kd_lightning.fitting import Bench, Fitted, fit, fit_config
 from kd_lightning.methods.base import Teacher
 from kd_lightning.needs import needs_of
 from kd_lightning.outlook import Outlook, outlook, shortened

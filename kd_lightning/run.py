@@ -24,8 +24,9 @@ from kd_lightning.confusions import draw_answers
 from kd_lightning.dashboards import watching
 from kd_lightning.data.dataset import Dataset, Split
 from kd_lightning.data.load import dataset_digest, load_data
+from kd_lightning.device import device_of, fast_precision
 from kd_lightning.export import save_student
-from kd_lightning.fitting import Bench, Fitted, device_of, fast_precision, fit
+from kd_lightning.fitting import Bench, Fitted, fit
 from kd_lightning.inference import predict
 from kd_lightning.results import header, parameters, peak_memory
 from kd_lightning.signatures import versions

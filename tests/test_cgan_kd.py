@@ -53,17 +53,19 @@ def test_classes(tmp_path: Path, store: Path, teacher_file: Path) -> None:
     def run(folder: str, *overrides: str) -> Any:
         return tiny_run(tmp_path / folder, *CLASSES, f"teacher.weights={teacher_file}", *overrides)
 
-    run("first")
+    result = run("first")
     assert phases(store) == {"nokd", "nokd_equal", "features", "gan", "ratio", "student"}
     (report,) = [r for f in store.glob("fit-*/fit.json") if (r := json.loads(f.read_text()))["phase"] == "student"]
     assert report["images_synthesised"] == 300
     assert report["pool"]["used"] == 100
     assert set(report["pool"]["gates"]) == {
-        "acceptance rate",
-        "mean ratio of made images",
-        "softplus loss held out",
-        "teacher's error on made images",
+        "acceptance_rate",
+        "mean_ratio_of_made_images",
+        "softplus_loss_held_out",
+        "teacher_error_on_made_images",
     }
+    for name, gate in report["pool"]["gates"].items():
+        assert result["metrics"][f"gate/{name}"] == gate["value"]
     fits, pools = (len(list(store.glob(f"{kind}-*/artifact.json"))) for kind in ("fit", "pool"))
     for processing, more in (("subsampled", 0), ("replaced", 0), ("unprocessed", 1)):
         again = run(processing, f"source.processing={processing}")

@@ -14,7 +14,7 @@ from conftest import TINY, composed
 from kd_lightning.check import faults
 from kd_lightning.errors import ConfigError
 from kd_lightning.max_time import duration
-from kd_lightning.report import summary
+from kd_lightning.summary import summary
 
 
 @pytest.mark.parametrize(

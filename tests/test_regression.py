@@ -32,7 +32,8 @@ from kd_lightning.methods.base import Seen
 from kd_lightning.methods.distill import Distill
 from kd_lightning.networks.normalized import Normalized
 from kd_lightning.networks.small import SmallConvNet
-from kd_lightning.report import collect, fold, headline, render, summary
+from kd_lightning.report import collect, fold, headline, render
+from kd_lightning.summary import summary
 from kd_lightning.tasks import Regression
 from kd_lightning.teacher.diagnose import diagnose
 from kd_lightning.teacher.frozen import FrozenTeacher

@@ -10,7 +10,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from kd_lightning.errors import UserError
-from kd_lightning.report import Stat, collect, fold, headline, main, render, summary, write_table
+from kd_lightning.report import Stat, collect, fold, headline, main, render, write_table
+from kd_lightning.summary import summary
 
 
 def run_at(folder, overrides, accuracy=0.9, *, status="ok", seed=0, defaults=None, choices=None, **more):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from kd_lightning.report import summary
+from kd_lightning.summary import summary
 
 DATA = (
     *("data=double_colored_mnist", "student=digits_cnn", "data.base=digits"),

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from kd_lightning import ranks
 from kd_lightning.artifacts import Store, digest, file_digest
 from kd_lightning.data.dataset import Dataset, Split
+from kd_lightning.device import device_of
 from kd_lightning.errors import TeacherError, UserError
 from kd_lightning.export import load_student
-from kd_lightning.fitting import Bench, Fitted, device_of, fit
+from kd_lightning.fitting import Bench, Fitted, fit
 from kd_lightning.inference import predict
 from kd_lightning.methods.base import Teacher
 from kd_lightning.networks.normalized import Normalized

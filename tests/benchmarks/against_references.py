@@ -33,7 +33,7 @@ from references import dafl, datafree, deep_inversion, dfad, fast, rdskd, zskt
 from references.observed import Trace, in_double
 from references.sides import At
 
-from kd_lightning.fitting import fast_precision
+from kd_lightning.device import fast_precision
 from kd_lightning.quiet import quiet
 
 CHECKED = 16

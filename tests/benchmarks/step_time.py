@@ -28,7 +28,8 @@ from kd_lightning.capture import capture
 from kd_lightning.data.loader import TensorLoader
 from kd_lightning.data.module import Images
 from kd_lightning.data.sources.free import Rounds
-from kd_lightning.fitting import Resumable, fast_precision
+from kd_lightning.device import fast_precision
+from kd_lightning.fitting import Resumable
 from kd_lightning.loggers import Curves, KeepCurves
 from kd_lightning.losses.image_prior import activation, information_entropy, one_hot
 from kd_lightning.losses.response import kl

@@ -313,9 +313,9 @@ def test_the_gates_of_a_ratio_that_knows_nothing(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match=r"softplus loss held out -1\.313, wanted under -1\.3233: the ratio knows no"):
         source(tmp_path, ratio=Ratio(0.0)).prepare(context)
     found = gates(context)
-    assert found["acceptance rate"] == {"value": 1.0, "passed": True}
-    assert found["mean ratio of made images"]["value"] == pytest.approx(1.0)
-    assert found["softplus loss held out"]["value"] == pytest.approx(CONSTANT, abs=1e-6)
+    assert found["acceptance_rate"] == {"value": 1.0, "passed": True}
+    assert found["mean_ratio_of_made_images"]["value"] == pytest.approx(1.0)
+    assert found["softplus_loss_held_out"]["value"] == pytest.approx(CONSTANT, abs=1e-6)
     with pytest.raises(TrainingError, match="not worth training on"):
         source(tmp_path, ratio=Ratio(0.0), strict=True).prepare(at(tmp_path))
 
@@ -327,7 +327,7 @@ def test_the_gates_of_ratios_that_are_none(tmp_path: Path) -> None:
     context = at(tmp_path)
     with pytest.warns(UserWarning, match="acceptance rate .* the ratio is far greater on a few images"):
         source(tmp_path, ratio=Ratio(8.0), per_label=5).prepare(context)
-    assert not gates(context)["acceptance rate"]["passed"]
+    assert not gates(context)["acceptance_rate"]["passed"]
 
 
 def test_labels_that_the_teacher_does_not_believe_are_a_gate(tmp_path: Path) -> None:
@@ -337,7 +337,7 @@ def test_labels_that_the_teacher_does_not_believe_are_a_gate(tmp_path: Path) -> 
     assert context.teacher.asked == 200, "the real images of a gate are not counted"
     honest = at(tmp_path)
     source(tmp_path, keep=0.9, seed=1, strict=True).prepare(honest)
-    assert gates(honest)["teacher's error on made images"]["passed"]
+    assert gates(honest)["teacher_error_on_made_images"]["passed"]
 
 
 def test_a_choice_is_equally_many_of_each_and_of_the_last_the_rest(tmp_path: Path) -> None:

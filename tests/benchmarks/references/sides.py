@@ -16,7 +16,7 @@ from torch import nn
 
 from kd_lightning.data.loader import TensorLoader
 from kd_lightning.data.sources.free import Rounds
-from kd_lightning.fitting import fast_precision
+from kd_lightning.device import fast_precision
 from kd_lightning.methods.base import Distiller
 from kd_lightning.networks.normalized import Normalized
 from kd_lightning.tasks import Classification

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import torch
 
-from kd_lightning.fitting import fast_precision
+from kd_lightning.device import fast_precision
 from kd_lightning.methods.zskt import Zskt
 from kd_lightning.networks.generators import Generator
 from kd_lightning.networks.wide_resnet import WideResNet
