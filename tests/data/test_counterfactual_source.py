@@ -22,7 +22,7 @@ CLASSES = 5
 
 
 class Painter(nn.Module):
-    """Mask: 1 in the row of its label. Textures: red or blue as bright as their label. Half a level of z besides."""
+    """Mask: 1 in the row of its label. Textures: red or blue as bright as their label. A little of z besides."""
 
     def __init__(self, *, low: float = 0.0, tall: bool = False) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class Painter(nn.Module):
             mask = (rows == y[:, None, None]).float()[:, None] + self.low
             return mask.expand(-1, 3, -1, -1) if self.tall else mask
         colour = torch.tensor([1.0, 0.0, 0.0] if im == "fg" else [0.0, 0.0, 1.0])
-        bright = (y + 1) / CLASSES + 0.001 * z[:, 0].clamp(-1, 1)
+        bright = (y + 1) / CLASSES + 0.05 * z[:, 0].clamp(-1, 1)
         return (bright[:, None] * colour)[..., None, None].expand(-1, 3, 8, 8).clamp(0, 1)
 
 
