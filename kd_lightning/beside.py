@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -17,7 +18,7 @@ from kd_lightning.variant import variant
 
 def stage_of(cfg: DictConfig, stage: DictConfig, stages: Mapping[str, Fitted]) -> DictConfig:
     """The composition of a stage, those before it trained."""
-    return referring(variant(cfg, {str(k): v for k, v in stage.items() if k != "name"}), stages)
+    return referring(variant(cfg, {str(k): v for k, v in stage.items() if k not in ("name", "teacher")}), stages)
 
 
 def referring(cfg: DictConfig, stages: Mapping[str, Fitted]) -> DictConfig:
@@ -44,10 +45,9 @@ def control_of(
     own = variant(cfg, changes)
     if node.get("updates") == "student":
         _as_long(own, student.report["student_updates"], dataset)
-    asks = node.get("teacher", True)
-    if asks and (teacher is None or not teacher.white):
+    if asks(node) and (teacher is None or not teacher.white):
         return None
-    if not asks and dataset.train is None:
+    if not asks(node) and dataset.train is None:
         return None
     return own
 
@@ -61,9 +61,14 @@ def _as_long(own: DictConfig, updates: int, dataset: Dataset) -> None:
         own.trainer.max_epochs = max(1, round(updates / each))
 
 
-def handed(teacher: Obtained | None) -> dict[str, Any]:
-    """The teacher as a fit is given it: an object of its own, whose counters begin at zero."""
-    return {"teacher": teacher.hand_out(), "teacher_key": teacher.key} if teacher else {}
+def asks(node: Mapping[Any, Any]) -> bool:
+    """Whether a stage or a control has the teacher; with ``teacher: false``, two that are alike are one fit."""
+    return bool(node.get("teacher", True))
+
+
+def handed(teacher: Obtained | None, node: Mapping[Any, Any] = MappingProxyType({})) -> dict[str, Any]:
+    """The teacher as a fit is given it, if it asks: an object of its own, whose counters begin at zero."""
+    return {"teacher": teacher.hand_out(), "teacher_key": teacher.key} if teacher and asks(node) else {}
 
 
 def weak_teacher(controls: Mapping[str, Any], metrics: Mapping[str, float | None], task: Task) -> str | None:
@@ -71,7 +76,8 @@ def weak_teacher(controls: Mapping[str, Any], metrics: Mapping[str, float | None
     teacher = metrics.get(f"teacher/{task.headline}")
     for name, node in controls.items():
         alone = metrics.get(f"{name}/{task.headline}")
-        if node.get("teacher", True) or teacher is None or alone is None:
+        elsewhere = "load" in node.get("source", {})  # it learned from other images
+        if asks(node) or elsewhere or teacher is None or alone is None:
             continue
         if (alone >= teacher) if task.higher_is_better else (alone <= teacher):
             return (

@@ -101,7 +101,7 @@ def _walk(cfg: DictConfig, planner: Planner, made: Plan) -> None:
     stages: dict[str, Fitted] = {}
     for stage in cfg.stages:
         own = stage_of(cfg, stage, stages)
-        stages[stage.name] = planner.fit(own, bench, phase=stage.name, **handed(teacher))
+        stages[stage.name] = planner.fit(own, bench, phase=stage.name, **handed(teacher, stage))
         fits.append(stages[stage.name])
     cfg = referring(cfg, stages)
     student = planner.fit(cfg, bench, phase="student", **handed(teacher))
@@ -115,8 +115,7 @@ def _walk(cfg: DictConfig, planner: Planner, made: Plan) -> None:
     for name, node in cfg.controls.items():
         own_control = control_of(node, cfg, bench.dataset, teacher, student)
         if own_control is not None:
-            asks = teacher if node.get("teacher", True) else None
-            planner.fit(own_control, bench, phase=str(name), **handed(asks))
+            planner.fit(own_control, bench, phase=str(name), **handed(teacher, node))
             networks += 1
     _measure(planner, cfg, teacher, student, networks)
     if planner.door is not None:

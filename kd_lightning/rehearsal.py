@@ -155,6 +155,7 @@ class Planner:
     def __init__(self, kept: Store, bench: Bench, promised: set[str]) -> None:
         self.kept, self.bench, self.promised = kept, bench, promised
         self.steps: list[Step] = []
+        self.fits: dict[str, Fitted] = {}
         self.door: Planned | None = None
         self.most = sys.maxsize
         self.timing = Timing()
@@ -172,9 +173,11 @@ class Planner:
         """What the fit left, or what a few rounds of it leave, with a report as of all of them."""
         config = fit_config(cfg, bench, teacher_key)
         folder = bench.store.path("fit", config)
+        if folder.name in self.fits:  # a stage that is a control as well
+            return self.fits[folder.name]
         how: dict[str, Any] = {"phase": f"try {phase}", "teacher": teacher, "teacher_key": teacher_key}
         if (folder / "artifact.json").is_file():
-            fitted = fit(cfg, bench, **how)
+            fitted = self.fits[folder.name] = fit(cfg, bench, **how)
             state = PROMISED if folder.name in self.promised else KEPT
             self.steps.append(Step(phase, state, size=size_of(folder.resolve()), rounds=fitted.report["rounds"]))
             return fitted
@@ -201,7 +204,8 @@ class Planner:
         if done:
             step.state = f"begun, {done:,} rounds done"
         self._add(step)
-        return dataclasses.replace(fitted, folder=folder, key=digest(config), report=report)
+        self.fits[folder.name] = dataclasses.replace(fitted, folder=folder, key=digest(config), report=report)
+        return self.fits[folder.name]
 
     def _shortened(
         self, cfg: DictConfig, teacher: Teacher | None, teacher_key: str, phase: str

@@ -7,7 +7,9 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from omegaconf import ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from kd_lightning.errors import ConfigError
 
 
 def register() -> None:
@@ -15,6 +17,8 @@ def register() -> None:
     OmegaConf.register_new_resolver("kd.count_classes", _count_classes, replace=True)
     OmegaConf.register_new_resolver("kd.repeat", _repeat, replace=True)
     OmegaConf.register_new_resolver("kd.times", _times, replace=True)
+    OmegaConf.register_new_resolver("kd.plus", _plus, replace=True)
+    OmegaConf.register_new_resolver("kd.merged", _merged, replace=True)
     OmegaConf.register_new_resolver("kd.members", _members, replace=True)
     OmegaConf.register_new_resolver("kd.sweep", _sweep, replace=True)
 
@@ -43,6 +47,17 @@ def _repeat(value: Any, times: int) -> ListConfig:
 
 def _times(value: float, factor: float) -> float:
     return type(value)(value * factor)
+
+
+def _plus(value: float | None, more: float | None) -> float:
+    if value is None or more is None:
+        raise ConfigError("where all there are were asked for (null) nothing can be added: say how many")
+    return value + more
+
+
+def _merged(node: DictConfig, changes: DictConfig) -> DictConfig:
+    plain: Any = OmegaConf.to_container(node, resolve=True)
+    return OmegaConf.create({**plain, **changes})
 
 
 def _members(group: str, indent: int = 0, width: int = 98) -> str:

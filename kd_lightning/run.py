@@ -148,7 +148,7 @@ def _produce(
     stages: dict[str, Fitted] = {}
     for stage in cfg.stages:
         own = stage_of(cfg, stage, stages)
-        stages[stage.name] = fit(own, bench, phase=stage.name, watched=True, **handed(teacher))
+        stages[stage.name] = fit(own, bench, phase=stage.name, watched=True, **handed(teacher, stage))
     cfg = referring(cfg, stages)
     val_answers = teacher.answers(dataset.val) if teacher else None
     student = fit(cfg, bench, phase="student", val_answers=val_answers, watched=True, **handed(teacher))
@@ -249,7 +249,7 @@ def _control(
     own = control_of(node, cfg, bench.dataset, teacher, student)
     if own is None:
         return None
-    return fit(own, bench, phase=name, **handed(teacher if node.get("teacher", True) else None))
+    return fit(own, bench, phase=name, **handed(teacher, node))
 
 
 class Clock:

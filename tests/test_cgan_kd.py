@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 from conftest import TINY, composed, tiny_run
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from kd_lightning import rehearsal
 from kd_lightning.beside import control_of
@@ -44,8 +46,11 @@ NUMBERS = (
 )
 
 
-def phases(store: Path) -> set[str]:
-    return {json.loads(file.read_text())["phase"] for file in store.glob("fit-*/fit.json")}
+REAL = Split(torch.zeros(1000, 1, 16, 16, dtype=torch.uint8), torch.zeros(1000, dtype=torch.long))
+
+
+def phases(store: Path) -> list[str]:
+    return sorted(json.loads(file.read_text())["phase"] for file in store.glob("fit-*/fit.json"))
 
 
 @pytest.mark.slow
@@ -54,7 +59,7 @@ def test_classes(tmp_path: Path, store: Path, teacher_file: Path) -> None:
         return tiny_run(tmp_path / folder, *CLASSES, f"teacher.weights={teacher_file}", *overrides)
 
     result = run("first")
-    assert phases(store) == {"nokd", "nokd_equal", "features", "gan", "ratio", "student"}
+    assert phases(store) == sorted(["nokd", "nokd_equal", "features", "gan", "ratio", "student"])  # each once
     (report,) = [r for f in store.glob("fit-*/fit.json") if (r := json.loads(f.read_text()))["phase"] == "student"]
     assert report["images_synthesised"] == 300
     assert report["pool"]["used"] == 100
@@ -77,8 +82,10 @@ def test_classes(tmp_path: Path, store: Path, teacher_file: Path) -> None:
 
 @pytest.mark.slow
 def test_numbers(tmp_path: Path, store: Path) -> None:
-    result = tiny_run(tmp_path / "run", *NUMBERS)
-    assert phases(store) == {"teacher", "nokd", "nokd_equal", "images", "labels", "features", "gan", "ratio", "student"}
+    result = tiny_run(tmp_path / "run", *NUMBERS, "controls=ceiling")
+    before = ["teacher", "nokd", "images", "labels", "features", "gan", "ratio"]
+    assert phases(store) == sorted([*before, "student", "nokd_equal", "ceiling"])
+    assert 0 < result["metrics"]["ceiling/mae"] < 60
     assert 0 < result["metrics"]["test/mae"] < 60
     assert result["metrics"]["test/agreement"] is not None
 
@@ -93,14 +100,26 @@ def test_the_student_begins_as_the_one_of_the_real_images() -> None:
 
 def test_the_control_trains_for_as_many_updates_under_a_schedule_as_long() -> None:
     cfg = composed("experiment=cgan_kd/mnist_small")
-    real = Split(torch.zeros(1000, 1, 16, 16, dtype=torch.uint8), torch.zeros(1000, dtype=torch.long))
     student = SimpleNamespace(report={"student_updates": 50 * 62})
-    dataset = Dataset("toy", ["a"], real, None, None, "none", "none")
+    dataset = Dataset("toy", ["a"], REAL, None, None, "none", "none")
     own: Any = control_of(cfg.controls.nokd_equal, cfg, dataset, None, student)  # type: ignore[arg-type]
     assert own.trainer.max_epochs == round(50 * 62 / (1000 // 64))
     assert own.method.scheduler.T_max == own.trainer.max_epochs
     assert own.method.optimizer.lr == cfg.method.optimizer.lr
     assert own.init == cfg.init
+
+
+def test_the_ceiling_has_real_images_in_the_place_of_the_made_ones() -> None:
+    cfg = composed("experiment=cgan_kd/mnist_small", "controls=ceiling")
+    own: Any = control_of(
+        cfg.controls.ceiling, cfg, Dataset("toy", ["a"], REAL, None, None, "none", "none"), None, None
+    )  # type: ignore[arg-type]
+    assert own.source.load.train == cfg.data.train + cfg.source.images == 4000
+    assert {**own.source.load, "train": 1000} == {**cfg.data.load, "_partial_": True}
+    assert (own.init, own.trainer, own.method) == (cfg.init, cfg.trainer, cfg.method)
+    everything = composed("experiment=cgan_kd/mnist_small", "controls=ceiling", "data.train=null")
+    with pytest.raises(OmegaConfBaseException, match="say how many"):
+        OmegaConf.to_container(everything.controls, resolve=True)
 
 
 @pytest.mark.slow
@@ -127,6 +146,7 @@ def planned(*overrides: str, promised: set[str] | None = None) -> Plan:
 
 
 def steps_of(made: Plan) -> dict[str, Step]:
+    assert len(names := [step.name for step in made.steps]) == len(set(names))
     return {step.name: step for step in made.steps}
 
 

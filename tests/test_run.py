@@ -59,12 +59,14 @@ def test_result_says_what_was_done(tiny: Tiny, store: Path) -> None:
 
 
 def test_a_teacher_that_is_no_better_than_the_student_alone_is_a_word() -> None:
-    controls = {"noise": {}, "nokd": {"teacher": False}}
+    ceiling = {"teacher": False, "source": {"load": {}}}  # of other images
+    controls = {"noise": {}, "nokd": {"teacher": False}, "ceiling": ceiling}
     classes, numbers = Classification(10), Regression(low=0.0, high=1.0, unit="metres")
 
     def said(task: Any, teacher: float | None, nokd: float | None) -> str | None:
         key = task.headline
-        return weak_teacher(controls, {f"teacher/{key}": teacher, f"nokd/{key}": nokd, f"noise/{key}": 0.9}, task)
+        others = {f"noise/{key}": 0.9, f"ceiling/{key}": 0.9 if task is classes else 0.1}
+        return weak_teacher(controls, {f"teacher/{key}": teacher, f"nokd/{key}": nokd, **others}, task)
 
     assert str(said(classes, 0.8, 0.8)).startswith("the teacher's accuracy, 0.8, is no better than that of nokd, 0.8,")
     assert said(classes, 0.8, 0.7) is None, "what learned from the teacher is no rival"
