@@ -67,7 +67,9 @@ class Mechanisms:
         z = torch.randn(self.images, self.latent, generator=rng).to(device)
         drawn = {name: _drawn(net, z, y) for name, net in (("teacher", big), ("student", small))}
         if samples is not None:
-            save_grid(_rows(drawn["teacher"], drawn["student"], classes), samples / "mechanisms.png", columns=classes)
+            rows = [f"{im}, {who}" for im in (*MECHANISMS, "composite") for who in drawn]
+            images = _rows(drawn["teacher"], drawn["student"], classes)
+            save_grid(images, samples / "mechanisms.png", columns=classes, rows=rows)
         return self._numbers(drawn, y)
 
     def _numbers(self, drawn: Mapping[str, dict[str, Tensor]], y: Tensor) -> dict[str, float | None]:

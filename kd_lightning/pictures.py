@@ -26,12 +26,32 @@ def to_uint8(images: Tensor) -> Tensor:
     return (images.detach().float().clamp(0, 1) * 255).round().to(torch.uint8).cpu()
 
 
-def save_grid(images: Tensor, path: Path, *, columns: int = 10, zoom: int | None = None) -> None:
-    """Write uint8 images (N, C, H, W) as one PNG, enlarged so that each is at least about 48 pixels wide."""
+def save_grid(
+    images: Tensor, path: Path, *, columns: int = 10, zoom: int | None = None, rows: Sequence[str] = ()
+) -> None:
+    """Write uint8 images (N, C, H, W) as one PNG, enlarged so that each is at least about 48 pixels wide.
+
+    Args:
+        images: row after row.
+        path: of the PNG.
+        columns: images of a row.
+        zoom: pixels of one side for each of an image's.
+        rows: names of the rows, put on their left; none without.
+    """
     zoom = zoom or max(1, 48 // images.shape[-1])
     enlarged = images.repeat_interleave(zoom, -1).repeat_interleave(zoom, -2)
     grid = make_grid(enlarged, nrow=columns, padding=max(2, zoom // 2), pad_value=255)
-    save(Image.fromarray(grid.permute(1, 2, 0).numpy()), path)
+    picture = Image.fromarray(grid.permute(1, 2, 0).numpy())
+    save(_beside(picture, [_text(row) for row in rows]) if rows else picture, path)
+
+
+def _beside(picture: Image.Image, words: Sequence[Image.Image]) -> Image.Image:
+    left, pitch = max(word.width for word in words) + 16, picture.height / len(words)
+    wider = Image.new("RGB", (left + picture.width, picture.height), PAPER)
+    wider.paste(picture, (left, 0))
+    for i, word in enumerate(words):
+        wider.paste(word, (left - 8 - word.width, round((i + 0.5) * pitch - word.height / 2)))
+    return wider
 
 
 def save(picture: Image.Image, path: Path) -> None:

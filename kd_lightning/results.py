@@ -16,6 +16,11 @@ from omegaconf import DictConfig
 from kd_lightning.artifacts import FORMAT_VERSION
 
 
+def _has_teacher(cfg: DictConfig) -> bool:
+    node = cfg.get("teacher") or {}
+    return any(node.get(who, "unsaid") is not None for who in ("net", "asker"))
+
+
 def header(cfg: DictConfig, names: Mapping[str, str | None]) -> dict[str, Any]:
     """What every result begins with, also a failed one."""
     return {
@@ -25,7 +30,7 @@ def header(cfg: DictConfig, names: Mapping[str, str | None]) -> dict[str, Any]:
         "method": names.get("method"),
         "data": names.get("data"),
         "source": names.get("source"),
-        "teacher": names.get("teacher"),
+        "teacher": names.get("teacher") if _has_teacher(cfg) else "none",
         "student": names.get("student"),
         "scale": names.get("scale"),
         "seed": cfg.get("seed"),

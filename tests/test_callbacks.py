@@ -120,6 +120,19 @@ def test_grid_shows_every_image_enlarged_with_a_border(tmp_path: Path) -> None:
     assert (picture[cell + border : -border, cell + border : 2 * cell] == 100).all()
 
 
+def test_names_of_rows_stand_level_with_their_images(tmp_path: Path) -> None:
+    save_grid(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), tmp_path / "plain.png", columns=2)
+    save_grid(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), tmp_path / "named.png", columns=2, rows=["a", "a long name"])
+    plain, named = (np.asarray(Image.open(tmp_path / f"{name}.png").convert("RGB")) for name in ("plain", "named"))
+    added = named.shape[1] - plain.shape[1]
+    assert (named[:, added:] == plain).all()
+    inked = (named[:, :added] < 128).any(2).any(1).nonzero()[0]
+    middle = plain.shape[0] / 2
+    first, second = inked[inked < middle], inked[inked > middle]
+    assert abs(first.mean() - middle / 2) < 5
+    assert abs(second.mean() - 1.5 * middle) < 5
+
+
 def test_pixels_outside_the_unit_interval_are_clamped() -> None:
     assert to_uint8(torch.tensor([-1.0, 0.0, 0.5, 1.0, 2.0])).tolist() == [0, 0, 128, 255, 255]
 

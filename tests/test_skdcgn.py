@@ -30,7 +30,7 @@ CHAIN = (
 
 @pytest.fixture
 def chain(tiny: Callable[..., Any]) -> Any:
-    return tiny("method=skdcgn", *CHAIN)
+    return tiny("method=skdcgn", "teacher=digits_cnn", *CHAIN)
 
 
 def test_the_chain_leaves_every_number_and_a_picture(chain: Any) -> None:
@@ -47,6 +47,7 @@ def test_the_chain_leaves_every_number_and_a_picture(chain: Any) -> None:
     assert told.count("student_counterfactual") == 1
     assert "students of 84,345 parameters together" in told
     assert chain["models"].keys() == {"student"}
+    assert chain["teacher"] == "none", "whatever an experiment names, this method has none"
 
 
 def test_a_run_of_a_generator_alone_keeps_it_and_claims_no_accuracy(tiny: Callable[..., Any]) -> None:

@@ -164,7 +164,7 @@ def test_the_group_gives_a_list_in_the_order_of_choice() -> None:
     assert made("compose=noise", "compose.noise.std=0.1") == [MaskNoise(0.1)]
     assert made("compose=[opacity,rotation]") == [Opacity(0.75), Rotation(180.0)]
     assert made("compose=[rotation,opacity]") == [Rotation(180.0), Opacity(0.75)]
-    assert made("compose=[weights,jitter]", "compose.weights.fg=0.5") == [Weights(fg=0.5), Jitter()]
+    assert made("compose=[weights,jitter]", "compose.weights.fg=0.5") == [Weights(fg=0.5, bg=0.75), Jitter()]
 
 
 def test_operators_that_nobody_applies_are_a_fault() -> None:
