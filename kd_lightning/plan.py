@@ -25,7 +25,8 @@ from kd_lightning.data.load import dataset_digest, load_data
 from kd_lightning.device import device_of
 from kd_lightning.fitting import Bench, Fitted
 from kd_lightning.inference import predict
-from kd_lightning.rehearsal import KEPT, MISSING, PROMISED, ROUNDS, Overlay, Planner, Step, now_on_device
+from kd_lightning.overlay import Overlay, now_on_device
+from kd_lightning.rehearsal import KEPT, MISSING, PROMISED, ROUNDS, Planner, Step
 from kd_lightning.run import identity, settle
 from kd_lightning.teacher.asking import Asking
 from kd_lightning.teacher.obtain import Obtained, obtain_teacher

@@ -5,14 +5,10 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-import time
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
-import torch
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -29,19 +25,13 @@ from kd_lightning.fitting import Bench, Fitted, fit, fit_config
 from kd_lightning.methods.base import Teacher
 from kd_lightning.needs import needs_of
 from kd_lightning.outlook import Outlook, outlook, shortened
+from kd_lightning.overlay import Missing, Overlay, Probe, now_on_device
 from kd_lightning.teacher.planned import Planned
 
 ROUNDS, WARM, PATIENCE = 20, 5, 30.0
 """Rounds that are timed, rounds before those, and seconds after which fewer must do."""
 
 KEPT, MISSING, PROMISED = "kept", "to be made", "made by an earlier job"
-
-
-def now_on_device() -> float:
-    """Seconds on a clock, all that was asked of the device being done."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 @dataclass
@@ -102,45 +92,6 @@ class Timing(Callback):
         """Of so many rounds, with their share of the validations."""
         each = sum(self.validating) / len(self.validating) if self.validating else 0.0
         return rounds * self.of_a_round + each * self.validations * rounds / self.total
-
-
-class Overlay(Store):
-    """What ``kept`` holds, in a folder where what is built can be thrown away."""
-
-    def __init__(self, kept: Store, place: Path) -> None:
-        super().__init__(place)
-        self.seconds: dict[str, float] = {}
-        self.sizes: dict[str, int] = {}
-        if kept.reuse and kept.root.is_dir():
-            for folder in kept.root.iterdir():
-                if (folder / "artifact.json").is_file():
-                    (place / folder.name).symlink_to(folder.absolute())
-
-    def obtain(self, kind: str, config: Mapping[str, Any], build: Callable[[Path], None], **how: Any) -> Path:
-        """As ever, on a clock."""
-        start = now_on_device()
-        folder = super().obtain(kind, config, build, **how)
-        self.seconds[kind], self.sizes[kind] = now_on_device() - start, size_of(folder.resolve())
-        return folder
-
-
-class Missing(Exception):
-    """A source needs something that nobody has made."""
-
-
-class Probe(Store):
-    """Gives what is there and builds nothing."""
-
-    def obtain(self, kind: str, config: Mapping[str, Any], build: Callable[[Path], None], **how: Any) -> Path:
-        """The folder.
-
-        Raises:
-            Missing: it is not there.
-        """
-        folder = self.path(kind, config)
-        if not self._usable(folder):
-            raise Missing(folder.name)
-        return folder
 
 
 class Planner:
