@@ -24,7 +24,7 @@ from kd_lightning.errors import UserError
 from kd_lightning.fitting import Bench, Fitted, fit, fit_config
 from kd_lightning.methods.base import Teacher
 from kd_lightning.needs import needs_of
-from kd_lightning.outlook import Outlook, outlook, shortened
+from kd_lightning.outlook import TRIED, Outlook, outlook, shortened
 from kd_lightning.overlay import Missing, Overlay, Probe, now_on_device
 from kd_lightning.teacher.planned import Planned
 
@@ -198,15 +198,21 @@ class Planner:
             self._drawn(phase, name, outlook(source, context), context)
             return short, more, 0, None
         source = short.source
-        if kind != "pool" or "images" not in source or "steps" not in source:
+        counted = "pairs" if "pairs" in source else "images"
+        if kind != "pool" or counted not in source:
             raise UserError(f"plan: {source._target_} makes {kind}, and no plan knows how long that takes")
-        images = source.images or len(context.real())
-        batch = max([source.get(key) or 0 for key in ("inverted", "impressions", "batch_size")])
-        source.images = min(images, batch)
-        each, source.steps = source.steps + 1, min(source.steps, ROUNDS)
-        step = Step(f"{phase}'s {kind}", MISSING, images=images * each, of=name)
+        number = source[counted] or len(context.real())
+        each = tried = 0  # questions of an image: a generator asks nobody
+        few = max([source.get(key) or 0 for key in ("inverted", "impressions", "batch_size")])
+        if "steps" in source:
+            each, source.steps = source.steps + 1, min(source.steps, ROUNDS)
+            tried = source.steps + 1
+        else:
+            few = max(few, TRIED)
+        source[counted] = min(number, few)
+        step = Step(f"{phase}'s {kind}", MISSING, images=number * each, of=name)
         self.steps.append(step)
-        return short, images / source.images, source.images * (source.steps + 1), step
+        return short, number / source[counted], source[counted] * tried, step
 
     def _drawn(self, phase: str, missing: str, expected: Outlook, context: Context) -> None:
         """Steps of a conditional generator's pool, and of the teacher's answers to it."""
@@ -231,7 +237,7 @@ class Planner:
     def _fill(self, step: Step, more: float, cfg: DictConfig, short: DictConfig) -> None:
         store = self.bench.store
         assert isinstance(store, Overlay)
-        longer = cfg.source.steps / short.source.steps
+        longer = cfg.source.get("steps", 1) / short.source.get("steps", 1)
         step.seconds, step.size = store.seconds["pool"] * more * longer, round(store.sizes["pool"] * more)
         self._unless_promised(step)
 

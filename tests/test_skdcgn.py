@@ -8,8 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import TINY, composed
 from safetensors.torch import load_file
 
+from kd_lightning.plan import plan
+from kd_lightning.quiet import quiet
+from kd_lightning.rehearsal import KEPT
 from kd_lightning.summary import summary
 
 DATA = (
@@ -65,3 +69,24 @@ def test_a_mechanisms_student_is_a_run_of_its_own(tiny: Callable[..., Any], stor
         result = tiny("method=skdcgn_im", f"im={im}", *DATA, *CGN, *PAIRS)
         assert "colorize.weight" in load_file(result.folder / "generator.safetensors")
     assert len(list(store.glob("fit-*/generator.safetensors"))) == 3, "one CGN for both"
+
+
+@pytest.mark.slow
+def test_a_plan_names_every_fit_and_every_pool_of_the_chain(tiny: Callable[..., Any], store: Path) -> None:
+    def planned() -> dict[str, Any]:
+        quiet()
+        names = {"data": "digits", "method": "skdcgn"} | dict(o.split("=", 1) for o in CHAIN if "." not in o)
+        return {step.name: step for step in plan(composed(*TINY, "method=skdcgn", *CHAIN), names, promised).steps}
+
+    promised = set[str]()
+    steps = planned()
+    pairs = [name for im in ("shape", "fg", "bg") for name in (f"{im}'s pool", im)]
+    controls = ["biased", "unbiased", "teacher_counterfactual"]
+    assert sorted(steps) == sorted(["cgn", *pairs, "digits", "student", *controls, "test", "result"])
+    assert all(step.images == 0 for step in steps.values()), "a generator is no teacher that is asked"
+    tiny("method=skdcgn", *CHAIN)
+    assert {
+        path.parent.name for path in store.glob("*/artifact.json") if path.parent.name[:3] in ("fit", "poo")
+    } == promised
+    promised.clear()
+    assert [name for name, step in planned().items() if step.state != KEPT] == []
