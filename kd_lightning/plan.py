@@ -155,8 +155,11 @@ def _say_what_it_rests_on(made: Plan, cfg: DictConfig, kept: Store) -> None:
     if any(step.name == "teacher" and step.state != KEPT and step.rounds for step in made.steps):
         made.notes.append("the teacher is not there yet: what depends on it was timed with one that knows nothing")
     fits = {str(stage.name) for stage in cfg.stages}
-    if any(step.name.endswith("'s pool") and step.state == MISSING for step in made.steps) and any(
-        step.name in fits and step.state != KEPT for step in made.steps
+    chosen = "per_label" in cfg.source  # of a pool that is subsampled and filtered
+    if (
+        chosen
+        and any(step.name.endswith("'s pool") and step.state == MISSING for step in made.steps)
+        and any(step.name in fits and step.state != KEPT for step in made.steps)
     ):
         made.notes.append("the generator is not there yet: how many of its images will be taken is a guess")
     free = shutil.disk_usage(next(folder for folder in (kept.root, *kept.root.parents) if folder.exists())).free
