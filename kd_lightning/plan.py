@@ -123,7 +123,7 @@ def _walk(cfg: DictConfig, planner: Planner, made: Plan) -> None:
         made.notes.append(_cost(planner.door, sum(step.images for step in steps)))
     files = [f.folder / name for f in fits for name in ("last.ckpt", "metrics.csv", "samples")]
     size = sum(size_of(file) if file.is_dir() else file.stat().st_size for file in files if file.exists())
-    size += (student.folder / "student.safetensors").stat().st_size
+    size += sum(file.stat().st_size for f in fits for file in f.folder.glob("*.safetensors"))
     steps.append(Step("result", MISSING, size=2 * size))  # in the store and in the run's folder
 
 

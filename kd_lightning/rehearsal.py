@@ -198,10 +198,10 @@ class Planner:
             self._drawn(phase, name, outlook(source, context), context)
             return short, more, 0, None
         source = short.source
-        counted = "pairs" if "pairs" in source else "images"
-        if kind != "pool" or counted not in source:
+        many = "pairs" if "pairs" in source else "images"
+        if kind != "pool" or many not in source:
             raise UserError(f"plan: {source._target_} makes {kind}, and no plan knows how long that takes")
-        number = source[counted] or len(context.real())
+        number = source[many] or len(context.real())
         each = tried = 0  # questions of an image: a generator asks nobody
         few = max([source.get(key) or 0 for key in ("inverted", "impressions", "batch_size")])
         if "steps" in source:
@@ -209,10 +209,10 @@ class Planner:
             tried = source.steps + 1
         else:
             few = max(few, TRIED)
-        source[counted] = min(number, few)
+        source[many] = min(number, few)
         step = Step(f"{phase}'s {kind}", MISSING, images=number * each, of=name)
         self.steps.append(step)
-        return short, number / source[counted], source[counted] * tried, step
+        return short, number / source[many], source[many] * tried, step
 
     def _drawn(self, phase: str, missing: str, expected: Outlook, context: Context) -> None:
         """Steps of a conditional generator's pool, and of the teacher's answers to it."""

@@ -6,7 +6,7 @@ import json
 import shutil
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -192,7 +192,7 @@ def _produce(
     seconds["student"] = student.seconds
     seconds |= {name: fitted.seconds for name, fitted in controls.items() if fitted} | clock.seconds
     card = _card(cfg, dataset, metrics, teacher)
-    ranks.decided(lambda: _keep(fits, card, work))
+    ranks.decided(lambda: _keep(stages, student, card, work))
     if trained(student):
         bench.boards.student(work, card)
     return {
@@ -280,16 +280,21 @@ def _card(cfg: DictConfig, dataset: Dataset, metrics: Mapping[str, Any], teacher
     }
 
 
-def _keep(fits: Sequence[Fitted], card: Mapping[str, Any], work: Path) -> None:
-    """The student, and the files of all fits: of those of one name the last fit's."""
-    for fitted in fits:
-        with writing(work):
+def _keep(stages: Mapping[str, Fitted], student: Fitted, card: Mapping[str, Any], work: Path) -> None:
+    """The student, what stages left under ``stages/NAME``, and of the files of one name the last fit's."""
+    with writing(work):
+        for fitted in (*stages.values(), student):
             for name in ("last.ckpt", "metrics.csv"):
                 if (fitted.folder / name).is_file():
                     shutil.copy2(fitted.folder / name, work / name)
             if (fitted.folder / "samples").is_dir():
                 shutil.copytree(fitted.folder / "samples", work / "samples", dirs_exist_ok=True)
-    if trained(fits[-1]):
-        save_student(fits[-1].network, work, card)
-    else:
-        shutil.copy2(fits[-1].folder / "generator.safetensors", work / "generator.safetensors")
+        for name, stage in stages.items():
+            (work / "stages" / name).mkdir(parents=True, exist_ok=True)
+            for file in stage.folder.glob("*.safetensors"):
+                if file.name != "student.safetensors" or trained(stage):
+                    shutil.copy2(file, work / "stages" / name)
+        if not trained(student):
+            shutil.copy2(student.folder / "generator.safetensors", work / "generator.safetensors")
+    if trained(student):
+        save_student(student.network, work, card)

@@ -46,6 +46,9 @@ def test_the_chain_leaves_every_number_and_a_picture(chain: Any) -> None:
     for key in ("mask_iou", "teacher_mask_accuracy", "student_mask_accuracy", "FID-digits_cnn"):
         assert metrics[f"mechanisms/{key}"] is not None
     assert (chain.folder / "samples" / "mechanisms.png").is_file()
+    left = {str(path.relative_to(chain.folder / "stages")) for path in chain.folder.glob("stages/*/*")}
+    drawers = {f"{name}/generator.safetensors" for name in ("cgn", "shape", "fg", "bg")}
+    assert left == drawers | {"digits/student.safetensors"}, "a generator's idle student is nothing to keep"
     assert list(chain["cost"]["seconds"])[:7] == ["teacher", "cgn", "shape", "fg", "bg", "digits", "student"]
     told = summary(chain)
     assert told.count("student_counterfactual") == 1
