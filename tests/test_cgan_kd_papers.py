@@ -101,7 +101,7 @@ def test_cifar100(tmp_path: Path, store: Path, small: Callable[..., Outcome], mo
         (folder / name).write_bytes(pickle.dumps({"data": pixels(n, 3072), "fine_labels": labels}))
     (folder / "meta").write_bytes(pickle.dumps({"fine_label_names": [f"fine{i}" for i in range(100)]}))
     result = small(
-        *("cifar100", *CLASSES, "teacher=resnet8", "student=resnet8"),
+        *("cifar100", *CLASSES, "teacher=resnet14", "student=resnet8"),
         *("gan.method.generator.widths=8", "gan.method.discriminator.widths=8", "gan.method.d_steps=2"),
         *("source.per_label=4", "source.images=200"),
     )

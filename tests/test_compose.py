@@ -45,6 +45,8 @@ def companions(group, name):
     """What a member needs beside it, because the defaults are for digits and a method without data."""
     if (group, name) == ("source", "synthetic"):
         return ["chain=biggan", "method=kd"]
+    if (group, name) == ("controls", "ceiling"):
+        return ["experiment=cgan_kd/mnist_small"]
     if group == "compose" or (group, name) == ("metrics", "mechanisms"):  # nobody composes images by default
         return ["data=double_colored_mnist", "method=skdcgn"]
     if (group, name) == ("source", "counterfactual"):
