@@ -16,7 +16,7 @@ from kd_lightning.errors import TrainingError
 
 REMEDY = (
     "Lower method.optimizer_g.lr, raise the weight of the class balance or the batch size, or try another seed "
-    "(method.on_collapse=restart does by itself)"
+    "(+method.on_collapse=restart does by itself)"
 )
 TRIES = 3
 """A fit begins again so often at most."""

@@ -14,7 +14,7 @@ from kd_lightning.collapse import Collapsed
 
 MASK_REMEDY = (
     "Lower method.binary (lambda of the mask's entropy), try another seed, or another method.generator.gain of the "
-    "orthogonal initial weights (method.on_collapse=restart tries other seeds by itself)"
+    "orthogonal initial weights (+method.on_collapse=restart tries other seeds by itself)"
 )
 
 
