@@ -18,7 +18,11 @@ from kd_lightning.variant import variant
 
 def stage_of(cfg: DictConfig, stage: DictConfig, stages: Mapping[str, Fitted]) -> DictConfig:
     """The composition of a stage, those before it trained."""
-    return referring(variant(cfg, {str(k): v for k, v in stage.items() if k not in ("name", "teacher")}), stages)
+    return referring(_own(cfg, stage), stages)
+
+
+def _own(cfg: DictConfig, node: Mapping[Any, Any]) -> DictConfig:
+    return variant(cfg, {str(k): v for k, v in node.items() if k not in ("name", "updates", "teacher")})
 
 
 def referring(cfg: DictConfig, stages: Mapping[str, Fitted]) -> DictConfig:
@@ -41,8 +45,7 @@ def control_of(
     node: DictConfig, cfg: DictConfig, dataset: Dataset, teacher: Obtained | None, student: Fitted
 ) -> DictConfig | None:
     """The student's network trained another way; None where it cannot be, such as real labels without data."""
-    changes = {str(k): v for k, v in node.items() if k not in ("updates", "teacher")}
-    own = variant(cfg, changes)
+    own = _own(cfg, node)
     if node.get("updates") == "student":
         _as_long(own, student.report["student_updates"], dataset)
     if asks(node) and (teacher is None or not teacher.white):

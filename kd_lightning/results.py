@@ -16,11 +16,6 @@ from omegaconf import DictConfig
 from kd_lightning.artifacts import FORMAT_VERSION
 
 
-def _has_teacher(cfg: DictConfig) -> bool:
-    node = cfg.get("teacher") or {}
-    return any(node.get(who, "unsaid") is not None for who in ("net", "asker"))
-
-
 def header(cfg: DictConfig, names: Mapping[str, str | None]) -> dict[str, Any]:
     """What every result begins with, also a failed one."""
     return {
@@ -30,7 +25,7 @@ def header(cfg: DictConfig, names: Mapping[str, str | None]) -> dict[str, Any]:
         "method": names.get("method"),
         "data": names.get("data"),
         "source": names.get("source"),
-        "teacher": names.get("teacher") if _has_teacher(cfg) else "none",
+        "teacher": names.get("teacher") if _has_teacher(cfg.get("teacher") or {}) else "none",
         "student": names.get("student"),
         "scale": names.get("scale"),
         "seed": cfg.get("seed"),
@@ -38,6 +33,11 @@ def header(cfg: DictConfig, names: Mapping[str, str | None]) -> dict[str, Any]:
         | {"python": platform.python_version()},
         "git": git_commit(),
     }
+
+
+def _has_teacher(node: Mapping[str, Any]) -> bool:
+    """A failed run's composition may say neither: then what was chosen stands."""
+    return any(node.get(who, "unsaid") is not None for who in ("net", "asker"))
 
 
 def parameters(net: torch.nn.Module) -> int:

@@ -114,6 +114,11 @@ def among(db: sqlite3.Connection, select: str, values: Sequence[Any], *given: An
         yield from db.execute(select.format(",".join("?" * len(part))), (*given, *part))
 
 
+def flying(db: sqlite3.Connection, keys: Sequence[bytes]) -> set[bytes]:
+    """Those of the keys that somebody is asking about."""
+    return {key for (key,) in among(db, "SELECT key FROM flights WHERE key IN ({})", keys)}
+
+
 def found(db: sqlite3.Connection, keys: Sequence[bytes]) -> dict[bytes, tuple[int, bytes]]:
     """Key -> row and packed answer, of those that are there."""
     rows = among(db, "SELECT key, id, told FROM answers WHERE key IN ({})", keys)

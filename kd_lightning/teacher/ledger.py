@@ -32,9 +32,9 @@ from kd_lightning.teacher.accounts import (
     Spent,
     account_of,
     add,
-    among,
     begin_attempt,
     close_attempt,
+    flying,
     found,
     note_used,
     refuse_excess,
@@ -148,7 +148,7 @@ class Ledger:
         with self._transaction() as db:
             known, noted = _used(db, claim, keys)
             unknown = [key for key in keys if key not in known]
-            paying = len(unknown) - len(_flying(db, unknown))
+            paying = len(unknown) - len(flying(db, unknown))
             refuse_excess(db, claim, noted + len(unknown), paying, noted=noted)
             return known
 
@@ -161,12 +161,12 @@ class Ledger:
         with self._transaction() as db:
             known, noted = _used(db, claim, keys)
             unknown = [key for key in keys if key not in known]
-            flying = _flying(db, unknown)
-            mine = [key for key in unknown if key not in flying]
+            others = flying(db, unknown)
+            mine = [key for key in unknown if key not in others]
             refuse_excess(db, claim, noted + len(mine), len(mine), noted=noted)
             attempt = begin_attempt(db, claim, len(mine), self._me) if mine else None
             db.executemany("INSERT INTO flights VALUES (?, ?)", [(key, attempt) for key in mine])
-            return Reserved(attempt, mine, known, [key for key in unknown if key in flying])
+            return Reserved(attempt, mine, known, [key for key in unknown if key in others])
 
     def reserve_again(self, claim: Claim, images: int) -> int:
         """Set images aside that are asked about whether they are known or not; the attempt's number.
@@ -276,10 +276,6 @@ def _used(db: sqlite3.Connection, claim: Claim, keys: Sequence[bytes]) -> tuple[
     rows = found(db, keys)
     known = {key: unpacked(told) for key, (_, told) in rows.items()}
     return known, note_used(db, claim, [i for key, (i, _) in rows.items() if not isinstance(known[key], Failed)])
-
-
-def _flying(db: sqlite3.Connection, keys: Sequence[bytes]) -> set[bytes]:
-    return {key for (key,) in among(db, "SELECT key FROM flights WHERE key IN ({})", keys)}
 
 
 def _is_dead(file: Path) -> bool:
