@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from conftest import composed
 
+from kd_lightning.beside import handed
 from kd_lightning.check import check
 from kd_lightning.errors import ConfigError
 
@@ -27,6 +29,13 @@ TINY_RDSKD = (
 def test_a_stage_is_checked_like_the_fit_it_prepares() -> None:
     with pytest.raises(ConfigError, match=r"stages\[0\]\.method: RdskdGenerator needs the teacher's gradients"):
         check(composed("method=rdskd", "teacher.access=probs"))
+
+
+def test_who_says_so_is_handed_no_teacher() -> None:
+    teacher: Any = SimpleNamespace(hand_out=lambda: "a teacher", key="its key")
+    given = {"teacher": "a teacher", "teacher_key": "its key"}
+    assert handed(teacher) == handed(teacher, {"teacher": True}) == given
+    assert handed(teacher, {"teacher": False}) == handed(None) == {}
 
 
 def test_the_student_learns_from_what_the_stage_left(tiny: Callable[..., Any], store: Path) -> None:
