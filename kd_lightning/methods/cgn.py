@@ -9,6 +9,8 @@ Deviations (paper / authors' code / here):
     * Perceptual loss: between an image and the one it stands for / between Gram matrices of images of different
       classes, as those it is compared with are any of the batch / the same, and without ``features`` none.
     * Pixels: - / [-1, 1] / [0, 1]; the discriminator and ``features`` turn them back.
+    * Discriminator: linear or convolutional, the label beside the image / the same / the same, and in ``*_small`` a
+      projection of the label with spectral norms, which needs a twentieth of the steps.
     * ``ema``: - / - / the average of the generator's weights is kept, if wanted.
     * ``compose``: operators between the mechanisms and their composition, as SKDCGN's study has them; none by default.
 """

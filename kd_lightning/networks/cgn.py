@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from kd_lightning.losses.counterfactual import HIGHEST, LOWEST, MECHANISMS, compose
+from kd_lightning.networks import tiny_gan
 from kd_lightning.networks.generators import UpConv
 
 
@@ -193,6 +194,36 @@ class ConvDiscriminator(nn.Module):
         """One number for each image (N, C, 32, 32)."""
         label = self.label_emb(y)[..., None, None].expand(-1, 1, *x.shape[2:])
         return self.net(torch.cat([2 * x - 1, label], 1)).mean((1, 2, 3))
+
+
+class ProjectionDiscriminator(nn.Module):
+    """TinyGAN's, for its verdicts alone: spectrally normalised convolutions, and the label asked of their sum.
+
+    The label's vector times the image's (Miyato and Koyama, ICLR 2018) has to be right for every class by itself: a
+    class whose object and background have changed places is found in tens of steps, where the two above leave it.
+
+    Args:
+        num_classes: of the labels.
+        channels: of an image.
+        size: side in pixels, halved by every layer.
+        ndf: channels behind the first layer, doubled by every further one.
+        layers: how many.
+
+    Raises:
+        ValueError: an image is smaller than its layers can halve.
+    """
+
+    def __init__(
+        self, *, num_classes: int = 10, channels: int = 3, size: int = 32, ndf: int = 16, layers: int = 4
+    ) -> None:
+        super().__init__()
+        if size < 2**layers:
+            raise ValueError(f"size={size}: expected at least {2**layers}, or layers={layers} leave nothing")
+        self.net = tiny_gan.Discriminator(num_classes=num_classes, conv_dim=ndf, repeat=layers, channels=channels)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """One number for each image (N, C, H, W) in [0, 1] and label (N,)."""
+        return self.net(x, y)[0]
 
 
 def initialise(net: nn.Module, init: str | None, gain: float) -> None:

@@ -11,6 +11,8 @@ from kd_lightning.errors import TeacherError
 from kd_lightning.networks.cgn import drawn_by
 from kd_lightning.teacher.weights import load_weights
 
+PER_CALL = 500
+
 
 class DrawingTeacher:
     """The black box of SKDCGN: (z, y) to images. It shows no module, no parameter and no gradient.
@@ -59,6 +61,36 @@ class DrawingTeacher:
             _check(answer, im, len(y))
             self._seen.add(im)
         return answer.clamp(0, 1)
+
+
+class KeptDrawings:
+    """What a mechanism drew once, asked in its place: the first number of z says which picture of the label's it is.
+
+    Args:
+        drawer: asked now, and never again.
+        im: the mechanism.
+        latent: length of z.
+        classes: of the labels, which are equally often among the pictures.
+        pictures: how many, at least one of each class.
+        rng: of the latents, on the drawer's device.
+    """
+
+    def __init__(
+        self, drawer: DrawingTeacher, im: str, *, latent: int, classes: int, pictures: int, rng: torch.Generator
+    ) -> None:
+        self.each = max(pictures // classes, 1)
+        labels = torch.arange(classes, device=rng.device).repeat_interleave(self.each)
+        self.pictures = torch.cat(
+            [
+                drawer.sample(im, torch.randn(len(y), latent, generator=rng, device=rng.device), y)
+                for y in labels.split(PER_CALL)
+            ]
+        )
+
+    def sample(self, im: str, z: Tensor, y: Tensor) -> Tensor:
+        """Pictures (N, C, H, W) of labels (N,): where z ~ N(0, I), each of a label's is as likely as another."""
+        number = (torch.special.ndtr(z[:, 0]) * self.each).long().clamp(max=self.each - 1)
+        return self.pictures[y * self.each + number]
 
 
 def _check(answer: Tensor, im: str, n: int) -> None:

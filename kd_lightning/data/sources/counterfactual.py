@@ -18,9 +18,10 @@ from kd_lightning.data.sources.pool import noise_on, obtain_parts
 from kd_lightning.errors import ConfigError
 from kd_lightning.losses.counterfactual import MECHANISMS, compose
 from kd_lightning.networks.cgn import shifted
-from kd_lightning.teacher.drawing import DrawingTeacher
+from kd_lightning.teacher.drawing import DrawingTeacher, KeptDrawings
 
 PER_PART = 2000
+Drawers = Mapping[str, DrawingTeacher | KeptDrawings]
 
 
 class Counterfactual:
@@ -33,6 +34,8 @@ class Counterfactual:
         rounds: batches of one epoch where images are streamed.
         batch_size: images per batch and rank.
         images: how many, made once and kept; None for fresh ones in every batch.
+        drawings: pictures of each mechanism that are drawn once and composed anew in every batch, which draws nothing
+            more and costs next to nothing; None draws them for every batch.
         ratio: counterfactuals of one mask.
         labels: of textures and backgrounds: ``independent`` of the shape's and of each other, or ``permuted``, the
             batch's labels in another order, as CGN's code has them.
@@ -41,7 +44,7 @@ class Counterfactual:
         seed: of the images that are kept.
 
     Raises:
-        ConfigError: a mechanism is missing, or there are fewer images than ``ratio``.
+        ConfigError: a mechanism is missing, there are fewer images than ``ratio``, or no drawings.
     """
 
     version = 1
@@ -56,6 +59,7 @@ class Counterfactual:
         rounds: int,
         batch_size: int,
         images: int | None = None,
+        drawings: int | None = None,
         ratio: int = 1,
         labels: Literal["independent", "permuted"] = "independent",
         shift: bool = True,
@@ -68,10 +72,12 @@ class Counterfactual:
             )
         if not 1 <= ratio <= (images or ratio):
             raise ConfigError(f"source.ratio={ratio}: expected at least 1, and at most source.images={images}")
+        if drawings is not None and drawings < 1:
+            raise ConfigError(f"source.drawings={drawings}: expected at least 1, or null to draw for every batch")
         if labels not in ("independent", "permuted"):
             raise ConfigError(f"source.labels={labels}: expected independent or permuted")
         self.mechanisms, self.latent, self.rounds, self.batch_size = mechanisms, latent, rounds, batch_size
-        self.images, self.ratio, self.labels = images, ratio, labels
+        self.images, self.drawings, self.ratio, self.labels = images, drawings, ratio, labels
         self.shift, self.compose, self.seed = shift, tuple(compose), seed
 
     def prepare(self, context: Context) -> TensorLoader | CounterfactualLoader:
@@ -80,10 +86,19 @@ class Counterfactual:
         Raises:
             TeacherError: weights cannot be read, or hold another network.
         """
-        drawers = {
+        asked = {
             im: DrawingTeacher(node["generator"], node["weights"], device=context.device)
             for im, node in self.mechanisms.items()
         }
+        drawers: Drawers = asked
+        if self.drawings is not None:
+            rng, classes = torch.Generator(context.device).manual_seed(self.seed), context.dataset.num_classes
+            drawers = {
+                im: KeptDrawings(
+                    asked[im], im, latent=self.latent, classes=classes, pictures=self.drawings, rng=rng
+                )
+                for im in MECHANISMS
+            }
         if self.images is None:
             return CounterfactualLoader(self, drawers, context)
 
@@ -102,7 +117,7 @@ class Counterfactual:
             "compose": [repr(operator) for operator in self.compose],
             "classes": context.dataset.num_classes,
             "images": total,
-            **{k: getattr(self, k) for k in ("latent", "ratio", "labels", "shift", "seed")},
+            **{k: getattr(self, k) for k in ("latent", "drawings", "ratio", "labels", "shift", "seed")},
         }
         parts = obtain_parts(context, config, -(-total // PER_PART), make)
         context.notes["images_synthesised"] = total
@@ -110,7 +125,7 @@ class Counterfactual:
                              batch_size=self.batch_size)  # fmt: skip
 
     def draw(
-        self, drawers: Mapping[str, DrawingTeacher], n: int, classes: int, rng: torch.Generator
+        self, drawers: Drawers, n: int, classes: int, rng: torch.Generator
     ) -> tuple[Tensor, Tensor]:
         """Images (N, C, H, W) in [0, 1] and the labels (N,) of their shapes."""
 
@@ -134,7 +149,7 @@ class Counterfactual:
 class CounterfactualLoader(Rounds):
     """Each batch is drawn from seed, epoch, its number in that and the rank: nothing else needs to be kept."""
 
-    def __init__(self, source: Counterfactual, drawers: Mapping[str, DrawingTeacher], context: Context) -> None:
+    def __init__(self, source: Counterfactual, drawers: Drawers, context: Context) -> None:
         super().__init__(source.rounds)
         self.source, self.drawers, self.classes = source, drawers, context.dataset.num_classes
         self.seed, self.rank, self.world, self.notes = context.order_seed, context.rank, context.world, context.notes
