@@ -16,7 +16,7 @@ from kd_lightning.data.sources.context import Context
 from kd_lightning.data.sources.counterfactual import Counterfactual
 from kd_lightning.data.sources.drawn import Drawn
 from kd_lightning.errors import ConfigError, TeacherError
-from kd_lightning.teacher.drawing import DrawingTeacher
+from kd_lightning.teacher.drawing import DrawingTeacher, KeptDrawings
 
 CLASSES = 5
 
@@ -63,12 +63,12 @@ def at(folder: Path) -> Context:
 def source(weights: str, **settings: Any) -> Counterfactual:
     node = {"generator": Painter(), "weights": weights}
     usual: dict[str, Any] = {"latent": 4, "rounds": 20, "batch_size": 50}
-    return Counterfactual(mechanisms={"shape": node, "fg": node, "bg": node}, **usual | settings)
+    return Counterfactual(**{"mechanisms": {"shape": node, "fg": node, "bg": node}} | usual | settings)
 
 
 def test_the_three_labels_are_independent_and_the_images_label_is_the_shapes(weights: str, tmp_path: Path) -> None:
     batches = list(source(weights).prepare(at(tmp_path)))
-    x, y = torch.cat([b.x for b in batches]), torch.cat([b.y for b in batches])  # type: ignore[misc]
+    x, y = torch.cat([b.x for b in batches]), torch.cat([b.y for b in batches])
     shape, fg, bg = read(x)
     assert torch.equal(shape, y)
     for a, b in ((shape, fg), (shape, bg), (fg, bg)):
@@ -80,9 +80,9 @@ def test_a_stream_is_drawn_from_seed_epoch_and_number_and_goes_on(weights: str, 
     loader = source(weights).prepare(at(tmp_path))
     first = [b.x for b in loader]
     again = source(weights).prepare(at(tmp_path))
-    again.load_state_dict({"drawn": 7})  # type: ignore[attr-defined]
+    again.load_state_dict({"drawn": 7})
     assert all(torch.equal(a, b.x) for a, b in zip(first[7:], again, strict=True))
-    again.set_epoch(1)  # type: ignore[attr-defined]
+    again.set_epoch(1)
     assert not torch.equal(next(iter(again)).x, first[0])
 
 
@@ -111,6 +111,44 @@ def test_a_number_of_images_is_made_once_and_kept(weights: str, tmp_path: Path) 
     again = source(weights, images=103, ratio=10).prepare(at(tmp_path))
     assert torch.equal(again.images, loader.images)  # type: ignore[union-attr]
     assert len(list((tmp_path / "store").glob("pool-*/grid.png"))) == 1
+
+
+def test_kept_drawings_are_drawn_once_and_composed_anew(weights: str, tmp_path: Path) -> None:
+    painter = Painter()
+    node = {"generator": painter, "weights": weights}
+    made = source(weights, drawings=40, mechanisms={"shape": node, "fg": node, "bg": node})
+    loader = made.prepare(at(tmp_path))
+    assert painter.asked == 3 * 40
+    batches = list(loader)
+    assert painter.asked == 3 * 40, "batches are composed of what is there"
+    x, y = torch.cat([b.x for b in batches]), torch.cat([b.y for b in batches])
+    shape, fg, _ = read(x)
+    assert torch.equal(shape, y)
+    assert len((shape * CLASSES + fg).unique()) == CLASSES**2
+    assert not torch.equal(batches[0].x, batches[1].x)
+    shades = [x[fg == k, 0].amax((1, 2)).unique() for k in range(CLASSES)]
+    assert 1 < max(map(len, shades)) <= 8, "40 pictures are eight of each label"
+    assert all(
+        torch.equal(a.x, b.x) for a, b in zip(batches, source(weights, drawings=40).prepare(at(tmp_path)), strict=True)
+    )
+
+
+def test_each_kept_drawing_of_a_label_is_as_likely(weights: str) -> None:
+    kept = KeptDrawings(
+        DrawingTeacher(Painter(), weights), "fg", latent=4, classes=5, pictures=20, rng=torch.Generator().manual_seed(0)
+    )
+    z = torch.randn(4000, 4, generator=torch.Generator().manual_seed(1))
+    shades = kept.sample("fg", z, torch.full((4000,), 2))[:, 0, 0, 0]
+    _, counts = shades.unique(return_counts=True)
+    assert counts.tolist() == pytest.approx([1000] * 4, rel=0.1)
+    assert (
+        len(
+            KeptDrawings(
+                DrawingTeacher(Painter(), weights), "fg", latent=4, classes=5, pictures=1, rng=torch.Generator()
+            ).pictures
+        )
+        == 5
+    )
 
 
 def test_what_a_teacher_drew_is_asked_once_and_replayed_from_its_latents(weights: str, tmp_path: Path) -> None:
@@ -161,3 +199,5 @@ def test_settings_that_cannot_be_are_refused(weights: str) -> None:
         source(weights, ratio=0)
     with pytest.raises(ConfigError, match=r"source\.labels=mixed: expected independent or permuted"):
         source(weights, labels="mixed")
+    with pytest.raises(ConfigError, match=r"source\.drawings=0: expected at least 1, or null"):
+        source(weights, drawings=0)

@@ -12,6 +12,7 @@ from kd_lightning.networks.cgn import (
     Cgn,
     ConvDiscriminator,
     LinearDiscriminator,
+    ProjectionDiscriminator,
     Together,
     shifted,
 )
@@ -78,6 +79,19 @@ def test_students_together_answer_as_each_of_them_alone() -> None:
     torch.manual_seed(0)
     cgn = Cgn().eval()
     assert torch.equal(Together(cgn, cgn, cgn)(z, y), cgn(z, y))
+
+
+def test_a_projection_asks_an_image_for_its_label() -> None:
+    torch.manual_seed(0)
+    net = ProjectionDiscriminator().eval()
+    assert count(net) == 174_449
+    x, y = torch.rand(6, 3, 32, 32), torch.arange(6)
+    verdicts = net(x, y)
+    assert verdicts.shape == (6,)
+    assert (verdicts - net(x, y.roll(1))).abs().min() > 1e-4
+    assert ProjectionDiscriminator(size=8, layers=3)(x[..., :8, :8], y).shape == (6,)
+    with pytest.raises(ValueError, match="size=8: expected at least 16, or layers=4 leave nothing"):
+        ProjectionDiscriminator(size=8)
 
 
 def test_textures_move_in_a_circle_each_by_itself() -> None:

@@ -94,9 +94,7 @@ class Counterfactual:
         if self.drawings is not None:
             rng, classes = torch.Generator(context.device).manual_seed(self.seed), context.dataset.num_classes
             drawers = {
-                im: KeptDrawings(
-                    asked[im], im, latent=self.latent, classes=classes, pictures=self.drawings, rng=rng
-                )
+                im: KeptDrawings(asked[im], im, latent=self.latent, classes=classes, pictures=self.drawings, rng=rng)
                 for im in MECHANISMS
             }
         if self.images is None:
@@ -124,9 +122,7 @@ class Counterfactual:
         return context.serve(*(torch.cat([part[k] for part in parts]) for k in ("images", "labels")),
                              batch_size=self.batch_size)  # fmt: skip
 
-    def draw(
-        self, drawers: Drawers, n: int, classes: int, rng: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
+    def draw(self, drawers: Drawers, n: int, classes: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         """Images (N, C, H, W) in [0, 1] and the labels (N,) of their shapes."""
 
         def latents(count: int) -> Tensor:
