@@ -12,6 +12,11 @@ Deviations (paper / authors' code / here):
     * Discriminator: linear or convolutional, the label beside the image / the same / the same, and in ``*_small`` a
       projection of the label with spectral norms, which needs a twentieth of the steps.
     * ``ema``: - / - / the average of the generator's weights is kept, if wanted.
+    * ``ms``: - / - / a mode-seeking term on masks (Mao et al., CVPR 2019), in ``*_small``, where the discriminator lets
+      a class be one shape; none by default.
+    * ``fade``: - / - / in ``*_small`` an image is its background alone at first, so that backgrounds learn their colour
+      before objects do: a class in which the two have changed places stays so, as a mask cannot cover most of an
+      image. None by default.
     * ``compose``: operators between the mechanisms and their composition, as SKDCGN's study has them; none by default.
 """
 
@@ -28,6 +33,7 @@ from kd_lightning.data.loader import Batch
 from kd_lightning.data.recompose import Operator, applied
 from kd_lightning.losses.counterfactual import MECHANISMS, binary_entropy, compose, style
 from kd_lightning.losses.gan import least_squares_d, least_squares_g
+from kd_lightning.losses.image_prior import mode_seeking
 from kd_lightning.mask_watch import MaskWatch
 from kd_lightning.methods.conditional import ConditionalGan
 from kd_lightning.networks.cgn import shifted
@@ -42,6 +48,8 @@ class Cgn(ConditionalGan):
         features: images in [0, 1] to a list of feature maps, for the perceptual loss; None for none.
         perc: weights of its levels.
         compose: operators on mask, texture and background before they are composed.
+        ms: weight of mode seeking among the masks of a label (MSGAN's lambda_ms); 0 is CGN.
+        fade: rounds in which masks fade in; 0 is CGN.
         **gan: see :class:`ConditionalGan`; ``generator`` draws the three mechanisms.
     """
 
@@ -52,10 +60,13 @@ class Cgn(ConditionalGan):
         features: nn.Module | None = None,
         perc: Sequence[float] = (),
         compose: Sequence[Operator] = (),
+        ms: float = 0.0,
+        fade: int = 0,
         **gan: Any,
     ) -> None:
         super().__init__(**gan)
         self.binary, self.perc, self.compose = binary, tuple(perc), tuple(compose)
+        self.ms, self.fade = ms, fade
         self.watch = MaskWatch(self.task.num_classes)
         self.features = None if features is None else FrozenTeacher(features)
 
@@ -69,8 +80,9 @@ class Cgn(ConditionalGan):
         assert batch.y is not None
         opt_d, opt_g = self.opts()
         x, y = batch.x, batch.y
-        made_y = torch.randint(self.task.num_classes, (len(x),), generator=self.rng, device=self.device)
-        mask, made = self.composite(made_y)
+        made_y = self.wanted(len(x))
+        z = self.noise(len(made_y), self.latent)
+        mask, made = self.composite(z, made_y)
 
         # Mechanisms: L_adv + lambda L_binary + L_perc
         with self.frozen(self.discriminator):
@@ -80,6 +92,8 @@ class Cgn(ConditionalGan):
                 with torch.no_grad():
                     seen = self.features.net(x)
                 losses["perc"] = style(self.features.net(made), seen, self.perc)
+            if self.ms:
+                losses["ms"] = self.ms * mode_seeking(mask, z)
             self.update(opt_g, torch.stack(list(losses.values())).sum())
 
         # Discriminator
@@ -96,10 +110,16 @@ class Cgn(ConditionalGan):
         super().on_train_epoch_end()
         self.watch.tell(self.rounds_done, self.on_collapse)
 
-    def composite(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Masks and images of labels (N,), the three mechanisms with the same latents."""
-        z = self.noise(len(y), self.latent)
+    def wanted(self, n: int) -> Tensor:
+        """Labels of about n images; where modes are sought, the second half's are those of the first."""
+        halves = 2 if self.ms else 1
+        each = torch.randint(self.task.num_classes, (-(-n // halves),), generator=self.rng, device=self.device)
+        return each.repeat(halves)
+
+    def composite(self, z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Masks and images of latents (N, latent) and labels (N,), which the three mechanisms have in common."""
         self.images_made += len(y) * ranks.world()
         mask, fg, bg = (cast(Any, self.learner).draw(im, z, y) for im in MECHANISMS)
-        parts = applied(self.compose, mask, shifted(fg, self.rng), shifted(bg, self.rng), self.rng)
+        shown = mask * min(1.0, (self.rounds_done + 1) / self.fade) if self.fade else mask
+        parts = applied(self.compose, shown, shifted(fg, self.rng), shifted(bg, self.rng), self.rng)
         return mask, compose(*parts)
