@@ -99,12 +99,51 @@ def test_operators_stand_between_the_mechanisms_and_their_composition() -> None:
         method.generator.fg[-2].bias.data.fill_(1.0)  # a texture that is brighter than the background
         method.reseed(3)
         with torch.no_grad():
-            found.append(method.composite(torch.zeros(4, dtype=torch.long)))
+            found.append(method.composite(method.noise(4, LATENT), torch.zeros(4, dtype=torch.long)))
     (mask, plain), (same, behind) = found
     assert torch.equal(mask, same), "the entropy is of the mask itself"
     assert (plain - behind).max() > 0.2
     outside = (mask == mask.min()).expand_as(plain)
     assert torch.allclose(plain[outside], behind[outside], atol=1e-3)
+
+
+def test_masks_fade_in_and_their_entropy_is_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for fade, done in ((0, 0), (10, 0), (10, 9), (10, 50)):
+        method = cgn_of(fade=fade)
+        method.generator.eval()
+        method.generator.fg[-2].bias.data.fill_(1.0)
+        monkeypatch.setattr(Cgn, "rounds_done", done)
+        method.reseed(3)
+        with torch.no_grad():
+            found.append(method.composite(method.noise(4, LATENT), torch.zeros(4, dtype=torch.long)))
+    (mask, plain), (same, faint), (_, nearly), (_, whole) = found
+    assert torch.equal(mask, same)
+    outside = (mask == mask.min()).expand_as(plain)
+    bright, behind = plain[~outside].mean(), plain[outside].mean()
+    assert float((faint[~outside].mean() - behind) / (bright - behind)) == pytest.approx(0.1, abs=0.03)
+    assert torch.equal(nearly, plain)
+    assert torch.equal(whole, plain)
+
+
+def test_modes_are_sought_among_masks_of_a_label() -> None:
+    method = cgn_of(ms=0.01)
+    for n in (6, 7):
+        first, second = method.wanted(n).chunk(2)
+        assert len(first) == -(-n // 2)
+        assert torch.equal(first, second)
+    y = cgn_of().wanted(600)
+    assert len(y) == 600
+    assert float((y[:300] == y[300:]).float().mean()) == pytest.approx(1 / CLASSES, abs=0.1)
+
+    def differ(ms: float) -> float:
+        net = fitted(cgn_of(ms=ms), biased(), epochs=4).generator.eval()  # type: ignore[operator]
+        z = torch.randn(20, LATENT, generator=torch.Generator().manual_seed(5))
+        with torch.no_grad():
+            masks = [net.draw("shape", z, torch.full((20,), k)) for k in range(CLASSES)]
+        return float(torch.stack([m.var(0).mean() for m in masks]).mean())
+
+    assert differ(0.05) > 1.5 * differ(0.0)
 
 
 def test_a_collapsed_mask_is_said_once_or_ends_the_fit() -> None:
