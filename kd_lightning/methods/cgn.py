@@ -14,9 +14,8 @@ Deviations (paper / authors' code / here):
     * ``ema``: - / - / the average of the generator's weights is kept, if wanted.
     * ``ms``: - / - / a mode-seeking term on masks (Mao et al., CVPR 2019), in ``*_small``, where the discriminator lets
       a class be one shape; none by default.
-    * ``fade``: - / - / in ``*_small`` an image is its background alone at first, so that backgrounds learn their colour
-      before objects do: a class in which the two have changed places stays so, as a mask cannot cover most of an
-      image. None by default.
+    * ``edge``: - / - / in ``*_small`` masks keep away from the edges, as in CGN's reproduction: a class whose object and
+      background have changed places would stay so, as a mask cannot cover most of an image. None by default.
     * ``compose``: operators between the mechanisms and their composition, as SKDCGN's study has them; none by default.
 """
 
@@ -31,7 +30,7 @@ from torch import Tensor, nn
 from kd_lightning import ranks
 from kd_lightning.data.loader import Batch
 from kd_lightning.data.recompose import Operator, applied
-from kd_lightning.losses.counterfactual import MECHANISMS, binary_entropy, compose, style
+from kd_lightning.losses.counterfactual import MECHANISMS, binary_entropy, compose, edge_mass, style
 from kd_lightning.losses.gan import least_squares_d, least_squares_g
 from kd_lightning.losses.image_prior import mode_seeking
 from kd_lightning.mask_watch import MaskWatch
@@ -49,7 +48,8 @@ class Cgn(ConditionalGan):
         perc: weights of its levels.
         compose: operators on mask, texture and background before they are composed.
         ms: weight of mode seeking among the masks of a label (MSGAN's lambda_ms); 0 is CGN.
-        fade: rounds in which masks fade in; 0 is CGN.
+        ms_from: round from which on they are sought.
+        edge: weight of what masks cover near the edges of an image; 0 is CGN.
         **gan: see :class:`ConditionalGan`; ``generator`` draws the three mechanisms.
     """
 
@@ -61,12 +61,13 @@ class Cgn(ConditionalGan):
         perc: Sequence[float] = (),
         compose: Sequence[Operator] = (),
         ms: float = 0.0,
-        fade: int = 0,
+        ms_from: int = 0,
+        edge: float = 0.0,
         **gan: Any,
     ) -> None:
         super().__init__(**gan)
         self.binary, self.perc, self.compose = binary, tuple(perc), tuple(compose)
-        self.ms, self.fade = ms, fade
+        self.ms, self.ms_from, self.edge = ms, ms_from, edge
         self.watch = MaskWatch(self.task.num_classes)
         self.features = None if features is None else FrozenTeacher(features)
 
@@ -92,7 +93,9 @@ class Cgn(ConditionalGan):
                 with torch.no_grad():
                     seen = self.features.net(x)
                 losses["perc"] = style(self.features.net(made), seen, self.perc)
-            if self.ms:
+            if self.edge:
+                losses["edge"] = self.edge * edge_mass(mask)
+            if self.ms and self.rounds_done >= self.ms_from:
                 losses["ms"] = self.ms * mode_seeking(mask, z)
             self.update(opt_g, torch.stack(list(losses.values())).sum())
 
@@ -120,6 +123,5 @@ class Cgn(ConditionalGan):
         """Masks and images of latents (N, latent) and labels (N,), which the three mechanisms have in common."""
         self.images_made += len(y) * ranks.world()
         mask, fg, bg = (cast(Any, self.learner).draw(im, z, y) for im in MECHANISMS)
-        shown = mask * min(1.0, (self.rounds_done + 1) / self.fade) if self.fade else mask
-        parts = applied(self.compose, shown, shifted(fg, self.rng), shifted(bg, self.rng), self.rng)
+        parts = applied(self.compose, mask, shifted(fg, self.rng), shifted(bg, self.rng), self.rng)
         return mask, compose(*parts)

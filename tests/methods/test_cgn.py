@@ -107,25 +107,6 @@ def test_operators_stand_between_the_mechanisms_and_their_composition() -> None:
     assert torch.allclose(plain[outside], behind[outside], atol=1e-3)
 
 
-def test_masks_fade_in_and_their_entropy_is_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = []
-    for fade, done in ((0, 0), (10, 0), (10, 9), (10, 50)):
-        method = cgn_of(fade=fade)
-        method.generator.eval()
-        method.generator.fg[-2].bias.data.fill_(1.0)
-        monkeypatch.setattr(Cgn, "rounds_done", done)
-        method.reseed(3)
-        with torch.no_grad():
-            found.append(method.composite(method.noise(4, LATENT), torch.zeros(4, dtype=torch.long)))
-    (mask, plain), (same, faint), (_, nearly), (_, whole) = found
-    assert torch.equal(mask, same)
-    outside = (mask == mask.min()).expand_as(plain)
-    bright, behind = plain[~outside].mean(), plain[outside].mean()
-    assert float((faint[~outside].mean() - behind) / (bright - behind)) == pytest.approx(0.1, abs=0.03)
-    assert torch.equal(nearly, plain)
-    assert torch.equal(whole, plain)
-
-
 def test_modes_are_sought_among_masks_of_a_label() -> None:
     method = cgn_of(ms=0.01)
     for n in (6, 7):
