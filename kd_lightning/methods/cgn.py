@@ -14,8 +14,8 @@ Deviations (paper / authors' code / here):
     * ``ema``: - / - / the average of the generator's weights is kept, if wanted.
     * ``ms``: - / - / a mode-seeking term on masks (Mao et al., CVPR 2019), in ``*_small``, where the discriminator lets
       a class be one shape; none by default.
-    * ``edge``: - / - / in ``*_small`` masks keep away from the edges, as in CGN's reproduction: a class whose object and
-      background have changed places would stay so, as a mask cannot cover most of an image. None by default.
+    * ``edge``: - / - / in ``*_small`` masks keep away from the edges, as in CGN's reproduction: a class whose object
+      and background have changed places would stay so, as a mask cannot cover most of an image. None by default.
     * ``compose``: operators between the mechanisms and their composition, as SKDCGN's study has them; none by default.
 """
 

@@ -16,7 +16,7 @@ from toy import adam
 from kd_lightning.collapse import Collapsed
 from kd_lightning.data.loader import Batch, TensorLoader
 from kd_lightning.data.recompose import Opacity
-from kd_lightning.losses.counterfactual import binary_entropy
+from kd_lightning.losses.counterfactual import binary_entropy, edge_mass
 from kd_lightning.methods.cgn import Cgn
 from kd_lightning.methods.skdcgn import Skdcgn, channel_kl
 from kd_lightning.networks import cgn, tiny_gan
@@ -105,6 +105,29 @@ def test_operators_stand_between_the_mechanisms_and_their_composition() -> None:
     assert (plain - behind).max() > 0.2
     outside = (mask == mask.min()).expand_as(plain)
     assert torch.allclose(plain[outside], behind[outside], atol=1e-3)
+
+
+def recorded(steps: int, **settings: Any) -> list[dict[str, Any]]:
+    """What is recorded in each of the first rounds."""
+    method, found = cgn_of(**settings), []
+    method.record = lambda **terms: found.append(terms)  # type: ignore[method-assign, assignment]
+    fitted(method, biased(32 * steps))
+    return found
+
+
+def test_masks_are_kept_from_the_edges_and_modes_sought_when_it_is_time() -> None:
+    rounds = recorded(4, edge=2.0, ms=0.01, ms_from=2)
+    assert ["ms" in terms for terms in rounds] == [False, False, True, True]
+    assert all(0.0 < float(terms["edge"].detach()) <= 2.0 for terms in rounds)
+    assert not {"ms", "edge"} & set(recorded(1)[0])
+
+    def at_the_edge(edge: float) -> float:
+        net = fitted(cgn_of(edge=edge), biased(), epochs=2).generator.eval()  # type: ignore[operator]
+        y = torch.arange(30) % CLASSES
+        with torch.no_grad():
+            return float(edge_mass(net.draw("shape", torch.randn(30, LATENT), y)))
+
+    assert at_the_edge(20.0) < 0.5 * at_the_edge(0.0)
 
 
 def test_modes_are_sought_among_masks_of_a_label() -> None:
