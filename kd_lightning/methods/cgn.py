@@ -37,6 +37,7 @@ from kd_lightning.mask_watch import MaskWatch
 from kd_lightning.methods.conditional import ConditionalGan
 from kd_lightning.networks.cgn import shifted
 from kd_lightning.teacher.frozen import FrozenTeacher
+from kd_lightning.verdict_watch import VerdictWatch
 
 
 class Cgn(ConditionalGan):
@@ -68,7 +69,7 @@ class Cgn(ConditionalGan):
         super().__init__(**gan)
         self.binary, self.perc, self.compose = binary, tuple(perc), tuple(compose)
         self.ms, self.ms_from, self.edge = ms, ms_from, edge
-        self.watch = MaskWatch(self.task.num_classes)
+        self.watch, self.verdicts = MaskWatch(self.task.num_classes), VerdictWatch(self.task.num_classes)
         self.features = None if features is None else FrozenTeacher(features)
 
     @classmethod
@@ -105,13 +106,18 @@ class Cgn(ConditionalGan):
         self.update(opt_d, loss_d)
 
         self.watch.add(mask, made_y)
+        self.verdicts.add(on_real, y, on_made, made_y)
         self.keep()
         self.record(d=loss_d, **losses, on_real=on_real.mean(), on_made=on_made.mean(), mask=mask.mean())
 
     def on_train_epoch_end(self) -> None:
-        """Say where masks show nothing, or everything, of a class."""
+        """Say where masks show nothing, or everything, of a class; at last, which classes were not learned."""
         super().on_train_epoch_end()
         self.watch.tell(self.rounds_done, self.on_collapse)
+        if self.current_epoch + 1 == self.trainer.max_epochs:
+            self.verdicts.tell()
+        else:
+            self.verdicts.look()
 
     def wanted(self, n: int) -> Tensor:
         """Labels of about n images; where modes are sought, the second half's are those of the first."""

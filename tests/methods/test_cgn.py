@@ -85,6 +85,17 @@ def test_masks_take_the_shapes_that_nobody_showed_and_textures_the_colours() -> 
     assert method.images_made == 24 * 16 * 32
 
 
+def test_a_class_that_was_never_learned_is_named_at_the_end() -> None:
+    told: list[int] = []
+    method = cgn_of(lr_g=0.0)
+    method.verdicts.tell = lambda: told.append(int(method.verdicts.count.sum()))  # type: ignore[method-assign]
+    fitted(method, biased(), epochs=2)
+    assert told == [2 * 512], "of the last epoch's images alone"
+    with pytest.warns(UserWarning, match="lost classes 0 .*, 1 .*, 2 "):
+        fitted(cgn_of(lr_g=0.0), biased(), epochs=6)
+
+
+@pytest.mark.filterwarnings("ignore:lost class")
 def test_they_do_not_where_the_generator_stands_still() -> None:
     like, colours = seen_as(fitted(cgn_of(lr_g=0.0), biased(), epochs=1))
     assert like <= 0.75
@@ -115,6 +126,7 @@ def recorded(steps: int, **settings: Any) -> list[dict[str, Any]]:
     return found
 
 
+@pytest.mark.filterwarnings("ignore:lost class")
 def test_masks_are_kept_from_the_edges_and_modes_sought_when_it_is_time() -> None:
     rounds = recorded(4, edge=2.0, ms=0.01, ms_from=2)
     assert ["ms" in terms for terms in rounds] == [False, False, True, True]
@@ -150,6 +162,7 @@ def test_modes_are_sought_among_masks_of_a_label() -> None:
     assert differ(0.05) > 1.5 * differ(0.0)
 
 
+@pytest.mark.filterwarnings("ignore:lost class")
 def test_a_collapsed_mask_is_said_once_or_ends_the_fit() -> None:
     method = cgn_of(lr_g=0.0)
     with torch.no_grad():
