@@ -10,12 +10,11 @@ Deviations (paper / authors' code / here):
       classes, as those it is compared with are any of the batch / the same, and without ``features`` none.
     * Pixels: - / [-1, 1] / [0, 1]; the discriminator and ``features`` turn them back.
     * Discriminator: linear or convolutional, the label beside the image / the same / the same, and in ``*_small`` a
-      projection of the label with spectral norms, which needs a twentieth of the steps.
+      projection of the label with spectral norms, with which masks take shape within hundreds of steps.
     * ``ema``: - / - / the average of the generator's weights is kept, if wanted.
     * ``ms``: - / - / a mode-seeking term on masks (Mao et al., CVPR 2019), in ``*_small``, where the discriminator lets
       a class be one shape; none by default.
-    * ``edge``: - / - / in ``*_small`` masks keep away from the edges, as in CGN's reproduction: a class whose object
-      and background have changed places would stay so, as a mask cannot cover most of an image. None by default.
+    * ``edge``: - / - / masks can be kept away from the edges, as in CGN's reproduction; none by default.
     * ``compose``: operators between the mechanisms and their composition, as SKDCGN's study has them; none by default.
 """
 
@@ -96,7 +95,7 @@ class Cgn(ConditionalGan):
                 losses["perc"] = style(self.features.net(made), seen, self.perc)
             if self.edge:
                 losses["edge"] = self.edge * edge_mass(mask)
-            if self.ms and self.rounds_done >= self.ms_from:
+            if self.seeks():
                 losses["ms"] = self.ms * mode_seeking(mask, z)
             self.update(opt_g, torch.stack(list(losses.values())).sum())
 
@@ -119,9 +118,13 @@ class Cgn(ConditionalGan):
         else:
             self.verdicts.look()
 
+    def seeks(self) -> bool:
+        """Whether modes are sought in this round."""
+        return self.ms > 0 and self.rounds_done >= self.ms_from
+
     def wanted(self, n: int) -> Tensor:
         """Labels of about n images; where modes are sought, the second half's are those of the first."""
-        halves = 2 if self.ms else 1
+        halves = 2 if self.seeks() else 1
         each = torch.randint(self.task.num_classes, (-(-n // halves),), generator=self.rng, device=self.device)
         return each.repeat(halves)
 
