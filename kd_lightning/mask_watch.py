@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from kd_lightning import ranks
+from kd_lightning.class_means import ClassMeans
 from kd_lightning.collapse import Collapsed
 
 MASK_REMEDY = (
@@ -33,24 +33,19 @@ class MaskWatch(nn.Module):
         patience: epochs in a row before it is said.
     """
 
-    total: Tensor
-    count: Tensor
     bad: Tensor
     warned: Tensor
 
     def __init__(self, classes: int, *, full: float = 0.95, empty: float = 0.02, patience: int = 2) -> None:
         super().__init__()
         self.full, self.empty, self.patience = full, empty, patience
-        for name in ("total", "count"):
-            self.register_buffer(name, torch.zeros(classes))
+        self.means = ClassMeans(classes)
         self.register_buffer("bad", torch.zeros(classes, dtype=torch.long))
         self.register_buffer("warned", torch.zeros((), dtype=torch.bool))
 
-    @torch.no_grad()
     def add(self, mask: Tensor, y: Tensor) -> None:
         """Count masks (N, 1, H, W) in [0, 1] of classes (N,) int64; waits for no device."""
-        self.total.index_add_(0, y, mask.detach().float().mean((1, 2, 3)))
-        self.count.index_add_(0, y, torch.ones_like(y, dtype=self.count.dtype))
+        self.means.add(mask.detach().float().mean((1, 2, 3)), y)
 
     @torch.no_grad()
     def look(self, round_: int) -> Collapsed | None:
@@ -59,11 +54,8 @@ class MaskWatch(nn.Module):
         Args:
             round_: rounds done, for the message.
         """
-        total, count = ranks.mean(torch.stack([self.total, self.count]))
-        means = total / count  # NaN where no image was, which is neither
+        means = self.means.take()  # NaN where no image was, which is neither
         self.bad.copy_((self.bad + 1) * ((means > self.full) | (means < self.empty)))
-        self.total.zero_()
-        self.count.zero_()
         lost = self.bad >= self.patience
         found = [
             f"masks of {_listed(which)} {are} (mean {_range(means[which])})"

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import warnings
 
-import torch
 from torch import Tensor, nn
 
-from kd_lightning import ranks
+from kd_lightning.class_means import ClassMeans
 
 
 class VerdictWatch(nn.Module):
@@ -22,30 +21,20 @@ class VerdictWatch(nn.Module):
         apart: a class whose verdicts are further apart is lost.
     """
 
-    total: Tensor
-    count: Tensor
-
     def __init__(self, classes: int, *, apart: float = 0.75) -> None:
         super().__init__()
         self.apart = apart
-        for name in ("total", "count"):
-            self.register_buffer(name, torch.zeros(2, classes))
+        self.real, self.made = ClassMeans(classes), ClassMeans(classes)
 
-    @torch.no_grad()
     def add(self, on_real: Tensor, y: Tensor, on_made: Tensor, made_y: Tensor) -> None:
         """Count verdicts (N,) of real and (M,) of made images of classes (N,) and (M,) int64; waits for no device."""
-        for row, (verdicts, labels) in enumerate(((on_real, y), (on_made, made_y))):
-            self.total[row].index_add_(0, labels, verdicts.detach().float())
-            self.count[row].index_add_(0, labels, torch.ones_like(labels, dtype=self.count.dtype))
+        self.real.add(on_real, y)
+        self.made.add(on_made, made_y)
 
-    @torch.no_grad()
     def look(self) -> dict[int, tuple[float, float]]:
         """Lost classes since the last look, and their verdicts of real and made images; alike on every rank."""
-        total, count = ranks.mean(torch.stack([self.total, self.count]))
-        real, made = total / count  # NaN where no image was, which is apart from nothing
-        self.total.zero_()
-        self.count.zero_()
-        lost = (real - made > self.apart).nonzero().flatten().tolist()
+        real, made = self.real.take(), self.made.take()
+        lost = (real - made > self.apart).nonzero().flatten().tolist()  # NaN is apart from nothing
         return {k: (float(real[k]), float(made[k])) for k in lost}
 
     def tell(self) -> None:

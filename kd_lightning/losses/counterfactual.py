@@ -38,17 +38,6 @@ def compose(mask: Tensor, foreground: Tensor, background: Tensor) -> Tensor:
     return mask * foreground + (1 - mask) * background
 
 
-def edge_mass(mask: Tensor) -> Tensor:
-    """Mean of masks (N, 1, H, W) within an eighth of the side from the edges.
-
-    CGN's reproduction in the ML Reproducibility Challenge 2021 has it for wildlife digits, less the mean of the middle.
-    """
-    height, width = mask.shape[-2:]
-    edge = mask.new_ones(height, width)
-    edge[height // 8 : height - height // 8, width // 8 : width - width // 8] = 0
-    return (mask * edge).sum() / (edge.sum() * len(mask))
-
-
 def binary_entropy(mask: Tensor, *, eps: float = 1e-6) -> Tensor:
     """Mean of -p log2 p - (1-p) log2(1-p), in bits: 0 for a mask of zeros and ones, 1 where everything is 0.5.
 

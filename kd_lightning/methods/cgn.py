@@ -14,7 +14,6 @@ Deviations (paper / authors' code / here):
     * ``ema``: - / - / the average of the generator's weights is kept, if wanted.
     * ``ms``: - / - / a mode-seeking term on masks (Mao et al., CVPR 2019), in ``*_small``, where the discriminator lets
       a class be one shape; none by default.
-    * ``edge``: - / - / masks can be kept away from the edges, as in CGN's reproduction; none by default.
     * ``compose``: operators between the mechanisms and their composition, as SKDCGN's study has them; none by default.
 """
 
@@ -29,7 +28,7 @@ from torch import Tensor, nn
 from kd_lightning import ranks
 from kd_lightning.data.loader import Batch
 from kd_lightning.data.recompose import Operator, applied
-from kd_lightning.losses.counterfactual import MECHANISMS, binary_entropy, compose, edge_mass, style
+from kd_lightning.losses.counterfactual import MECHANISMS, binary_entropy, compose, style
 from kd_lightning.losses.gan import least_squares_d, least_squares_g
 from kd_lightning.losses.image_prior import mode_seeking
 from kd_lightning.mask_watch import MaskWatch
@@ -49,7 +48,6 @@ class Cgn(ConditionalGan):
         compose: operators on mask, texture and background before they are composed.
         ms: weight of mode seeking among the masks of a label (MSGAN's lambda_ms); 0 is CGN.
         ms_from: round from which on they are sought.
-        edge: weight of what masks cover near the edges of an image; 0 is CGN.
         **gan: see :class:`ConditionalGan`; ``generator`` draws the three mechanisms.
     """
 
@@ -62,12 +60,11 @@ class Cgn(ConditionalGan):
         compose: Sequence[Operator] = (),
         ms: float = 0.0,
         ms_from: int = 0,
-        edge: float = 0.0,
         **gan: Any,
     ) -> None:
         super().__init__(**gan)
         self.binary, self.perc, self.compose = binary, tuple(perc), tuple(compose)
-        self.ms, self.ms_from, self.edge = ms, ms_from, edge
+        self.ms, self.ms_from = ms, ms_from
         self.watch, self.verdicts = MaskWatch(self.task.num_classes), VerdictWatch(self.task.num_classes)
         self.features = None if features is None else FrozenTeacher(features)
 
@@ -85,7 +82,7 @@ class Cgn(ConditionalGan):
         z = self.noise(len(made_y), self.latent)
         mask, made = self.composite(z, made_y)
 
-        # Mechanisms: L_adv + lambda L_binary + L_perc
+        # Mechanisms: L_adv + lambda L_binary + L_perc (+ lambda_ms L_ms)
         with self.frozen(self.discriminator):
             losses = {"g": least_squares_g(self.discriminator(made, made_y))}
             losses["binary"] = self.binary * binary_entropy(mask)
@@ -93,8 +90,6 @@ class Cgn(ConditionalGan):
                 with torch.no_grad():
                     seen = self.features.net(x)
                 losses["perc"] = style(self.features.net(made), seen, self.perc)
-            if self.edge:
-                losses["edge"] = self.edge * edge_mass(mask)
             if self.seeks():
                 losses["ms"] = self.ms * mode_seeking(mask, z)
             self.update(opt_g, torch.stack(list(losses.values())).sum())

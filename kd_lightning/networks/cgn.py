@@ -199,8 +199,7 @@ class ConvDiscriminator(nn.Module):
 class ProjectionDiscriminator(nn.Module):
     """TinyGAN's, for its verdicts alone: spectrally normalised convolutions, and the label asked of their sum.
 
-    The label's vector times the image's (Miyato and Koyama, ICLR 2018) has to be right for every class by itself: a
-    class whose object and background have changed places is found in tens of steps, where the two above leave it.
+    The label's vector times the image's: Miyato and Koyama, ICLR 2018.
 
     Args:
         num_classes: of the labels.

@@ -7,7 +7,6 @@ from torch.nn import functional as F
 from kd_lightning.losses.counterfactual import (
     binary_entropy,
     compose,
-    edge_mass,
     feature_distance,
     gram,
     mask_size,
@@ -63,16 +62,6 @@ def test_entropy_has_an_end_at_0_and_1() -> None:
 @pytest.mark.parametrize(("share", "loss"), [(0, 50), (0.05, 25), (0.1, 0), (0.5, 0), (0.9, 0), (0.95, 25), (1, 50)])
 def test_mask_size_of_the_sheet(share: float, loss: float) -> None:
     assert 500 * float(mask_size(torch.full((2, 1, 4, 4), float(share)))) == pytest.approx(loss, abs=1e-3)
-
-
-def test_edge_mass_is_of_an_eighth_of_the_side() -> None:
-    inside = torch.zeros(3, 1, 16, 16)
-    inside[:, :, 2:-2, 2:-2] = 1
-    assert float(edge_mass(inside)) == 0
-    assert float(edge_mass(1 - inside)) == pytest.approx(1)
-    corner = torch.zeros(2, 1, 16, 16)
-    corner[0, :, :2, :2] = 1
-    assert float(edge_mass(corner)) == pytest.approx(4 / (16**2 - 12**2) / 2)
 
 
 def test_mask_size_looks_at_each_image() -> None:

@@ -16,7 +16,7 @@ from toy import adam
 from kd_lightning.collapse import Collapsed
 from kd_lightning.data.loader import Batch, TensorLoader
 from kd_lightning.data.recompose import Opacity
-from kd_lightning.losses.counterfactual import binary_entropy, edge_mass
+from kd_lightning.losses.counterfactual import binary_entropy
 from kd_lightning.methods.cgn import Cgn
 from kd_lightning.methods.skdcgn import Skdcgn, channel_kl
 from kd_lightning.networks import cgn, tiny_gan
@@ -88,9 +88,9 @@ def test_masks_take_the_shapes_that_nobody_showed_and_textures_the_colours() -> 
 def test_a_class_that_was_never_learned_is_named_at_the_end() -> None:
     told: list[int] = []
     method = cgn_of(lr_g=0.0)
-    method.verdicts.tell = lambda: told.append(int(method.verdicts.count.sum()))  # type: ignore[method-assign]
+    method.verdicts.tell = lambda: told.append(int(method.verdicts.real.count.sum()))  # type: ignore[method-assign]
     fitted(method, biased(), epochs=2)
-    assert told == [2 * 512], "of the last epoch's images alone"
+    assert told == [512], "of the last epoch's images alone"
     with pytest.warns(UserWarning, match="lost classes 0 .*, 1 .*, 2 "):
         fitted(cgn_of(lr_g=0.0), biased(), epochs=6)
 
@@ -126,20 +126,9 @@ def recorded(steps: int, **settings: Any) -> list[dict[str, Any]]:
     return found
 
 
-@pytest.mark.filterwarnings("ignore:lost class")
-def test_masks_are_kept_from_the_edges_and_modes_sought_when_it_is_time() -> None:
-    rounds = recorded(4, edge=2.0, ms=0.01, ms_from=2)
-    assert ["ms" in terms for terms in rounds] == [False, False, True, True]
-    assert all(0.0 < float(terms["edge"].detach()) <= 2.0 for terms in rounds)
-    assert not {"ms", "edge"} & set(recorded(1)[0])
-
-    def at_the_edge(edge: float) -> float:
-        net = fitted(cgn_of(edge=edge), biased(), epochs=2).generator.eval()  # type: ignore[operator]
-        y = torch.arange(30) % CLASSES
-        with torch.no_grad():
-            return float(edge_mass(net.draw("shape", torch.randn(30, LATENT), y)))
-
-    assert at_the_edge(20.0) < 0.5 * at_the_edge(0.0)
+def test_modes_are_sought_when_it_is_time() -> None:
+    assert ["ms" in terms for terms in recorded(4, ms=0.01, ms_from=2)] == [False, False, True, True]
+    assert "ms" not in recorded(1)[0]
 
 
 def test_modes_are_sought_among_masks_of_a_label(monkeypatch: pytest.MonkeyPatch) -> None:

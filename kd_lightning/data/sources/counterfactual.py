@@ -34,8 +34,8 @@ class Counterfactual:
         rounds: batches of one epoch where images are streamed.
         batch_size: images per batch and rank.
         images: how many, made once and kept; None for fresh ones in every batch.
-        drawings: pictures of each mechanism that are drawn once and composed anew in every batch, which draws nothing
-            more and costs next to nothing; None draws them for every batch.
+        drawings: where images are streamed, pictures of each mechanism that are drawn once and composed anew in every
+            batch; None draws them for every batch.
         ratio: counterfactuals of one mask.
         labels: of textures and backgrounds: ``independent`` of the shape's and of each other, or ``permuted``, the
             batch's labels in another order, as CGN's code has them.
@@ -86,19 +86,12 @@ class Counterfactual:
         Raises:
             TeacherError: weights cannot be read, or hold another network.
         """
-        asked = {
+        drawers = {
             im: DrawingTeacher(node["generator"], node["weights"], device=context.device)
             for im, node in self.mechanisms.items()
         }
-        drawers: Drawers = asked
-        if self.drawings is not None:
-            rng, classes = torch.Generator(context.device).manual_seed(self.seed), context.dataset.num_classes
-            drawers = {
-                im: KeptDrawings(asked[im], im, latent=self.latent, classes=classes, pictures=self.drawings, rng=rng)
-                for im in MECHANISMS
-            }
         if self.images is None:
-            return CounterfactualLoader(self, drawers, context)
+            return CounterfactualLoader(self, self.kept(drawers, context), context)
 
         def make(number: int, random: np.random.Generator) -> dict[str, Tensor]:
             n = min(PER_PART, total - number * PER_PART)
@@ -115,12 +108,22 @@ class Counterfactual:
             "compose": [repr(operator) for operator in self.compose],
             "classes": context.dataset.num_classes,
             "images": total,
-            **{k: getattr(self, k) for k in ("latent", "drawings", "ratio", "labels", "shift", "seed")},
+            **{k: getattr(self, k) for k in ("latent", "ratio", "labels", "shift", "seed")},
         }
         parts = obtain_parts(context, config, -(-total // PER_PART), make)
         context.notes["images_synthesised"] = total
         return context.serve(*(torch.cat([part[k] for part in parts]) for k in ("images", "labels")),
                              batch_size=self.batch_size)  # fmt: skip
+
+    def kept(self, drawers: Mapping[str, DrawingTeacher], context: Context) -> Drawers:
+        """What draws in the place of the mechanisms: themselves, or what they drew once."""
+        if self.drawings is None:
+            return drawers
+        rng, classes = torch.Generator(context.device).manual_seed(self.seed), context.dataset.num_classes
+        return {
+            im: KeptDrawings(drawers[im], im, latent=self.latent, classes=classes, pictures=self.drawings, rng=rng)
+            for im in MECHANISMS
+        }
 
     def draw(self, drawers: Drawers, n: int, classes: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         """Images (N, C, H, W) in [0, 1] and the labels (N,) of their shapes."""
