@@ -133,7 +133,7 @@ class WatchGenerator(Callback):
         boards: who is shown the pictures too.
         task: what the teacher's answers mean; None for classes.
         every: rounds between looks.
-        patience: bad looks before the warning.
+        patience: bad looks before the warning, at other images each.
         grids: about this many grids are written over the fit.
         synthetic: the batches themselves are such images: look at the last one of each epoch.
     """
@@ -155,6 +155,7 @@ class WatchGenerator(Callback):
         self.every, self.patience, self.grids, self.synthetic = every, patience, grids, synthetic
         self.counts: list[int] = []
         self.bad = 0
+        self.judged: Seen | None = None
         self.warned = False
         self.collapsed: Collapsed | None = None
 
@@ -167,8 +168,9 @@ class WatchGenerator(Callback):
             pl_module.seen = with_answers(batch, pl_module.teacher)
         elif self.synthetic or batch_idx % self.every:
             return
-        if pl_module.seen is None or len(pl_module.seen.images) < 2:
+        if pl_module.seen is None or pl_module.seen is self.judged or len(pl_module.seen.images) < 2:
             return
+        self.judged = pl_module.seen
         answers = pl_module.seen.teacher
         counts = self._counted(answers).tolist()
         self.counts = [a + b for a, b in zip(self.counts or [0] * len(counts), counts, strict=True)]

@@ -147,6 +147,22 @@ def test_collapse_is_judged_by_looks_in_a_row(entropy: float, spread: float, tmp
     assert "collapsed (round 60)" in str(resumed._judge(bad, 60))
 
 
+def test_equal_pictures_collapse_a_generator_only_when_they_are_shown_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Distiller, "rounds_done", 0)
+    watch = WatchGenerator(tmp_path, every=1, patience=3)
+    module = Distiller(student=torch.nn.Linear(1, 1), teacher=None, task=Classification(3))
+    module.report = lambda scalars: None  # type: ignore[method-assign]
+    for _ in range(2):
+        module.seen = Seen(torch.zeros(3, 1, 4, 4), torch.eye(3))  # of a generator that has not learned yet
+        for _ in range(10):
+            watch.on_train_batch_end(None, module, None, None, 0)  # type: ignore[arg-type]
+    module.seen = Seen(torch.zeros(3, 1, 4, 4), torch.eye(3))
+    with pytest.warns(UserWarning, match="the generator has collapsed"):
+        watch.on_train_batch_end(None, module, None, None, 0)  # type: ignore[arg-type]
+
+
 def test_class_counts_are_those_since_the_last_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Distiller, "rounds_done", 0)
     one_hot = torch.eye(3)
@@ -155,6 +171,9 @@ def test_class_counts_are_those_since_the_last_picture(tmp_path: Path, monkeypat
     module.report = lambda scalars: None  # type: ignore[method-assign]
     for classes in ([0, 0, 2], [2, 2, 0]):
         module.seen = Seen(torch.rand(3, 1, 4, 4), one_hot[classes])
+        watch.on_train_batch_end(None, module, None, None, 0)  # type: ignore[arg-type]
+    assert watch.counts == [3, 0, 3]
+    for _ in range(20):  # nothing new was shown
         watch.on_train_batch_end(None, module, None, None, 0)  # type: ignore[arg-type]
     assert watch.counts == [3, 0, 3]
     other = WatchGenerator(tmp_path)
