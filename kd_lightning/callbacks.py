@@ -156,21 +156,31 @@ class WatchGenerator(Callback):
         self.counts: list[int] = []
         self.bad = 0
         self.judged: Seen | None = None
+        self.new = True
         self.warned = False
         self.collapsed: Collapsed | None = None
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """What a resumed fit shows at first was judged before it stopped, if nothing was new then."""
+        assert isinstance(pl_module, Distiller)
+        if self.judged is None and not self.new:
+            self.judged = pl_module.seen
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Look at what the method showed, or was shown."""
         assert isinstance(pl_module, Distiller)
+        self.new = pl_module.seen is not self.judged
         if self.synthetic and batch_idx + 1 == trainer.num_training_batches:
             pl_module.seen = with_answers(batch, pl_module.teacher)
         elif self.synthetic or batch_idx % self.every:
             return
         if pl_module.seen is None or pl_module.seen is self.judged or len(pl_module.seen.images) < 2:
             return
-        self.judged = pl_module.seen
+        self.judged, self.new = pl_module.seen, False
         answers = pl_module.seen.teacher
         counts = self._counted(answers).tolist()
         self.counts = [a + b for a, b in zip(self.counts or [0] * len(counts), counts, strict=True)]
@@ -239,11 +249,11 @@ class WatchGenerator(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Warnings are given once, also over resumes."""
-        return {"bad": self.bad, "warned": self.warned, "counts": self.counts}
+        return {"bad": self.bad, "warned": self.warned, "counts": self.counts, "new": self.new}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on counting."""
-        self.bad, self.warned, self.counts = (state_dict[k] for k in ("bad", "warned", "counts"))
+        self.bad, self.warned, self.counts, self.new = (state_dict[k] for k in ("bad", "warned", "counts", "new"))
 
 
 @torch.no_grad()
