@@ -11,6 +11,10 @@ Deviations (paper / authors' code / here):
     * Pixels: - / [-1, 1] / [0, 1]; the discriminator and ``features`` turn them back.
     * Discriminator: linear or convolutional, the label beside the image / the same / the same, and in ``*_small`` a
       projection of the label with spectral norms, with which masks take shape within hundreds of steps.
+    * ``colour``: - / - / a level of the perceptual loss that is the pixels themselves, between images of one class, in
+      ``*_small``: without it, object and background of a class change places, or a texture paints the shape, before
+      there are shapes. None by default.
+    * ``fade``: - / - / masks fade in, in ``*_small``, so that backgrounds take their colours first; at once by default.
     * ``ema``: - / - / the average of the generator's weights is kept, if wanted.
     * ``ms``: - / - / a mode-seeking term on masks (Mao et al., CVPR 2019), in ``*_small``, where the discriminator lets
       a class be one shape; none by default.
@@ -45,6 +49,10 @@ class Cgn(ConditionalGan):
         binary: weight of the mask's entropy in bits (lambda_3 of the paper's losses).
         features: images in [0, 1] to a list of feature maps, for the perceptual loss; None for none.
         perc: weights of its levels.
+        colour: weight of a level before those, of the pixels beside a map of ones, whose Gram matrix holds the means
+            and second moments of an image's colours. Images are then drawn of the batch's labels, and each is
+            compared with the real one of its label; 0 is CGN.
+        fade: rounds in which masks come in, from nothing; 0 is CGN.
         compose: operators on mask, texture and background before they are composed.
         ms: weight of mode seeking among the masks of a label (MSGAN's lambda_ms); 0 is CGN.
         ms_from: round from which on they are sought.
@@ -57,14 +65,16 @@ class Cgn(ConditionalGan):
         binary: float = 0.3,
         features: nn.Module | None = None,
         perc: Sequence[float] = (),
+        colour: float = 0.0,
+        fade: int = 0,
         compose: Sequence[Operator] = (),
         ms: float = 0.0,
         ms_from: int = 0,
         **gan: Any,
     ) -> None:
         super().__init__(**gan)
-        self.binary, self.perc, self.compose = binary, tuple(perc), tuple(compose)
-        self.ms, self.ms_from = ms, ms_from
+        self.binary, self.perc, self.colour, self.compose = binary, tuple(perc), colour, tuple(compose)
+        self.fade, self.ms, self.ms_from = fade, ms, ms_from
         self.watch, self.verdicts = MaskWatch(self.task.num_classes), VerdictWatch(self.task.num_classes)
         self.features = None if features is None else FrozenTeacher(features)
 
@@ -78,11 +88,11 @@ class Cgn(ConditionalGan):
         assert batch.y is not None
         opt_d, opt_g = self.opts()
         x, y = batch.x, batch.y
-        made_y = self.wanted(len(x))
+        made_y = self.wanted(y)
         z = self.noise(len(made_y), self.latent)
         mask, made = self.composite(z, made_y)
 
-        # Mechanisms: L_adv + lambda L_binary + L_perc (+ lambda_ms L_ms)
+        # Mechanisms: L_adv + lambda L_binary + L_perc (+ L_colour + lambda_ms L_ms)
         with self.frozen(self.discriminator):
             losses = {"g": least_squares_g(self.discriminator(made, made_y))}
             losses["binary"] = self.binary * binary_entropy(mask)
@@ -90,6 +100,8 @@ class Cgn(ConditionalGan):
                 with torch.no_grad():
                     seen = self.features.net(x)
                 losses["perc"] = style(self.features.net(made), seen, self.perc)
+            if self.colour:
+                losses["colour"] = style([colours(made)], [colours(self.alike(x))], [self.colour])
             if self.seeks():
                 losses["ms"] = self.ms * mode_seeking(mask, z)
             self.update(opt_g, torch.stack(list(losses.values())).sum())
@@ -117,15 +129,26 @@ class Cgn(ConditionalGan):
         """Whether modes are sought in this round."""
         return self.ms > 0 and self.rounds_done >= self.ms_from
 
-    def wanted(self, n: int) -> Tensor:
-        """Labels of about n images; where modes are sought, the second half's are those of the first."""
-        halves = 2 if self.seeks() else 1
-        each = torch.randint(self.task.num_classes, (-(-n // halves),), generator=self.rng, device=self.device)
-        return each.repeat(halves)
+    def wanted(self, y: Tensor) -> Tensor:
+        """Labels to draw images of, any or those of a batch (N,); where modes are sought, its first half's twice."""
+        if self.colour:
+            return self.alike(y)
+        return self.alike(torch.randint(self.task.num_classes, y.shape, generator=self.rng, device=self.device))
+
+    def alike(self, real: Tensor) -> Tensor:
+        """What belongs to a batch's images, as it belongs to those that are drawn beside them."""
+        half = real[: -(-len(real) // 2)]
+        return torch.cat([half, half]) if self.seeks() else real
 
     def composite(self, z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Masks and images of latents (N, latent) and labels (N,), which the three mechanisms have in common."""
         self.images_made += len(y) * ranks.world()
         mask, fg, bg = (cast(Any, self.learner).draw(im, z, y) for im in MECHANISMS)
-        parts = applied(self.compose, mask, shifted(fg, self.rng), shifted(bg, self.rng), self.rng)
+        come = min(1, (self.rounds_done + 1) / self.fade) if self.fade else 1
+        parts = applied(self.compose, come * mask, shifted(fg, self.rng), shifted(bg, self.rng), self.rng)
         return mask, compose(*parts)
+
+
+def colours(x: Tensor) -> Tensor:
+    """Images (N, C, H, W) in [0, 1] as [-1, 1], beside a map of ones: (N, C + 1, H, W)."""
+    return torch.cat([torch.ones_like(x[:, :1]), 2 * x - 1], 1)

@@ -32,6 +32,7 @@ class Cgn(nn.Module):
         size: side in pixels, a multiple of 4.
         init: ``orthogonal`` or ``normal``, of linear maps and convolutions; None leaves PyTorch's.
         gain: of the former, or the deviation of the latter and of the batch norms' weights.
+        flat: a texture is one colour, its mean, so that it cannot paint a shape.
     """
 
     mechanisms = MECHANISMS
@@ -47,10 +48,12 @@ class Cgn(nn.Module):
         size: int = 32,
         init: Literal["orthogonal", "normal"] | None = "orthogonal",
         gain: float = 0.2,
+        flat: bool = False,
     ) -> None:
         super().__init__()
         if size % 4:
             raise ValueError(f"size={size}: expected a multiple of 4, as the image is doubled twice")
+        self.flat = flat
         self.latent, self.num_classes = latent, num_classes
         self.label_emb = nn.Embedding(num_classes, embed)
         wide, narrow, inputs = 2 * ngf, ngf, latent + embed
@@ -79,7 +82,10 @@ class Cgn(nn.Module):
         """What one mechanism draws of latents (N, latent) and labels (N,)."""
         net = {"shape": self.shape, "fg": self.fg, "bg": self.bg}[im]
         drawn = net(torch.cat([z, self.label_emb(y)], 1))
-        return drawn.clamp(LOWEST, HIGHEST) if im == "shape" else (drawn + 1) / 2
+        if im == "shape":
+            return drawn.clamp(LOWEST, HIGHEST)
+        texture = (drawn + 1) / 2
+        return texture.mean((2, 3), keepdim=True).expand_as(texture) if self.flat else texture
 
     def forward(self, z: Tensor, y: Tensor) -> Tensor:
         """Images (N, C, H, W) in [0, 1] whose mechanisms have latents and label in common."""

@@ -16,8 +16,8 @@ from toy import adam
 from kd_lightning.collapse import Collapsed
 from kd_lightning.data.loader import Batch, TensorLoader
 from kd_lightning.data.recompose import Opacity
-from kd_lightning.losses.counterfactual import binary_entropy
-from kd_lightning.methods.cgn import Cgn
+from kd_lightning.losses.counterfactual import binary_entropy, style
+from kd_lightning.methods.cgn import Cgn, colours
 from kd_lightning.methods.skdcgn import Skdcgn, channel_kl
 from kd_lightning.networks import cgn, tiny_gan
 from kd_lightning.tasks import Classification
@@ -118,12 +118,42 @@ def test_operators_stand_between_the_mechanisms_and_their_composition() -> None:
     assert torch.allclose(plain[outside], behind[outside], atol=1e-3)
 
 
+def test_masks_come_in_when_they_are_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    def covered(fade: int, rounds: int) -> float:
+        """How much of the background is gone where the mask is 1."""
+        method = cgn_of(fade=fade)
+        monkeypatch.setattr(Cgn, "rounds_done", rounds)
+        with torch.no_grad():
+            for texture, value in ((method.generator.fg, 9.0), (method.generator.bg, -9.0)):
+                texture[-2].weight.zero_()  # type: ignore[index, operator, union-attr]
+                texture[-2].bias.fill_(value)  # type: ignore[index, operator, union-attr]
+            mask, made = method.composite(method.noise(8, LATENT), torch.zeros(8, dtype=torch.long))
+        assert mask.max() > 0.99, "the entropy is of the mask itself"
+        return float(made.max())
+
+    assert [round(covered(4, n), 2) for n in (0, 1, 3, 9)] == [0.25, 0.5, 1.0, 1.0]
+    assert covered(0, 0) > 0.99
+
+
+def spied(method: Any, name: str) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
+    """What a function of a method is called with from now on."""
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    function = getattr(method, name)
+
+    def calling(*args: Any, **settings: Any) -> Any:
+        calls.append((args, settings))
+        return function(*args, **settings)
+
+    setattr(method, name, calling)
+    return calls
+
+
 def recorded(steps: int, **settings: Any) -> list[dict[str, Any]]:
     """What is recorded in each of the first rounds."""
-    method, found = cgn_of(**settings), []
-    method.record = lambda **terms: found.append(terms)  # type: ignore[method-assign, assignment]
+    method = cgn_of(**settings)
+    found = spied(method, "record")
     fitted(method, biased(32 * steps))
-    return found
+    return [terms for _, terms in found]
 
 
 def test_modes_are_sought_when_it_is_time() -> None:
@@ -135,10 +165,10 @@ def test_modes_are_sought_among_masks_of_a_label(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(Cgn, "seeks", lambda self: self.ms > 0)
     method = cgn_of(ms=0.01)
     for n in (6, 7):
-        first, second = method.wanted(n).chunk(2)
+        first, second = method.wanted(torch.arange(n) % CLASSES).chunk(2)
         assert len(first) == -(-n // 2)
         assert torch.equal(first, second)
-    y = cgn_of().wanted(600)
+    y = cgn_of().wanted(torch.zeros(600, dtype=torch.long))
     assert len(y) == 600
     assert float((y[:300] == y[300:]).float().mean()) == pytest.approx(1 / CLASSES, abs=0.1)
 
@@ -152,6 +182,25 @@ def test_modes_are_sought_among_masks_of_a_label(monkeypatch: pytest.MonkeyPatch
         return float(torch.stack([m.var(0).mean() for m in masks]).mean())
 
     assert differ(0.05) > 1.5 * differ(0.0)
+
+
+def test_colours_are_told_by_the_real_image_of_the_label() -> None:
+    ones = torch.ones(2, 1, 4, 4)
+    red, half = torch.cat([ones, 0 * ones, 0 * ones], 1), torch.cat([0.75 * ones, 0 * ones, 0 * ones], 1)
+    # of 16 entries of the Gram matrix those that red takes part in differ: with ones, green and blue by 1/2, twice,
+    # with itself by 3/4; a matrix is divided by its channels as well
+    assert style([colours(half)], [colours(red)], [0.1]).item() == pytest.approx(50 * (6 * 0.5 + 0.75) / 16 / 4)
+
+    for ms in (0.0, 0.01):
+        method = cgn_of(colour=0.06, ms=ms)
+        drawn, given, terms = (spied(method, name) for name in ("composite", "wanted", "record"))
+        fitted(method, biased(32))
+        (_, made_y), (y,) = drawn[0][0], given[0][0]
+        assert torch.equal(made_y, torch.cat([y[:16], y[:16]]) if ms else y), "drawn of the batch's labels"
+        assert terms[0][1]["colour"] > 0
+
+    apart = [seen_as(fitted(cgn_of(colour=weight), biased(), epochs=4))[1] for weight in (0.0, 0.06)]
+    assert apart[1] < 0.7 * apart[0], apart
 
 
 @pytest.mark.filterwarnings("ignore:lost class")

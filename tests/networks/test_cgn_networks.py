@@ -53,6 +53,19 @@ def test_masks_and_textures_stay_in_their_ranges_and_masks_are_standardised_befo
         assert texture.max() <= 1
 
 
+def test_a_flat_texture_is_the_mean_of_what_would_have_been_drawn() -> None:
+    torch.manual_seed(0)
+    cgn, (z, y) = Cgn(), inputs()  # batch norms of this batch: those of none yet leave all grey
+    drawn = {im: cgn.draw(im, z, y) for im in MECHANISMS}
+    flat = Cgn(flat=True)
+    flat.load_state_dict(cgn.state_dict())
+    assert torch.equal(flat.draw("shape", z, y), drawn["shape"])
+    for im in ("fg", "bg"):
+        wanted = drawn[im].mean((2, 3), keepdim=True).expand_as(drawn[im])
+        assert drawn[im].std((2, 3)).min() > 1e-3
+        assert torch.equal(flat.draw(im, z, y), wanted)
+
+
 def test_a_mechanism_does_not_see_the_labels_of_the_others() -> None:
     torch.manual_seed(0)
     cgn, (z, y) = Cgn().eval(), inputs()
