@@ -193,10 +193,11 @@ def test_colours_are_told_by_the_real_image_of_the_label() -> None:
 
     for ms in (0.0, 0.01):
         method = cgn_of(colour=0.06, ms=ms)
-        drawn, given, terms = (spied(method, name) for name in ("composite", "wanted", "record"))
+        drawn, given, paired, terms = (spied(method, name) for name in ("composite", "wanted", "alike", "record"))
         fitted(method, biased(32))
         (_, made_y), (y,) = drawn[0][0], given[0][0]
         assert torch.equal(made_y, torch.cat([y[:16], y[:16]]) if ms else y), "drawn of the batch's labels"
+        assert [of.ndim for (of,), _ in paired] == [1, 4], "labels, and the real images that are compared"
         assert terms[0][1]["colour"] > 0
 
     apart = [seen_as(fitted(cgn_of(colour=weight), biased(), epochs=4))[1] for weight in (0.0, 0.06)]
