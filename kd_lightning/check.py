@@ -106,7 +106,7 @@ def _plain(node: Any, path: str, found: Faults, everywhere: list[str], echoes: d
         except MissingMandatoryValue:
             found[f"{full}: required, give it with {full}=..."] = None
         except InterpolationToMissingValueError:
-            pass
+            continue  # said where it is missing
         except OmegaConfBaseException as error:
             problem = _reason(error, everywhere)
             if not any(line.endswith(problem) for line in found):  # others may refer to the same

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from difflib import SequenceMatcher
 from os.path import commonprefix
 from pathlib import Path
@@ -63,10 +63,8 @@ def read(
         ConfigError: nothing can be composed at all, whatever the overrides.
     """
     with loaded(config_dirs, config_path):
-        try:
+        with suppress(*REFUSALS):
             return Composed(compose(config_name, list(overrides)), [], {})
-        except REFUSALS:
-            pass
         try:
             cfg = compose(config_name)
         except REFUSALS as error:
@@ -81,11 +79,8 @@ def read(
                 kept.append(override)
             except REFUSALS as error:
                 if str(error).startswith("Could not override") and not override.startswith("hydra."):
-                    try:
+                    with suppress(*REFUSALS):
                         cfg = compose(config_name, [*kept, f"++{override}"])
-                    except REFUSALS:
-                        pass
-                    else:
                         kept.append(f"++{override}")
                         unset[override.partition("=")[0]] = override
                         continue

@@ -176,12 +176,35 @@ def test_class_counts_are_those_since_the_last_picture(tmp_path: Path, monkeypat
     for _ in range(20):  # nothing new was shown
         watch.on_train_batch_end(None, module, None, None, 0)  # type: ignore[arg-type]
     assert watch.counts == [3, 0, 3]
-    other = WatchGenerator(tmp_path, every=1)
-    other.load_state_dict(watch.state_dict())
-    module.seen = Seen(*module.seen)  # as a checkpoint gives it back
-    other.on_train_batch_start(None, module, None, 0)  # type: ignore[arg-type]
-    other.on_train_batch_end(None, module, None, None, 0)  # type: ignore[arg-type]
-    assert other.counts == [3, 0, 3]
+
+
+def test_a_resumed_watch_judges_what_was_not_judged_before_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Distiller, "rounds_done", 0)
+    watch = WatchGenerator(tmp_path, every=2)
+    module = Distiller(student=torch.nn.Linear(1, 1), teacher=None, task=Classification(3))
+    module.report = lambda scalars: None  # type: ignore[method-assign]
+
+    def after(resumed: bool, batch_idx: int) -> list[int]:
+        seeing = WatchGenerator(tmp_path, every=2) if resumed else watch
+        if resumed:
+            seeing.load_state_dict(watch.state_dict())
+            assert module.seen is not None
+            module.seen = Seen(*module.seen)  # as a checkpoint gives it back
+        seeing.on_train_batch_start(None, module, None, batch_idx)  # type: ignore[arg-type]
+        seeing.on_train_batch_end(None, module, None, None, batch_idx)  # type: ignore[arg-type]
+        return seeing.counts
+
+    module.seen = Seen(torch.rand(3, 1, 4, 4), torch.eye(3)[[0, 0, 2]])
+    assert after(False, 0) == [2, 0, 1]
+    assert after(True, 2) == [2, 0, 1], "judged just before it stopped"
+    module.seen = Seen(torch.rand(3, 1, 4, 4), torch.eye(3)[[2, 2, 0]])
+    assert after(False, 1) == [2, 0, 1], "not looked at yet"
+    assert after(True, 2) == [3, 0, 3]
+    assert after(False, 2) == [3, 0, 3]
+    after(False, 3)
+    assert after(True, 4) == [3, 0, 3], "judged long before it stopped"
 
 
 @pytest.mark.slow
