@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,12 @@ from kd_lightning import resolvers
 
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
+
+FORKS = multiprocessing.get_context("forkserver")
+"""Processes that have imported what a run takes before they begin."""
+FORKS.set_forkserver_preload(
+    ["kd_lightning.run", "kd_lightning.methods.dafl", "kd_lightning.data.datasets.digits", "hydra", "pytest"]
+)
 
 TINY = (
     "trainer.max_epochs=2",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
 import threading
@@ -11,11 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import FORKS
 
 from kd_lightning.artifacts import Store, digest, file_digest, write_json, writing
 from kd_lightning.errors import UserError
 
-CONTEXT = multiprocessing.get_context("spawn")
 ONE = {"lr": 0.1, "seed": 0}
 
 
@@ -53,7 +52,7 @@ def test_same_config_is_built_once_and_another_config_apart(tmp_path: Path) -> N
 
 
 def test_two_processes_at_once_build_one(tmp_path: Path) -> None:
-    jobs = [CONTEXT.Process(target=build_slowly, args=(tmp_path, 1.0)) for _ in range(2)]
+    jobs = [FORKS.Process(target=build_slowly, args=(tmp_path, 1.0)) for _ in range(2)]
     for job in jobs:
         job.start()
     for job in jobs:
@@ -76,7 +75,7 @@ def test_waiting_for_another_build_is_said(tmp_path: Path, capsys: pytest.Captur
 
 
 def test_a_killed_build_looks_unfinished_and_the_next_goes_on_from_it(tmp_path: Path) -> None:
-    job = CONTEXT.Process(target=build_half_and_die, args=(tmp_path,))
+    job = FORKS.Process(target=build_half_and_die, args=(tmp_path,))
     job.start()
     job.join()
     assert job.exitcode == -signal.SIGKILL

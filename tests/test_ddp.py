@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -20,7 +19,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from conftest import DAFL, TINY, composed
+from conftest import DAFL, FORKS, TINY, composed
 from doors import Fake, asking
 from lightning.pytorch.callbacks import Callback
 from omegaconf import OmegaConf
@@ -67,8 +66,6 @@ from kd_lightning.tasks import Classification
 from kd_lightning.teacher.frozen import FrozenTeacher
 from kd_lightning.teacher.query import QueryTeacher
 
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["kd_lightning.run", "kd_lightning.methods.dafl", "hydra"])
 B, LATENT = 8, 16
 HINTON = {"response": {"weight": 0.9, "loss": partial(kl, temperature=4.0)}}
 
@@ -657,7 +654,7 @@ def children(pid: int) -> list[int]:
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="reads /proc")
 def test_a_lost_rank_ends_the_run_and_the_same_command_goes_on(tmp_path: Path, store: Path) -> None:
     environment = os.environ | {"KD_CHECKPOINT_SECONDS": "0"}
-    long = ("trainer.max_epochs=6", "source.rounds=60")
+    long = ("trainer.max_epochs=4", "source.rounds=40")
     run = subprocess.Popen(command(tmp_path / "run", *long), env=environment, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 200
     while not (list(store.glob("run-*.unfinished")) and list(store.glob("fit-*.unfinished/last.ckpt"))) or not list(
@@ -683,4 +680,4 @@ def test_a_lost_rank_ends_the_run_and_the_same_command_goes_on(tmp_path: Path, s
     result = json.loads((tmp_path / "run/result.json").read_text())
     assert result["status"] == "ok"
     assert result["stored"] is False
-    assert result["cost"]["images_synthesised"] == 2 * 6 * 60 * 16
+    assert result["cost"]["images_synthesised"] == 2 * 4 * 40 * 16

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -15,11 +14,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import DAFL, TINY, tiny_run
+from conftest import DAFL, FORKS, TINY, tiny_run
 from safetensors.torch import load_file
 
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["kd_lightning.run", "kd_lightning.methods.dafl", "hydra"])
 SCHEDULED = "method.scheduler={_target_: torch.optim.lr_scheduler.ExponentialLR, _partial_: true, gamma: 0.5}"
 CROPPED = "data.recipe.augment=[{_target_: kd_lightning.data.augment.RandomCrop, padding: 1}]"
 TURNED = "source.augment=[{_target_: kd_lightning.data.augment.RandomAffine}]"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import sqlite3
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import FORKS
 from doors import Fake, asking, asks_slowly, pays, pictures
 
 from kd_lightning.errors import BudgetExceeded, TeacherError, VersionError
@@ -20,8 +20,6 @@ from kd_lightning.teacher.answers import Abstained, Described, Label, Probs, Top
 from kd_lightning.teacher.ledger import Ledger
 from kd_lightning.teacher.packed import Failed, keys_of, packed, unpacked
 
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["kd_lightning.run", "kd_lightning.methods.dafl", "hydra"])  # as the tests of ranks do
 TEACHER = Described("t", "1", "label", 3, price=0.5)
 
 
