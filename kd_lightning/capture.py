@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 
 
@@ -13,6 +14,8 @@ def capture(
     net: nn.Module, *, inputs: tuple[str, ...] = (), outputs: tuple[str, ...] = ()
 ) -> Iterator[dict[str, Tensor]]:
     """Collect what goes into and comes out of named modules during the forwards inside the block.
+
+    Compiled networks run there as they are written, because a compiled one does not see its hooks.
 
     Args:
         net: any module.
@@ -39,7 +42,8 @@ def capture(
     handles = [modules[path].register_forward_pre_hook(keep_input(path)) for path in inputs]
     handles += [modules[path].register_forward_hook(keep_output(path)) for path in outputs]
     try:
-        yield taps
+        with torch.compiler.set_stance("force_eager"):
+            yield taps
     finally:
         for handle in handles:
             handle.remove()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import (
     InterpolationKeyError,
@@ -56,6 +59,7 @@ def faults(cfg: DictConfig) -> list[str]:
     for path, node in [*_targets(plain), *_partial_trainers(plain)]:
         found |= dict.fromkeys(signature_faults(path, node, everywhere))
     found |= dict.fromkeys([*_trainer_faults(plain), *_shape_faults(plain), *_file_faults(plain)])
+    found |= dict.fromkeys(_compiler_faults(plain))
     found |= dict.fromkeys([*metric_faults(plain), *answer_faults(plain), *door_faults(as_dict(plain.get("teacher")))])
     for path, own in fits_of(plain):
         try:
@@ -227,6 +231,14 @@ def _shape_faults(cfg: Mapping[str, Any]) -> Iterator[str]:
                 numbers = key == "num_classes" and of_numbers(cfg)
                 has = "the labels are numbers, for which a network has one output" if numbers else ""
                 yield f"{path}.{key}={value}: {has or f'the data has {wanted} {what}'}"
+
+
+def _compiler_faults(cfg: Mapping[str, Any]) -> Iterator[str]:
+    on_cpu = at(cfg, "trainer.accelerator") == "cpu" or not torch.cuda.is_available()
+    compilers = (os.environ.get("CXX", "g++"), "clang++", "cl")
+    if cfg.get("compile") == "inductor" and on_cpu and not any(map(shutil.which, compilers)):
+        none = " or ".join(compilers)
+        yield f"compile=inductor: takes a C++ compiler on a CPU, and there is no {none}; install one, or compile=null"
 
 
 def _file_faults(cfg: Mapping[str, Any]) -> Iterator[str]:

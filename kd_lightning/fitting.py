@@ -171,6 +171,7 @@ def fit_config(cfg: DictConfig, bench: Bench, teacher_key: str) -> dict[str, Any
         "init": by_content(cfg.init, root) if of_a_stage else cfg.init and file_digest(cfg.init),
         "seed": cfg.seed,
         "memory_format": cfg.memory_format,
+        **({"compile": cfg.compile} if cfg.compile else {}),
         "mean": list(cfg.data.mean),
         "std": list(cfg.data.std),
         "data": bench.data_key,
@@ -198,6 +199,9 @@ def _train(
     method.global_batch_losses = cfg.trainer.get("global_batch_losses", False)
     if cfg.memory_format == "channels_last":
         method.to(memory_format=torch.channels_last)
+    if cfg.compile:
+        for net in (network, *([context.teacher.net] if isinstance(context.teacher, FrozenTeacher) else [])):
+            net.compile(backend=cfg.compile)
     source = instantiate(cfg.source, _convert_="all")
     loader = source.prepare(context)
     val = bench.dataset.val
@@ -250,6 +254,7 @@ def _train(
         "cut_short": cut_short(trainer, phase),
         "precision": str(cfg.trainer.precision),
         "memory_format": cfg.memory_format,
+        "compile": cfg.compile,
         **context.notes,
         **method.findings(),
     }

@@ -19,6 +19,7 @@ KEYS: dict[str, Any] = {
     "init": str | None,
     "called": str | None,
     "memory_format": Literal["contiguous", "channels_last"],
+    "compile": Literal["inductor", "cudagraphs", "aot_eager"] | None,
     "sweep.resume": str | None,
     "sweep.source_seed": int,
     "artifacts.root": str | None,

@@ -18,7 +18,7 @@ def quiet() -> None:
         ".*LeafSpec.*",
         ".*is smaller than the logging interval.*",
         ".*you defined a `validation_step` but have no `val_dataloader`.*",
-        ".*lr_scheduler.step.. before .optimizer.step.*",
+        ".*lr_scheduler.step... before .optimizer.step.*",
         ".*`(train|val)_dataloader` returned an empty.*",
         ".*Total length of `.*` across ranks is zero.*",
         ".*The .* logger connector.*",

@@ -223,6 +223,7 @@ def _produce(
         "dataset": {"layout": dataset.layout, "encoding": dataset.encoding, "skipped": dataset.skipped},
         "precision": student.report["precision"],
         "memory_format": student.report["memory_format"],
+        "compile": student.report.get("compile"),
         "device": torch.cuda.get_device_name() if device_of(cfg) != "cpu" else f"cpu x{torch.get_num_threads()}",
     }
 

@@ -59,7 +59,8 @@ class BatchNormTap:
         loss = batch_norm_statistics(tap.statistics, tap.layers)
 
     The statistics keep their graph, so gradients reach the images. Another forward pass replaces them;
-    entering again forgets them. Outside the `with` the net carries no hook.
+    entering again forgets them. Outside the `with` the net carries no hook; inside, compiled nets run as they are
+    written, because a compiled one does not see its hooks.
 
     Raises:
         ValueError: `net` has no BatchNorm with running statistics.
@@ -90,11 +91,14 @@ class BatchNormTap:
             raise RuntimeError("this BatchNormTap is entered already")
         self._seen.clear()
         self._handles = [layer.register_forward_pre_hook(self._keep) for layer in self._watched]
+        self._as_written = torch.compiler.set_stance("force_eager")
+        self._as_written.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._as_written.__exit__(kind, error, trace)
         while self._handles:
             self._handles.pop().remove()
 

@@ -1,0 +1,72 @@
+"""Compiled networks give the same numbers, show what hooks want to see, and are asked for where they can be made."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Outcome, composed
+from torch import nn
+from torch._dynamo.utils import counters
+
+from kd_lightning.capture import capture
+from kd_lightning.check import faults
+from kd_lightning.losses.image_prior import BatchNormTap
+
+
+def test_a_compiled_run_gives_the_same_numbers_by_a_fit_of_its_own(tiny: Callable[..., Outcome], store: Path) -> None:
+    as_written = tiny("method=kd")
+    before, fits = counters["stats"]["unique_graphs"], len(list(store.glob("fit-*")))
+    compiled = tiny("method=kd", "compile=aot_eager")
+    assert counters["stats"]["unique_graphs"] >= before + 3  # the student's two modes, and the teacher
+    assert len(list(store.glob("fit-*"))) == 2 * fits
+    assert (as_written["compile"], compiled["compile"]) == (None, "aot_eager")
+    assert compiled["metrics"] == pytest.approx(as_written["metrics"], abs=1e-6)
+
+
+@pytest.fixture
+def net() -> nn.Module:
+    """A network that was compiled, and has run so."""
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, 3)).eval()
+    net.compile(backend="eager")
+    with torch.no_grad():
+        net(torch.randn(5, 1, 4, 4))
+    return net
+
+
+def test_what_goes_through_a_compiled_network_is_captured(net: nn.Module) -> None:
+    x = torch.randn(5, 1, 4, 4)
+    with torch.no_grad(), capture(net, inputs=("3",), outputs=("0",)) as taps:
+        net(x)
+    assert torch.equal(taps["0"], net[0](x))  # type: ignore[index]
+    assert taps["3"].shape == (5, 8)
+
+
+def test_a_compiled_networks_batch_norms_are_seen(net: nn.Module) -> None:
+    x, graphs = torch.randn(5, 1, 4, 4), counters["stats"]["unique_graphs"]
+    with torch.no_grad():
+        with BatchNormTap(net) as tap:
+            net(x)
+        torch.testing.assert_close(tap.statistics[0][0], net[0](x).mean((0, 2, 3)))  # type: ignore[index]
+        net(x)
+        assert counters["stats"]["unique_graphs"] == graphs  # runs compiled again, by the graph there was
+        net.train()(x)
+    assert counters["stats"]["unique_graphs"] == graphs + 1
+
+
+def test_without_a_compiler_there_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = composed("trainer.accelerator=cpu", "compile=inductor")
+    monkeypatch.setattr(shutil, "which", {"g++": "/usr/bin/g++"}.get)
+    assert not faults(cfg)
+    monkeypatch.setenv("CXX", "mine")
+    (line,) = faults(cfg)
+    assert line.startswith("compile=inductor: takes a C++ compiler on a CPU, and there is no mine or clang++ or cl;")
+    assert not faults(composed("trainer.accelerator=cpu", "compile=aot_eager"))
+
+
+def test_an_unknown_compiler_is_refused() -> None:
+    (line,) = faults(composed("compile=fast"))
+    assert line.startswith("compile: expected one of inductor, cudagraphs, aot_eager or null, got")
