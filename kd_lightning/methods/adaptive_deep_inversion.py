@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from kd_lightning.data.loader import Augmentation
-from kd_lightning.data.sources.deep_inversion import inversion_losses, jittered
+from kd_lightning.data.sources.deep_inversion import inversion_losses, jittered, keep_in_range
 from kd_lightning.losses.adversarial import jensen_shannon
 from kd_lightning.losses.response import kl
 from kd_lightning.memory import Memory
@@ -48,6 +48,7 @@ class AdaptiveDeepInversion(Distiller):
         tv: weight of the total variation (alpha_tv); the norm grows with the square root of ``inverted``.
         l2: weight of the norm (alpha_l2).
         compete: weight of the competition (alpha_c).
+        clip: whether pixels are kept in the range of images at every step.
         jitter: largest shift in pixels.
         flip: mirror in every second step.
         kd_steps: of the student for each new batch.
@@ -72,6 +73,7 @@ class AdaptiveDeepInversion(Distiller):
         tv: float = 2.5e-5,
         l2: float = 3e-8,
         compete: float = 10.0,
+        clip: bool = False,
         jitter: int = 2,
         flip: bool = True,
         kd_steps: int = 50,
@@ -88,7 +90,7 @@ class AdaptiveDeepInversion(Distiller):
         self.image, self.make_optimizer, self.make_scheduler = tuple(image), optimizer, scheduler
         self.inverted, self.steps, self.lr = inverted, steps, lr
         self.bn, self.tv, self.l2, self.compete = bn, tv, l2, compete
-        self.jitter, self.flip, self.augment = jitter, flip, tuple(augment)
+        self.clip, self.jitter, self.flip, self.augment = clip, jitter, flip, tuple(augment)
         self.kd_steps, self.kd_batch_size, self.temperature = kd_steps, kd_batch_size, temperature
         self.per_batch, self.legacy_js = per_batch, legacy_js
         self.pixels = torch.empty(0, *self.image)
@@ -154,6 +156,8 @@ class AdaptiveDeepInversion(Distiller):
                     losses["compete"] = self.compete * self.competition(self.student(v * net.std + net.mean), t)
                 (self.pixels.grad,) = torch.autograd.grad(torch.stack(list(losses.values())).sum(), self.pixels)
                 self.adam.step()
+                if self.clip:
+                    keep_in_range(self.pixels, net)
         self.student.train()
         self.teacher.asked += self.per_batch * self.inverted
         self.record(**losses)

@@ -104,6 +104,15 @@ def test_the_losses(teacher: nn.Module, rounds: list[dict[str, Any]]) -> None:
     assert rounds[0]["terms"].keys() == {"class", "bn", "prior", "compete"}
 
 
+def test_pixels_leave_the_range_of_images_unless_they_are_clipped(teacher: nn.Module) -> None:
+    outside = {}
+    for clip in (False, True):
+        method = fit(small(lr=3.0, clip=clip), teacher, range(1))  # before the batch is finished
+        x = method.pixels * teacher.std + teacher.mean  # type: ignore[operator]
+        outside[clip] = (x.min().item() < -0.01, x.max().item() > 1.01)
+    assert outside == {False: (True, True), True: (False, False)}
+
+
 @pytest.mark.parametrize(
     ("legacy", "opposite", "alike"), [(False, 0.0, 1.0), (True, 0.0, 1.0)], ids=["paper", "legacy"]
 )

@@ -110,7 +110,6 @@ class DeepInversion:
         """From standardised noise u (N, C, H, W) to images in data units of the classes y (N,)."""
         u = u.requires_grad_()
         adam = torch.optim.Adam([u], lr=self.lr)
-        black_and_white = net.standardise(torch.zeros_like(u[:1])), net.standardise(torch.ones_like(u[:1]))
         for _ in range(self.steps):
             shift = random.integers(-self.jitter, self.jitter + 1, 2).tolist()
             v = jittered(u, shift, mirrored=self.flip and random.random() < 0.5)
@@ -119,8 +118,7 @@ class DeepInversion:
             torch.stack(list(losses.values())).sum().backward()
             adam.step()
             if self.clip:
-                with torch.no_grad():
-                    u.copy_(u.clamp(*black_and_white))
+                keep_in_range(u, net)
         return (u * net.std + net.mean).detach()
 
 
@@ -128,6 +126,12 @@ def jittered(u: Tensor, shift: Sequence[int], *, mirrored: bool = False) -> Tens
     """Pixels u (N, C, H, W) moved down and right by ``shift``, what leaves coming in on the other side."""
     v = u.roll(tuple(shift), (2, 3))
     return v.flip(3) if mirrored else v
+
+
+@torch.no_grad()
+def keep_in_range(u: Tensor, net: Normalized) -> None:
+    """Clip standardised pixels u (N, C, H, W), in place, to those of images between black and white."""
+    u.copy_(u.clamp(net.standardise(torch.zeros_like(u[:1])), net.standardise(torch.ones_like(u[:1]))))
 
 
 def inversion_losses(
