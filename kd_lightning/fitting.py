@@ -200,8 +200,7 @@ def _train(
     if cfg.memory_format == "channels_last":
         method.to(memory_format=torch.channels_last)
     if cfg.compile:
-        for net in (network, *([context.teacher.net] if isinstance(context.teacher, FrozenTeacher) else [])):
-            net.compile(backend=cfg.compile)
+        compile_networks(method, cfg.compile)
     source = instantiate(cfg.source, _convert_="all")
     loader = source.prepare(context)
     val = bench.dataset.val
@@ -262,6 +261,13 @@ def _train(
         method.to(context.device).go_on()
         report["generated/agreement"] = _agreement_on_drawn(method, bench.task, cfg.seed)
     return method, report
+
+
+def compile_networks(method: Distiller, backend: str) -> None:
+    """Compile a method's student and the teacher that it can look into, each when it is first called."""
+    method.student.compile(backend=backend)
+    if isinstance(method.teacher, FrozenTeacher):
+        method.teacher.net.compile(backend=backend)
 
 
 def _lightnings(trainer: DictConfig) -> DictConfig:

@@ -1,7 +1,7 @@
 """The authors' own code beside ours: same weights, latents, batch and mathematics, in full precision.
 
     python tests/benchmarks/against_references.py --references DIR [--steps 20] [--rounds 5] [--timed 4] [--batch N]
-        [--threads 2] [--fast] [--json FILE] [NAME ...]
+        [--threads 2] [--fast] [--compile] [--json FILE] [NAME ...]
 
 DIR holds checkouts, which nothing here fetches: DAFL (huawei-noah/DAFL), RDSKD (PengchaoHan/RDSKD), DFAD
 (VainF/Data-Free-Adversarial-Distillation), ZSKT (polo5/ZeroShotKnowledgeTransfer), DeepInversion
@@ -10,9 +10,10 @@ are, until enough backward passes were seen; CUDA, data sets and loggers that th
 
 First the losses are compared over ``--steps`` steps of a small batch, relative where they exceed 1: in the first step,
 over all of them, and over all of them in double precision, where what rounding did to the others is gone. Then steps
-are timed, in rounds of theirs, ours, theirs, ours ...; ours runs under Lightning with everything that a run has, and
-with ``--fast`` once more in each round with channels last and, where the CPU multiplies in it, bf16. Ratios are those
-of the medians over rounds. What does not run is listed with its reason.
+are timed, in rounds of theirs, ours, theirs, ours ...; ours runs under Lightning with everything that a run has, with
+``--fast`` once more in each round with channels last and, where the CPU multiplies in it, bf16, and with ``--compile``
+once more like that with teacher and student compiled. Ratios are those of the medians over rounds. What does not run
+is listed with its reason.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from references.sides import At
 from kd_lightning.device import fast_precision
 from kd_lightning.quiet import quiet
 
+RATIOS = {"ours": "ratio", "fast": "fast_ratio", "compiled": "compiled_ratio"}
 CHECKED = 16
 """Images of a step where losses are compared."""
 
@@ -90,16 +92,18 @@ def gaps(system: System, folder: Path, batch: int, steps: int, *, double: bool) 
     return [abs(a - b) / max(1, abs(a)) for a, b in pairs]
 
 
-def round_of(system: System, folder: Path, batch: int, timed: int, seed: int, *, fast: bool) -> dict[str, float]:
+def round_of(
+    system: System, folder: Path, batch: int, timed: int, seed: int, *, fast: bool, compiled: bool
+) -> dict[str, float]:
     """Seconds of a step of each side, one after the other."""
     torch.manual_seed(seed)
     # one step to warm up, then at least ``timed`` in whole cycles
     limits = [p * (1 + -(-timed // c) * c) + 1 for p, c in zip(system.passes, system.cycle, strict=True)]
     theirs, ours = system.run(At(folder, batch, limits[0], checking=False))
     seconds = {"theirs": theirs.seconds(system.passes[0], system.pause)}
-    for name in ("ours", "fast") if fast else ("ours",):
+    for name in ("ours", *(["fast"] if fast else []), *(["compiled"] if compiled else [])):
         mine = Trace(theirs.drawn)
-        ours.run(mine, limits[1], fast=name == "fast")
+        ours.run(mine, limits[1], fast=name != "ours", compiled=name == "compiled")
         seconds[name] = mine.seconds(system.passes[1], system.pause)
     return seconds
 
@@ -114,12 +118,12 @@ def measured(system: System, folder: Path, args: argparse.Namespace) -> dict[str
         gc.collect()
     rounds = []
     for seed in range(args.rounds):
-        rounds.append(round_of(system, folder, batch, args.timed, seed, fast=args.fast))
+        rounds.append(round_of(system, folder, batch, args.timed, seed, fast=args.fast, compiled=args.compile))
         gc.collect()
     if rounds:
         row["seconds"] = {side: [each[side] for each in rounds] for side in rounds[0]}
-        theirs, *ours = (statistics.median(side) for side in row["seconds"].values())
-        row |= {f"{name}ratio": mine / theirs for name, mine in zip(("", "fast_"), ours, strict=False)}
+        medians = {side: statistics.median(seconds) for side, seconds in row["seconds"].items()}
+        row |= {RATIOS[side]: s / medians["theirs"] for side, s in medians.items() if side in RATIOS}
         row |= {"most": system.most[0], "fast_most": system.most[1]}
         row["fast_precision"] = fast_precision("cpu")
     return row
@@ -133,7 +137,7 @@ def line(name: str, row: dict[str, Any]) -> str:
     cells += [f"{row[key]:9.1e}" if key in row else f"{'':9}" for key in ("gap_first", "gap", "gap_double")]
     seconds = row.get("seconds", {})
     cells += [f"{statistics.median(seconds[key]) * 1e3:9.1f}" for key in seconds]
-    for key in ("ratio", "fast_ratio"):
+    for key in RATIOS.values():
         if key in row:
             most = row["most" if key == "ratio" else "fast_most"]
             cells.append(f"{row[key]:6.3f}" + (f" (at most {most:.2f})" if most else f"{'':15}"))
@@ -150,6 +154,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, help="in place of each row's own")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--fast", action="store_true", help="also time ours with its settings for speed")
+    parser.add_argument("--compile", action="store_true", help="also time that with teacher and student compiled")
     parser.add_argument("--json", type=Path, help="append each row to this file")
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(SYSTEMS))
     args = parser.parse_args()
@@ -157,7 +162,8 @@ def main() -> None:
         parser.error(f"unknown {', '.join(sorted(unknown))}: take {', '.join(SYSTEMS)}")
     quiet()
     torch.set_num_threads(args.threads)
-    heads = ["1st gap", "gap", "in fp64", "theirs ms", "ours", *(["fast"] if args.fast else [])]
+    further = [name for name in ("fast", "compile") if getattr(args, name)]
+    heads = ["1st gap", "gap", "in fp64", "theirs ms", "ours", *further]
     print(f"{'system':24} batch", *(f"{head:>9}" for head in heads), " ratio", flush=True)
     for name in args.names or SYSTEMS:
         system = SYSTEMS[name]

@@ -31,8 +31,8 @@ class Pixels:
     net: nn.Module
     batch: int
 
-    def run(self, trace: Trace, limit: int, *, fast: bool) -> None:
-        """Invert one batch; ``fast``: channels last."""
+    def run(self, trace: Trace, limit: int, *, fast: bool, compiled: bool = False) -> None:
+        """Invert one batch; ``fast``: channels last. Hooks see to it that nothing is compiled."""
         layout = torch.channels_last if fast else torch.contiguous_format
         self.net.to(memory_format=layout)  # type: ignore[call-overload]
         with traced(trace, limit):

@@ -50,7 +50,9 @@ def traced(trace: Trace, limit: int, first: Callable[[], Any] = lambda: None) ->
     """Note every backward pass and end before number ``limit`` is made; call ``first`` before the first one."""
     backward, grad, randn = torch.Tensor.backward, torch.autograd.grad, torch.randn
 
-    def note(loss: Tensor) -> None:
+    def note(loss: Any) -> None:
+        if not isinstance(loss, Tensor):  # a compiler's own, while it traces a network
+            return
         if not trace.losses:
             first()
         trace.losses.append(loss.item())

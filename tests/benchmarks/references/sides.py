@@ -17,6 +17,7 @@ from torch import nn
 from kd_lightning.data.loader import TensorLoader
 from kd_lightning.data.sources.free import Rounds
 from kd_lightning.device import fast_precision
+from kd_lightning.fitting import compile_networks
 from kd_lightning.methods.base import Distiller
 from kd_lightning.networks.normalized import Normalized
 from kd_lightning.tasks import Classification
@@ -66,11 +67,13 @@ class Ours:
     synthetic: bool = False
     around: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
 
-    def run(self, trace: Trace, limit: int, *, fast: bool) -> None:
+    def run(self, trace: Trace, limit: int, *, fast: bool, compiled: bool = False) -> None:
         """Fit until ``limit`` backward passes were noted; ``fast``: channels last, and bf16 where the CPU has it."""
         layout = torch.channels_last if fast else torch.contiguous_format
         method = self.method().to(memory_format=layout)  # type: ignore[call-overload]
         precision = fast_precision("cpu") if fast else "32-true"
+        if compiled:
+            compile_networks(method, "inductor")
         watched = {"val": self.val, "epochs": self.epochs, "synthetic": self.synthetic}
         with self.around(), traced(trace, limit):
             under_lightning(method.train(), self.batches(layout), precision, 1, **watched)
