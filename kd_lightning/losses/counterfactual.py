@@ -60,6 +60,20 @@ def mask_size(mask: Tensor, *, tau: float = 0.1) -> Tensor:
     return (F.relu(tau - share) + F.relu(share - (1 - tau))).mean()
 
 
+def edge(mask: Tensor, *, width: int = 4) -> Tensor:
+    """The share of foreground on the rim of each image, averaged over the batch: objects stand inside.
+
+    The reproduction of CGN for the ML Reproducibility Challenge had a term of this kind for wildlife digits.
+
+    Args:
+        mask: (N,1,H,W) in [0, 1].
+        width: pixels of the rim, under half of the image.
+    """
+    height, wide = mask.shape[2:]
+    inner = mask[..., width : height - width, width : wide - width].float()
+    return (mask.float().sum() - inner.sum()) / (mask.numel() - inner.numel())
+
+
 def saliency(mask: Tensor) -> Tensor:
     """The mean of what a saliency net finds on backgrounds, (N,1,H,W): a background shows no object."""
     return mask.float().mean()

@@ -14,6 +14,8 @@ Deviations (paper / authors' code / here):
     * ``colour``: - / - / a level of the perceptual loss that is the pixels themselves, between images of one class, in
       ``*_small``: without it, object and background of a class change places, or a texture paints the shape, before
       there are shapes. None by default.
+    * ``edge``: - / - / masks that reach the image's rim cost something, in ``*_small`` of single-colored digits, where
+      black takes the place of the object else; none by default.
     * ``fade``: - / - / masks fade in, in ``*_small``, so that backgrounds take their colours first; at once by default.
     * ``ema``: - / - / the average of the generator's weights is kept, if wanted.
     * ``ms``: - / - / a mode-seeking term on masks (Mao et al., CVPR 2019), in ``*_small``, where the discriminator lets
@@ -32,7 +34,7 @@ from torch import Tensor, nn
 from kd_lightning import ranks
 from kd_lightning.data.loader import Batch
 from kd_lightning.data.recompose import Operator, applied
-from kd_lightning.losses.counterfactual import MECHANISMS, binary_entropy, compose, style
+from kd_lightning.losses.counterfactual import MECHANISMS, binary_entropy, compose, edge, style
 from kd_lightning.losses.gan import least_squares_d, least_squares_g
 from kd_lightning.losses.image_prior import mode_seeking
 from kd_lightning.mask_watch import MaskWatch
@@ -52,6 +54,7 @@ class Cgn(ConditionalGan):
         colour: weight of a level before those, of the pixels beside a map of ones, whose Gram matrix holds the means
             and second moments of an image's colours. Images are then drawn of the batch's labels, and each is
             compared with the real one of its label; 0 is CGN.
+        edge: weight of what masks have on the rim, an eighth of the side; 0 is CGN.
         fade: rounds in which masks come in, from nothing; 0 is CGN.
         compose: operators on mask, texture and background before they are composed.
         ms: weight of mode seeking among the masks of a label (MSGAN's lambda_ms); 0 is CGN.
@@ -66,6 +69,7 @@ class Cgn(ConditionalGan):
         features: nn.Module | None = None,
         perc: Sequence[float] = (),
         colour: float = 0.0,
+        edge: float = 0.0,
         fade: int = 0,
         compose: Sequence[Operator] = (),
         ms: float = 0.0,
@@ -74,7 +78,7 @@ class Cgn(ConditionalGan):
     ) -> None:
         super().__init__(**gan)
         self.binary, self.perc, self.colour, self.compose = binary, tuple(perc), colour, tuple(compose)
-        self.fade, self.ms, self.ms_from = fade, ms, ms_from
+        self.edge, self.fade, self.ms, self.ms_from = edge, fade, ms, ms_from
         self.watch, self.verdicts = MaskWatch(self.task.num_classes), VerdictWatch(self.task.num_classes)
         self.features = None if features is None else FrozenTeacher(features)
 
@@ -92,7 +96,7 @@ class Cgn(ConditionalGan):
         z = self.noise(len(made_y), self.latent)
         mask, made = self.composite(z, made_y)
 
-        # Mechanisms: L_adv + lambda L_binary + L_perc (+ L_colour + lambda_ms L_ms)
+        # Mechanisms: L_adv + lambda L_binary + L_perc (+ L_colour + L_edge + lambda_ms L_ms)
         with self.frozen(self.discriminator):
             losses = {"g": least_squares_g(self.discriminator(made, made_y))}
             losses["binary"] = self.binary * binary_entropy(mask)
@@ -102,6 +106,8 @@ class Cgn(ConditionalGan):
                 losses["perc"] = style(self.features.net(made), seen, self.perc)
             if self.colour:
                 losses["colour"] = style([colours(made)], [colours(self.alike(x))], [self.colour])
+            if self.edge:
+                losses["edge"] = self.edge * edge(mask, width=mask.shape[-1] // 8)
             if self.seeks():
                 losses["ms"] = self.ms * mode_seeking(mask, z)
             self.update(opt_g, torch.stack(list(losses.values())).sum())

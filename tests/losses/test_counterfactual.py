@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from kd_lightning.losses.counterfactual import (
     binary_entropy,
     compose,
+    edge,
     feature_distance,
     gram,
     mask_size,
@@ -69,6 +70,16 @@ def test_mask_size_looks_at_each_image() -> None:
     mask = torch.stack([torch.zeros(1, 4, 4), torch.ones(1, 4, 4)])
     assert float(mask_size(mask)) == pytest.approx(0.1)
     assert float(mask_size(mask, tau=0.2)) == pytest.approx(0.2)
+
+
+def test_the_edge_is_the_share_of_the_rim_alone() -> None:
+    inside, everywhere = torch.zeros(2, 1, 8, 6), torch.ones(2, 1, 8, 6)
+    inside[..., 2:6, 2:4] = 1
+    assert float(edge(inside, width=2)) == 0
+    assert float(edge(everywhere, width=2)) == 1
+    assert float(edge(everywhere - inside, width=2)) == 1
+    everywhere[0, 0, 0, 0] = 0  # one of 2 * (48 - 8) pixels
+    assert float(edge(everywhere, width=2)) == pytest.approx(79 / 80)
 
 
 def test_saliency_of_the_sheet() -> None:

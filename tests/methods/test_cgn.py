@@ -16,7 +16,7 @@ from toy import adam
 from kd_lightning.collapse import Collapsed
 from kd_lightning.data.loader import Batch, TensorLoader
 from kd_lightning.data.recompose import Opacity
-from kd_lightning.losses.counterfactual import binary_entropy, style
+from kd_lightning.losses.counterfactual import binary_entropy, edge, style
 from kd_lightning.methods.cgn import Cgn, colours
 from kd_lightning.methods.skdcgn import Skdcgn, channel_kl
 from kd_lightning.networks import cgn, tiny_gan
@@ -182,6 +182,19 @@ def test_modes_are_sought_among_masks_of_a_label(monkeypatch: pytest.MonkeyPatch
         return float(torch.stack([m.var(0).mean() for m in masks]).mean())
 
     assert differ(0.05) > 1.5 * differ(0.0)
+
+
+@pytest.mark.filterwarnings("ignore:lost class")  # their shapes lie on the rim
+def test_masks_stay_off_the_rim_for_a_price() -> None:
+    rims = []
+    for weight in (0.0, 5.0):
+        method = cgn_of(edge=weight)
+        terms = spied(method, "record")
+        seen = fitted(method, biased(), epochs=4)
+        assert ("edge" in terms[0][1]) == (weight > 0)
+        mask = seen.generator.eval().draw("shape", torch.randn(30, LATENT), torch.arange(30) % CLASSES)
+        rims.append(float(edge(mask.detach(), width=1)))
+    assert rims[1] < 0.3 * rims[0], rims
 
 
 def test_colours_are_told_by_the_real_image_of_the_label() -> None:
