@@ -153,7 +153,7 @@ class Cgn(ConditionalGan):
         """Masks and images of latents (N, latent) and labels (N,), which the three mechanisms have in common."""
         self.images_made += len(y) * ranks.world()
         mask, fg, bg = (cast(Any, self.learner).draw(im, z, y) for im in MECHANISMS)
-        fg = fg.detach() if self.rounds_done < self.still else fg
+        fg = fg.detach() if self.still and self.rounds_done < self.still else fg
         come = min(1, (self.rounds_done + 1) / self.fade) if self.fade > 0 else 1
         parts = applied(self.compose, come * mask, shifted(fg, self.rng), shifted(bg, self.rng), self.rng)
         return mask, compose(*parts)
