@@ -8,6 +8,7 @@ import re
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from platformdirs import user_cache_path
@@ -124,9 +125,9 @@ def _let_go(args: argparse.Namespace, found: list[Entry]) -> None:
         going, notes = chosen(args.names, found), list[str]()
         if not args.force:
             refuse_used(going, found)
-        for entry in going:
-            with locked(entry):  # refuse all before any is gone
-                pass
+        with ExitStack() as every:  # refuse all before any is gone
+            for entry in going:
+                every.enter_context(locked(entry))
     else:
         going, notes = garbage(found, before=time.time() - args.older_than, keep=args.keep)
     print(*notes, sep="\n", end="\n" if notes else "")

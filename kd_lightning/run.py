@@ -221,9 +221,7 @@ def _produce(
         },
         **(teacher.told(answers is not None, {**stages, "student": student}) if teacher else {}),
         "dataset": {"layout": dataset.layout, "encoding": dataset.encoding, "skipped": dataset.skipped},
-        "precision": student.report["precision"],
-        "memory_format": student.report["memory_format"],
-        "compile": student.report.get("compile"),
+        **{key: student.report.get(key) for key in ("precision", "memory_format", "compile")},
         "device": torch.cuda.get_device_name() if device_of(cfg) != "cpu" else f"cpu x{torch.get_num_threads()}",
     }
 

@@ -57,8 +57,8 @@ class Cgn(ConditionalGan):
             compared with the real one of its label; 0 is CGN.
         edge: weight of what masks have on the rim, an eighth of the side; 0 is CGN.
         fade: rounds in which masks come in, from nothing; 0 is CGN.
-        compose: operators on mask, texture and background before they are composed.
         still: rounds in which the object's texture does not learn; 0 is CGN.
+        compose: operators on mask, texture and background before they are composed.
         ms: weight of mode seeking among the masks of a label (MSGAN's lambda_ms); 0 is CGN.
         ms_from: round from which on they are sought.
         **gan: see :class:`ConditionalGan`; ``generator`` draws the three mechanisms.
