@@ -136,6 +136,13 @@ def test_what_is_being_made_stays(root: Path, capsys: pytest.CaptureFixture[str]
     assert f"{cut}.unfinished" not in names(root)
 
 
+def test_nothing_is_removed_where_one_of_several_is_being_made(root: Path) -> None:
+    nobody, cut, before = name(root, "fit", who="nobody"), name(root, "fit", who="cut"), names(root)
+    with FileLock(root / f"{cut}.lock"):
+        assert command(root, "rm", nobody, f"{cut}.unfinished", "--force") == 2
+    assert names(root) == before
+
+
 def test_gc_takes_what_no_run_uses(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = names(root)
     gone = {
