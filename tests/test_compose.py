@@ -73,12 +73,25 @@ def companions(group, name):
 
 @pytest.mark.parametrize(
     ("group", "name"),
-    [(g, n) for g in GROUPS if g not in ("tuned", "experiment") for n in files(g) if n not in NEED_MORE.get(g, ())],
+    [
+        (g, n)
+        for g in GROUPS
+        if g not in ("tuned", "experiment", "student")
+        for n in files(g)
+        if n not in NEED_MORE.get(g, ())
+    ],
 )
 def test_every_member_of_every_group_checks(group, name):
     # the method comes first: it chooses a source, which the member may then replace
     overrides = [*companions(group, name), f"{group}={name}"]
+    if group == "teacher" and name in files("student"):
+        overrides.append(f"student={name}")
     check(composed(*overrides))
+
+
+@pytest.mark.parametrize("name", sorted({*files("student")} - ({*files("teacher")} - NEED_MORE["teacher"])))
+def test_every_student_that_is_no_teacher_checks(name):
+    check(composed(f"student={name}"))
 
 
 @pytest.mark.parametrize("name", files("experiment"))
@@ -91,15 +104,28 @@ def test_an_experiment_of_each_paper_checks_with_another_method(name):
     check(composed(f"experiment={name}", "method=kd"))
 
 
-@pytest.mark.parametrize("name", files("tuned"))
-def test_every_tuned_file_is_pulled_in(name):
-    method, data, scale = next(
+def tuned(name):
+    """The method, the data and the scale that pull a tuned file in."""
+    return next(
         (m, d, s) for m in files("method") for d in files("data") for s in files("scale") if f"{m}_{d}_{s}" == name
     )
+
+
+def an_experiment_has(name):
+    method, data, scale = tuned(name)
+    return f"{method}/{data}{'_small' if scale == 'small' else ''}" in files("experiment") and scale in (
+        "small",
+        "paper",
+    )
+
+
+@pytest.mark.parametrize("name", [name for name in files("tuned") if not an_experiment_has(name)])
+def test_every_tuned_file_without_an_experiment_is_pulled_in(name):
+    method, data, scale = tuned(name)
     cfg = composed(*companions("method", method), f"method={method}", f"data={data}", f"scale={scale}")
     check(cfg)
-    tuned = yaml.safe_load((conf_dir() / "tuned" / f"{name}.yaml").read_text())
-    top = {key: value for key, value in tuned.items() if key in ("source", "trainer") and isinstance(value, dict)}
+    own = yaml.safe_load((conf_dir() / "tuned" / f"{name}.yaml").read_text())
+    top = {key: value for key, value in own.items() if key in ("source", "trainer") and isinstance(value, dict)}
     for word, settings in top.items():
         for key, value in settings.items():
             assert cfg[word][key] == value or "${" in str(value)
