@@ -20,14 +20,15 @@ from safetensors.torch import load_file
 SCHEDULED = "method.scheduler={_target_: torch.optim.lr_scheduler.ExponentialLR, _partial_: true, gamma: 0.5}"
 CROPPED = "data.recipe.augment=[{_target_: kd_lightning.data.augment.RandomCrop, padding: 1}]"
 TURNED = "source.augment=[{_target_: kd_lightning.data.augment.RandomAffine}]"
+HALVES = "data.recipe.batch_size=600"  # two or three rounds an epoch
 POOLED = (
     *("teacher=small_conv_bn", "source.rounds=3", "method.per_batch=2", CROPPED),
     *("method.generator.ngf=4", "method.latent=8", "method.batch_size=16", "method.kd_batch_size=16"),
 )
 CHAINS = {
-    "dafl": (SCHEDULED, "method.scheduler_g=${method.scheduler}"),
-    "dfad": ("method.student_steps=2",),
-    "bss": ("method.n_adv=8", "method.until=2.0"),
+    "dafl": (SCHEDULED, "method.scheduler_g=${method.scheduler}", "source.rounds=2"),
+    "dfad": ("method.student_steps=2", "source.rounds=2"),
+    "bss": ("method.n_adv=8", "method.until=2.0", HALVES),
     "adaptive_deep_inversion": (
         "teacher=small_conv_bn",
         "source.rounds=3",
@@ -35,7 +36,7 @@ CHAINS = {
     ),
     "fast_dfkd": (*POOLED, "method.warmup=1", "method.steps=2", "method.kd_steps=4"),
     "cmi": (*POOLED, "method.steps=4", "method.bank_size=64", "method.kd_steps=2"),
-    "kd": (SCHEDULED, CROPPED),
+    "kd": (SCHEDULED, CROPPED, HALVES),
     "kd of numbers": (
         *("data=rotated_digits", "data.base=digits", "data.size=8", "data.train=640", "data.val=100"),
         *("teacher=small_conv_bn", SCHEDULED, CROPPED),
@@ -163,17 +164,17 @@ STAGES = (
     *("+features.student.trunk.size=8", "+features.student.trunk.widths=[4,8]"),
     *("features.student.features=8", "features.student.hidden=[8]"),
     *("features.trainer.max_epochs=1", "features.source.batch_size=320"),
-    *("gan.trainer.max_epochs=2", "gan.source.batch_size=320", "gan.method.ema=0.9", "gan.method.ema_from=1"),
+    *("gan.trainer.max_epochs=2", "gan.source.batch_size=400", "gan.method.ema=0.9", "gan.method.ema_from=1"),
     *("gan.method.latent=4", "gan.method.generator.widths=8", "gan.method.discriminator.widths=8"),
     *("gan.method.discriminator.final=4", "+gan.method.show_every=3"),
-    *("ratio.trainer.max_epochs=2", "ratio.source.batch_size=320", "ratio.method.ratio.widths=[16,8]"),
+    *("ratio.trainer.max_epochs=2", "ratio.source.batch_size=400", "ratio.method.ratio.widths=[16,8]"),
 )
 MECHANISMS = (
     *("method=supervised", "teacher=none", "chain=skdcgn", "trainer.max_epochs=1", "student=digits_cnn"),
     *("data=double_colored_mnist", "data.base=digits", "data.train=120", "data.val=30", "data.test=30"),
-    *("cgn.trainer.max_epochs=2", "cgn.source.batch_size=40", "cgn.method.ema=0.9", "cgn.method.ema_from=1"),
+    *("cgn.trainer.max_epochs=2", "cgn.source.batch_size=60", "cgn.method.ema=0.9", "cgn.method.ema_from=1"),
     *("cgn.method.generator.ngf=4", "cgn.method.discriminator.ndf=8"),
-    *(f"{im}.{key}" for im in ("shape", "fg", "bg") for key in ("source.pairs=60", "source.batch_size=20")),
+    *(f"{im}.{key}" for im in ("shape", "fg", "bg") for key in ("source.pairs=60", "source.batch_size=30")),
     *("shape.trainer.max_epochs=2", "shape.method.n_critic=2", "fg.trainer.max_epochs=1", "bg.trainer.max_epochs=1"),
 )
 STAGE_OF = {
@@ -201,7 +202,7 @@ def test_a_stage_killed_after_every_checkpoint(phase: str, tmp_path: Path) -> No
     while in_a_child(tmp_path / "cut", tmp_path / "b", overrides, phase, "checkpoint") != 0:
         kills += 1
         assert kills < 30, "does not get on"
-    assert kills >= 6
+    assert kills >= 4
     assert_same(*(stage_left(tmp_path / root, phase, net) for root in ("a", "b")))
 
 

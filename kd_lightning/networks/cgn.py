@@ -6,6 +6,7 @@ and a label of its own: x = m f + (1 - m) b.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal, cast
 
@@ -33,6 +34,11 @@ class Cgn(nn.Module):
         init: ``orthogonal`` or ``normal``, of linear maps and convolutions; None leaves PyTorch's.
         gain: of the former, or the deviation of the latter and of the batch norms' weights.
         flat: a texture is one colour, its mean, so that it cannot paint a shape.
+        behind: what the background's channels begin with, in (0, 1). Their batch norm spreads the classes around it,
+            and where all are to become black from the middle of the range, some become white first.
+
+    Raises:
+        ValueError: a size that cannot be doubled to, or ``behind`` is no colour that tanh reaches.
     """
 
     mechanisms = MECHANISMS
@@ -49,10 +55,13 @@ class Cgn(nn.Module):
         init: Literal["orthogonal", "normal"] | None = "orthogonal",
         gain: float = 0.2,
         flat: bool = False,
+        behind: float = 0.5,
     ) -> None:
         super().__init__()
         if size % 4:
             raise ValueError(f"size={size}: expected a multiple of 4, as the image is doubled twice")
+        if not 0 < behind < 1:
+            raise ValueError(f"behind={behind}: expected a level between 0 and 1, such as 0.02 for black")
         self.flat = flat
         self.latent, self.num_classes = latent, num_classes
         self.label_emb = nn.Embedding(num_classes, embed)
@@ -77,6 +86,7 @@ class Cgn(nn.Module):
             for _ in range(2)
         )
         initialise(self, init, gain)
+        nn.init.constant_(cast(Tensor, self.bg[-2].bias), math.atanh(2 * behind - 1))
 
     def draw(self, im: str, z: Tensor, y: Tensor) -> Tensor:
         """What one mechanism draws of latents (N, latent) and labels (N,)."""

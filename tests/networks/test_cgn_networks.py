@@ -1,5 +1,7 @@
 """CGN of digits: counts, ranges, mechanisms that share no more than latents and a label, and textures of no place."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -64,6 +66,15 @@ def test_a_flat_texture_is_the_mean_of_what_would_have_been_drawn() -> None:
         wanted = drawn[im].mean((2, 3), keepdim=True).expand_as(drawn[im])
         assert drawn[im].std((2, 3)).min() > 1e-3
         assert torch.equal(flat.draw(im, z, y), wanted)
+
+
+def test_backgrounds_begin_as_dark_as_they_should() -> None:
+    torch.manual_seed(0)
+    cgn, (z, y) = Cgn(behind=0.02), inputs()
+    before_tanh = [net[:-1](torch.cat([z, cgn.label_emb(y)], 1)).detach().mean() for net in (cgn.fg, cgn.bg)]
+    assert [float(mean) for mean in before_tanh] == pytest.approx([0.0, math.atanh(-0.96)], abs=1e-4)
+    with pytest.raises(ValueError, match="behind=0: expected a level between 0 and 1"):
+        Cgn(behind=0)
 
 
 def test_a_mechanism_does_not_see_the_labels_of_the_others() -> None:
