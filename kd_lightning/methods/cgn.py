@@ -14,8 +14,9 @@ Deviations (paper / authors' code / here):
     * ``colour``: - / - / a level of the perceptual loss that is the pixels themselves, between images of one class, in
       ``*_small``: without it, object and background of a class change places, or a texture paints the shape, before
       there are shapes. None by default.
-    * ``edge``: - / - / masks that reach the rim cost something, in ``*_small`` of wildlife digits, where object and
-      background of a class change places; nothing by default.
+    * ``edge``, ``still``: - / - / masks that reach the rim cost something, and the object's texture stands still at
+      first, in ``*_small`` of wildlife digits, where object and background of a class change places; neither by
+      default.
     * Backgrounds: begin grey / the same / the same, and in ``*_small`` of single-colored digits black (the generator's
       ``behind``), or some classes stand white before black.
     * ``fade``: - / - / masks fade in, in ``*_small``, so that backgrounds take their colours first; at once by default.
@@ -58,6 +59,7 @@ class Cgn(ConditionalGan):
             compared with the real one of its label; 0 is CGN.
         edge: weight of what masks have on the rim, an eighth of the side; 0 is CGN.
         fade: rounds in which masks come in, from nothing; 0 is CGN.
+        still: rounds in which the object's texture does not learn; 0 is CGN.
         compose: operators on mask, texture and background before they are composed.
         ms: weight of mode seeking among the masks of a label (MSGAN's lambda_ms); 0 is CGN.
         ms_from: round from which on they are sought.
@@ -73,6 +75,7 @@ class Cgn(ConditionalGan):
         colour: float = 0.0,
         edge: float = 0.0,
         fade: int = 0,
+        still: int = 0,
         compose: Sequence[Operator] = (),
         ms: float = 0.0,
         ms_from: int = 0,
@@ -80,7 +83,7 @@ class Cgn(ConditionalGan):
     ) -> None:
         super().__init__(**gan)
         self.binary, self.perc, self.colour, self.compose = binary, tuple(perc), colour, tuple(compose)
-        self.edge, self.fade, self.ms, self.ms_from = edge, fade, ms, ms_from
+        self.edge, self.fade, self.still, self.ms, self.ms_from = edge, fade, still, ms, ms_from
         self.watch, self.verdicts = MaskWatch(self.task.num_classes), VerdictWatch(self.task.num_classes)
         self.features = None if features is None else FrozenTeacher(features)
 
@@ -152,6 +155,7 @@ class Cgn(ConditionalGan):
         """Masks and images of latents (N, latent) and labels (N,), which the three mechanisms have in common."""
         self.images_made += len(y) * ranks.world()
         mask, fg, bg = (cast(Any, self.learner).draw(im, z, y) for im in MECHANISMS)
+        fg = fg.detach() if self.still and self.rounds_done < self.still else fg
         come = min(1, (self.rounds_done + 1) / self.fade) if self.fade > 0 else 1
         parts = applied(self.compose, come * mask, shifted(fg, self.rng), shifted(bg, self.rng), self.rng)
         return mask, compose(*parts)

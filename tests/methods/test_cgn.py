@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from functools import partial
 from typing import Any
@@ -182,6 +183,20 @@ def test_modes_are_sought_among_masks_of_a_label(monkeypatch: pytest.MonkeyPatch
         return float(torch.stack([m.var(0).mean() for m in masks]).mean())
 
     assert differ(0.05) > 1.5 * differ(0.0)
+
+
+@pytest.mark.filterwarnings("ignore:lost class")  # after four rounds
+def test_the_objects_texture_stands_still_as_long_as_it_should() -> None:
+    def moved(still: int) -> list[bool]:
+        """Whether the textures of object and background have changed after 4 rounds."""
+        method = cgn_of(still=still)
+        nets: Any = method.generator.fg, method.generator.bg
+        before = copy.deepcopy(nets)
+        fitted(method, biased(128))
+        pairs = [zip(a.parameters(), b.parameters(), strict=True) for a, b in zip(before, nets, strict=True)]
+        return [any(not torch.equal(a, b) for a, b in pair) for pair in pairs]
+
+    assert [moved(n) for n in (0, 3, 4)] == [[True, True], [True, True], [False, True]]
 
 
 @pytest.mark.filterwarnings("ignore:lost class")  # their shapes lie on the rim
