@@ -1,6 +1,7 @@
 """Every file of the configuration composes and checks; what cannot run says so readably."""
 
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from kd_lightning.resolvers import conf_dir
 from kd_lightning.signatures import located
 
 
+@cache
 def files(group):
     folder = conf_dir() / group
     return sorted(str(file.relative_to(folder).with_suffix("")) for file in folder.rglob("*.yaml"))
@@ -113,10 +115,8 @@ def tuned(name):
 
 def an_experiment_has(name):
     method, data, scale = tuned(name)
-    return f"{method}/{data}{'_small' if scale == 'small' else ''}" in files("experiment") and scale in (
-        "small",
-        "paper",
-    )
+    own = {"small": f"{method}/{data}_small", "paper": f"{method}/{data}"}
+    return own.get(scale) in files("experiment")
 
 
 @pytest.mark.parametrize("name", [name for name in files("tuned") if not an_experiment_has(name)])
