@@ -28,7 +28,8 @@ ConfigStore.instance().store("other", plain | {"root": "other"})
 @hydra.main(version_base="1.3", config_path=None, config_name="config")
 def main(cfg):
     out = Path(HydraConfig.get().runtime.output_dir)
-    (out / "starts").open("a").write("x")
+    with (out / "starts").open("a") as starts:  # a Ctrl-C while a file closes by itself is lost
+        starts.write("x")
     time.sleep(cfg.nap)
     if cfg.do == "raise":
         raise RuntimeError("the loss is NaN")
@@ -207,7 +208,7 @@ def test_ending_the_parent_ends_its_jobs_and_starts_no_more(command, tmp_path, w
         time.sleep(0.05)
     assert "accuracy" in (out / "table.md").read_text(), "the table keeps up with the sweep"
     os.kill(parent.pid, which)
-    stdout, stderr = parent.communicate(timeout=30)
+    stdout, stderr = parent.communicate(timeout=100)
     assert parent.returncode == 130
     assert "Traceback" not in stderr
     assert not (out / "3").exists()
