@@ -171,7 +171,7 @@ def fit_config(cfg: DictConfig, bench: Bench, teacher_key: str) -> dict[str, Any
         "init": by_content(cfg.init, root) if of_a_stage else cfg.init and file_digest(cfg.init),
         "seed": cfg.seed,
         "memory_format": cfg.memory_format,
-        **({"compile": cfg.compile} if cfg.compile else {}),
+        **{key: cfg[key] for key in ("compile", "fold_batchnorm") if cfg[key]},
         "mean": list(cfg.data.mean),
         "std": list(cfg.data.std),
         "data": bench.data_key,
@@ -199,6 +199,8 @@ def _train(
     method.global_batch_losses = cfg.trainer.get("global_batch_losses", False)
     if cfg.memory_format == "channels_last":
         method.to(memory_format=torch.channels_last)
+    if cfg.fold_batchnorm and isinstance(method.teacher, FrozenTeacher):
+        method.teacher.fold_batchnorm()
     if cfg.compile:
         compile_networks(method, cfg.compile)
     source = instantiate(cfg.source, _convert_="all")
@@ -254,6 +256,7 @@ def _train(
         "precision": str(cfg.trainer.precision),
         "memory_format": cfg.memory_format,
         "compile": cfg.compile,
+        "fold_batchnorm": cfg.fold_batchnorm,
         **context.notes,
         **method.findings(),
     }
@@ -267,7 +270,7 @@ def compile_networks(method: Distiller, backend: str) -> None:
     """Compile a method's student and the teacher that it can look into, each when it is first called."""
     method.student.compile(backend=backend)
     if isinstance(method.teacher, FrozenTeacher):
-        method.teacher.net.compile(backend=backend)
+        method.teacher.compile_with(backend)
 
 
 def _lightnings(trainer: DictConfig) -> DictConfig:

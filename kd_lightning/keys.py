@@ -20,6 +20,7 @@ KEYS: dict[str, Any] = {
     "called": str | None,
     "memory_format": Literal["contiguous", "channels_last"],
     "compile": Literal["inductor", "cudagraphs", "aot_eager"] | None,
+    "fold_batchnorm": bool,
     "sweep.resume": str | None,
     "sweep.source_seed": int,
     "artifacts.root": str | None,

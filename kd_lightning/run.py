@@ -221,7 +221,7 @@ def _produce(
         },
         **(teacher.told(answers is not None, {**stages, "student": student}) if teacher else {}),
         "dataset": {"layout": dataset.layout, "encoding": dataset.encoding, "skipped": dataset.skipped},
-        **{key: student.report.get(key) for key in ("precision", "memory_format", "compile")},
+        **{key: student.report.get(key) for key in ("precision", "memory_format", "compile", "fold_batchnorm")},
         "device": torch.cuda.get_device_name() if device_of(cfg) != "cpu" else f"cpu x{torch.get_num_threads()}",
     }
 

@@ -11,9 +11,9 @@ are, until enough backward passes were seen; CUDA, data sets and loggers that th
 First the losses are compared over ``--steps`` steps of a small batch, relative where they exceed 1: in the first step,
 over all of them, and over all of them in double precision, where what rounding did to the others is gone. Then steps
 are timed, in rounds of theirs, ours, theirs, ours ...; ours runs under Lightning with everything that a run has, with
-``--fast`` once more in each round with channels last and, where the CPU multiplies in it, bf16, and with ``--compile``
-once more like that with teacher and student compiled. Ratios are those of the medians over rounds. What does not run
-is listed with its reason.
+``--fast`` once more in each round with channels last, the teacher's batch norms folded and, where the CPU multiplies
+in it, bf16, and with ``--compile`` once more like that with teacher and student compiled. Ratios are those of the
+medians over rounds. What does not run is listed with its reason.
 """
 
 from __future__ import annotations

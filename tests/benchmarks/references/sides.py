@@ -68,10 +68,19 @@ class Ours:
     around: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
 
     def run(self, trace: Trace, limit: int, *, fast: bool, compiled: bool = False) -> None:
-        """Fit until ``limit`` backward passes were noted; ``fast``: channels last, and bf16 where the CPU has it."""
+        """Fit until ``limit`` backward passes were noted.
+
+        Args:
+            trace: notes them.
+            limit: their number.
+            fast: channels last, the teacher's batch norms folded, and bf16 where the CPU has it.
+            compiled: teacher and student by torch.compile.
+        """
         layout = torch.channels_last if fast else torch.contiguous_format
         method = self.method().to(memory_format=layout)  # type: ignore[call-overload]
         precision = fast_precision("cpu") if fast else "32-true"
+        if fast and isinstance(method.teacher, FrozenTeacher):
+            method.teacher.fold_batchnorm()
         if compiled:
             compile_networks(method, "inductor")
         watched = {"val": self.val, "epochs": self.epochs, "synthetic": self.synthetic}
