@@ -17,7 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from tqdm import tqdm
 
 from kd_lightning import ranks
-from kd_lightning.collapse import Collapsed
+from kd_lightning.collapse import REMEDY, Collapsed
 from kd_lightning.dashboards import Boards
 from kd_lightning.data.loader import Batch
 from kd_lightning.methods.base import Distiller, Seen, Teacher
@@ -186,7 +186,7 @@ class WatchGenerator(Callback):
         self.counts = [a + b for a, b in zip(self.counts or [0] * len(counts), counts, strict=True)]
         health = generator_health(*pl_module.seen, numbers=self.numbers)
         pl_module.report({f"generated/{k}": v for k, v in health.items()})
-        collapsed = self._judge(health, pl_module.rounds_done)
+        collapsed = self._judge(health, pl_module)
         if pl_module.on_collapse == "restart":
             self.collapsed = ranks.decided(lambda: collapsed)
             trainer.should_stop = trainer.should_stop or self.collapsed is not None
@@ -194,13 +194,14 @@ class WatchGenerator(Callback):
             self.warned = True
             warnings.warn(f"{collapsed}. The student will not learn from this. {collapsed.remedy}", stacklevel=2)
 
-    def _judge(self, health: dict[str, float], round_: int) -> Collapsed | None:
+    def _judge(self, health: dict[str, float], method: Distiller) -> Collapsed | None:
         bad = health.get("entropy", 1.0) < 0.5 or health["spread"] < 0.02
         self.bad = self.bad + 1 if bad else 0
         if self.bad < self.patience:
             return None
         mean = "" if self.numbers else f"entropy of the batch-mean prediction is {health['entropy']:.2f} of ln C, "
-        return Collapsed(round_, f"{mean}pixel spread {health['spread']:.3f}")
+        words = f"{mean}pixel spread {health['spread']:.3f}"
+        return Collapsed(method.rounds_done, words, REMEDY.format(lr=method.generator_lr))
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Pictures: the last images with the teacher's class and confidence, and how often each class came."""

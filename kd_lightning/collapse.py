@@ -15,8 +15,8 @@ from kd_lightning.artifacts import write_json, writing
 from kd_lightning.errors import TrainingError
 
 REMEDY = (
-    "Lower method.optimizer_g.lr, raise the weight of the class balance or the batch size, or try another seed "
-    "(+method.on_collapse=restart does by itself)"
+    "Lower {lr}, raise the weight of the class balance or the batch size, or try another seed "
+    "(method.on_collapse=restart does by itself)"
 )
 TRIES = 3
 """A fit begins again so often at most."""
@@ -31,7 +31,7 @@ class Collapsed(Exception):
         remedy: what to try.
     """
 
-    def __init__(self, round_: int, words: str, remedy: str = REMEDY) -> None:
+    def __init__(self, round_: int, words: str, remedy: str) -> None:
         super().__init__(round_, words, remedy)  # so that it pickles: all ranks are told
         self.round, self.words, self.remedy = round_, words, remedy
 

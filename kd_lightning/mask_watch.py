@@ -13,8 +13,8 @@ from kd_lightning.class_means import ClassMeans
 from kd_lightning.collapse import Collapsed
 
 MASK_REMEDY = (
-    "Lower method.binary (lambda of the mask's entropy), try another seed, or another method.generator.gain of the "
-    "orthogonal initial weights (+method.on_collapse=restart tries other seeds by itself)"
+    "Lower cgn.method.binary (lambda of the mask's entropy; method.binary with method=cgn), try another seed "
+    "(method.on_collapse=restart does by itself), or another generator.gain beside it, of the orthogonal first weights"
 )
 
 

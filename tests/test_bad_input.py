@@ -322,7 +322,7 @@ def test_a_collapsed_generator_begins_again_with_another_seed(
     collapsing(monkeypatch, attempts=1)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*collapsed.*")
-        result = tiny(*RESTART, "+method.on_collapse=restart", f"teacher.weights={teacher_file}")
+        result = tiny(*RESTART, "method.on_collapse=restart", f"teacher.weights={teacher_file}")
     (attempt,) = result["restarts"]["student"]
     assert attempt["seed"] == 0
     assert 100 < attempt["round"] <= 200
@@ -339,7 +339,7 @@ def test_a_generator_that_always_collapses_ends_the_run(
 ) -> None:
     collapsing(monkeypatch, attempts=99)
     with pytest.raises(TrainingError, match=r"collapsed .* each of the seeds 0, \d+, \d+, \d+\. Lower"):
-        tiny(*RESTART, "+method.on_collapse=restart", f"teacher.weights={teacher_file}")
+        tiny(*RESTART, "method.on_collapse=restart", f"teacher.weights={teacher_file}")
 
 
 def test_a_healthy_generator_is_not_warned_about(tiny: Tiny, teacher_file: Path) -> None:
@@ -412,3 +412,20 @@ def test_full_disk_is_one_line(tmp_path: Path) -> None:
     assert "Traceback" not in run.stderr
     assert json.loads((tmp_path / "run/result.json").read_text())["status"] == "failed"
     assert not list((tmp_path / "store").glob("*/artifact.json"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "trains"),
+    [
+        (("method=dafl",), "student"),
+        (("method=rdskd",), "generator"),
+        (("method=cgan_kd", "data=mnist", "scale=small"), "gan"),
+        (("method=cgan_kd_regression", "data=rotated_digits", "scale=small"), "gan"),
+        (("experiment=skdcgn/double_colored_small",), "cgn"),
+    ],
+)
+def test_restarting_is_one_setting_wherever_the_generator_is_trained(overrides: tuple[str, ...], trains: str) -> None:
+    for chosen in ("warn", "restart"):
+        cfg = composed(*overrides, f"method.on_collapse={chosen}")
+        fits = {"student": cfg, **{stage.name: stage for stage in cfg.stages}}
+        assert fits[trains].method.on_collapse == chosen

@@ -138,13 +138,19 @@ def test_pixels_outside_the_unit_interval_are_clamped() -> None:
 
 
 @pytest.mark.parametrize(("entropy", "spread"), [(0.49, 0.5), (0.9, 0.019)])
-def test_collapse_is_judged_by_looks_in_a_row(entropy: float, spread: float, tmp_path: Path) -> None:
+def test_collapse_is_judged_by_looks_in_a_row(
+    entropy: float, spread: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Distiller, "rounds_done", 60)
+    method = Distiller(student=torch.nn.Linear(1, 1), teacher=None, task=Classification(3))
     bad, good = {"entropy": entropy, "spread": spread}, {"entropy": 0.51, "spread": 0.021}
     watch = WatchGenerator(tmp_path, patience=3)
-    assert [watch._judge(health, 0) for health in (bad, bad, good, bad, bad)] == [None] * 5
+    assert [watch._judge(health, method) for health in (bad, bad, good, bad, bad)] == [None] * 5
     resumed = WatchGenerator(tmp_path, patience=3)
     resumed.load_state_dict(watch.state_dict())
-    assert "collapsed (round 60)" in str(resumed._judge(bad, 60))
+    collapsed = resumed._judge(bad, method)
+    assert "collapsed (round 60)" in str(collapsed)
+    assert collapsed.remedy.startswith("Lower the generator's learning rate, raise")  # type: ignore[union-attr]
 
 
 def test_equal_pictures_collapse_a_generator_only_when_they_are_shown_again(

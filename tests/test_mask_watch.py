@@ -70,7 +70,7 @@ def test_it_is_said_once_over_resumes() -> None:
     watch.add(*masks(zero))
     resumed = MaskWatch(1)
     resumed.load_state_dict(watch.state_dict())
-    with pytest.warns(UserWarning, match=r"class are all zeros.*Lower method\.binary.*seed.*orthogonal"):
+    with pytest.warns(UserWarning, match=r"class are all zeros.*Lower cgn\.method\.binary.*seed.*orthogonal"):
         resumed.tell(10, "warn")
     again = MaskWatch(1)
     again.load_state_dict(resumed.state_dict())
@@ -87,7 +87,7 @@ def test_a_fit_that_restarts_is_ended_and_at_last_says_what_to_try(tmp_path: Pat
         watch.tell(7, "restart")
     for seed in range(TRIES):
         begin_again(tmp_path, seed, ended.value)
-    with pytest.raises(TrainingError, match=r"each of the seeds 0, 1, 2, 9\. Lower method\.binary"):
+    with pytest.raises(TrainingError, match=r"each of the seeds 0, 1, 2, 9\. Lower cgn\.method\.binary"):
         begin_again(tmp_path, 9, ended.value)
 
 

@@ -42,6 +42,8 @@ class Distiller(Repeatable):
     """Whether validation images say something of what it trains, where that is not the student."""
     keeps: tuple[str, ...] = ("generator",)
     """Networks beside the student that a fit keeps, each in a file of its name: ``generator.safetensors``."""
+    generator_lr = "the generator's learning rate"
+    """What to lower where the generator collapses."""
     instead_of_gradients = "set teacher.access=white, or ask with method=kd source=queried"
     """What to type where the method needs the teacher's gradients and the teacher gives none."""
     version = 1

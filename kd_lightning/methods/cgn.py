@@ -66,6 +66,8 @@ class Cgn(ConditionalGan):
         **gan: see :class:`ConditionalGan`; ``generator`` draws the three mechanisms.
     """
 
+    generator_lr = "cgn.method.optimizer_g.lr (method.optimizer_g.lr with method=cgn)"
+
     def __init__(
         self,
         *,

@@ -36,6 +36,7 @@ class ConditionalGan(Distiller):
     """
 
     trains_student = False
+    generator_lr = "gan.method.optimizer_g.lr"
     shown = 100
     """Images of a look."""
 

@@ -24,6 +24,8 @@ class Generative(Distiller):
         **base: see :class:`Distiller`.
     """
 
+    generator_lr = "method.optimizer_g.lr"
+
     def __init__(
         self,
         *,

@@ -48,6 +48,7 @@ class RdskdGenerator(Distiller):
     """
 
     trains_student = False
+    generator_lr = "rdskd.method.optimizer.lr"
 
     def __init__(
         self,
