@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from kd_lightning.artifacts import writing
 from kd_lightning.errors import UserError
-from kd_lightning.report import headline_key, measured_in, unit_of
+from kd_lightning.report import headline_key, measured_in, metric_columns, unit_of
 from kd_lightning.runs import Group, Stat
 
 if TYPE_CHECKING:
@@ -28,7 +30,8 @@ def plot(groups: Sequence[Group], path: Path, by: str | None = None) -> None:
 
 
 def draw(groups: Sequence[Group]) -> Figure:
-    """Every group's metric with its error bar, over total seconds, and over queries if any were asked.
+    """Every group's metric with its error bar, beside the teacher's and the controls'; over total seconds, and over
+    queries where groups asked unequally many.
 
     Raises:
         UserError: matplotlib is missing, or nothing was measured.
@@ -40,7 +43,7 @@ def draw(groups: Sequence[Group]) -> Figure:
     colours = [f"C{i % 10}" for i in range(len(measured))]
     panels = {"total seconds": [at.cost("seconds", "total") for at, _ in measured]}
     queries = [at.cost("queries") for at, _ in measured]
-    if any(queries):
+    if len(set(queries)) > 1:
         panels["images the teacher was asked about"] = queries
 
     height = max(3.2, 1.4 + 0.32 * len(measured))
@@ -56,6 +59,8 @@ def draw(groups: Sequence[Group]) -> Figure:
     teachers = {s.mean for at, _ in measured if (s := at.stat(f"teacher/{metric}"))}
     if len(teachers) == 1:
         first.axvline(teachers.pop(), color="grey", linestyle="--", linewidth=1, label="teacher")
+    for marker, (name, means) in zip(itertools.cycle("sDv^<>"), _controls(measured, metric).items(), strict=False):
+        first.plot(means, range(len(means)), marker, color="grey", markerfacecolor="none", label=name)
     if first.get_legend_handles_labels()[1]:
         first.legend(frameon=False, fontsize="small", loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
     first.set_yticks(range(len(measured)), labels)
@@ -108,6 +113,17 @@ def _figures() -> Callable[[float, float], Figure]:
     except ImportError as error:
         raise UserError("plots need matplotlib: pip install 'kd-lightning[notebook]'") from error
     return lambda width, height: figure.Figure(figsize=(width, height), layout="constrained", dpi=150)
+
+
+def _controls(measured: Sequence[tuple[Group, Stat]], metric: str) -> dict[str, list[float]]:
+    """What stands beside the student's metric, by name: a mean for every group, NaN where it was not measured."""
+    own, found = [stat.mean for _, stat in measured], {}
+    for key, name in metric_columns([at for at, _ in measured]).items():
+        if key.endswith(f"/{metric}") and not key.startswith(("test/", "teacher/")):
+            means = [stat.mean if (stat := at.stat(key)) else math.nan for at, _ in measured]
+            if means != own:  # the student's own, by another name
+                found[name] = means
+    return found
 
 
 def _label(key: str, measured: Sequence[tuple[Group, Stat]]) -> str:

@@ -66,7 +66,7 @@ def _unit(groups: Sequence[Group]) -> str:
     return units.pop() if len(units) == 1 else ""
 
 
-def _metric_columns(groups: Sequence[Group]) -> dict[str, str]:
+def metric_columns(groups: Sequence[Group]) -> dict[str, str]:
     """Metric to header: the student's on the test set, then the teacher's and the controls'."""
     unit = _unit(groups)
     measured = dict.fromkeys(key for at in groups for run in at.runs for key in run.result.get("metrics") or {})
@@ -107,7 +107,7 @@ def fold(runs: Sequence[Run]) -> Table:
     columns["n"] = [len(at.runs) for at in groups]
     if failed:
         columns["failed"] = [len(at.failed) for at in groups]
-    for key, header in _metric_columns(groups).items():
+    for key, header in metric_columns(groups).items():
         stats = [at.stat(key) for at in groups]
         if not key.startswith(("test/", BOUNDARY)):
             # One teacher or control that all seeds share has no spread to speak of.

@@ -260,20 +260,36 @@ def test_plot_without_matplotlib_says_what_to_install(tmp_path, capsys, monkeypa
     assert "kd-lightning[notebook]" in capsys.readouterr().err
 
 
-def test_plot_adds_a_panel_for_queries(tmp_path):
+def drawn(folder):
     pytest.importorskip("matplotlib")
-    from PIL import Image
+    from kd_lightning.plots import draw
+    from kd_lightning.runs import group
 
-    widths = []
-    for queries in (0, 500):
+    return draw(group(collect([folder])))
+
+
+def test_plot_adds_a_panel_for_queries_that_differ(tmp_path):
+    for method, queries in {"kd": 0, "supervised": 500}.items():
         for seed in range(2):
-            more = {"cost": {"seconds": {"total": 3.0}, "queries": queries}, "paper": {"test/accuracy": 0.95}}
-            run_at(tmp_path / f"{queries}" / f"{seed}", [], 0.9 + seed / 100, seed=seed, **more)
-        picture = tmp_path / f"{queries}.png"
-        assert main([str(tmp_path / f"{queries}"), "--plot", str(picture)]) == 0
-        with Image.open(picture) as image:
-            widths.append(image.width)
-    assert widths[1] > widths[0]
+            cost = {"seconds": {"total": 3.0}, "queries": queries}
+            run_at(tmp_path / method / f"{seed}", [f"method={method}"], 0.9 + seed / 100, seed=seed, cost=cost)
+    panels = [axes.get_xlabel() for axes in drawn(tmp_path).axes]
+    assert panels == ["accuracy", "total seconds", "images the teacher was asked about"]
+    assert len(drawn(tmp_path / "supervised").axes) == 2
+
+
+def test_plot_shows_controls_beside_the_student(tmp_path):
+    for i, (method, value) in enumerate({"kd": 0.9, "dafl": 0.7}.items()):
+        metrics = {"teacher/accuracy": 0.95, "noise/accuracy": 0.5, "called/accuracy": value}
+        metrics |= {"scratch/accuracy": 0.6} if method == "kd" else {}
+        run_at(tmp_path / f"{i}", [f"method={method}"], value, metrics={"test/accuracy": value, **metrics})
+    axes = drawn(tmp_path).axes[0]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["teacher", "real data", "noise"]
+    beside = {line.get_label(): list(line.get_xdata()) for line in axes.lines}
+    assert beside["noise"] == [0.5, 0.5]
+    at = [label.get_text().partition(" ")[0] for label in axes.get_yticklabels()].index("method=kd")
+    assert beside["real data"][at] == 0.6
+    assert math.isnan(beside["real data"][1 - at])
 
 
 def test_the_spread_over_all_other_settings_has_one_row_for_each_value(tmp_path):

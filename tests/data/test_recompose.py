@@ -77,7 +77,7 @@ def test_noise_has_its_spread_about_the_mask_and_is_cut() -> None:
     assert abs(float(noisy.std()) - 0.1) < 0.002
     assert torch.equal(fg, parts()[1])
     assert torch.equal(bg, parts()[2])
-    strong = MaskNoise()(mask, fg, bg, rng())[0]
+    strong = MaskNoise(1.0)(mask, fg, bg, rng())[0]
     assert float(strong.min()) == pytest.approx(1e-4)
     assert float(strong.max()) == pytest.approx(0.9999)
     assert abs(float((strong == strong.max()).float().mean()) - 0.3086) < 0.01  # P(N(0, 1) > .4999)
@@ -145,7 +145,7 @@ def test_operators_are_applied_in_their_order() -> None:
     mask, fg, bg = parts()
     draw = MaskNoise()(mask, fg, bg, rng())[0]
     torch.testing.assert_close(applied([MaskNoise(), Opacity(0.5)], mask, fg, bg, rng())[0], draw / 2)
-    assert float(applied([Opacity(0.5), MaskNoise()], mask, fg, bg, rng())[0].max()) == pytest.approx(0.9999)
+    assert float(applied([Opacity(0.5), MaskNoise(1.0)], mask, fg, bg, rng())[0].max()) == pytest.approx(0.9999)
     assert all(a is b for a, b in zip(applied([], mask, fg, bg, rng()), (mask, fg, bg), strict=True))
 
 
@@ -161,7 +161,7 @@ def made(*overrides: str) -> list[Any]:
 
 def test_the_group_gives_a_list_in_the_order_of_choice() -> None:
     assert made() == []
-    assert made("compose=noise", "compose.noise.std=0.1") == [MaskNoise(0.1)]
+    assert made("compose=noise", "compose.noise.std=0.2") == [MaskNoise(0.2)]
     assert made("compose=[opacity,rotation]") == [Opacity(0.75), Rotation(180.0)]
     assert made("compose=[rotation,opacity]") == [Rotation(180.0), Opacity(0.75)]
     assert made("compose=[weights,jitter]", "compose.weights.fg=0.5") == [Weights(fg=0.5, bg=0.75), Jitter()]
