@@ -429,3 +429,10 @@ def test_restarting_is_one_setting_wherever_the_generator_is_trained(overrides: 
         cfg = composed(*overrides, f"method.on_collapse={chosen}")
         fits = {"student": cfg, **{stage.name: stage for stage in cfg.stages}}
         assert fits[trains].method.on_collapse == chosen
+
+
+def test_a_fit_whose_generator_may_only_warn_is_kept_as_if_nothing_were_said(tiny: Tiny, store: Path) -> None:
+    tiny()
+    fits = sorted(store.glob("fit-*"))
+    tiny("~method.on_collapse")
+    assert sorted(store.glob("fit-*")) == fits
