@@ -163,7 +163,7 @@ def fit_config(cfg: DictConfig, bench: Bench, teacher_key: str) -> dict[str, Any
     """Everything that determines the numbers of a fit, as plain data."""
     plain: Any = {k: OmegaConf.to_container(cfg[k], resolve=True) for k in ("source", "student", "method", "trainer")}
     plain["trainer"] = {k: v for k, v in plain["trainer"].items() if k not in SILENT}
-    plain["method"] = {k: v for k, v in plain["method"].items() if (k, v) != ("on_collapse", "warn")}
+    plain["method"] = {k: v for k, v in plain["method"].items() if (k, v) != ("on_collapse", "warn")}  # changes none
     root = str(bench.store.root)
     plain = by_content(plain, root)
     of_a_stage = cfg.init and cfg.init.startswith(root)

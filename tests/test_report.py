@@ -260,6 +260,16 @@ def test_plot_without_matplotlib_says_what_to_install(tmp_path, capsys, monkeypa
     assert "kd-lightning[notebook]" in capsys.readouterr().err
 
 
+def test_plot_writes_a_picture(tmp_path):
+    pytest.importorskip("matplotlib")
+    from PIL import Image
+
+    run_at(tmp_path / "0", [], paper={"test/accuracy": 0.95})
+    assert main([str(tmp_path), "--plot", str(tmp_path / "a.png")]) == 0
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.width > image.height
+
+
 def drawn(folder):
     pytest.importorskip("matplotlib")
     from kd_lightning.plots import draw
