@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 from platformdirs import user_cache_path
 from safetensors import SafetensorError
 
+from kd_lightning import strangers
 from kd_lightning.errors import UserError, VersionError
 
 FORMAT_VERSION = 1
@@ -24,6 +25,9 @@ FORMAT_VERSION = 1
 
 NAME = re.compile(r"[a-z]+-[0-9a-f]{12}")
 """What an artefact's folder is called."""
+
+
+WHOLE, GONE = "whole", "gone"
 
 
 def refuse_format(found: Any, where: Path, remedy: str = "make it anew") -> None:
@@ -40,10 +44,16 @@ def refuse_format(found: Any, where: Path, remedy: str = "make it anew") -> None
     if found == FORMAT_VERSION and not isinstance(found, bool):
         return
     newer = isinstance(found, int) and found > FORMAT_VERSION
+    said = "of many digits" if isinstance(found, int) and abs(found) > 1e9 else f"{found!s:.20}"
     raise VersionError(
-        f"{where} has format_version {found}, this kd_lightning reads {FORMAT_VERSION}: "
+        f"{where} has format_version {said}, this kd_lightning reads {FORMAT_VERSION}: "
         + ("it was written by a newer one, install that" if newer else remedy)
     )
+
+
+def remedy(folder: Path) -> str:
+    """What to type where a file of this artefact cannot be read."""
+    return f"kd-artifacts rm {folder.name}, and it is made anew"
 
 
 def read_meta(folder: Path) -> dict[str, Any] | None:
@@ -53,16 +63,53 @@ def read_meta(folder: Path) -> dict[str, Any] | None:
         VersionError: it has another format.
         UserError: it cannot be read.
     """
-    file, remedy = folder / "artifact.json", f"kd-artifacts rm {folder.name}, and it is made anew"
-    try:
-        meta = json.loads(file.read_text())
-        version = meta["format_version"]
-    except (FileNotFoundError, NotADirectoryError):
+    file, advice = folder / "artifact.json", remedy(folder)
+    if not os.path.lexists(file):
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file} cannot be read ({error}): {remedy}") from error
-    refuse_format(version, file, remedy)
+    meta = strangers.read_json(file, advice=advice)
+    if not isinstance(meta, dict) or "format_version" not in meta:
+        raise UserError(f"{file} cannot be read (it names no format_version): {advice}")
+    refuse_format(meta["format_version"], file, advice)
     return meta
+
+
+def state_of(folder: Path) -> str:
+    """``WHOLE``, ``GONE``, or what is wrong with a finished artefact: a file that is not as long as it was written.
+
+    Raises:
+        VersionError: it has another format.
+    """
+    try:
+        meta = read_meta(folder)
+    except VersionError:
+        raise
+    except UserError as error:
+        return str(error).removesuffix(f": {remedy(folder)}")
+    if meta is None:
+        return GONE
+    sizes = meta.get("files")
+    for name, size in sizes.items() if isinstance(sizes, dict) else ():
+        now = os.lstat(folder / name).st_size if os.path.lexists(folder / name) else 0
+        if now != size:
+            return f"{name} is {now} bytes long, {size} were written"
+    return WHOLE
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """Bytes of the files that are read again, by their paths in an artefact's folder."""
+    found = [*folder.glob("*.json"), *folder.glob("*.csv"), *folder.rglob("*.safetensors"), *folder.rglob("*.ckpt")]
+    return {str(file.relative_to(folder)): file.stat().st_size for file in found if file.is_file()}
+
+
+def _set_aside(folder: Path) -> None:
+    """Make place for another, where the artefact that is there is damaged."""
+    if (wrong := state_of(folder)) in (WHOLE, GONE):
+        return
+    aside = folder.with_name(folder.name + ".damaged")
+    print(f"{folder.name} is damaged ({wrong}): it is set aside as {aside}, and made anew", file=sys.stderr, flush=True)
+    with writing(aside):
+        shutil.rmtree(aside, ignore_errors=True)
+        os.replace(folder, aside)
 
 
 def digest(config: Any) -> str:
@@ -187,6 +234,7 @@ class Store:
         with self._locked(folder):
             if not self._usable(folder):
                 work = _unfinished(folder)
+                self._decided(lambda: _set_aside(folder))
                 self._decided(lambda: self._begin(work))
                 self._used.append(set())
                 try:
@@ -200,7 +248,7 @@ class Store:
 
     def _usable(self, folder: Path) -> bool:
         may = self.reuse or folder in self.built
-        return may and self._decided(lambda: read_meta(folder) is not None)
+        return may and self._decided(lambda: state_of(folder) == WHOLE)
 
     def _begin(self, work: Path) -> None:
         with writing(work):
@@ -210,7 +258,8 @@ class Store:
 
     def _finish(self, work: Path, folder: Path, meta: Mapping[str, Any]) -> None:
         old = folder.with_name(folder.name + ".old")
-        write_json(work / "artifact.json", meta)
+        (work / "artifact.json").unlink(missing_ok=True)
+        write_json(work / "artifact.json", {**meta, "files": _sizes(work)})
         with writing(folder):
             shutil.rmtree(old, ignore_errors=True)
             if folder.exists():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,11 +12,11 @@ import torch
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from kd_lightning import ranks
-from kd_lightning.artifacts import FORMAT_VERSION, Store, by_content, digest, file_digest, write_json, writing
+from kd_lightning.artifacts import FORMAT_VERSION, Store, by_content, digest, file_digest, remedy, write_json, writing
 from kd_lightning.callbacks import PhaseBar, WatchGenerator
 from kd_lightning.checkpoints import Marked, resumable
 from kd_lightning.collapse import Collapsed, begin_again, reseeded, restarts
@@ -34,6 +33,7 @@ from kd_lightning.needs import needs_of
 from kd_lightning.networks.normalized import Normalized
 from kd_lightning.resumable import Resumable
 from kd_lightning.signatures import versions
+from kd_lightning.strangers import read_json, read_tensors
 from kd_lightning.tasks import Task
 from kd_lightning.teacher.frozen import FrozenTeacher
 from kd_lightning.teacher.query import QueryTeacher
@@ -138,8 +138,8 @@ def fit(
     if folder not in bench.store.built and ranks.rank() == 0:
         replay(folder, boards)
     network = build_network(cfg)
-    network.load_state_dict(load_file(folder / "student.safetensors"))
-    report = json.loads((folder / "fit.json").read_text())
+    network.load_state_dict(read_tensors(folder / "student.safetensors", advice=remedy(folder)))
+    report = read_json(folder / "fit.json", advice=remedy(folder))
     if isinstance(teacher, QueryTeacher):
         teacher.adopt(report["teacher_images"])  # also where an earlier run paid
     return Fitted(network.eval(), folder, digest(config), report, report["fit_seconds"])
@@ -226,6 +226,7 @@ def _train(
     checkpoint = work / "last.ckpt"
     interrupted_before = ranks.decided(checkpoint.is_file)
     goes_on_from = resumable(checkpoint, method) if interrupted_before else None
+    marked = Marked(goes_on_from)
     watching = [PhaseBar(phase), watch, KeepCurves(curves)]
     trainer = instantiate(_lightnings(cfg.trainer), _partial_=True, _convert_="all")(
         **ranks.environment(),
@@ -233,12 +234,13 @@ def _train(
         enable_checkpointing=True,
         logger=curves,
         max_time=duration(cfg.trainer.max_time),
-        callbacks=[*watching, Marked(), Resumable(checkpoint), *bench.callbacks],
+        callbacks=[*watching, marked, Resumable(checkpoint), *bench.callbacks],
     )
     method.train()
     try:
         images = Images(loader, val_loader, eight_bits=isinstance(context.teacher, QueryTeacher))
-        trainer.fit(method, images, ckpt_path=goes_on_from, weights_only=True)
+        with marked.blaming():
+            trainer.fit(method, images, ckpt_path=goes_on_from, weights_only=True)
     except SystemExit as interrupted:  # Lightning's answer to Ctrl-C
         raise KeyboardInterrupt from interrupted
     if watch.collapsed is not None:

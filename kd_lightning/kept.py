@@ -28,7 +28,7 @@ class Entry:
     Args:
         folder: where.
         name: of the artefact: ``kind-hash``.
-        state: empty, ``unfinished``, ``old`` or ``unreadable``.
+        state: empty, ``unfinished``, ``old``, ``damaged`` or ``unreadable``.
         size: bytes.
         touched: when something in it last changed, in seconds since the epoch.
         about: what it is, in a few words.
@@ -60,7 +60,7 @@ def entries(root: Path) -> list[Entry]:
     found = [
         _entry(folder, *match.groups())
         for folder in root.iterdir()
-        if folder.is_dir() and (match := re.fullmatch(rf"({NAME.pattern})(?:\.(unfinished|old))?", folder.name))
+        if folder.is_dir() and (match := re.fullmatch(rf"({NAME.pattern})(?:\.(unfinished|old|damaged))?", folder.name))
     ]
     return sorted(found, key=lambda entry: (entry.kind, -entry.size))
 
@@ -127,7 +127,7 @@ def garbage(found: Sequence[Entry], *, before: float, keep: Sequence[str] = ()) 
         Entries, and notes on why others stay.
     """
     old = [entry for entry in found if entry.touched < before and not entry.folder.name.startswith(tuple(keep))]
-    going = [entry for entry in old if entry.state in ("unfinished", "old") and not at_work(entry)]
+    going = [entry for entry in old if entry.state in ("unfinished", "old", "damaged") and not at_work(entry)]
     runs = [entry for entry in found if entry.kind == "run" and entry not in going]
     notes: list[str] = []
     if begun := [entry.name for entry in runs if entry.state == "unfinished"]:

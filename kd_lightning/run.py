@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 import warnings
@@ -17,7 +16,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from kd_lightning import ranks
-from kd_lightning.artifacts import Store, file_digest, names_file, write_json, writing
+from kd_lightning.artifacts import Store, file_digest, names_file, remedy, write_json, writing
 from kd_lightning.beside import control_of, handed, referring, stage_of, weak_teacher
 from kd_lightning.check import check
 from kd_lightning.confusions import draw_answers
@@ -30,6 +29,7 @@ from kd_lightning.fitting import Bench, Fitted, fit
 from kd_lightning.inference import predict
 from kd_lightning.results import header, parameters, peak_memory
 from kd_lightning.signatures import versions
+from kd_lightning.strangers import read_json
 from kd_lightning.tasks import evaluate
 from kd_lightning.teacher.obtain import Obtained, obtain_teacher
 
@@ -104,6 +104,7 @@ def _files(node: Any) -> Iterator[str]:
 
 def _kept_or_made(cfg: DictConfig, folder: Path, names: Mapping[str, str | None]) -> dict[str, Any]:
     settle(cfg, names)
+    ranks.decided(lambda: _leave_composition(cfg, folder))
     store = Store(cfg.artifacts.root, reuse=cfg.artifacts.reuse)
     clock = Clock()
     with clock("data"):
@@ -122,7 +123,7 @@ def _kept_or_made(cfg: DictConfig, folder: Path, names: Mapping[str, str | None]
     before = time.time()
     kept = store.obtain("run", made_of, build, everywhere=True)
     ranks.decided(lambda: _copied(kept, folder))
-    result = json.loads((kept / "result.json").read_text())
+    result = read_json(kept / "result.json", advice=remedy(kept))
     result["stored"] = kept not in store.built
     if result["stored"] and ranks.rank() == 0:
         made = time.strftime("%Y-%m-%d %H:%M", time.localtime((kept / "result.json").stat().st_mtime or before))
@@ -130,6 +131,16 @@ def _kept_or_made(cfg: DictConfig, folder: Path, names: Mapping[str, str | None]
             f"This composition was run before: its stored result of {made} follows (artifacts.reuse=false runs anew)."
         )
     return result
+
+
+def _leave_composition(cfg: DictConfig, folder: Path) -> None:
+    """Write what the composition comes to over what Hydra noted: plain values, which others read without resolving."""
+    file = folder / ".hydra" / "config.yaml"
+    with writing(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part = file.with_name(".config.yaml.part")
+        part.write_text(OmegaConf.to_yaml(cfg, resolve=True))
+        part.replace(file)
 
 
 def _copied(kept: Path, folder: Path) -> None:
@@ -210,6 +221,7 @@ def _produce(
         "called": cfg.called,
         "task": bench.task.described(),
         "paper": OmegaConf.to_container(cfg.paper.get(names.get("method"), OmegaConf.create({}))),
+        "teacher_kept": teacher.kept if teacher else None,
         "models": {k: {"parameters": parameters(net)} for k, net in networks.items()},
         "cost": {
             "seconds": {k: round(v, 2) for k, v in {**seconds, "total": sum(seconds.values())}.items()},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import statistics
@@ -12,10 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
-
+from kd_lightning import strangers
 from kd_lightning.artifacts import refuse_format
 from kd_lightning.errors import UserError
 
@@ -52,28 +48,27 @@ class Run:
     reason: str = ""
 
     @cached_property
-    def config(self) -> DictConfig:
-        """Hydra's record of every value, those that no override named among them."""
-        return OmegaConf.create(_load_yaml(self.folder / ".hydra" / "config.yaml") or {})
+    def config(self) -> Any:
+        """The record of every value, those that no override named among them; what refers to others stays as it is."""
+        return _load_yaml(self.folder / ".hydra" / "config.yaml")
 
     @cached_property
-    def choices(self) -> DictConfig:
+    def choices(self) -> Any:
         """Hydra's record of the member chosen of each group."""
-        hydra = OmegaConf.create(_load_yaml(self.folder / ".hydra" / "hydra.yaml") or {})
-        return OmegaConf.select(hydra, "hydra.runtime.choices") or OmegaConf.create()
+        return pick(_load_yaml(self.folder / ".hydra" / "hydra.yaml"), "hydra", "runtime", "choices")
 
     def setting(self, key: str) -> str:
         """The value of ``key``, by override or by default; numbers in one spelling."""
         value = self.settings.get(key)
         if value is None:
-            value = self.choices.get(key)
-            value = _select(self.config, key) if value is None else value
+            value = pick(self.choices, key)
+            value = pick(self.config, *key.split(".")) if value is None else value
         if isinstance(value, bool):
             return str(value).lower()
         try:
             return f"{float(str(value)):.12g}"
         except ValueError:
-            return NOTHING if str(value) in ("None", "null", "") or OmegaConf.is_config(value) else str(value)
+            return NOTHING if str(value) in ("None", "null", "") or isinstance(value, dict | list) else str(value)
 
     def metric(self, key: str) -> float | None:
         """A metric of the result, or None where it was not measured."""
@@ -97,12 +92,14 @@ class Group:
 
     def cost(self, *path: str) -> float | None:
         """Mean of one entry of the results' ``cost``."""
-        values = [value for run in self.runs if (value := pick(run.result, "cost", *path)) is not None]
+        values = [value for run in self.runs if (value := _number(pick(run.result, "cost", *path))) is not None]
         return statistics.fmean(values) if values else None
 
     def paper(self, key: str) -> float | None:
         """The paper's number for a metric, where a result names one."""
-        return next((value for run in self.runs if (value := pick(run.result, "paper", key)) is not None), None)
+        return next(
+            (value for run in self.runs if (value := _number(pick(run.result, "paper", key))) is not None), None
+        )
 
 
 def pick(result: Any, *path: str) -> Any:
@@ -112,18 +109,10 @@ def pick(result: Any, *path: str) -> Any:
     return result
 
 
-def _select(config: DictConfig, key: str) -> Any:
-    """The value at a dotted key; None where what it refers to cannot be read any more."""
-    try:
-        return OmegaConf.select(config, key)
-    except OmegaConfBaseException:
-        return None
-
-
 def _load_yaml(path: Path) -> Any:
     try:
-        return OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    except (OSError, ValueError, YAMLError, OmegaConfBaseException):
+        return strangers.read_yaml(path)
+    except UserError:
         return None
 
 
@@ -142,26 +131,46 @@ def read_result(folder: Path) -> dict[str, Any]:
         FileNotFoundError: there is none.
     """
     path = folder / "result.json"
-    try:
-        result = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read, perhaps half-written: {error}") from error
+    if not os.path.lexists(path):
+        raise FileNotFoundError(path)
+    result = strangers.read_json(path, advice="perhaps it is half-written; copy it again")
     version = pick(result, "format_version")
     if not isinstance(version, int):
         raise UserError(f"{path} is not a result of kd_lightning")
     refuse_format(version, path, "run it anew, into a folder of its own")
     if result.get("status") not in ("ok", "failed", "stopped"):
         raise UserError(f"{path} is not a result of kd_lightning")
+    if odd := _odd_entry(result):
+        raise UserError(f"{path} is not a result of kd_lightning: {odd} is of another kind")
     return result
+
+
+def _odd_entry(result: Mapping[str, Any]) -> str:
+    """The first entry of a result that those who compute with it would stumble over; empty where there is none."""
+    for key in ("metrics", "cost", "paper", "task", "ended_by"):
+        if not isinstance(result.get(key) or {}, dict):
+            return key
+    for key, value in (result.get("metrics") or {}).items():
+        if value is not None and _number(value) is None:
+            return f"metrics.{key}"
+    for key, at in (result.get("ended_by") or {}).items():
+        if not all(type(pick(at, name)) is int for name in ("round", "of")):
+            return f"ended_by.{key}"
+    if not isinstance(pick(result, "task", "unit") or "", str):
+        return "task.unit"
+    return next((key for key in ("system", "data", "method", "seed") if isinstance(result.get(key), dict | list)), "")
+
+
+def _number(value: Any) -> float | None:
+    """A number that can be computed with, None for anything else."""
+    return value if type(value) is float or (type(value) is int and abs(value) < 2**63) else None
 
 
 def last_line(log: Path) -> str:
     """Last line that a job printed, without Hydra's hint on full traces; empty where there is none."""
     try:
-        lines = log.read_text(errors="replace").splitlines()
-    except OSError:
+        lines = strangers.read_text(log, strangers.MOST_TABLE, errors="replace").splitlines()
+    except (OSError, ValueError):
         return ""
     said = (line.strip() for line in reversed(lines))
     return next((line for line in said if line and "HYDRA_FULL_ERROR" not in line), "")
