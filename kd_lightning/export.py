@@ -131,7 +131,7 @@ def _card_of(folder: Path) -> dict[str, Any]:
     if missing:
         raise UserError(f"{folder} holds no student: {missing[0]} is missing. Name the folder of a finished run")
     file = folder / "student.json"
-    card = strangers.read_json(file, advice="perhaps it is half-written; copy it again")
+    card = strangers.read_json(file, advice="it is perhaps half-written, copy it again")
     if not isinstance(card, dict):
         raise UserError(f"{file} is not the card of a student")
     return card

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -16,6 +15,7 @@ from filelock import FileLock, Timeout
 
 from kd_lightning.artifacts import NAME, read_meta, size_of
 from kd_lightning.errors import UserError
+from kd_lightning.strangers import read_json
 
 DERIVED = ("fit", "pool", "labels")
 """Kinds that ``gc`` removes where no run uses them: computing brings them back. Paid answers and runs stay."""
@@ -90,8 +90,8 @@ def _about(folder: Path, meta: dict[str, Any]) -> str:
         words = [f"{named.get('method')} on {named.get('data')}", named.get("student"), f"seed {config.get('seed')}"]
     elif kind == "fit":
         try:
-            report = json.loads((folder / "fit.json").read_text())
-        except (OSError, ValueError):
+            report = read_json(folder / "fit.json")
+        except UserError:
             report = {}
         student = str((config.get("student") or {}).get("_target_")).rpartition(".")[2]
         method = str(config.get("target")).rpartition(".")[2]

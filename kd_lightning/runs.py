@@ -97,9 +97,8 @@ class Group:
 
     def paper(self, key: str) -> float | None:
         """The paper's number for a metric, where a result names one."""
-        return next(
-            (value for run in self.runs if (value := _number(pick(run.result, "paper", key))) is not None), None
-        )
+        values = (_number(pick(run.result, "paper", key)) for run in self.runs)
+        return next((value for value in values if value is not None), None)
 
 
 def pick(result: Any, *path: str) -> Any:
@@ -133,7 +132,7 @@ def read_result(folder: Path) -> dict[str, Any]:
     path = folder / "result.json"
     if not os.path.lexists(path):
         raise FileNotFoundError(path)
-    result = strangers.read_json(path, advice="perhaps it is half-written; copy it again")
+    result = strangers.read_json(path, advice="it is perhaps half-written, copy it again")
     version = pick(result, "format_version")
     if not isinstance(version, int):
         raise UserError(f"{path} is not a result of kd_lightning")

@@ -169,7 +169,11 @@ def refuse_inflating(path: str | Path) -> bool:
     Raises:
         ValueError: it does.
     """
+    with open(path, "rb") as file:
+        begins = file.read(2) == b"PK"
     if not zipfile.is_zipfile(path):
+        if begins:
+            raise ValueError("it is truncated")
         return False
     with zipfile.ZipFile(path) as content:
         inside = sum(member.file_size for member in content.infolist())

@@ -138,10 +138,10 @@ def _is_network(target: str, outermost: bool) -> bool:
 def _loads(target: str) -> bool:
     """Whether it is the function ``load`` of one of our data sets."""
     module, _, name = target.rpartition(".")
-    if not target.startswith(DATA) or name != "load":
+    if not target.startswith(DATA):
         return False
     found = located(target)
-    return inspect.isfunction(found) and found.__module__ == module
+    return name == "load" and inspect.isfunction(found) and found.__module__ == module
 
 
 def _module(name: str) -> Any:

@@ -95,10 +95,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder, root = tmp_path_factory.mktemp("finished") / "run", tmp_path_factory.mktemp("finished_store")
     overrides = ["method=dafl", "seed=0"]
     tiny_run(folder, *overrides, root=root)
-    cfg = composed(*TINY, *DAFL, *overrides, f"artifacts.root={root}")
     choices = {"hydra": {"runtime": {"choices": {"method": "dafl", "data": "digits"}}}}
-    (folder / ".hydra").mkdir()
-    OmegaConf.save(cfg, folder / ".hydra" / "config.yaml")
     OmegaConf.save(OmegaConf.create(overrides), folder / ".hydra" / "overrides.yaml")
     OmegaConf.save(OmegaConf.create(choices), folder / ".hydra" / "hydra.yaml")
     return folder

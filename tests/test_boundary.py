@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY, composed, tiny_run
+from conftest import composed, tiny_run
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
@@ -358,8 +358,6 @@ def test_no_gradients_no_metric(overrides: list[str], why: str) -> None:
 
 def with_hydra(folder: Path, *overrides: str) -> Path:
     """The files beside a run that Hydra would have left."""
-    (folder / ".hydra").mkdir()
-    OmegaConf.save(composed(*TINY, *overrides), folder / ".hydra" / "config.yaml")
     OmegaConf.save(OmegaConf.create(list(overrides)), folder / ".hydra" / "overrides.yaml")
     return folder
 

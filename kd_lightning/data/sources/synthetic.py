@@ -25,10 +25,10 @@ from typing import Literal
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from kd_lightning.artifacts import by_content, writing
+from kd_lightning.artifacts import by_content, remedy, writing
 from kd_lightning.data.loader import Augmentation, TensorLoader
 from kd_lightning.data.sources.asked import ask
 from kd_lightning.data.sources.context import Context
@@ -37,6 +37,7 @@ from kd_lightning.data.sources.pool import gathered, noise_on, obtain_parts, rou
 from kd_lightning.data.sources.rejection import Accepted, rejection
 from kd_lightning.data.vicinity import places
 from kd_lightning.errors import ConfigError, DataError
+from kd_lightning.strangers import read_tensors
 from kd_lightning.tasks import Classification
 from kd_lightning.teacher.frozen import FrozenTeacher
 from kd_lightning.teacher.weights import load_weights
@@ -235,7 +236,7 @@ class Synthetic:
             folder = context.store.obtain("labels", answers_config(context, pool), build)
             context.teacher.asked = spent + count  # also where an earlier run did it
             context.notes["queries"] = count
-            return torch.arange(count), load_file(folder / "answers.safetensors")["answers"]
+            return torch.arange(count), read_tensors(folder / "answers.safetensors", advice=remedy(folder))["answers"]
         rows, answers, begin = [], [], 0
         for part in parts:
             positions, told = ask(context, part["images"], called="made images")
