@@ -125,7 +125,7 @@ def read_yaml(path: str | Path, **how: Any) -> Any:
 
 
 def refuse_odd(tree: Any) -> Any:
-    """Let plain data pass: text, numbers, true, false and null in lists and mappings of text, not too deep.
+    """Let plain data pass: text, numbers, true, false and null in lists and mappings, not too deep.
 
     Raises:
         ValueError: says what else is in it.
@@ -134,7 +134,7 @@ def refuse_odd(tree: Any) -> Any:
         if depth > DEEPEST:
             raise ValueError(f"more than {DEEPEST} levels deep")
         if isinstance(value, dict):
-            if odd := [key for key in value if not isinstance(key, str)]:
+            if odd := [key for key in value if type(key) not in (str, int, float, bool)]:
                 raise ValueError(f"{where or 'it'} has the key {odd[0]!r:.40}, expected text")
         elif value is not None and type(value) not in (str, int, float, bool, list):
             raise ValueError(f"{where or 'it'} is a {type(value).__name__}, expected plain data")

@@ -90,7 +90,8 @@ def _refuse_strange(tree: Any, allowed: Callable[[str, bool], bool]) -> None:
             raise ValueError(f"{where} is {'-' * (value < 0)}{min(abs(value), 10**12):,} or more, at most {LARGEST:,}")
         if not isinstance(value, dict):
             continue
-        if odd := [k for k in value if k.startswith("_") and k.endswith("_") and k not in WORDS]:
+        names = [k for k in value if k not in WORDS]
+        if odd := [k for k in names if not isinstance(k, str) or (k.startswith("_") and k.endswith("_"))]:
             raise Untrusted(f"{where or 'it'} has the key {odd[0]}, which nothing here knows")
         if "_target_" not in value:
             if any(word in value for word in WORDS):

@@ -92,8 +92,13 @@ def read_torch(path: Path) -> Any:
         Exception: torch raises nearly anything on damaged files.
     """
     mapped = strangers.refuse_inflating(path)
-    with warnings.catch_warnings(action="ignore"):  # torch's guesses about files that are not its own
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    try:
+        with warnings.catch_warnings(action="ignore"):  # torch's guesses about files that are not its own
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except pickle.UnpicklingError as error:
+        found = re.search(r"WeightsUnpickler error: (.*)", str(error))  # behind a page about weights_only
+        said = found[1] if found else str(error)
+        raise pickle.UnpicklingError(said or "it holds more than tensors and plain data") from error
 
 
 def _tensors(content: Any, path: Path) -> dict[str, Tensor]:

@@ -24,7 +24,7 @@ from kd_lightning.errors import DataError
 VERSION = 1  # raised whenever the same files would give other pixels
 ENCODINGS = {f".{name}": name for name in ("jpeg", "png", "webp", "bmp", "gif", "ppm", "pgm", "tiff")}
 ENCODINGS |= {".jpg": "jpeg", ".tif": "tiff"}
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "PPM", "TIFF", "ICO", "TGA", "JPEG2000", "AVIF")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM", "TIFF", "ICO", "TGA", "JPEG2000", "AVIF")
 MOST_PIXELS = 64_000_000
 """Of an image, and of what its shorter side makes of it."""
 RESAMPLE = Image.Resampling.BILINEAR
@@ -237,7 +237,8 @@ def opened(path: Path) -> Image.Image:
         OSError, ValueError: it is no regular file, no such image, or has too many pixels.
     """
     strangers.refuse_irregular(path)
-    image = Image.open(path, formats=FORMATS)
+    Image.init()
+    image = Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN])
     width, height = image.size
     if not 0 < width * height <= MOST_PIXELS:
         image.close()
