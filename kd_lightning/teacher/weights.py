@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 import pickle
+import pickletools
 import re
 import warnings
+import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,9 @@ from kd_lightning.artifacts import refuse_format
 from kd_lightning.errors import TeacherError
 
 _WRAPPERS = ("student", "state_dict", "model_state_dict", "model", "net")
+LEGACY = 4
+"""Pickles before the tensors in torch files that are no zip files."""
+LONGEST_WORD, MOST_PICKLE = 2000, 64_000_000
 WRAPPED = 8
 """Mappings in one another, at most."""
 CHUNK = 1 << 24
@@ -92,6 +97,7 @@ def read_torch(path: Path) -> Any:
         Exception: torch raises nearly anything on damaged files.
     """
     mapped = strangers.refuse_inflating(path)
+    _refuse_long_words(path, mapped)
     try:
         with warnings.catch_warnings(action="ignore"):  # torch's guesses about files that are not its own
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
@@ -99,6 +105,22 @@ def read_torch(path: Path) -> Any:
         found = re.search(r"WeightsUnpickler error: (.*)", str(error))  # behind a page about weights_only
         said = found[1] if found else str(error)
         raise pickle.UnpicklingError(said or "it holds more than tensors and plain data") from error
+
+
+def _refuse_long_words(path: Path, zipped: bool) -> None:
+    """Look through the pickles of a torch file: where torch refuses a name, it searches its message in quadratic time.
+
+    Raises:
+        ValueError: there is a word longer than any name, or the pickles themselves are too large or none.
+    """
+    with zipfile.ZipFile(path) if zipped else path.open("rb") as file:
+        names = [n for n in file.namelist() if n.endswith("data.pkl")] if isinstance(file, zipfile.ZipFile) else []
+        streams = [file.open(name) for name in names] if isinstance(file, zipfile.ZipFile) else [file] * LEGACY
+        for stream in streams:
+            for _, argument, place in pickletools.genops(stream):
+                words = argument.split() if isinstance(argument, str) else ()
+                if (place or 0) > MOST_PICKLE or any(len(word) > LONGEST_WORD for word in words):
+                    raise ValueError("it holds more than tensors and plain data")
 
 
 def _tensors(content: Any, path: Path) -> dict[str, Tensor]:
