@@ -218,7 +218,7 @@ def _kept_teacher(run: Finished) -> Path:
         if (file := store / name / "student.safetensors").is_file():
             return file
     raise UserError(
-        f"{run.folder}: its teacher {name} is not kept in {stores[0]}: set KD_ARTIFACTS to where the run kept it, or "
+        f"{run.folder}: its teacher is not kept in {stores[0]} ({name}): set KD_ARTIFACTS to where the run kept it, or "
         "train it again by the same command with artifacts.reuse=false"
     )
 

@@ -25,6 +25,7 @@ from kd_lightning.data.datasets import folder as image_folder
 from kd_lightning.errors import DataError, TeacherError, UserError
 from kd_lightning.export import load_student, save_student
 from kd_lightning.networks.normalized import Normalized
+from kd_lightning.networks.resnet import CifarResNet
 from kd_lightning.networks.small import SmallConvNet
 from kd_lightning.predict import image_files, predictions
 from kd_lightning.report import main as report
@@ -34,7 +35,8 @@ from kd_lightning.teacher.answers import Busy
 from kd_lightning.teacher.pace import Gate, Pace
 from kd_lightning.teacher.weights import load_weights, read_weights
 
-SMALL = "kd_lightning.networks.small.SmallConvNet"
+SMALL = f"{SmallConvNet.__module__}.SmallConvNet"
+RESNET = f"{CifarResNet.__module__}.CifarResNet"
 NETWORK = {"_target_": SMALL, "widths": [4, 8], "num_classes": 3}
 CARD: dict[str, Any] = {
     "network": NETWORK,
