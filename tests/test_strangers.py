@@ -21,19 +21,19 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from kd_lightning.cli.predict import image_files, predictions
 from kd_lightning.data.datasets import folder as image_folder
 from kd_lightning.errors import DataError, TeacherError, UserError
-from kd_lightning.export import load_student, save_student
+from kd_lightning.networks.classifiers.resnet import CifarResNet
+from kd_lightning.networks.classifiers.small import SmallConvNet
 from kd_lightning.networks.normalized import Normalized
-from kd_lightning.networks.resnet import CifarResNet
-from kd_lightning.networks.small import SmallConvNet
-from kd_lightning.predict import image_files, predictions
-from kd_lightning.report import main as report
-from kd_lightning.runs import read_result
+from kd_lightning.networks.weights import load_weights, read_weights
+from kd_lightning.results.run_index import read_result
+from kd_lightning.results.student_files import load_student, save_student
+from kd_lightning.results.table import main as report
 from kd_lightning.strangers import read_json, read_yaml
-from kd_lightning.teacher.answers import Busy
-from kd_lightning.teacher.pace import Gate, Pace
-from kd_lightning.teacher.weights import load_weights, read_weights
+from kd_lightning.teachers.answer_types import Busy
+from kd_lightning.teachers.budget.rate_limit import Gate, Pace
 
 SMALL = f"{SmallConvNet.__module__}.SmallConvNet"
 RESNET = f"{CifarResNet.__module__}.CifarResNet"
@@ -99,9 +99,15 @@ STRANGE_CARDS: dict[str, tuple[dict[str, Any], str]] = {
     "no target": ({"network": {"_args_": [1]}}, "names nothing to build"),
     "a target that is no name": ({"network": {"_target_": ["os.system"]}}, "names nothing to build"),
     "hydra's own": ({"network": {"_target_": "hydra.utils.instantiate", "config": TOUCH}}, "none of ours"),
-    "our function": ({"network": {"_target_": "kd_lightning.networks.vgg16.trained", "weights": "x"}}, "none of ours"),
+    "our function": (
+        {"network": {"_target_": "kd_lightning.networks.classifiers.vgg16.trained", "weights": "x"}},
+        "none of ours",
+    ),
     "our effects": ({"network": {"_target_": "kd_lightning.data.datasets.files.load"}}, "none of ours"),
-    "through a module": ({"network": {"_target_": "kd_lightning.networks.small.nn.Flatten"}}, "none of ours"),
+    "through a module": (
+        {"network": {"_target_": "kd_lightning.networks.classifiers.small.nn.Flatten"}},
+        "none of ours",
+    ),
     "torch's insides": ({"network": {"_target_": "torch.nn.modules.module.Module"}}, "none of ours"),
     "weights that download": (
         {"network": {"_target_": "torchvision.models.resnet18", "weights": "DEFAULT"}},
@@ -116,7 +122,13 @@ STRANGE_CARDS: dict[str, tuple[dict[str, Any], str]] = {
         "bytes of",
     ),
     "too deep": (
-        {"network": {"_target_": "kd_lightning.networks.resnet.CifarResNet", "depth": 600_002, "num_classes": 3}},
+        {
+            "network": {
+                "_target_": "kd_lightning.networks.classifiers.resnet.CifarResNet",
+                "depth": 600_002,
+                "num_classes": 3,
+            }
+        },
         "more than",
     ),
     "too large a number": ({"network": NETWORK | {"num_classes": 10**9}}, "at most 1,000,000"),
@@ -456,10 +468,10 @@ def test_the_commands_say_one_line(tmp_path: Path) -> None:
         saved(tmp_path / name, **changes)
     code = (
         "import sys\n"
-        "from kd_lightning.predict import main as predict\n"
-        "from kd_lightning.export_cli import main as export\n"
-        "from kd_lightning.evaluate import main as evaluate\n"
-        "from kd_lightning.boundary_cli import main as boundary\n"
+        "from kd_lightning.cli.predict import main as predict\n"
+        "from kd_lightning.cli.export import main as export\n"
+        "from kd_lightning.cli.evaluate import main as evaluate\n"
+        "from kd_lightning.cli.boundary import main as boundary\n"
         "codes = [c for run in sys.argv[1:] for c in (predict([run, run]), export([run, '--safetensors', run + '/x']),"
         " evaluate([run, 'data=digits']), boundary([run]))]\nassert codes == [2] * 8, codes"
     )

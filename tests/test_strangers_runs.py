@@ -14,10 +14,10 @@ import torch
 from conftest import Outcome
 from omegaconf import OmegaConf
 
-from kd_lightning.artifacts import Store
 from kd_lightning.data.datasets import h5
 from kd_lightning.errors import DataError, UserError
-from kd_lightning.finished import data_of, load_generator, load_teacher, open_run
+from kd_lightning.results.run_loader import data_of, load_generator, load_teacher, open_run
+from kd_lightning.store.artifacts import Store
 from kd_lightning.strangers import read_json, read_yaml, refuse_interpolations
 
 Tiny = Callable[..., Outcome]
@@ -93,7 +93,10 @@ DATA: dict[str, tuple[dict[str, Any], str]] = {
         {"_target_": "kd_lightning.data.datasets.digits.load", "size": {"_target_": "builtins.int"}},
         "none of ours",
     ),
-    "a network": ({"_target_": "kd_lightning.networks.small.SmallConvNet", "num_classes": 3}, "none of ours"),
+    "a network": (
+        {"_target_": "kd_lightning.networks.classifiers.small.SmallConvNet", "num_classes": 3},
+        "none of ours",
+    ),
     "a huge number": ({"_target_": "kd_lightning.data.datasets.none.load", "classes": 10**9}, "at most 1,000,000"),
     "nonsense": ({"_target_": "kd_lightning.data.datasets.digits.load", "sice": 8}, "cannot be built here"),
     "nothing": ({}, "names nothing to build"),

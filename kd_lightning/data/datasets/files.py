@@ -14,11 +14,11 @@ from filelock import FileLock
 from torch import Tensor
 from torchvision import datasets
 
-from kd_lightning.artifacts import Store
 from kd_lightning.data.classes import class_names, split_folders
 from kd_lightning.data.dataset import Dataset, Split, fit_to, hold_out
 from kd_lightning.data.datasets import folder
 from kd_lightning.errors import DataError
+from kd_lightning.store.artifacts import Store
 from kd_lightning.strangers import in_a_line
 
 SILENCE = 60.0

@@ -1,0 +1,261 @@
+"""A run that ended well, read back: its result, composition, student, generator and data."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from kd_lightning import strangers, trusted
+from kd_lightning.config import resolvers
+from kd_lightning.core.tasks import Regression, Task, task_of
+from kd_lightning.data.dataset import Dataset, Split
+from kd_lightning.data.load import refuse_other_classes
+from kd_lightning.engine.checkpoint_reader import read_checkpoint
+from kd_lightning.errors import UserError
+from kd_lightning.networks.normalized import Normalized
+from kd_lightning.networks.weights import load_weights, refuse_misfits
+from kd_lightning.results.run_index import read_result
+from kd_lightning.results.student_files import DATA_IN_MEMORY, Student, load_student, room_for
+from kd_lightning.store.artifacts import NAME, Store
+
+RUNS = "runs"
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run that ended well.
+
+    Args:
+        folder: the run folder.
+        result: what its ``result.json`` holds.
+        cfg: the composition it ran, in plain values.
+        student: as :func:`~kd_lightning.results.student_files.load_student` gives it.
+        trust: whether its data and networks may be built by anybody's code.
+    """
+
+    folder: Path
+    result: dict[str, Any]
+    cfg: DictConfig
+    student: Student
+    trust: bool = False
+
+    @property
+    def task(self) -> Task:
+        """What the student's answers mean."""
+        return task_of(self.student.card)
+
+    @property
+    def classes(self) -> list[str]:
+        """Class names; their positions are the labels.
+
+        Raises:
+            UserError: the labels are numbers.
+        """
+        if isinstance(self.task, Regression):
+            raise UserError(
+                f"{self.folder}: its labels are numbers ({self.task.unit}), not classes; run.task.numbers(answers) "
+                "gives the student's, and plots/numbers_labels.png shows them"
+            )
+        return self.student.card["classes"]
+
+
+def newest_run(top: str | Path | None = None) -> Path:
+    """The folder of the run that finished last below ``top``.
+
+    Args:
+        top: default is ``runs`` here, or in the nearest folder above that has one.
+
+    Raises:
+        UserError: there is none.
+    """
+    folder = Path(top) if top is not None else _runs_near(Path.cwd())
+    finished = [path for path in folder.rglob("result.json") if (path.parent / "student.json").is_file()]
+    if not finished:
+        raise UserError(f"no finished run below {folder}: run kd-lightning there, or name a run folder")
+    return max(finished, key=lambda path: path.stat().st_mtime).parent
+
+
+def newest_sweep(top: str | Path | None = None) -> Path:
+    """The folder of the last sweep below ``top`` (default as for :func:`newest_run`); ``top`` itself where none is."""
+    folder = Path(top) if top is not None else _runs_near(Path.cwd())
+    sweeps = [path for path in (folder / "sweeps").glob("*") if path.is_dir()]
+    return max(sweeps, key=lambda path: path.stat().st_mtime, default=folder)
+
+
+def _runs_near(here: Path) -> Path:
+    return next((folder / RUNS for folder in (here, *here.parents) if (folder / RUNS).is_dir()), here / RUNS)
+
+
+def open_run(folder: str | Path, *, network: nn.Module | None = None, trust: bool = False) -> Finished:
+    """Read a run folder.
+
+    Args:
+        folder: of a run that ended well.
+        network: the student's network, where it was handed to ``distill`` in memory; it gets the weights.
+        trust: let its composition name data and networks that are none of ours, and so run anybody's code.
+
+    Raises:
+        UserError: no such folder, no result or a half-written one, a failed run, another format version.
+    """
+    folder = Path(folder).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}: name the folder of a finished run")
+    try:
+        result = read_result(folder)
+    except FileNotFoundError:
+        raise UserError(f"{folder} has no result.json: its run was killed, is still at work, or is none") from None
+    student = load_student(folder, network=network, trust=trust)
+    return Finished(folder, result, OmegaConf.create(_composition(folder, trust=trust)), student, trust)
+
+
+def _composition(folder: Path, *, trust: bool) -> dict[str, Any]:
+    """What a run was made of, as plain values.
+
+    Raises:
+        UserError: it cannot be read, or still refers to something and is not trusted to.
+    """
+    path = folder / ".hydra" / "config.yaml"
+    tree = strangers.read_yaml(path)
+    if not isinstance(tree, dict):
+        raise UserError(f"{path} is no composition")
+    if trust:
+        resolvers.register()
+        with strangers.reading(path, said=f"{path} cannot be resolved here"):
+            plain: Any = OmegaConf.to_container(OmegaConf.create(tree), resolve=True)
+            return plain
+    advice = "an older kd_lightning left it; trust=True (--trust) resolves it, or run it again"
+    with strangers.reading(path, said=f"{path} is no composition of plain values", advice=advice):
+        strangers.refuse_interpolations(tree)
+    return tree
+
+
+def _part(run: Finished, key: str) -> Any:
+    """A part of the composition, as plain data; None where it has none."""
+    part = OmegaConf.select(run.cfg, key)
+    return OmegaConf.to_container(part) if OmegaConf.is_config(part) else part
+
+
+@contextmanager
+def _building(run: Finished, what: str) -> Iterator[None]:
+    """Let the building of a part that fails or is not trusted be one line."""
+    where = f"{run.folder}: its {what}"
+    try:
+        with strangers.reading(run.folder / ".hydra" / "config.yaml", said=f"{where} cannot be built here"):
+            yield
+    except trusted.Untrusted as error:
+        raise UserError(f"{where}: {error}; trust=True (--trust) builds it all the same") from error
+
+
+def own_store() -> Store:
+    """The reader's own store: a stranger's composition does not say where anything is written."""
+    return Store(os.environ.get("KD_ARTIFACTS") or None)
+
+
+def data_of(run: Finished) -> Dataset:
+    """The data set that a run was made with.
+
+    Raises:
+        UserError: it is not here, or is loaded by code that is none of ours (see ``open_run(..., trust=True)``).
+    """
+    load = _part(run, "data.load")
+    if isinstance(load, dict) and load.get("_target_") == DATA_IN_MEMORY:
+        raise UserError(f"{run.folder}: its data were handed over in memory and are not kept")
+    with _building(run, "data"):
+        dataset = trusted.data(load, trust=run.trust, store=own_store())
+        if not isinstance(dataset, Dataset):
+            raise TypeError(f"it makes a {type(dataset).__name__}, expected a data set")
+        refuse_other_classes(dataset, _part(run, "data.num_classes"))
+        return dataset
+
+
+def real_images(run: Finished) -> Split:
+    """The images a run was judged by: its data's test part, else the validation part.
+
+    Raises:
+        UserError: as for :func:`data_of`, or the data have neither.
+    """
+    dataset = data_of(run)
+    split = dataset.test or dataset.val
+    if split is None:
+        raise UserError(f"{run.folder}: its data ({dataset.name}) hold no test images")
+    return split
+
+
+def load_teacher(run: Finished) -> Normalized:
+    """The teacher of a run, from its weights file or from where the run kept what it trained.
+
+    Raises:
+        UserError: it had none, no more than answers may be had of it, it is no longer there or cannot be built here.
+    """
+    settings = _part(run, "teacher")
+    if not isinstance(settings, dict) or (not settings.get("net") and not settings.get("asker")):
+        raise UserError(f"{run.folder}: its composition has no teacher (teacher=none)")
+    if settings.get("access") != "white":
+        raise UserError(f"{run.folder}: its teacher only answers (teacher.access={settings.get('access')})")
+    with _building(run, "teacher"):
+        file, own = Path(str(settings.get("weights"))).expanduser(), settings
+        if not settings.get("weights"):
+            file, own = _kept_teacher(run), {**_part(run, "data"), "class_order": None}
+        net = trusted.network(settings["net"], trust=run.trust, most=room_for(file) if file.is_file() else None)
+        network = Normalized(net, mean=own["mean"], std=own["std"], class_order=own.get("class_order"))
+        load_weights(network, file)
+        return network.eval()
+
+
+def _kept_teacher(run: Finished) -> Path:
+    """The weights of a teacher that the run trained, in the reader's store or where the run kept it."""
+    name = run.result.get("teacher_kept")
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise UserError(f"{run.folder}: its result does not say which teacher was kept: an older kd_lightning wrote it")
+    stores = own_store().root, Path(str(_part(run, "artifacts.root"))).expanduser()
+    for store in stores:
+        if (file := store / name / "student.safetensors").is_file():
+            return file
+    raise UserError(
+        f"{run.folder}: its teacher is not kept in {stores[0]} ({name}): set KD_ARTIFACTS to where the run kept it, or "
+        "train it again by the same command with artifacts.reuse=false"
+    )
+
+
+def load_generator(run: Finished) -> nn.Module:
+    """The generator of a run as training left it: latents (N, latent) to images (N, C, H, W) in data units.
+
+    Raises:
+        UserError: the run trained none, its checkpoint is missing or unreadable, or holds another generator.
+    """
+    made_of, file = _part(run, "method.generator"), run.folder / "last.ckpt"
+    if made_of is None:
+        raise UserError(f"{run.folder}: its method ({run.result.get('method')}) has no generator")
+    content = read_checkpoint(file)
+    with _building(run, "generator"):
+        generator = trusted.network(made_of, trust=run.trust, most=room_for(file))
+    state = {
+        name.removeprefix("generator."): value
+        for name, value in content["state_dict"].items()
+        if name.startswith("generator.")
+    }
+    if not state:
+        raise UserError(f"{file} holds no generator: it is the checkpoint of another method")
+    wanted = generator.state_dict()
+    if state.keys() != wanted.keys():
+        name = min(state.keys() ^ wanted.keys())
+        raise UserError(
+            f"{file} holds another generator than its composition says: "
+            f"{name} is in {'the checkpoint' if name in state else 'the composition'} alone"
+        )
+    for name, value in state.items():
+        if value.shape != wanted[name].shape:
+            raise UserError(
+                f"{file} holds a generator of other widths: {name} is {tuple(value.shape)}, "
+                f"the composition says {tuple(wanted[name].shape)}"
+            )
+    refuse_misfits(state, wanted, file, into="the generator")
+    generator.load_state_dict(state)
+    return generator.requires_grad_(False)
