@@ -31,8 +31,8 @@ from kd_lightning.sources.data_impressions import (
 )
 from kd_lightning.sources.deep_inversion import DeepInversion
 from kd_lightning.store.artifacts import Store
+from kd_lightning.teachers.answer_types import Described
 from kd_lightning.teachers.black_box import QueryTeacher
-from kd_lightning.teachers.remote.answer_types import Described
 
 
 @pytest.fixture(scope="module")
