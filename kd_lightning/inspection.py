@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
-    "confusion",
     "Calibration",
     "Curve",
     "Errors",
@@ -44,6 +43,7 @@ __all__ = [
     "captions",
     "class_counts",
     "confident_errors",
+    "confusion",
     "curves",
     "data_of",
     "feature_map",
