@@ -108,6 +108,16 @@ def test_a_new_record_is_in_the_page_without_further_work(tmp_path):
     assert "cpu, 2 threads, fp32" in page
 
 
+def test_columns_that_nobody_fills_make_room_for_the_teacher(tmp_path):
+    rows = ROWS.split("      - {title: DAFL")[0] + "      - {title: DAFL, run: dafl, published: 0.98 elsewhere}\n"
+    kept(tmp_path, metrics={"test/accuracy": 0.5, "teacher/accuracy": 0.99, "noise/accuracy": 0.1})
+    page = results_page(folder_of(tmp_path, rows))
+    assert cells(page, "method") == ["method", "teacher", "here", "note"]
+    assert cells(page, "DAFL") == ["DAFL", "0.9900", "0.5000 (n 1)", "1"]
+    assert "seed 0: 0.5000; noise 0.1000; recorded" in page
+    assert "- DAFL, published: 0.98 elsewhere" in page
+
+
 def test_notes_are_shared_by_runs_that_differ_in_their_seeds_only(tmp_path):
     for seed, note in ((0, "busy"), (1, "busy"), (2, "idle")):
         spent = {"updates": 100 + seed, "queries": 5, "seconds": {"student": 1234.5, "total": 2000}}
