@@ -31,7 +31,7 @@ from kd_lightning.networks.weights import load_weights, read_weights
 from kd_lightning.results.run_index import read_result
 from kd_lightning.results.student_files import load_student, save_student
 from kd_lightning.results.table import main as report
-from kd_lightning.strangers import read_json, read_yaml
+from kd_lightning.store.strangers import read_json, read_yaml
 from kd_lightning.teachers.answer_types import Busy
 from kd_lightning.teachers.budget.rate_limit import Gate, Pace
 

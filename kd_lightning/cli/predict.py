@@ -21,7 +21,7 @@ from kd_lightning.data.datasets.folder import ENCODINGS, decode
 from kd_lightning.errors import UserError
 from kd_lightning.results.student_files import Student, load_student
 from kd_lightning.store.artifacts import writing
-from kd_lightning.strangers import in_a_line
+from kd_lightning.store.strangers import in_a_line
 
 PIXELS = 1 << 26
 """Values of the images that are in memory at a time, at most."""

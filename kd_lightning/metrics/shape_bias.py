@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from kd_lightning.errors import DataError
-from kd_lightning.strangers import read_json
+from kd_lightning.store.strangers import read_json
 
 CLASSES = 1000
 """Of ImageNet."""

@@ -17,8 +17,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from kd_lightning import strangers
 from kd_lightning.errors import TeacherError
+from kd_lightning.store import strangers
 from kd_lightning.store.artifacts import refuse_format
 
 _WRAPPERS = ("student", "state_dict", "model_state_dict", "model", "net")

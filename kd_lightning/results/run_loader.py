@@ -12,7 +12,6 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from kd_lightning import strangers, trusted
 from kd_lightning.config import resolvers
 from kd_lightning.core.tasks import Regression, Task, task_of
 from kd_lightning.data.dataset import Dataset, Split
@@ -21,8 +20,10 @@ from kd_lightning.engine.checkpoint_reader import read_checkpoint
 from kd_lightning.errors import UserError
 from kd_lightning.networks.normalized import Normalized
 from kd_lightning.networks.weights import load_weights, refuse_misfits
+from kd_lightning.results import trusted
 from kd_lightning.results.run_index import read_result
 from kd_lightning.results.student_files import DATA_IN_MEMORY, Student, load_student, room_for
+from kd_lightning.store import strangers
 from kd_lightning.store.artifacts import NAME, Store
 
 RUNS = "runs"

@@ -16,13 +16,14 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from kd_lightning import strangers, trusted
 from kd_lightning.core.inference import predict
 from kd_lightning.core.tasks import Regression, task_of
 from kd_lightning.errors import UserError
 from kd_lightning.networks.normalized import Normalized
 from kd_lightning.networks.weights import load_weights
+from kd_lightning.results import trusted
 from kd_lightning.results.run_index import read_result
+from kd_lightning.store import strangers
 from kd_lightning.store.artifacts import FORMAT_VERSION, refuse_format, write_json, writing
 
 CARD = ("network", "classes", "image_shape", "mean", "std")

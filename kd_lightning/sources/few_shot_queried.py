@@ -17,7 +17,7 @@ from kd_lightning.sources.context import Context
 from kd_lightning.sources.queried_once import ask
 from kd_lightning.sources.real import few_places
 from kd_lightning.store.artifacts import remedy, writing
-from kd_lightning.strangers import read_tensors
+from kd_lightning.store.strangers import read_tensors
 from kd_lightning.teachers.black_box import QueryTeacher
 
 

@@ -16,7 +16,7 @@ from kd_lightning.errors import ConfigError
 from kd_lightning.networks.normalized import Normalized
 from kd_lightning.sources.context import Context
 from kd_lightning.store.artifacts import remedy, writing
-from kd_lightning.strangers import read_tensors
+from kd_lightning.store.strangers import read_tensors
 from kd_lightning.teachers.white_box import FrozenTeacher
 from kd_lightning.tracking.image_grids import save_grid, to_uint8
 
@@ -109,11 +109,6 @@ def gathered(parts: Sequence[dict[str, Tensor]], rows: Tensor) -> Tensor:
         found.append(part["images"][rows[(rows >= begin) & (rows < end)] - begin])
         begin = end
     return torch.cat(found)
-
-
-def rounded(images: Tensor) -> Tensor:
-    """Images as a pool will keep them: in [0, 1], in steps of 1/255."""
-    return images.float().clamp(0, 1).mul(255).round().div(255)
 
 
 def noise_on(context: Context, random: np.random.Generator) -> torch.Generator:

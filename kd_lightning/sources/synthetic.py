@@ -29,17 +29,18 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from kd_lightning.core.tasks import Classification
+from kd_lightning.data.batches import rounded
 from kd_lightning.data.loader import Augmentation, TensorLoader
 from kd_lightning.errors import ConfigError, DataError
 from kd_lightning.networks.weights import load_weights
 from kd_lightning.sources.context import Context
-from kd_lightning.sources.pool import gathered, noise_on, obtain_parts, rounded
+from kd_lightning.sources.pool import gathered, noise_on, obtain_parts
 from kd_lightning.sources.quality_gates import Gate, errors_of, of_acceptance, of_labels, of_ratio, report
 from kd_lightning.sources.queried_once import ask
 from kd_lightning.sources.rejection import Accepted, rejection
 from kd_lightning.sources.vicinity import places
 from kd_lightning.store.artifacts import by_content, remedy, writing
-from kd_lightning.strangers import read_tensors
+from kd_lightning.store.strangers import read_tensors
 from kd_lightning.teachers.white_box import FrozenTeacher
 
 PER_PART = 2000

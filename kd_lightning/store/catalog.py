@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from kd_lightning.errors import UserError
 from kd_lightning.store.artifacts import NAME, read_meta, size_of
-from kd_lightning.strangers import read_json
+from kd_lightning.store.strangers import read_json
 
 DERIVED = ("fit", "pool", "labels")
 """Kinds that ``gc`` removes where no run uses them: computing brings them back. Paid answers and runs stay."""

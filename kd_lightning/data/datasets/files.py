@@ -19,7 +19,7 @@ from kd_lightning.data.dataset import Dataset, Split, fit_to, hold_out
 from kd_lightning.data.datasets import folder
 from kd_lightning.errors import DataError
 from kd_lightning.store.artifacts import Store
-from kd_lightning.strangers import in_a_line
+from kd_lightning.store.strangers import in_a_line
 
 SILENCE = 60.0
 """Seconds that a server may send nothing."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kd_lightning.data.datasets.folder import opened
 from kd_lightning.errors import DataError
-from kd_lightning.strangers import in_a_line
+from kd_lightning.store.strangers import in_a_line
 
 SIDE = 150
 SEED = 0
