@@ -27,7 +27,7 @@ FORKS.set_forkserver_preload(
     ["kd_lightning.run", "kd_lightning.methods.dafl", "kd_lightning.data.datasets.digits", "hydra", "pytest"]
 )
 
-PATIENCE = 600.0
+PATIENCE = 600
 """Seconds after which a test no longer waits for what should have happened: only a fault takes as long."""
 
 

@@ -353,7 +353,8 @@ def test_the_count_outlives_kill_9(tmp_path: Path) -> None:
         assert process.stdout is not None
         address = process.stdout.readline().strip()
         asked = []
-        with httpx.Client(base_url=address, trust_env=False, timeout=PATIENCE) as client, suppress(httpx.TransportError):
+        patient = {"base_url": address, "trust_env": False, "timeout": PATIENCE}
+        with httpx.Client(**patient) as client, suppress(httpx.TransportError):
             while len(asked) < 1000:
                 asked.append(f"q{len(asked)}")
                 if len(asked) == 4:
