@@ -291,6 +291,11 @@ ROWS = {
 }
 
 
+LONG = {"mskd", "dfad", "rdskd", "zskt", "dfq", "cmi", "zskd"}
+"""Others of their families are tried in every suite."""
+NAMES = [pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in ROWS]
+
+
 @pytest.fixture(scope="module")
 def teachers() -> dict[bool, nn.Module]:
     """Without and with batch norm; both know the patterns to the last one."""
@@ -301,7 +306,7 @@ def teachers() -> dict[bool, nn.Module]:
     return nets
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", NAMES)
 def test_the_method_solves_the_toy_problem(name: str, teachers: dict[bool, nn.Module]) -> None:
     row = ROWS[name]
     teacher = teachers[row.batch_norm]
@@ -314,7 +319,7 @@ def test_the_method_solves_the_toy_problem(name: str, teachers: dict[bool, nn.Mo
     assert lucky(range(row.first, row.first + 6), agreed, lambda found: found >= 0.9) >= 0.9
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", NAMES)
 def test_without_its_signal_it_does_not(name: str, teachers: dict[bool, nn.Module]) -> None:
     row = ROWS[name]
     teacher = teachers[row.batch_norm]
