@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -10,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import FORKS
+from conftest import FORKS, PATIENCE
 
 from kd_lightning.errors import UserError
 from kd_lightning.store.artifacts import Store, digest, file_digest, write_json, writing
@@ -62,16 +63,19 @@ def test_two_processes_at_once_build_one(tmp_path: Path) -> None:
     assert len(builds) == 1
 
 
-def test_waiting_for_another_build_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    started = threading.Event()
+def test_waiting_for_another_build_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started, told, said = threading.Event(), threading.Event(), io.StringIO()
+    monkeypatch.setattr(said, "flush", told.set)
+    monkeypatch.setattr("sys.stderr", said)
     other = threading.Thread(
-        target=Store(tmp_path).obtain, args=("thing", ONE, lambda f: (started.set(), time.sleep(2.5), write(f)))
+        target=Store(tmp_path).obtain,
+        args=("thing", ONE, lambda f: (started.set(), told.wait(PATIENCE), write(f))),
     )
     other.start()
-    started.wait()
+    started.wait(PATIENCE)
     Store(tmp_path).obtain("thing", ONE, lambda f: pytest.fail("built twice"))
     other.join()
-    assert "another process is making thing-" in capsys.readouterr().err
+    assert "another process is making thing-" in said.getvalue()
 
 
 def test_a_killed_build_looks_unfinished_and_the_next_goes_on_from_it(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+from conftest import PATIENCE
 
 from kd_lightning.cli.serve.app import Service, server_of
 from kd_lightning.teachers.answer_types import Answer, Described, Label, Probs, TopK
@@ -52,7 +53,7 @@ def serving(service: Service) -> Iterator[str]:
             yield "http://{}:{}".format(*listening.getsockname())
         finally:
             server.should_exit = True
-            thread.join(30)
+            thread.join(PATIENCE)
             assert not thread.is_alive()
 
 
@@ -60,7 +61,7 @@ def serving(service: Service) -> Iterator[str]:
 def toy(answer: Callable[[np.ndarray], Sequence[Answer]] = probs, **settings: Any) -> Iterator[tuple[Service, Any]]:
     """The toy teacher as a service, and a client of its address."""
     service = Service(answer, settings.pop("teacher", TEACHER), **settings)
-    with serving(service) as address, httpx.Client(base_url=address, trust_env=False, timeout=20) as client:
+    with serving(service) as address, httpx.Client(base_url=address, trust_env=False, timeout=PATIENCE) as client:
         yield service, client
 
 
