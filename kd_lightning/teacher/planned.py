@@ -13,10 +13,10 @@ from urllib.parse import quote
 import numpy as np
 from torch import Tensor
 
-from kd_lightning.teacher.accounts import Bucket, Spent, found
+from kd_lightning.teacher.accounts import Bucket, Spent, found, in_one_line
 from kd_lightning.teacher.answers import Answer, Described, Label, Probs, TopK
 from kd_lightning.teacher.asking import Asking
-from kd_lightning.teacher.packed import Kept, keys_of, unpacked
+from kd_lightning.teacher.packed import Kept, keys_of, read
 from kd_lightning.teacher.query import channels_last
 
 TRIED = 500
@@ -72,7 +72,9 @@ class Planned:
         return len(self.unpaid) - before
 
     def _look(self, keys: Sequence[bytes]) -> dict[bytes, Kept]:
-        known = {key: unpacked(told) for key, (_, told) in _stored(self._file, keys).items()}
+        with in_one_line(self._file):
+            stored = _stored(self._file, keys)
+            known = {key: read(told, self.described) for key, (_, told) in stored.items()}
         self.paid |= known.keys()
         for key in keys:
             if key not in known and key not in self.unpaid and key.hex() not in self.promised:
