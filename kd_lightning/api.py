@@ -73,6 +73,7 @@ def distill(
     """
     from kd_lightning.quiet import quiet
     from kd_lightning.run import run
+from kd_lightning.runs import running
 
     if not isinstance(teacher, nn.Module):
         raise UserError(
@@ -97,7 +98,8 @@ def distill(
         names = _names(cfg, keys, method, student, settings)
         folder = Path(folder) if folder is not None else _fresh_folder(method, names["data"], cfg.seed)
         _leave_composition(cfg, overrides, names, folder)
-        run(cfg, folder, names)
+        with running(folder):
+            run(cfg, folder, names)
         own = held(keys["student"]) if "student" in keys else None
         return load_student(folder, network=own, trust=True)
 

@@ -126,7 +126,9 @@ def fold(runs: Sequence[Run]) -> Table:
     if copies:
         notes.append(f"{copies} repeated with the same settings and seeds: of each the newest counts")
     notes += [f"cut short: {run.folder}: {cut}" for run in runs if (cut := cut_short(run.result))]
-    notes += [f"failed: {run.folder}: {run.reason}" for run in runs if run.status not in ("ok", "unreadable")]
+    ended = ("failed", "stopped", "unfinished")
+    notes += [f"failed: {run.folder}: {run.reason}" for run in runs if run.status in ended]
+    notes += [f"running: {run.folder}" for run in runs if run.status == "running"]
     notes += [f"unreadable: {run.reason}" for run in runs if run.status == "unreadable"]
     rows = [list(row) for row in zip(*columns.values(), strict=True)]
     return Table(list(columns), rows, notes)
