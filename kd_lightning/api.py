@@ -73,7 +73,7 @@ def distill(
     """
     from kd_lightning.quiet import quiet
     from kd_lightning.run import run
-from kd_lightning.runs import running
+    from kd_lightning.runs import running
 
     if not isinstance(teacher, nn.Module):
         raise UserError(

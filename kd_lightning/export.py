@@ -16,7 +16,6 @@ from hydra._internal.utils import _locate
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from kd_lightning.artifacts import FORMAT_VERSION, refuse_format, write_json, writing
@@ -25,7 +24,7 @@ from kd_lightning.inference import predict
 from kd_lightning.networks.normalized import Normalized
 from kd_lightning.runs import read_result
 from kd_lightning.tasks import Regression, task_of
-from kd_lightning.teacher.weights import load_weights
+from kd_lightning.teacher.weights import load_weights, write_weights
 
 TRUSTED = ("kd_lightning.networks.", "torchvision.models.", "torch.nn.", "timm.")
 CARD = ("network", "classes", "image_shape", "mean", "std")
@@ -52,7 +51,7 @@ def save_student(network: nn.Module, folder: Path, card: Mapping[str, Any]) -> N
     state = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
     with writing(folder):
         metadata = {"format_version": str(FORMAT_VERSION), "classes": json.dumps(card["classes"])}
-        save_file(state, folder / "student.safetensors", metadata=metadata)
+        write_weights(state, folder / "student.safetensors", metadata)
     write_json(folder / "student.json", {"format_version": FORMAT_VERSION, **card})
 
 
@@ -61,7 +60,7 @@ def save_single(student: Student, file: Path) -> None:
     state = {k: v.detach().cpu().contiguous() for k, v in student.state_dict().items()}
     with writing(file):
         file.parent.mkdir(parents=True, exist_ok=True)
-        save_file(state, file, metadata={"format_version": str(FORMAT_VERSION), "card": json.dumps(student.card)})
+        write_weights(state, file, {"format_version": str(FORMAT_VERSION), "card": json.dumps(student.card)})
 
 
 def load_student(path: str | Path, *, network: nn.Module | None = None, trust: bool = False) -> Student:

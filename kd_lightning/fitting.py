@@ -13,11 +13,11 @@ import torch
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from kd_lightning import ranks
-from kd_lightning.artifacts import FORMAT_VERSION, Store, by_content, digest, file_digest, write_json, writing
+from kd_lightning.artifacts import FORMAT_VERSION, Store, by_content, digest, write_json, writing
 from kd_lightning.callbacks import PhaseBar, WatchGenerator
 from kd_lightning.checkpoints import Marked, resumable
 from kd_lightning.collapse import Collapsed, begin_again, reseeded, restarts
@@ -37,7 +37,7 @@ from kd_lightning.signatures import versions
 from kd_lightning.tasks import Task
 from kd_lightning.teacher.frozen import FrozenTeacher
 from kd_lightning.teacher.query import QueryTeacher
-from kd_lightning.teacher.weights import load_weights
+from kd_lightning.teacher.weights import load_weights, write_weights
 
 VERSION = 1
 SILENT = ("enable_progress_bar", "enable_model_summary", "logger", "callbacks", "default_root_dir", "log_every_n_steps")
@@ -156,7 +156,7 @@ def _keep(method: Distiller, report: dict[str, Any], work: Path) -> None:
 
 def _save_net(net: nn.Module, file: Path) -> None:
     state = {k: v.detach().cpu().contiguous().clone() for k, v in net.state_dict().items()}
-    save_file(state, file, metadata={"format_version": str(FORMAT_VERSION)})
+    write_weights(state, file, {"format_version": str(FORMAT_VERSION)})
 
 
 def fit_config(cfg: DictConfig, bench: Bench, teacher_key: str) -> dict[str, Any]:
@@ -164,12 +164,11 @@ def fit_config(cfg: DictConfig, bench: Bench, teacher_key: str) -> dict[str, Any
     plain: Any = {k: OmegaConf.to_container(cfg[k], resolve=True) for k in ("source", "student", "method", "trainer")}
     plain["trainer"] = {k: v for k, v in plain["trainer"].items() if k not in SILENT}
     plain["method"] = {k: v for k, v in plain["method"].items() if (k, v) != ("on_collapse", "warn")}  # changes none
-    root = str(bench.store.root)
+    root = bench.store.root
     plain = by_content(plain, root)
-    of_a_stage = cfg.init and cfg.init.startswith(root)
     return {
         **plain,
-        "init": by_content(cfg.init, root) if of_a_stage else cfg.init and file_digest(cfg.init),
+        "init": by_content(cfg.init, root),
         "seed": cfg.seed,
         "memory_format": cfg.memory_format,
         **{key: cfg[key] for key in ("compile", "fold_batchnorm") if cfg[key]},

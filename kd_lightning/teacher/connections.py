@@ -93,12 +93,14 @@ class Connection(H11Protocol):
         self._timers: dict[str, asyncio.TimerHandle] = {}
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin with a head, or be refused."""
         super().connection_made(transport)
         self.address = self.client[0] if self.client else ""
         if self.gate.admit(self):
             self._within("head", self.gate.patience)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Forget it."""
         for name in list(self._timers):
             self._cancel(name)
         self.gate.open.pop(self, None)
@@ -106,6 +108,7 @@ class Connection(H11Protocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        """Read on; a head has a deadline, and its body that of the one who reads it."""
         if self.ended:
             return
         before = self.cycle
@@ -116,6 +119,7 @@ class Connection(H11Protocol):
             self._within("head", self.gate.patience)
 
     def on_response_complete(self) -> None:
+        """Wait for another question, or for the rest of a body that nobody read."""
         before = self.cycle
         super().on_response_complete()
         if self.cycle is not before:
@@ -127,10 +131,12 @@ class Connection(H11Protocol):
             self._within("rest", KEEP + self.gate.patience if known and whole else self.gate.patience)
 
     def pause_writing(self) -> None:
+        """The answer is not being read."""
         super().pause_writing()
         self._within("answer", self.gate.patience)
 
     def resume_writing(self) -> None:
+        """It is."""
         super().resume_writing()
         self._cancel("answer")
 

@@ -94,11 +94,8 @@ def left_by(file: Path) -> list[Unsettled]:
     """What a process that is gone could not settle."""
     if not file.is_file():
         return []
-    found = []
-    for line in file.read_bytes().split(b"\0")[0].splitlines(keepends=True):
-        if line.endswith(b"\n"):  # else it was cut off
-            found.append(_unsettled(json.loads(line)))
-    return found
+    lines = file.read_bytes().split(b"\0")[0].splitlines(keepends=True)
+    return [_unsettled(json.loads(line)) for line in lines if line.endswith(b"\n")]  # the last may be cut off
 
 
 def _bytes_of(teacher: Described) -> int:

@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 import pytest
-from loopback import TEACHER, images, post, probs, serving, toy
+from loopback import TEACHER, images, post, serving, toy
 
 from kd_lightning.teacher import wire
 from kd_lightning.teacher.answers import Probs
@@ -125,17 +125,19 @@ def test_a_body_that_nobody_waits_for_holds_no_connection(head: bytes) -> None:
 def test_an_answer_that_is_not_read_holds_no_connection() -> None:
     teacher = replace(TEACHER, num_classes=200_000)
     service = Service(lambda asked: [Probs((0.0,) * 200_000) for _ in asked], teacher, SLOW)
-    with serving(service, buffer=4096) as address, httpx.Client(base_url=address) as client:
-        with connected(client, ASK + b"Content-Length: 6\r\n\r\nabcdef") as connection:
-            connection.settimeout(None)
-            ended = threading.Event()
-            service.log.say = lambda what: ended.set() if "reading of an answer" in what else None  # type: ignore[method-assign]
-            assert ended.wait(60)
+    ended = threading.Event()
+    service.log.say = lambda what: ended.set() if "reading of an answer" in what else None  # type: ignore[method-assign]
+    with (
+        serving(service, buffer=4096) as address,
+        httpx.Client(base_url=address) as client,
+        connected(client, ASK + b"Content-Length: 6\r\n\r\nabcdef"),
+    ):
+        assert ended.wait(60)
 
 
 def test_who_asks_keeps_a_connection_and_who_does_not_gives_way() -> None:
     limits = Limits(connections=3, connections_per_address=2)
-    with toy(limits=limits, key="KEY") as (service, client), somewhere_else(client) as other, ExitStack() as held:
+    with toy(limits=limits, key="KEY") as (_, client), somewhere_else(client) as other, ExitStack() as held:
         key = {"Authorization": "Bearer KEY"}
         idle = held.enter_context(connected(client))
         stranger = held.enter_context(connected(client, b"GET /count HTTP/1.1\r\nHost: x\r\n\r\n"))

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from kd_lightning.artifacts import Store, digest, write_json
+from kd_lightning.artifacts import Store, digest, file_digest, write_json
 from kd_lightning.data.classes import class_names, split_folders
 from kd_lightning.data.dataset import Dataset, Split, hold_out
 from kd_lightning.errors import DataError
@@ -163,10 +163,10 @@ def _kept(
         save_file({"images": images, "good": good}, folder / "images.safetensors")
         write_json(folder / "bad.json", bad)
 
-    stats = [file.stat() for file in files]
-    listing = [[path, stat.st_size, stat.st_mtime_ns] for path, stat in zip(paths, stats, strict=True)]
+    with ThreadPoolExecutor() as threads:
+        contents = list(threads.map(_content, files))
     key = {
-        "files": digest(listing),
+        "files": digest(list(zip(paths, contents, strict=True))),
         "count": len(files),
         "size": size,
         "channels": channels,
@@ -175,6 +175,14 @@ def _kept(
     folder = store.obtain("images", key, build)
     tensors = load_file(folder / "images.safetensors")
     return tensors["images"], tensors["good"], json.loads((folder / "bad.json").read_text())
+
+
+def _content(file: Path) -> str:
+    """A hash; a file can be another at the same size and time. Of what cannot be read, decoding says why."""
+    try:
+        return file_digest(file) if file.is_file() else "no file"
+    except OSError as error:
+        return str(error)
 
 
 def _decode(root: Path, paths: list[str], size: int, channels: int) -> tuple[Tensor, Tensor, dict[str, str]]:
