@@ -10,10 +10,10 @@ import sys
 import pytest
 from omegaconf import OmegaConf
 
+from kd_lightning.cli.summary import summary
 from kd_lightning.errors import UserError
-from kd_lightning.report import Stat, collect, fold, headline, main, render, write_table
-from kd_lightning.runs import is_running, running
-from kd_lightning.summary import summary
+from kd_lightning.results.run_index import is_running, running
+from kd_lightning.results.table import Stat, collect, fold, headline, main, render, write_table
 
 
 def run_at(folder, overrides, accuracy=0.9, *, status="ok", seed=0, defaults=None, choices=None, **more):
@@ -114,7 +114,7 @@ def test_failed_runs_are_counted_and_explained(tmp_path):
 HOLDS = """
 import sys, time
 from pathlib import Path
-from kd_lightning.runs import running
+from kd_lightning.results.run_index import running
 
 with running(Path(sys.argv[1])):
     print("held", flush=True)
@@ -314,8 +314,8 @@ def test_plot_writes_a_picture(tmp_path):
 
 def drawn(folder):
     pytest.importorskip("matplotlib")
-    from kd_lightning.plots import draw
-    from kd_lightning.runs import group
+    from kd_lightning.results.plot import draw
+    from kd_lightning.results.run_index import group
 
     return draw(group(collect([folder])))
 
@@ -346,8 +346,8 @@ def test_plot_shows_controls_beside_the_student(tmp_path):
 
 def test_the_spread_over_all_other_settings_has_one_row_for_each_value(tmp_path):
     pytest.importorskip("matplotlib")
-    from kd_lightning.plots import spread
-    from kd_lightning.runs import group
+    from kd_lightning.results.plot import spread
+    from kd_lightning.results.run_index import group
 
     for method, accuracies in {"rdskd": (0.9, 0.92), "dafl": (0.5, 0.9)}.items():
         for i, accuracy in enumerate(accuracies):
@@ -364,7 +364,7 @@ def test_the_spread_over_all_other_settings_has_one_row_for_each_value(tmp_path)
 
 def test_nothing_to_plot_is_one_clear_error(tmp_path):
     pytest.importorskip("matplotlib")
-    from kd_lightning.plots import plot
+    from kd_lightning.results.plot import plot
 
     with pytest.raises(UserError, match="nothing to plot"):
         plot([], tmp_path / "a.png")

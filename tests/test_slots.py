@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from kd_lightning.report import fold
-from kd_lightning.runs import collect
-from kd_lightning.slots import missing_gpus, quoted, resume_override, threads_per_job, visible_slots
+from kd_lightning.distributed.gpu_slots import missing_gpus, quoted, resume_override, threads_per_job, visible_slots
+from kd_lightning.results.run_index import collect
+from kd_lightning.results.table import fold
 
 APP = """
 import json, os, signal, subprocess, sys, time
@@ -22,7 +22,7 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 
-from kd_lightning.start import stay_with_parent
+from kd_lightning.distributed.launch import stay_with_parent
 
 plain = {"seed": 0, "do": "work", "root": "", "nap": 0.0, "sweep": {"resume": None}}
 ConfigStore.instance().store("config", plain)

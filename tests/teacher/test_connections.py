@@ -15,13 +15,13 @@ from typing import Any
 
 import httpx
 import pytest
+from kd_lightning.teachers.connections import Log
 from loopback import TEACHER, images, post, serving, toy
 
-from kd_lightning.teacher import wire
-from kd_lightning.teacher.answers import Probs
-from kd_lightning.teacher.connections import Log
-from kd_lightning.teacher.limits import Limits
-from kd_lightning.teacher.service import Service
+from kd_lightning.cli.serve.app import Service
+from kd_lightning.cli.serve.limits import Limits
+from kd_lightning.teachers.answer_types import Probs
+from kd_lightning.teachers.remote import protocol as wire
 
 SLOW = Limits(patience=0.3)
 ASK = b"POST /ask HTTP/1.1\r\nHost: x\r\nContent-Type: " + wire.content_type((1, 2, 3, 1)).encode() + b"\r\n"
