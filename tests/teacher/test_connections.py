@@ -15,10 +15,10 @@ from typing import Any
 
 import httpx
 import pytest
-from kd_lightning.teachers.connections import Log
 from loopback import TEACHER, images, post, serving, toy
 
 from kd_lightning.cli.serve.app import Service
+from kd_lightning.cli.serve.connections import Log
 from kd_lightning.cli.serve.limits import Limits
 from kd_lightning.teachers.answer_types import Probs
 from kd_lightning.teachers.remote import protocol as wire

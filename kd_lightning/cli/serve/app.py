@@ -27,9 +27,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from kd_lightning.cli.serve.connections import BACKLOG, KEEP, Connection, Connections, Log
 from kd_lightning.cli.serve.limits import Bucket, Limits, Memory, Refused, Tally
 from kd_lightning.teachers.answer_types import Answer, Described
-from kd_lightning.teachers.connections import BACKLOG, KEEP, Connection, Connections, Log
 from kd_lightning.teachers.remote import protocol as wire
 
 

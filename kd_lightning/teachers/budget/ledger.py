@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 from kd_lightning.errors import TeacherError, VersionError
 from kd_lightning.teachers.answer_types import Described
 from kd_lightning.teachers.budget.codec import Failed, Kept, packed, read
+from kd_lightning.teachers.budget.spare import SUFFIX, Spare, Unsettled, left_by
 from kd_lightning.teachers.budget.tables import (
     BUCKETS,
     FORMAT,
@@ -43,7 +44,6 @@ from kd_lightning.teachers.budget.tables import (
     store_answers,
     teacher_of,
 )
-from kd_lightning.teachers.spare import SUFFIX, Spare, Unsettled, left_by
 
 WAIT = 120.0
 """Seconds that another process may hold the file."""
