@@ -112,7 +112,7 @@ def test_a_second_question_has_its_time_too() -> None:
     with toy(limits=SLOW) as (_, client), connected(client, b"GET /count HTTP/1.1\r\nHost: x\r\n\r\n") as connection:
         assert b"200 OK" in connection.recv(10_000)
         connection.sendall(b"GET /cou")
-        assert all_of(connection).startswith(b"HTTP/1.1 408 ")
+        assert b"HTTP/1.1 408 " in all_of(connection)
 
 
 @pytest.mark.parametrize("head", [b"POST /nowhere HTTP/1.1\r\nHost: x\r\n", ASK])
@@ -141,7 +141,9 @@ def test_who_asks_keeps_a_connection_and_who_does_not_gives_way() -> None:
         key = {"Authorization": "Bearer KEY"}
         idle = held.enter_context(connected(client))
         stranger = held.enter_context(connected(client, b"GET /count HTTP/1.1\r\nHost: x\r\n\r\n"))
-        assert b" 401 " in stranger.recv(10_000)
+        told = b""
+        while b'"counted":false}' not in told:
+            told += stranger.recv(10_000)
         assert client.get("/count", headers=key).status_code == 200  # in the place of the first
         assert all_of(idle).startswith(b"HTTP/1.1 503 ")
         second = held.enter_context(httpx.Client(base_url=client.base_url, trust_env=False, timeout=20))

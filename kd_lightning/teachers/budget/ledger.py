@@ -39,6 +39,7 @@ from kd_lightning.teachers.budget.tables import (
     flying,
     found,
     in_one_line,
+    is_open,
     note_used,
     refuse_excess,
     store_answers,
@@ -122,7 +123,8 @@ class Ledger:
             with self._transaction() as db:
                 kept = self._spare.unsettled
                 for one in kept:
-                    store_answers(db, one.claim, one.attempt, one.answers)
+                    if is_open(db, one.attempt):  # a commit that failed may have been one
+                        store_answers(db, one.claim, one.attempt, one.answers)
                 yield db
             if kept:
                 self._spare.settled()
@@ -269,8 +271,8 @@ class Ledger:
         """A run's accounts, by bucket."""
         with self._transaction() as db:
             rows = db.execute("SELECT bucket, used, paid, doubt, cost FROM accounts WHERE owner = ?", (run,))
-            found = {bucket: Spent(*map(int, images), float(cost)) for bucket, *images, cost in rows}
-            return {bucket: Spent() for bucket in BUCKETS} | found
+            booked = {name: Spent(int(u), int(p), int(d), float(cost)) for name, u, p, d, cost in rows}
+            return {bucket: Spent() for bucket in BUCKETS} | booked
 
     def keep_canaries(self, teacher: Described, images: Mapping[bytes, np.ndarray], number: int) -> bool:
         """Put the pixels of answered images aside until there are ``number``; whether there are."""

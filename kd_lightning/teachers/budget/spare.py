@@ -111,4 +111,4 @@ def _plain(one: Unsettled) -> dict[str, object]:
 def _unsettled(plain: dict[str, dict]) -> Unsettled:  # type: ignore[type-arg]
     teacher = Described(**plain["claim"].pop("teacher"))
     answers = {bytes.fromhex(key): bytes.fromhex(told) for key, told in plain["answers"].items()}
-    return Unsettled(Claim(**plain["claim"], teacher=teacher), plain["attempt"], answers)  # type: ignore[arg-type]
+    return Unsettled(Claim(**plain["claim"], teacher=teacher), plain["attempt"], answers)

@@ -238,6 +238,11 @@ def begin_attempt(db: sqlite3.Connection, claim: Claim, images: int, process: st
     )
 
 
+def is_open(db: sqlite3.Connection, attempt: int) -> bool:
+    """Whether nobody has booked it yet."""
+    return db.execute("SELECT 1 FROM attempts WHERE id = ? AND state = 'pending'", (attempt,)).fetchone() is not None
+
+
 def close_attempt(db: sqlite3.Connection, attempt: int, state: Literal["paid", "doubt", "released"]) -> None:
     """Book it."""
     account, name, images, price, before = db.execute(
