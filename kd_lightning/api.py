@@ -72,6 +72,7 @@ def distill(
         UserError: lists everything that cannot be as it is.
     """
     from kd_lightning.core.log_filters import quiet
+    from kd_lightning.results.run_index import running
     from kd_lightning.run.run import run
 
     if not isinstance(teacher, nn.Module):
@@ -97,7 +98,8 @@ def distill(
         names = _names(cfg, keys, method, student, settings)
         folder = Path(folder) if folder is not None else _fresh_folder(method, names["data"], cfg.seed)
         _leave_composition(cfg, overrides, names, folder)
-        run(cfg, folder, names)
+        with running(folder):
+            run(cfg, folder, names)
         own = held(keys["student"]) if "student" in keys else None
         return load_student(folder, network=own, trust=True)
 

@@ -11,6 +11,8 @@ from conftest import PATIENCE, wait_until
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from kd_lightning.distributed.gpu_slots import missing_gpus, quoted, resume_override, threads_per_job, visible_slots
+from kd_lightning.results.run_index import collect
+from kd_lightning.results.table import fold
 
 APP = """
 import json, os, signal, subprocess, sys, time
@@ -19,6 +21,8 @@ from pathlib import Path
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+
+from kd_lightning.distributed.launch import stay_with_parent
 
 plain = {"seed": 0, "do": "work", "root": "", "nap": 0.0, "sweep": {"resume": None}}
 ConfigStore.instance().store("config", plain)
@@ -30,6 +34,8 @@ def main(cfg):
     out = Path(HydraConfig.get().runtime.output_dir)
     with (out / "starts").open("a") as starts:  # a Ctrl-C while a file closes by itself is lost
         starts.write("x")
+    if cfg.do == "family":
+        (out / "pids").write_text(f"{subprocess.Popen(['sleep', '600']).pid} {os.getpid()}")
     time.sleep(cfg.nap)
     if cfg.do == "raise":
         raise RuntimeError("the loss is NaN")
@@ -53,6 +59,7 @@ def main(cfg):
 
 
 if __name__ == "__main__":
+    stay_with_parent()
     main()
 """
 
@@ -218,6 +225,32 @@ def test_ending_the_parent_ends_its_jobs_and_starts_no_more(command, tmp_path, w
     assert "accuracy" in stdout[stdout.index("job 0 done") + 40 :], "what is finished is printed as a table"
     left = subprocess.run(["pgrep", "-f", str(out)], capture_output=True, text=True)
     assert left.stdout == ""
+
+
+def alive(pid):
+    status = Path("/proc") / str(pid) / "status"
+    return status.exists() and "(zombie)" not in status.read_text()
+
+
+def test_killing_the_parent_ends_its_jobs_and_all_that_they_started(command, tmp_path):
+    overrides = ["nap=600", "seed=0,1,2", "do=family", "hydra.sweep.dir=out", 'hydra.launcher.slots=["",""]']
+    out = tmp_path / "out"
+    pids = []
+    with subprocess.Popen([*command, *overrides], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as parent:
+        try:
+            wait_until(lambda: all((out / n / "pids").exists() and (out / n / "pids").read_text() for n in "01"))
+            pids = [int(pid) for n in "01" for pid in (out / n / "pids").read_text().split()]
+            assert len(pids) == 4
+            assert [run.status for run in collect([out])] == ["running", "running"]
+            assert fold(collect([out])).notes == [f"running: {out / n}" for n in "01"]
+            parent.kill()
+            parent.wait()
+            wait_until(lambda: not any(map(alive, pids)))
+            assert [run.status for run in collect([out])] == ["unfinished", "unfinished"]
+        finally:
+            parent.kill()
+            for pid in filter(alive, pids):
+                os.kill(pid, signal.SIGKILL)
 
 
 def test_an_empty_list_of_slots_is_refused(command):

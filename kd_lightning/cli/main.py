@@ -8,6 +8,7 @@ import tempfile
 import warnings
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -137,8 +138,15 @@ def _task(cfg: DictConfig) -> float | None:
     folder = Path(config.runtime.output_dir)
     names = {name: config.runtime.choices.get(name) for name in NAMED}
     place = start.placed()
-    if place is None and (number := start.wanted(cfg.trainer)) > 1:
-        return _on_ranks(number, cfg, folder, names)
+    from kd_lightning.results.run_index import running
+
+    with running(folder) if place is None or place.rank == 0 else nullcontext():
+        if place is None and (number := start.wanted(cfg.trainer)) > 1:
+            return _on_ranks(number, cfg, folder, names)
+        return _run(cfg, folder, names)
+
+
+def _run(cfg: DictConfig, folder: Path, names: dict[str, str | None]) -> float | None:
     from kd_lightning.core.log_filters import plain_warnings, quiet
 
     quiet()
@@ -148,6 +156,7 @@ def _task(cfg: DictConfig) -> float | None:
     from kd_lightning.run.run import run
 
     plain_warnings()
+    place, mode = start.placed(), HydraConfig.get().mode
     try:
         with process_group.losing():
             if place is not None:
@@ -156,7 +165,7 @@ def _task(cfg: DictConfig) -> float | None:
             result = run(cfg, folder, names)
             process_group.leave()
     except UserError as error:
-        if config.mode == RunMode.MULTIRUN:
+        if mode == RunMode.MULTIRUN:
             raise CompactHydraException(str(error)) from error  # exiting would end the launcher's other jobs
         _fail(error)
     except KeyboardInterrupt:

@@ -12,7 +12,6 @@ import torch
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from kd_lightning.config.requirements import needs_of
@@ -32,14 +31,13 @@ from kd_lightning.errors import Collapsed
 from kd_lightning.methods.base.distiller import Distiller
 from kd_lightning.methods.base.protocols import Teacher
 from kd_lightning.networks.normalized import Normalized
-from kd_lightning.networks.weights import load_weights
+from kd_lightning.networks.weights import load_weights, write_weights
 from kd_lightning.sources.context import Context
 from kd_lightning.store.artifacts import (
     FORMAT_VERSION,
     Store,
     by_content,
     digest,
-    file_digest,
     remedy,
     write_json,
     writing,
@@ -167,7 +165,7 @@ def _keep(method: Distiller, report: dict[str, Any], work: Path) -> None:
 
 def _save_net(net: nn.Module, file: Path) -> None:
     state = {k: v.detach().cpu().contiguous().clone() for k, v in net.state_dict().items()}
-    save_file(state, file, metadata={"format_version": str(FORMAT_VERSION)})
+    write_weights(state, file, {"format_version": str(FORMAT_VERSION)})
 
 
 def fit_config(cfg: DictConfig, bench: Bench, teacher_key: str) -> dict[str, Any]:
@@ -175,12 +173,11 @@ def fit_config(cfg: DictConfig, bench: Bench, teacher_key: str) -> dict[str, Any
     plain: Any = {k: OmegaConf.to_container(cfg[k], resolve=True) for k in ("source", "student", "method", "trainer")}
     plain["trainer"] = {k: v for k, v in plain["trainer"].items() if k not in SILENT}
     plain["method"] = {k: v for k, v in plain["method"].items() if (k, v) != ("on_collapse", "warn")}  # changes none
-    root = str(bench.store.root)
+    root = bench.store.root
     plain = by_content(plain, root)
-    of_a_stage = cfg.init and cfg.init.startswith(root)
     return {
         **plain,
-        "init": by_content(cfg.init, root) if of_a_stage else cfg.init and file_digest(cfg.init),
+        "init": by_content(cfg.init, root),
         "seed": cfg.seed,
         "memory_format": cfg.memory_format,
         **{key: cfg[key] for key in ("compile", "fold_batchnorm") if cfg[key]},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import pickle
 import pickletools
 import re
@@ -14,7 +15,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from kd_lightning.errors import TeacherError
@@ -30,6 +31,22 @@ WRAPPED = 8
 CHUNK = 1 << 24
 """Values that are looked at a time."""
 _PREFIXES = ("", "net.", "module.", "_orig_mod.", "student.", "student.net.", "model.")
+
+
+def write_weights(state: Mapping[str, Tensor], file: Path, metadata: Mapping[str, str]) -> None:
+    """Write a state dict as safetensors, the same bytes for the same content; safetensors' own shuffles the metadata.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    content = save(dict(state))
+    size = int.from_bytes(content[:8], "little")
+    header = {"__metadata__": dict(sorted(metadata.items())), **json.loads(content[8 : 8 + size])}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8
+    with file.open("wb") as out:
+        out.write(len(text).to_bytes(8, "little") + text)
+        out.write(memoryview(content)[8 + size :])
 
 
 def read_weights(path: str | Path, *, inside: str | None = None) -> dict[str, Tensor]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import os
 import re
 import statistics
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +20,8 @@ from kd_lightning.store import strangers
 from kd_lightning.store.artifacts import refuse_format
 
 NOTHING = "–"
+RUNNING = ".running"
+"""File in the folder of a run, locked as long as a process works on it."""
 SEEDS = ("seed", "teacher.seed", "source.seed")
 
 # Overrides that say where, when or how often a run happens, not what it does.
@@ -43,7 +48,8 @@ class Run:
     Attributes:
         settings: the overrides it was started with, key to text; the last of a key wins.
         result: what its result.json holds; empty when there is none to trust.
-        status: ``ok``, ``failed``, ``stopped``, ``unfinished`` (no result.json) or ``unreadable``.
+        status: ``ok``, ``failed``, ``stopped``, ``running`` (a process holds its lock), ``unfinished`` (no result.json
+            and nobody at work) or ``unreadable``.
         reason: one line, empty when all is well.
     """
 
@@ -169,6 +175,58 @@ def _number(value: Any) -> float | None:
     return value if type(value) is float or (type(value) is int and abs(value) < 2**63) else None
 
 
+def hold(folder: Path) -> int | None:
+    """Mark a run as running as long as this file descriptor, or a copy in another process, is open.
+
+    Returns:
+        None where another process has marked it, or the folder cannot be written.
+    """
+    try:
+        file = os.open(folder / RUNNING, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError:
+        return None
+    for _ in range(20):  # somebody may be looking, who holds it for a moment
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return file
+        except OSError:
+            time.sleep(0.01)
+    os.close(file)
+    return None
+
+
+@contextmanager
+def running(folder: Path) -> Iterator[None]:
+    """Mark a run as running in this block; where the process is killed, the system takes the mark away."""
+    file = hold(folder)
+    try:
+        yield
+    finally:
+        if file is not None:
+            (folder / RUNNING).unlink(missing_ok=True)
+            os.close(file)
+
+
+def is_running(folder: Path) -> bool:
+    """Whether a process of this machine, or of one that shares its locks, is at work on a run.
+
+    The sign is a lock on a file in the folder, which ends with the process however that ends; the file itself may stay.
+    """
+    try:
+        file = os.open(folder / RUNNING, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # a file system without locks
+        return False
+    finally:
+        os.close(file)
+    return False
+
+
 def last_line(log: Path) -> str:
     """Last line that a job printed, without Hydra's hint on full traces; empty where there is none."""
     try:
@@ -184,12 +242,14 @@ def read_run(folder: Path) -> Run:
     overrides = read_overrides(folder)
     pairs = (entry.lstrip("+").partition("=") for entry in overrides or ())
     settings = {key: value.strip("'\"") for key, _, value in pairs}
+    if is_running(folder):
+        return Run(folder, settings, {}, "running", last_line(folder / "console.log"))
     try:
         result = read_result(folder)
     except UserError as error:
         return Run(folder, settings, {}, "unreadable", str(error))
     except FileNotFoundError:
-        reason = last_line(folder / "console.log") or "no result.json: killed, or still running"
+        reason = last_line(folder / "console.log") or "no result.json: it was killed"
         return Run(folder, settings, {}, "unfinished", reason)
     if overrides is None:
         reason = f"{folder / 'result.json'} has no readable .hydra/overrides.yaml beside it"
@@ -241,7 +301,7 @@ def group(runs: Sequence[Run]) -> list[Group]:
     Of runs with the same settings *and* the same seeds only the newest counts, lest n and std be
     those of copies.
     """
-    known = [run for run in runs if run.status != "unreadable"]
+    known = [run for run in runs if run.status not in ("running", "unreadable")]
     keys = dict.fromkeys(key for run in known for key in run.settings if not _NO_SETTING.fullmatch(key))
     varying = [key for key in keys if len({run.setting(key) for run in known}) > 1]
     groups: dict[tuple[str, ...], Group] = {}

@@ -13,14 +13,13 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from kd_lightning.core.inference import predict
 from kd_lightning.core.tasks import Regression, task_of
 from kd_lightning.errors import UserError
 from kd_lightning.networks.normalized import Normalized
-from kd_lightning.networks.weights import load_weights
+from kd_lightning.networks.weights import load_weights, write_weights
 from kd_lightning.results import trusted
 from kd_lightning.results.run_index import read_result
 from kd_lightning.store import strangers
@@ -73,7 +72,7 @@ def save_student(network: nn.Module, folder: Path, card: Mapping[str, Any]) -> N
     state = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
     with writing(folder):
         metadata = {"format_version": str(FORMAT_VERSION), "classes": json.dumps(card["classes"])}
-        save_file(state, folder / "student.safetensors", metadata=metadata)
+        write_weights(state, folder / "student.safetensors", metadata)
     write_json(folder / "student.json", {"format_version": FORMAT_VERSION, **card})
 
 
@@ -82,7 +81,7 @@ def save_single(student: Student, file: Path) -> None:
     state = {k: v.detach().cpu().contiguous() for k, v in student.state_dict().items()}
     with writing(file):
         file.parent.mkdir(parents=True, exist_ok=True)
-        save_file(state, file, metadata={"format_version": str(FORMAT_VERSION), "card": json.dumps(student.card)})
+        write_weights(state, file, {"format_version": str(FORMAT_VERSION), "card": json.dumps(student.card)})
 
 
 def load_student(path: str | Path, *, network: nn.Module | None = None, trust: bool = False) -> Student:

@@ -30,12 +30,12 @@ from kd_lightning.results.provenance import header, parameters, peak_memory
 from kd_lightning.results.student_files import save_student
 from kd_lightning.run.stages_and_controls import control_of, handed, referring, stage_of, weak_teacher
 from kd_lightning.run.teacher import Obtained, obtain_teacher
-from kd_lightning.store.artifacts import Store, file_digest, names_file, remedy, write_json, writing
+from kd_lightning.store.artifacts import Store, copy_into, file_digest, names_file, remedy, write_json, writing
 from kd_lightning.store.strangers import read_json
 from kd_lightning.tracking.backends import watching
 
 UNIMPORTANT = ("artifacts", "sweep", "main", "plan")
-NOT_COPIED = shutil.ignore_patterns("artifact.json", "latest-run", "debug*.log")  # W&B's links lead out of the folder
+NOT_COPIED = ("artifact.json", "latest-run", "debug*.log")  # W&B's links lead out of the folder
 
 
 def run(cfg: DictConfig, folder: Path, names: Mapping[str, str | None]) -> dict[str, Any]:
@@ -101,6 +101,8 @@ def _files(node: Any) -> Iterator[str]:
         yield from _files(value)
     if names_file(node):
         yield node
+    elif isinstance(node, str) and "/" in node:  # a run folder, whose student is read
+        yield from filter(names_file, (f"{node}/student.safetensors", f"{node}/student.json"))
 
 
 def _kept_or_made(cfg: DictConfig, folder: Path, names: Mapping[str, str | None]) -> dict[str, Any]:
@@ -146,7 +148,7 @@ def _leave_composition(cfg: DictConfig, folder: Path) -> None:
 
 def _copied(kept: Path, folder: Path) -> None:
     with writing(folder):
-        shutil.copytree(kept, folder, dirs_exist_ok=True, ignore=NOT_COPIED)
+        copy_into(kept, folder, NOT_COPIED)
 
 
 def _produce(
@@ -299,15 +301,15 @@ def _keep(stages: Mapping[str, Fitted], student: Fitted, card: Mapping[str, Any]
         for fitted in (*stages.values(), student):
             for name in ("last.ckpt", "metrics.csv"):
                 if (fitted.folder / name).is_file():
-                    shutil.copy2(fitted.folder / name, work / name)
+                    shutil.copyfile(fitted.folder / name, work / name)
             if (fitted.folder / "samples").is_dir():
-                shutil.copytree(fitted.folder / "samples", work / "samples", dirs_exist_ok=True)
+                copy_into(fitted.folder / "samples", work / "samples")
         for name, stage in stages.items():
             (work / "stages" / name).mkdir(parents=True, exist_ok=True)
             for file in stage.folder.glob("*.safetensors"):
                 if file.name != "student.safetensors" or trained(stage):
-                    shutil.copy2(file, work / "stages" / name)
+                    shutil.copyfile(file, work / "stages" / name / file.name)
         if not trained(student):
-            shutil.copy2(student.folder / "generator.safetensors", work / "generator.safetensors")
+            shutil.copyfile(student.folder / "generator.safetensors", work / "generator.safetensors")
     if trained(student):
         save_student(student.network, work, card)

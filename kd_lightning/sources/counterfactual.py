@@ -103,9 +103,7 @@ class Counterfactual:
         config = {
             "source": "counterfactual",
             "version": self.version,
-            "generators": {
-                im: by_content(node["weights"], str(context.store.root)) for im, node in self.mechanisms.items()
-            },
+            "generators": {im: by_content(node["weights"], context.store.root) for im, node in self.mechanisms.items()},
             "compose": [repr(operator) for operator in self.compose],
             "classes": context.dataset.num_classes,
             "images": total,

@@ -70,7 +70,7 @@ class Drawn:
         config = {
             "source": "drawn",
             "version": self.version,
-            "generator": by_content(self.weights, str(context.store.root)),
+            "generator": by_content(self.weights, context.store.root),
             "classes": classes,
             **{k: getattr(self, k) for k in ("im", "latent", "pairs", "seed")},
         }

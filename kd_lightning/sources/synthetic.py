@@ -184,8 +184,8 @@ class Synthetic:
         config = {
             "source": "synthetic",
             "version": self.version,
-            "generator": by_content(self.weights, str(context.store.root)),
-            "ratio": by_content(self.ratio_weights, str(context.store.root)),
+            "generator": by_content(self.weights, context.store.root),
+            "ratio": by_content(self.ratio_weights, context.store.root),
             "labels": wanted.tolist(),
             "images": len(wanted) * self.per_label,
             **{k: getattr(self, k) for k in ("latent", "per_label", "seed", "burn_in", "draw")},

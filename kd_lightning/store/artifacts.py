@@ -8,8 +8,9 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -126,18 +127,51 @@ def file_digest(path: str | Path) -> str:
 
 def names_file(text: Any) -> bool:
     """Whether a value of a composition is the path of a file that is there."""
-    return isinstance(text, str) and ("/" in text or "." in text) and os.path.isfile(os.path.expanduser(text))
+    return isinstance(text, str) and text != "" and os.path.isfile(os.path.expanduser(text))
 
 
-def by_content(node: Any, root: str) -> Any:
-    """Files of earlier stages count by their hash, wherever the store is; other files by what is in them."""
+def within_artefact(path: str, root: str | Path) -> str | None:
+    """Where in the store a file of a finished artefact lies, as ``/kind-hash/name``; None for every other file.
+
+    Args:
+        path: of a file.
+        root: of the store.
+    """
+    file, store = (os.path.abspath(os.path.expanduser(where)) for where in (path, str(root)))
+    inside = os.path.relpath(file, store).split(os.sep)
+    finished = NAME.fullmatch(inside[0]) and os.path.isfile(os.path.join(store, inside[0], "artifact.json"))
+    return "/" + "/".join(inside) if finished and len(inside) > 1 else None
+
+
+def by_content(node: Any, root: str | Path) -> Any:
+    """Files of finished artefacts count by their name, which says what made them; all others by what is in them."""
     if isinstance(node, dict):
         return {k: by_content(v, root) for k, v in node.items()}
     if isinstance(node, list):
         return [by_content(v, root) for v in node]
-    if isinstance(node, str) and node.startswith(root):
-        return node.removeprefix(root)
-    return file_digest(node) if names_file(node) else node
+    if not names_file(node):
+        return node
+    return within_artefact(node, root) or file_digest(node)
+
+
+def copy_into(source: Path, target: Path, leave: Sequence[str] = ()) -> None:
+    """Copy the files of a folder of the store as new files, which their owner may write, whatever the store's may.
+
+    Args:
+        source: folder; links to folders in it are left out.
+        target: folder, made where it is missing; files of the same names are overwritten.
+        leave: patterns of names that are left out.
+    """
+
+    def wanted(names: Sequence[str]) -> list[str]:
+        return [name for name in names if not any(fnmatch(name, pattern) for pattern in leave)]
+
+    for top, folders, files in os.walk(source):
+        folders[:] = wanted(folders)
+        place = target / Path(top).relative_to(source)
+        place.mkdir(parents=True, exist_ok=True)
+        for name in wanted(files):
+            shutil.copyfile(Path(top) / name, place / name)
 
 
 def size_of(folder: Path) -> int:

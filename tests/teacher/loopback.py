@@ -40,9 +40,11 @@ def label(asked: np.ndarray) -> list[Answer]:
 
 
 @contextmanager
-def serving(service: Service) -> Iterator[str]:
+def serving(service: Service, *, buffer: int | None = None) -> Iterator[str]:
     """Its address; afterwards what is under way is answered, and the server has ended."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
+        if buffer is not None:  # bytes that the system takes of an answer which nobody reads
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)
         server = server_of(service)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()

@@ -305,6 +305,40 @@ def test_the_memory_is_bounded_and_forgets_the_oldest() -> None:
     assert asyncio.run(story()) == (["7", "8", "9", "large"], 0)
 
 
+def test_remembering_an_answer_takes_the_same_work_however_many_are_remembered() -> None:
+    class Walked(dict[str, Any]):
+        steps = 0
+
+        def items(self) -> Any:
+            Walked.steps += len(self)
+            return super().items()
+
+        def __iter__(self) -> Any:
+            Walked.steps += len(self)
+            return super().__iter__()
+
+        def keys(self) -> Any:
+            Walked.steps += len(self)
+            return super().keys()
+
+    async def answered() -> bytes:
+        return b"x" * 10
+
+    async def story() -> None:
+        memory = Memory(size=1000)
+        memory.entries = Walked()  # type: ignore[assignment]
+        for i in range(300):
+            task = asyncio.ensure_future(answered())
+            memory.keep(str(i), b"", task)
+            await task
+        await asyncio.sleep(0)
+        assert len(memory.entries) == 100
+        assert memory.held == 1000
+
+    asyncio.run(story())
+    assert Walked.steps == 0
+
+
 def test_logits_never_leave() -> None:
     for wrong in (replace(TEACHER, access="logits"), replace(TEACHER, image=None)):
         with pytest.raises(ValueError, match="tells no logits"):

@@ -19,7 +19,7 @@ from kd_lightning.data.classes import class_names, split_folders
 from kd_lightning.data.dataset import Dataset, Split, hold_out
 from kd_lightning.errors import DataError
 from kd_lightning.store import strangers
-from kd_lightning.store.artifacts import Store, digest, remedy, write_json
+from kd_lightning.store.artifacts import Store, digest, file_digest, remedy, write_json
 
 VERSION = 1  # raised whenever the same files would give other pixels
 ENCODINGS = {f".{name}": name for name in ("jpeg", "png", "webp", "bmp", "gif", "ppm", "pgm", "tiff")}
@@ -166,9 +166,10 @@ def _kept(
         save_file({"images": images, "good": good}, folder / "images.safetensors")
         write_json(folder / "bad.json", bad)
 
-    listing = [[path, *_stamp(file)] for path, file in zip(paths, files, strict=True)]
+    with ThreadPoolExecutor() as threads:
+        contents = list(threads.map(_content, files))
     key = {
-        "files": digest(listing),
+        "files": digest(list(zip(paths, contents, strict=True))),
         "count": len(files),
         "size": size,
         "channels": channels,
@@ -179,13 +180,12 @@ def _kept(
     return tensors["images"], tensors["good"], strangers.read_json(folder / "bad.json", advice=remedy(folder))
 
 
-def _stamp(file: Path) -> list[int | None]:
-    """Size and time of a file; of a link that leads nowhere neither."""
+def _content(file: Path) -> str:
+    """A hash; a file can be another at the same size and time. Of what cannot be read, decoding says why."""
     try:
-        stat = file.stat()
-    except OSError:
-        return [None, None]
-    return [stat.st_size, stat.st_mtime_ns]
+        return file_digest(file) if file.is_file() else "no file"
+    except OSError as error:
+        return str(error)
 
 
 def _decode(root: Path, paths: list[str], size: int, channels: int) -> tuple[Tensor, Tensor, dict[str, str]]:
