@@ -29,6 +29,7 @@ sys.path.append(str(Path(__file__).parent / "methods"))
 from bars import bars
 from toy import CLASSES, context, generator, network, patterns, sgd
 
+from kd_lightning.config import ranks
 from kd_lightning.config.check import faults
 from kd_lightning.core.log_filters import quiet
 from kd_lightning.core.tasks import Classification
@@ -623,19 +624,19 @@ def test_trainers_are_accepted(name: str) -> None:
 
 def test_one_device_is_the_default_trainer() -> None:
     alone = composed("trainer=ddp", "trainer.accelerator=cpu").trainer
-    collectives.settle(alone)
+    ranks.settle(alone)
     assert OmegaConf.to_container(alone) == OmegaConf.to_container(composed("trainer.accelerator=cpu").trainer)
 
 
 def test_a_process_alone_refuses_to_be_two() -> None:
     with pytest.raises(ConfigError, match="this process is alone: the command kd-lightning starts"):
-        collectives.settle(composed("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2").trainer)
+        ranks.settle(composed("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2").trainer)
 
 
 def settled(*overrides: str) -> Any:
     cfg = composed("trainer=ddp", "trainer.accelerator=cpu", *overrides).trainer
     try:
-        collectives.settle(cfg)
+        ranks.settle(cfg)
     except ConfigError as error:
         return str(error)
     return {key: cfg[key] for key in ("devices", "num_nodes", "sync_batchnorm", "global_batch_losses")}
