@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
 from kd_lightning import ranks
 from kd_lightning.data.dataset import Dataset
 from kd_lightning.fitting import Fitted
+from kd_lightning.schedules import Stretched
 from kd_lightning.tasks import Task
 from kd_lightning.teacher.obtain import Obtained
 from kd_lightning.variant import variant
+
+STRETCHED = f"{Stretched.__module__}.{Stretched.__name__}"
 
 
 def stage_of(cfg: DictConfig, stage: DictConfig, stages: Mapping[str, Fitted]) -> DictConfig:
@@ -56,12 +59,32 @@ def control_of(
 
 
 def _as_long(own: DictConfig, updates: int, dataset: Dataset) -> None:
-    """Let a control have as many updates: in rounds of its own length, or by more passes over the real images."""
-    if "rounds" in own.source:
+    """Let a control have as many updates: in rounds of its own length, or by more passes over the real images.
+
+    The learning rate keeps the shape of its schedule.
+    """
+    if own.source.get("rounds") is not None:
         own.source.rounds = max(1, round(updates / own.trainer.max_epochs))
     elif dataset.train is not None:
         each = max(1, len(dataset.train) // (own.source.batch_size * ranks.world()))
+        before, old = _schedules(own), own.trainer.max_epochs
         own.trainer.max_epochs = max(1, round(updates / each))
+        for key, schedule in _schedules(own).items():
+            if not _followed(before[key], schedule):
+                by = own.trainer.max_epochs / old
+                own.method[key] = {"_target_": STRETCHED, "_partial_": True, "schedule": before[key], "by": by}
+
+
+def _schedules(own: DictConfig) -> dict[str, dict[str, Any]]:
+    """Of the optimisers of a method, resolved."""
+    keys = [key for key in own.method if str(key).startswith("scheduler") and own.method[key] is not None]
+    return {key: cast(dict[str, Any], OmegaConf.to_container(own.method[key], resolve=True)) for key in keys}
+
+
+def _followed(before: dict[str, Any], after: dict[str, Any]) -> bool:
+    """Whether every length in a schedule became another one by itself, as ``T_max: ${trainer.max_epochs}`` does."""
+    lengths = [key for key, value in before.items() if isinstance(value, int | list) and not isinstance(value, bool)]
+    return bool(lengths) and all(before[key] != after[key] for key in lengths)
 
 
 def asks(node: Mapping[Any, Any]) -> bool:

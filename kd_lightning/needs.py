@@ -88,11 +88,12 @@ def _rounds_faults(path: str, method: type[Distiller], source: Mapping[str, Any]
     if own and isinstance(rounds, int):
         yield (
             f"{path}={rounds}: an epoch of {method.__name__} is one round of its paper, whose length follows from "
-            f"method.steps, method.kd_steps and method.per_batch: set {path}=null, and trainer.max_epochs to the number "
-            "of rounds of the paper"
+            f"method.steps, method.kd_steps and method.per_batch: set {path}=null, and trainer.max_epochs to the "
+            "number of rounds of the paper"
         )
     if rounds is None and not own:
-        yield f"{path}: required, for {method.__name__} does not say how many rounds an epoch has; give it with {path}=..."
+        does_not = f"{method.__name__} does not say how many rounds an epoch has"
+        yield f"{path}: required, for {does_not}; give it with {path}=..."
 
 
 def needs_of(method: Mapping[str, Any]) -> set[str]:

@@ -168,7 +168,7 @@ def test_the_drawing_teacher_shows_nothing_but_images(weights: str) -> None:
     image = teacher.sample("fg", z, torch.arange(3))
     assert not image.requires_grad
     assert painter.low.grad is None
-    assert [name for name in dir(teacher) if not name.startswith("_")] == ["asked", "sample"]
+    assert [name for name in dir(teacher) if not name.startswith("_")] == ["asked", "latents", "sample"]
     assert teacher.asked == 3
 
 
