@@ -92,9 +92,20 @@ def asks(node: Mapping[Any, Any]) -> bool:
     return bool(node.get("teacher", True))
 
 
-def handed(teacher: Obtained | None, node: Mapping[Any, Any] = MappingProxyType({})) -> dict[str, Any]:
-    """The teacher as a fit is given it, if it asks: an object of its own, whose counters begin at zero."""
-    return {"teacher": teacher.hand_out(), "teacher_key": teacher.key} if teacher and asks(node) else {}
+def handed(
+    teacher: Obtained | None, node: Mapping[Any, Any] = MappingProxyType({}), source_teacher: Obtained | None = None
+) -> dict[str, Any]:
+    """The teachers as a fit is given them: objects of its own, whose counters begin at zero.
+
+    Args:
+        teacher: of the run, for those who ask it.
+        node: the stage or control.
+        source_teacher: of the fit's source, if it has one of its own.
+    """
+    given = {"teacher": teacher.hand_out(), "teacher_key": teacher.key} if teacher and asks(node) else {}
+    if source_teacher:
+        given |= {"source_teacher": source_teacher.hand_out(), "source_teacher_key": source_teacher.key}
+    return given
 
 
 def weak_teacher(controls: Mapping[str, Any], metrics: Mapping[str, float | None], task: Task) -> str | None:
