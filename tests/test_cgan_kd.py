@@ -14,14 +14,14 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from safetensors.torch import save_file
 
-from kd_lightning import rehearsal
-from kd_lightning.beside import control_of
-from kd_lightning.check import faults
+from kd_lightning.config.check import faults
+from kd_lightning.core.log_filters import quiet
 from kd_lightning.data.dataset import Dataset, Split
-from kd_lightning.networks import biggan
-from kd_lightning.plan import Plan, plan
-from kd_lightning.quiet import quiet
-from kd_lightning.rehearsal import KEPT, MISSING, PROMISED, Step
+from kd_lightning.networks.generators import biggan
+from kd_lightning.planning import dry_run as rehearsal
+from kd_lightning.planning.dry_run import KEPT, MISSING, PROMISED, Step
+from kd_lightning.planning.plan import Plan, plan
+from kd_lightning.run.stages_and_controls import control_of
 
 pytestmark = [  # of networks that have hardly learned
     pytest.mark.filterwarnings("ignore:.*source.strict=true makes that an error"),
@@ -212,7 +212,7 @@ def test_a_plan_of_numbers_judges_all_labels_by_one(store: Path) -> None:
     assert made["student"].rounds == 2 * ((640 + 2500) // 320)
 
 
-FILTER = "{net: {_target_: kd_lightning.networks.small.SmallConvNet, num_classes: 10, in_channels: 1, widths: [8, 8]}"
+FILTER = "{net: {_target_: kd_lightning.networks.classifiers.small.SmallConvNet, num_classes: 10, in_channels: 1, widths: [8, 8]}"
 
 
 def test_the_filter_may_have_a_teacher_of_its_own(tmp_path: Path, store: Path, teacher_file: Path) -> None:
@@ -222,7 +222,7 @@ def test_the_filter_may_have_a_teacher_of_its_own(tmp_path: Path, store: Path, t
     settings = ", ".join(f"{k}: {v}" for k, v in made.items())
     run = ("method=supervised", "source=synthetic", "source.latent=4", "source.images=20", "source.per_label=10")
     run = (*run, "source.subsample=false", "source.ratio=null", "source.ratio_weights=null", "source.batch_size=320")
-    run = (*run, f"source.generator={{_target_: kd_lightning.networks.biggan.Generator, {settings}}}")
+    run = (*run, f"source.generator={{_target_: kd_lightning.networks.generators.biggan.Generator, {settings}}}")
     run = (*run, f"source.weights={tmp_path}/generator.safetensors", f"source.teacher={FILTER}}}")
     run = (*run, f"teacher.weights={teacher_file}")
     result = tiny_run(tmp_path / "run", *run)

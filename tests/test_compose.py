@@ -8,12 +8,12 @@ import pytest
 import yaml
 from hydra.core.hydra_config import HydraConfig
 
-from kd_lightning import resolvers
-from kd_lightning.check import check, faults
-from kd_lightning.composition import loaded, members, read
+from kd_lightning.config import resolvers
+from kd_lightning.config.check import check, faults
+from kd_lightning.config.overrides import loaded, members, read
+from kd_lightning.config.resolvers import conf_dir
+from kd_lightning.config.signatures import located
 from kd_lightning.errors import ConfigError
-from kd_lightning.resolvers import conf_dir
-from kd_lightning.signatures import located
 
 
 @cache

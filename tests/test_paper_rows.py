@@ -10,7 +10,7 @@ from conftest import composed
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from kd_lightning.check import faults
+from kd_lightning.config.check import faults
 
 FLIP = "kd_lightning.data.augment.HorizontalFlip"
 STAGES = ["net.layer1", "net.layer2", "net.layer3", "net.layer4"]
@@ -52,12 +52,12 @@ ROWS: dict[str, dict[str, Any]] = {
     },
     "cgan_kd/utkface": {
         "ratio.source.augment": [{"_target_": FLIP}],
-        "features.source._target_": "kd_lightning.data.sources.vicinal.Vicinal",
+        "features.source._target_": "kd_lightning.sources.vicinal.Vicinal",
         "features.source.augment": [{"_target_": FLIP}],
     },
     "cgan_kd/steering_angle": {
         "ratio.source.augment": [],
-        "features.source._target_": "kd_lightning.data.sources.vicinal.Vicinal",
+        "features.source._target_": "kd_lightning.sources.vicinal.Vicinal",
     },
     # FS-BBT's Keras networks: l2(1e-4) on convolutions, 1x1 shortcuts
     **{

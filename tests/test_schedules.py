@@ -14,10 +14,10 @@ from hydra.utils import instantiate
 from torch.optim import SGD
 from torch.optim import lr_scheduler as torchs
 
-from kd_lightning.beside import control_of
+from kd_lightning.core.optimizers import adam_on_convolutions
+from kd_lightning.core.schedules import Stretched, piecewise
 from kd_lightning.data.dataset import Dataset, Split
-from kd_lightning.optimizers import adam_on_convolutions
-from kd_lightning.schedules import Stretched, piecewise
+from kd_lightning.run.stages_and_controls import control_of
 
 MAKES: dict[str, Any] = {
     "milestones": partial(torchs.MultiStepLR, milestones=[2, 5]),

@@ -10,13 +10,13 @@ import pytest
 import torch
 from toy import trainer
 
+from kd_lightning.core.tasks import Regression
 from kd_lightning.data.loader import Batch
 from kd_lightning.data.module import Images
-from kd_lightning.data.sources.vicinal import VicinalBatch
-from kd_lightning.methods.sparse_auto_encoder import SparseCode
+from kd_lightning.methods.generators.sparse_auto_encoder import SparseCode
 from kd_lightning.networks.features import SparseAutoEncoder
 from kd_lightning.networks.normalized import Normalized
-from kd_lightning.tasks import Regression
+from kd_lightning.sources.vicinal import VicinalBatch
 
 TASK = Regression(low=0.0, high=60.0, unit="years")
 
