@@ -212,7 +212,8 @@ def test_a_plan_of_numbers_judges_all_labels_by_one(store: Path) -> None:
     assert made["student"].rounds == 2 * ((640 + 2500) // 320)
 
 
-FILTER = "{net: {_target_: kd_lightning.networks.classifiers.small.SmallConvNet, num_classes: 10, in_channels: 1, widths: [8, 8]}"
+SMALL = "kd_lightning.networks.classifiers.small.SmallConvNet"
+FILTER = f"{{net: {{_target_: {SMALL}, num_classes: 10, in_channels: 1, widths: [8, 8]}}"
 
 
 def test_the_filter_may_have_a_teacher_of_its_own(tmp_path: Path, store: Path, teacher_file: Path) -> None:
