@@ -91,6 +91,12 @@ def build_network(cfg: DictConfig) -> Normalized:
     return Normalized(instantiate(cfg.student), mean=cfg.data.mean, std=cfg.data.std)
 
 
+def build_source(cfg: DictConfig) -> Any:
+    """The source that ``cfg.source`` describes; a teacher of its own it finds in its context."""
+    plain: Any = OmegaConf.to_container(cfg.source, resolve=True)
+    return instantiate({k: v for k, v in plain.items() if k != "teacher"}, _convert_="all")
+
+
 def fit(
     cfg: DictConfig,
     bench: Bench,
@@ -98,6 +104,8 @@ def fit(
     phase: str,
     teacher: Teacher | None = None,
     teacher_key: str = "none",
+    source_teacher: Teacher | None = None,
+    source_teacher_key: str | None = None,
     val_answers: Tensor | None = None,
     watched: bool = False,
 ) -> Fitted:
@@ -109,10 +117,12 @@ def fit(
         phase: its name on the screen and in the result.
         teacher: who answers.
         teacher_key: digest of the teacher, part of the fit's hash.
+        source_teacher: whom the source asks, if not the same.
+        source_teacher_key: its digest.
         val_answers: the teacher's outputs on the validation images, for the agreement curve.
         watched: whether the run's dashboards follow this fit.
     """
-    config = fit_config(cfg, bench, teacher_key)
+    config = fit_config(cfg, bench, teacher_key, source_teacher_key)
     boards = bench.boards.of(phase) if watched else Boards()
     if isinstance(teacher, QueryTeacher):
         teacher.fit = bench.store.path("fit", config).name
@@ -123,9 +133,9 @@ def fit(
             own = reseeded(cfg, len(collapsed))
             context = Context(
                 dataset=bench.dataset,
-                teacher=teacher,
+                teacher=source_teacher or teacher,
                 store=bench.store,
-                keys={"data": bench.data_key, "teacher": teacher_key},
+                keys={"data": bench.data_key, "teacher": source_teacher_key or teacher_key},
                 mean=list(cfg.data.mean),
                 std=list(cfg.data.std),
                 order_seed=own.seed,
@@ -137,7 +147,7 @@ def fit(
                 needs=needs_of(cast(dict[str, Any], OmegaConf.to_container(cfg.method, resolve=True))),
             )
             try:
-                method, report = _train(own, bench, phase, work, context, val_answers, boards)
+                method, report = _train(own, bench, phase, work, context, teacher, val_answers, boards)
                 break
             except Collapsed as error:
                 collectives.decided(partial(begin_again, work, own.seed, error))
@@ -168,9 +178,12 @@ def _save_net(net: nn.Module, file: Path) -> None:
     write_weights(state, file, {"format_version": str(FORMAT_VERSION)})
 
 
-def fit_config(cfg: DictConfig, bench: Bench, teacher_key: str) -> dict[str, Any]:
+def fit_config(
+    cfg: DictConfig, bench: Bench, teacher_key: str, source_teacher_key: str | None = None
+) -> dict[str, Any]:
     """Everything that determines the numbers of a fit, as plain data."""
     plain: Any = {k: OmegaConf.to_container(cfg[k], resolve=True) for k in ("source", "student", "method", "trainer")}
+    plain["source"].pop("teacher", None)  # said by its digest
     plain["trainer"] = {k: v for k, v in plain["trainer"].items() if k not in SILENT}
     plain["method"] = {k: v for k, v in plain["method"].items() if (k, v) != ("on_collapse", "warn")}  # changes none
     root = bench.store.root
@@ -185,6 +198,7 @@ def fit_config(cfg: DictConfig, bench: Bench, teacher_key: str) -> dict[str, Any
         "std": list(cfg.data.std),
         "data": bench.data_key,
         "teacher": teacher_key,
+        **({"source_teacher": source_teacher_key} if source_teacher_key else {}),
         "version": [VERSION, versions(plain)],
     }
 
@@ -195,6 +209,7 @@ def _train(
     phase: str,
     work: Path,
     context: Context,
+    teacher: Teacher | None,
     val_answers: Tensor | None,
     boards: Boards,
 ) -> tuple[Distiller, dict[str, Any]]:
@@ -202,9 +217,7 @@ def _train(
     network = build_network(cfg)
     if cfg.init:
         load_weights(network, cfg.init)
-    method = instantiate(cfg.method, _partial_=True, _convert_="all")(
-        student=network, teacher=context.teacher, task=bench.task
-    )
+    method = instantiate(cfg.method, _partial_=True, _convert_="all")(student=network, teacher=teacher, task=bench.task)
     method.global_batch_losses = cfg.trainer.get("global_batch_losses", False)
     if cfg.memory_format == "channels_last":
         method.to(memory_format=torch.channels_last)
@@ -212,7 +225,8 @@ def _train(
         method.teacher.fold_batchnorm()
     if cfg.compile:
         compile_networks(method, cfg.compile)
-    source = instantiate(cfg.source, _convert_="all")
+    context.rounds = method.rounds_an_epoch()
+    source = build_source(cfg)
     loader = source.prepare(context)
     val = bench.dataset.val
     val_loader = (
@@ -228,7 +242,7 @@ def _train(
             device=context.device,
         )
     )
-    curves = Curves(work, boards, asked=context.teacher if isinstance(context.teacher, QueryTeacher) else None)
+    curves = Curves(work, boards, asked=teacher if isinstance(teacher, QueryTeacher) else None)
     synthetic = "source.synthetic" in source.offers
     watch = WatchGenerator(work, bench.dataset.classes, boards, task=bench.task, synthetic=synthetic)
     checkpoint = work / "last.ckpt"
@@ -246,7 +260,7 @@ def _train(
     )
     method.train()
     try:
-        images = Images(loader, val_loader, eight_bits=isinstance(context.teacher, QueryTeacher))
+        images = Images(loader, val_loader, eight_bits=isinstance(teacher, QueryTeacher))
         with marked.blaming():
             trainer.fit(method, images, ckpt_path=goes_on_from, weights_only=True)
     except SystemExit as interrupted:  # Lightning's answer to Ctrl-C

@@ -29,7 +29,7 @@ from kd_lightning.metrics.confusion_matrix import draw_answers
 from kd_lightning.results.provenance import header, parameters, peak_memory
 from kd_lightning.results.student_files import save_student
 from kd_lightning.run.stages_and_controls import control_of, handed, referring, stage_of, weak_teacher
-from kd_lightning.run.teacher import Obtained, obtain_teacher
+from kd_lightning.run.teacher import Obtained, obtain_source_teacher, obtain_teacher
 from kd_lightning.store.artifacts import Store, copy_into, file_digest, names_file, remedy, write_json, writing
 from kd_lightning.store.strangers import read_json
 from kd_lightning.tracking.backends import watching
@@ -162,10 +162,13 @@ def _produce(
     stages: dict[str, Fitted] = {}
     for stage in cfg.stages:
         own = stage_of(cfg, stage, stages)
-        stages[stage.name] = fit(own, bench, phase=stage.name, watched=True, **handed(teacher, stage))
+        given = handed(teacher, stage, obtain_source_teacher(own, bench))
+        stages[stage.name] = fit(own, bench, phase=stage.name, watched=True, **given)
     cfg = referring(cfg, stages)
     val_answers = teacher.answers(dataset.val) if teacher else None
-    student = fit(cfg, bench, phase="student", val_answers=val_answers, watched=True, **handed(teacher))
+    asked = obtain_source_teacher(cfg, bench)
+    given = handed(teacher, source_teacher=asked)
+    student = fit(cfg, bench, phase="student", val_answers=val_answers, watched=True, **given)
     controls = {name: _control(name, node, cfg, bench, teacher, student) for name, node in cfg.controls.items()}
 
     with clock("test"):
@@ -203,7 +206,7 @@ def _produce(
         networks["student"] = student.network
     spent = teacher.spent() if teacher else {}
     seconds = {"teacher": teacher.seconds if teacher else 0.0, **{k: v.seconds for k, v in stages.items()}}
-    seconds["student"] = student.seconds
+    seconds |= {"student": student.seconds, **({"source_teacher": asked.seconds} if asked else {})}
     seconds |= {name: fitted.seconds for name, fitted in controls.items() if fitted} | clock.seconds
     card = _card(cfg, dataset, metrics, teacher)
     collectives.decided(lambda: _keep(stages, student, card, work))
@@ -264,7 +267,7 @@ def _control(
     own = control_of(node, cfg, bench.dataset, teacher, student)
     if own is None:
         return None
-    return fit(own, bench, phase=name, **handed(teacher, node))
+    return fit(own, bench, phase=name, **handed(teacher, node, obtain_source_teacher(own, bench)))
 
 
 class Clock:

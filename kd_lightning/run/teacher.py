@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor, nn
 
 from kd_lightning.config.derive import variant
@@ -167,6 +167,24 @@ def obtain_teacher(cfg: DictConfig, bench: Bench, train: Callable[..., Fitted] =
     key = digest([key, *(said[k] for k in ("name", "version", "access", "decimals", "k")), settings.smoothing])
     reference = _reference(settings) if settings.reference else None
     return Obtained(net, key, seconds, settings, device, report, described, door, reference, kept)
+
+
+def obtain_source_teacher(cfg: DictConfig, bench: Bench, train: Callable[..., Fitted] = fit) -> Obtained | None:
+    """The teacher that ``cfg.source.teacher`` names, which only the source asks; None where it asks the run's.
+
+    Its node says what differs from the run's teacher: ``net``, and ``weights`` if it is not to be trained here.
+
+    Raises:
+        TeacherError: see :func:`obtain_teacher`.
+    """
+    if (named := cfg.source.get("teacher")) is None:
+        return None
+    own = cfg.copy()
+    with open_dict(own):
+        own.teacher.update({"net": None, "weights": None, "asker": None, "class_order": None, "access": "white"})
+        own.teacher.update({"mean": list(cfg.data.mean), "std": list(cfg.data.std)})
+        own.teacher = OmegaConf.merge(own.teacher, named)
+    return obtain_teacher(own, bench, train)
 
 
 def _terms(settings: DictConfig, bench: Bench) -> Terms:

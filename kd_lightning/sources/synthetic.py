@@ -19,9 +19,9 @@ Deviations (paper / authors' code / here):
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -61,6 +61,7 @@ class Synthetic:
         ratio_weights: its weights.
         burn_in: images by whose greatest ratio the first are accepted.
         draw: images drawn at a time.
+        teacher: ``net`` and ``weights`` of a teacher for filter and labels, as the run obtains one; None for the run's.
         keep: part of the pool with the smallest errors of the teacher, of each class or of all numbers; None for all.
         relabel: the teacher's answer takes the label's place.
         processing: one of the paper's variants in place of those three: ``unprocessed``, ``subsampled``, ``filtered``
@@ -98,6 +99,7 @@ class Synthetic:
         strict: bool = False,
         augment: Sequence[Augmentation] = (),
         seed: int = 0,
+        teacher: Mapping[str, Any] | None = None,
     ) -> None:
         if keep is not None and not 0 < keep <= 1:
             raise ConfigError(f"source.keep={keep}: expected a part, more than 0 and at most 1, or null for all")

@@ -399,3 +399,25 @@ def test_channel_kl_is_of_softmaxes_over_channels_summed_over_pixels() -> None:
     assert torch.allclose(channel_kl(made, told, 8.0), (p * (p / q).log()).sum() / 2, atol=1e-6)
     assert float(channel_kl(told, told, 8.0)) == pytest.approx(0, abs=1e-7)
     assert float(binary_entropy(torch.full((1, 1, 2, 2), 0.5))) == pytest.approx(1.0)
+
+
+def test_a_student_of_twice_the_size_is_told_doubled_images_and_asked_for_the_teachers_size() -> None:
+    small: dict[str, Any] = {"num_classes": 9, "repeat": 2, "conv_dim": 8, "embed": 8, "one_hot": CLASSES}
+    method = student_of()
+    method.generator = tiny_gan.Generator(latent=LATENT, size=2 * SIZE, reduced=SIZE, **small)
+    (terms,) = losses_of(method, 1)
+    z, y = torch.randn(4, LATENT), torch.arange(4) % CLASSES
+    drawn = method.generator.eval()(z, y)
+    assert drawn.shape[2:] == (2 * SIZE, 2 * SIZE)
+    assert terms["pix"] > 0
+    handed = cgn.drawn_by(method.generator, "fg", z, y)
+    assert torch.allclose(handed, F.avg_pool2d(drawn, 2), atol=1e-6)
+    assert method.generator.fc.in_features == LATENT + CLASSES
+
+
+def test_a_missing_perceptual_loss_is_said() -> None:
+    with pytest.warns(UserWarning, match=r"CGN's perceptual loss, which needs VGG-16's, is off.*method.perc=\[\]"):
+        cgn_of(perc=[0.0, 0.05])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        cgn_of(perc=[])
