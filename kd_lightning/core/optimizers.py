@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from torch import nn
 from torch.optim import Adam
@@ -22,6 +23,8 @@ def adam_on_convolutions(
         fused: see :class:`torch.optim.Adam`.
     """
     params = list(params)
-    decayed = [p for p in params if p.dim() == 4]
-    others = [p for p in params if p.dim() != 4]
-    return Adam([{"params": decayed, "weight_decay": weight_decay}, {"params": others}], lr=lr, fused=fused)
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in params if p.dim() == 4], "weight_decay": weight_decay},
+        {"params": [p for p in params if p.dim() != 4]},
+    ]
+    return Adam(groups, lr=lr, fused=fused)
