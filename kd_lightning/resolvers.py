@@ -19,6 +19,7 @@ def register() -> None:
     OmegaConf.register_new_resolver("kd.times", _times, replace=True)
     OmegaConf.register_new_resolver("kd.plus", _plus, replace=True)
     OmegaConf.register_new_resolver("kd.merged", _merged, replace=True)
+    OmegaConf.register_new_resolver("kd.by_size", _by_size, replace=True)
     OmegaConf.register_new_resolver("kd.members", _members, replace=True)
     OmegaConf.register_new_resolver("kd.sweep", _sweep, replace=True)
 
@@ -53,6 +54,13 @@ def _plus(value: float | None, more: float | None) -> float:
     if value is None or more is None:
         raise ConfigError("where all there are were asked for (null) nothing can be added: say how many")
     return value + more
+
+
+def _by_size(size: int, small: Any, middle: Any, large: Any) -> Any:
+    """What a network has for images of about 32, 64 or 128 pixels, whichever is nearest."""
+    if size < 48:
+        return small
+    return middle if size < 96 else large
 
 
 def _merged(node: DictConfig, changes: DictConfig) -> DictConfig:
