@@ -56,9 +56,9 @@ def _plus(value: float | None, more: float | None) -> float:
     return value + more
 
 
-def _by_size(size: int, small: Any, middle: Any, large: Any) -> Any:
+def _by_size(size: Any, small: Any, middle: Any, large: Any) -> Any:
     """What a network has for images of about 32, 64 or 128 pixels, whichever is nearest."""
-    if size < 48:
+    if not isinstance(size, int) or size < 48:  # what is no size is refused where it stands
         return small
     return middle if size < 96 else large
 
@@ -73,7 +73,8 @@ def _members(group: str, indent: int = 0, width: int = 98) -> str:
     from kd_lightning.composition import members
 
     folders: dict[str, list[str]] = {}
-    for member in members(group):
+    own = set(members(group)) - (set(members("network")) if group in ("teacher", "student") else set())
+    for member in sorted(own):
         folder, _, name = member.rpartition("/")
         folders.setdefault(folder, []).append(name)
     alike: dict[str, list[str]] = {}

@@ -204,13 +204,13 @@ def test_settings_that_do_not_fit(teacher: nn.Module) -> None:
 
 @pytest.mark.parametrize("method", ["fast_dfkd", "cmi"])
 def test_a_teacher_without_batch_norm_is_refused_before_anything_runs(method: str) -> None:
-    assert not faults(composed(f"method={method}", "teacher=small_conv_bn"))
+    assert not faults(composed(f"method={method}", "teacher.net.batch_norm=true"))
     (fault,) = faults(composed(f"method={method}", "teacher=small_conv"))
     assert "reads the teacher's batch-norm statistics, but SmallConvNet" in fault
 
 
 @pytest.mark.parametrize("method", ["fast_dfkd", "cmi"])
 def test_an_epoch_is_a_round_of_the_paper(method: str) -> None:
-    cfg = composed(f"method={method}", "teacher=small_conv_bn", "data=cifar10", "scale=paper")
+    cfg = composed(f"method={method}", "teacher.net.batch_norm=true", "data=cifar10", "scale=paper")
     synthesis = 1 if method == "fast_dfkd" else cfg.method.steps / cfg.method.per_batch
     assert cfg.source.rounds == synthesis + cfg.method.kd_steps / cfg.method.per_batch
