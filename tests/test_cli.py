@@ -49,7 +49,7 @@ def my_conf(tmp_path):
         "# @package _global_\nmethod: {_target_: my_method.Buggy}\ntrainer: {max_epochs: 1}\n"
     )
     (folder / "data" / "little.yaml").write_text("defaults: [digits]\nrecipe: {batch_size: 32}\n")
-    (folder / "network" / "mine.yaml").write_text("defaults: [small_conv]\nwidths: [5, 6]\n")
+    (folder / "network" / "lean_net.yaml").write_text("defaults: [small_conv]\nwidths: [5, 6]\n")
     (tmp_path / "my_method.py").write_text(METHOD)
     return folder
 
@@ -132,7 +132,7 @@ def test_completion_needs_no_torch(run, line, expected):
 def test_help_names_the_users_own_members(run, my_conf):
     done = run(COMMAND, "--help", "--config-dir", my_conf)
     assert "soft" in done.stdout
-    assert done.stdout.count("mine") == done.stdout.count("resnet34") == 1
+    assert done.stdout.count("lean_net") == done.stdout.count("resnet34") == 1
 
 
 def test_wrong_overrides_end_with_all_of_them_and_code_2(run, tmp_path):

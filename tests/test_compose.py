@@ -154,7 +154,9 @@ def test_every_method_data_and_teacher_checks_or_says_why_not(method, data, teac
 
 @pytest.mark.parametrize("method", files("method"))
 def test_every_method_takes_numbers_or_says_why_not(method):
-    lines = faults(composed(f"method={method}", "data=rotated_digits", "teacher=small_conv", "teacher.net.batch_norm=true"))
+    lines = faults(
+        composed(f"method={method}", "data=rotated_digits", "teacher=small_conv", "teacher.net.batch_norm=true")
+    )
     takes = method in ("kd", "supervised", "cgan_kd_regression")
     assert bool(lines) != takes, lines
     assert all("as it is set is made for classes" in line for line in lines)

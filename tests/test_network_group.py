@@ -29,10 +29,12 @@ def my_conf(tmp_path):
     (folder / "network" / "mine.yaml").write_text(MINE)
     (folder / "network" / "family" / "large.yaml").write_text("defaults: [/network/mine]\nwidths: [7, 8]\n")
     (folder / "experiment" / "mine.yaml").write_text(
-        "# @package _global_\ndefaults:\n  - override /teacher: family/large\n  - override /student: mine\nstudent: {grid: 2}\n"
+        "# @package _global_\ndefaults:\n  - override /teacher: family/large\n  - override /student: mine\n"
+        "student: {grid: 2}\n"
     )
     (folder / "sweep" / "mine.yaml").write_text(
-        "# @package _global_\nhydra: {mode: MULTIRUN, sweeper: {params: {teacher: 'mine,none', student: 'mine,lenet5'}}}\n"
+        "# @package _global_\n"
+        "hydra: {mode: MULTIRUN, sweeper: {params: {teacher: 'mine,none', student: 'mine,lenet5'}}}\n"
     )
     return str(folder)
 
@@ -88,7 +90,9 @@ def test_a_report_reads_the_student_that_no_override_names(tmp_path):
     with loaded():
         cfg = compose("run", ["experiment=pairs/svhn"], return_hydra_config=True)
     (tmp_path / ".hydra").mkdir()
-    OmegaConf.save(OmegaConf.create({"hydra": {"runtime": {"choices": cfg.hydra.runtime.choices}}}), tmp_path / ".hydra/hydra.yaml")
+    OmegaConf.save(
+        OmegaConf.create({"hydra": {"runtime": {"choices": cfg.hydra.runtime.choices}}}), tmp_path / ".hydra/hydra.yaml"
+    )
     run = Run(tmp_path, {"experiment": "pairs/svhn"}, {}, "ok")
     assert [run.setting("teacher"), run.setting("student")] == ["wrn_40_2", "wrn_16_1"]
 

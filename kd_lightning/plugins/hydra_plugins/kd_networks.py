@@ -1,9 +1,9 @@
 """Offers every file of ``network/`` as a choice of ``teacher=`` and of ``student=``.
 
-``student=resnet18`` is ``network/resnet18`` at ``student``; ``teacher=resnet34`` is ``teacher/none`` with ``network/resnet34`` at
-``teacher.net``; ``student=regressor/resnet20`` is ``network/regressor`` with ``network/resnet20`` at its ``net``. A user's own networks
-(``--config-dir``) are offered alike. Files in ``teacher/`` and ``student/`` come first. A configuration without
-``teacher/network`` is left as it is.
+``student=resnet18`` is ``network/resnet18`` at ``student``; ``teacher=resnet34`` is ``teacher/none`` with
+``network/resnet34`` at ``teacher.net``; ``student=regressor/resnet20`` is ``network/regressor`` with
+``network/resnet20`` at its ``net``. Networks of a user's own (``--config-dir``) are offered alike. Files in
+``teacher/`` and ``student/`` come first. A configuration without ``teacher/network`` is left as it is.
 
 Every ``kd-lightning`` command imports this file, so it imports nothing heavy.
 """
