@@ -170,10 +170,7 @@ def chosen(choices: Mapping[str, str | None] | DictConfig) -> dict[str, str | No
     """The member chosen of each group; of ``teacher=network network@teacher.net=NAME`` it is the network."""
     names = {name: choices.get(name) for name in NAMED}
     for word, place in {"teacher": "teacher.net", "student": "student"}.items():
-        networks = [
-            choices.get(f"network@{place}"),
-            choices.get(f"network@{place}.net"),
-        ]  # the latter inside the former
+        networks = [choices.get(key) for key in (f"network@{place}", f"network@{place}.net")]  # outer, inner
         names[word] = "/".join(filter(None, networks)) or names[word]
     return names
 
