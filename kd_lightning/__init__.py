@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kd_lightning.api import distill
-    from kd_lightning.export import load_student
+    from kd_lightning.results.student_files import load_student
 
 __all__ = ["distill", "load_student"]
 
@@ -18,7 +18,7 @@ def __getattr__(name: str) -> Any:
 
         return distill
     if name == "load_student":
-        from kd_lightning.export import load_student
+        from kd_lightning.results.student_files import load_student
 
         return load_student
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -18,13 +18,13 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from kd_lightning import resolvers
-from kd_lightning.artifacts import Store, writing
-from kd_lightning.check import faults
-from kd_lightning.composition import read, refusal
+from kd_lightning.config import resolvers
+from kd_lightning.config.check import faults
+from kd_lightning.config.overrides import read, refusal
 from kd_lightning.data.dataset import Dataset, Split, check_labels
 from kd_lightning.errors import UserError
-from kd_lightning.export import DATA_IN_MEMORY, IN_MEMORY, Student, load_student
+from kd_lightning.results.student_files import DATA_IN_MEMORY, IN_MEMORY, Student, load_student
+from kd_lightning.store.artifacts import Store, writing
 
 _HELD: dict[str, Any] = {}
 """What a composition may refer to by its fingerprint while a call lasts."""
@@ -74,8 +74,8 @@ def distill(
     Raises:
         UserError: lists everything that cannot be as it is.
     """
-    from kd_lightning.quiet import quiet
-    from kd_lightning.run import run
+    from kd_lightning.core.log_filters import quiet
+    from kd_lightning.run.run import run
 
     if not isinstance(teacher, nn.Module):
         raise UserError(

@@ -12,13 +12,21 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from kd_lightning.capture import capture
+from kd_lightning.core.feature_hooks import capture
+from kd_lightning.core.inference import predict
 from kd_lightning.errors import UserError
-from kd_lightning.finished import Finished, data_of, load_generator, newest_run, newest_sweep, open_run, real_images
-from kd_lightning.inference import predict
 from kd_lightning.networks import head_of
-from kd_lightning.report import Table, fold
-from kd_lightning.runs import collect
+from kd_lightning.results.run_index import collect
+from kd_lightning.results.run_loader import (
+    Finished,
+    data_of,
+    load_generator,
+    newest_run,
+    newest_sweep,
+    open_run,
+    real_images,
+)
+from kd_lightning.results.table import Table, fold
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

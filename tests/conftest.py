@@ -13,7 +13,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from kd_lightning import resolvers
+from kd_lightning.config import resolvers
 
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
@@ -21,7 +21,13 @@ os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
 FORKS = multiprocessing.get_context("forkserver")
 """Processes that have imported what a run takes before they begin."""
 FORKS.set_forkserver_preload(
-    ["kd_lightning.run", "kd_lightning.methods.dafl", "kd_lightning.data.datasets.digits", "hydra", "pytest"]
+    [
+        "kd_lightning.run.run",
+        "kd_lightning.methods.data_free.dafl",
+        "kd_lightning.data.datasets.digits",
+        "hydra",
+        "pytest",
+    ]
 )
 
 TINY = (
@@ -68,8 +74,8 @@ class Outcome(dict[str, Any]):
 
 def tiny_run(folder: Path, *overrides: str, root: Path | None = None) -> Outcome:
     """One run in this process; ``method=dafl`` unless the overrides name another."""
-    from kd_lightning.quiet import quiet
-    from kd_lightning.run import run
+    from kd_lightning.core.log_filters import quiet
+    from kd_lightning.run.run import run
 
     quiet()
     names = {"data": "digits", "method": "dafl"} | dict(o.split("=", 1) for o in overrides if "." not in o)

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from kd_lightning.errors import BudgetExceeded, TeacherError
-from kd_lightning.teacher.access import told, usable
-from kd_lightning.teacher.answers import Answer, Busy, Described, Label, Probs, Unanswered, Unclear
-from kd_lightning.teacher.asking import Asking, Terms
-from kd_lightning.teacher.query import QueryTeacher
+from kd_lightning.teachers.access import told, usable
+from kd_lightning.teachers.answer_types import Answer, Busy, Described, Label, Probs, Unanswered, Unclear
+from kd_lightning.teachers.black_box import QueryTeacher
+from kd_lightning.teachers.remote.client import Asking, Terms
 
 
 def pictures(*values: int) -> np.ndarray:

@@ -16,10 +16,10 @@ import kd_lightning
 from kd_lightning import api, inspection
 from kd_lightning.data.datasets.digits import load as load_digits
 from kd_lightning.errors import UserError
-from kd_lightning.export import load_student
-from kd_lightning.networks.small import SmallConvNet
-from kd_lightning.report import collect
-from kd_lightning.teacher.weights import load_weights
+from kd_lightning.networks.classifiers.small import SmallConvNet
+from kd_lightning.networks.weights import load_weights
+from kd_lightning.results.student_files import load_student
+from kd_lightning.results.table import collect
 
 TINY: dict[str, Any] = {
     "num_classes": 10,

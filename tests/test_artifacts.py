@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from conftest import FORKS
 
-from kd_lightning.artifacts import Store, digest, file_digest, write_json, writing
 from kd_lightning.errors import UserError
+from kd_lightning.store.artifacts import Store, digest, file_digest, write_json, writing
 
 ONE = {"lr": 0.1, "seed": 0}
 
@@ -121,7 +121,7 @@ def test_a_failed_rebuild_leaves_the_old_one(tmp_path: Path) -> None:
 
 def test_a_finished_artefact_needs_no_writable_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = Store(tmp_path).obtain("thing", ONE, write)
-    monkeypatch.setattr("kd_lightning.artifacts.FileLock", lambda *_: pytest.fail("locked"))
+    monkeypatch.setattr("kd_lightning.store.artifacts.FileLock", lambda *_: pytest.fail("locked"))
     assert Store(tmp_path).obtain("thing", ONE, write) == folder
 
 

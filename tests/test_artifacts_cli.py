@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from kd_lightning.artifacts import Store
-from kd_lightning.artifacts_cli import main
+from kd_lightning.cli.artifacts import main
+from kd_lightning.store.artifacts import Store
 
 LONG_AGO = 1_600_000_000
 

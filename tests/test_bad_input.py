@@ -21,14 +21,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from kd_lightning.artifacts import FORMAT_VERSION, Store
-from kd_lightning.check import faults
-from kd_lightning.checkpoints import read_checkpoint, resumable
-from kd_lightning.collapse import reseeded
+from kd_lightning.config.check import faults
+from kd_lightning.engine.checkpoint_reader import read_checkpoint, resumable
+from kd_lightning.engine.restart import reseeded
 from kd_lightning.errors import DataError, TeacherError, TrainingError, UserError, VersionError
-from kd_lightning.export import load_student, save_single
-from kd_lightning.finished import load_generator, open_run
-from kd_lightning.networks.generators import Generator
+from kd_lightning.networks.generators.generators import Generator
+from kd_lightning.results.run_loader import load_generator, open_run
+from kd_lightning.results.student_files import load_student, save_single
+from kd_lightning.store.artifacts import FORMAT_VERSION, Store
 
 Tiny = Callable[..., Outcome]
 
@@ -282,7 +282,8 @@ def test_teacher_with_permuted_classes(tiny: Tiny, teacher_file: Path, tmp_path:
 def test_nan_names_the_term_and_the_round(at: int, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = iter(range(100))
     monkeypatch.setattr(
-        "kd_lightning.methods.dafl.activation", lambda f: f.mean() * (float("nan") if next(calls) == at else 1.0)
+        "kd_lightning.methods.data_free.dafl.activation",
+        lambda f: f.mean() * (float("nan") if next(calls) == at else 1.0),
     )
     with pytest.raises(TrainingError, match=rf"'act' of Dafl was not finite in round {at}\. Lower"):
         tiny("+method.log_every=3", "source.rounds=6")
@@ -390,7 +391,7 @@ def test_full_disk_is_one_line(tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-m",
-        "kd_lightning.cli",
+        "kd_lightning.cli.main",
         "method=dafl",
         *TINY,
         *DAFL,

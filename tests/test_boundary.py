@@ -14,14 +14,14 @@ from conftest import TINY, composed, tiny_run
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from kd_lightning.boundary import CROSSED, STEPS, THIRD, Boundary, boundary_walk, compare
-from kd_lightning.boundary_cli import main
-from kd_lightning.check import faults
+from kd_lightning.cli.boundary import main
+from kd_lightning.config.check import faults
 from kd_lightning.data.dataset import Split
 from kd_lightning.errors import UserError
-from kd_lightning.finished import load_teacher, open_run
+from kd_lightning.metrics.boundary import CROSSED, STEPS, THIRD, Boundary, boundary_walk, compare
+from kd_lightning.networks.classifiers.small import SmallConvNet
 from kd_lightning.networks.normalized import Normalized
-from kd_lightning.networks.small import SmallConvNet
+from kd_lightning.results.run_loader import load_teacher, open_run
 
 ETA, EPS = 0.3, 1e-4
 SHAPE = (1, 4, 4)

@@ -14,14 +14,14 @@ from conftest import Outcome
 from doors import Fake, closed
 from PIL import Image
 
-from kd_lightning.callbacks import PhaseBar, WatchGenerator, generator_health, with_answers
+from kd_lightning.core.tasks import Classification
 from kd_lightning.data.loader import Batch
+from kd_lightning.engine.callbacks import PhaseBar, WatchGenerator, generator_health, with_answers
 from kd_lightning.inspection import curves
-from kd_lightning.loggers import Curves, KeepCurves
-from kd_lightning.methods.base import Distiller, Seen
-from kd_lightning.pictures import save_grid, to_uint8
-from kd_lightning.tasks import Classification
-from kd_lightning.teacher.frozen import FrozenTeacher
+from kd_lightning.methods.base.distiller import Distiller, Seen
+from kd_lightning.teachers.white_box import FrozenTeacher
+from kd_lightning.tracking.curves import Curves, KeepCurves
+from kd_lightning.tracking.image_grids import save_grid, to_uint8
 
 Tiny = Callable[..., Outcome]
 

@@ -13,12 +13,12 @@ from conftest import TINY, composed, tiny_run
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from kd_lightning import rehearsal
-from kd_lightning.beside import control_of
+from kd_lightning.core.log_filters import quiet
 from kd_lightning.data.dataset import Dataset, Split
-from kd_lightning.plan import Plan, plan
-from kd_lightning.quiet import quiet
-from kd_lightning.rehearsal import KEPT, MISSING, PROMISED, Step
+from kd_lightning.planning import dry_run as rehearsal
+from kd_lightning.planning.dry_run import KEPT, MISSING, PROMISED, Step
+from kd_lightning.planning.plan import Plan, plan
+from kd_lightning.run.stages_and_controls import control_of
 
 pytestmark = [  # of networks that have hardly learned
     pytest.mark.filterwarnings("ignore:.*source.strict=true makes that an error"),

@@ -14,8 +14,8 @@ import torchvision.datasets as tv
 from conftest import Outcome, composed
 from PIL import Image
 
-from kd_lightning.quiet import quiet
-from kd_lightning.run import run
+from kd_lightning.core.log_filters import quiet
+from kd_lightning.run.run import run
 
 pytestmark = [
     pytest.mark.slow,

@@ -2,11 +2,11 @@ import pytest
 from omegaconf import OmegaConf
 from torch import nn
 
-from kd_lightning import resolvers
-from kd_lightning.check import check, faults, key_of
-from kd_lightning.composition import jobs, nearest, read, swept
+from kd_lightning.config import resolvers
+from kd_lightning.config.check import check, faults, key_of
+from kd_lightning.config.overrides import jobs, nearest, read, swept
 from kd_lightning.errors import ConfigError
-from kd_lightning.methods.base import Distiller
+from kd_lightning.methods.base.distiller import Distiller
 
 
 class ReadsBatchNorm(Distiller):
@@ -136,9 +136,9 @@ ONE_FAULT = {
     "clipping": ([*KD, "+trainer.gradient_clip_val=1"], "trainer.gradient_clip_val=1", "by hand"),
     "a file": ([*KD, "teacher.weights=gone.safetensors"], "teacher.weights", "no file gone.safetensors"),
     "a class": (
-        [*DAFL, "method._target_=kd_lightning.methods.dafl.Daffl"],
+        [*DAFL, "method._target_=kd_lightning.methods.data_free.dafl.Daffl"],
         "method._target_: cannot import",
-        "kd_lightning.methods.dafl.Dafl?",
+        "kd_lightning.methods.data_free.dafl.Dafl?",
     ),
     "a module": ([*KD, "student._target_=nets.Mine"], "student._target_: cannot import nets.Mine", "no module nets"),
     "unreadable": ([*KD, "teacher.weights=a=b"], "teacher.weights=a=b: not readable", """'teacher.weights="a=b"'"""),

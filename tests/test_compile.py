@@ -12,8 +12,8 @@ from conftest import Outcome, composed
 from torch import nn
 from torch._dynamo.utils import counters
 
-from kd_lightning.capture import capture
-from kd_lightning.check import faults
+from kd_lightning.config.check import faults
+from kd_lightning.core.feature_hooks import capture
 from kd_lightning.losses.image_prior import BatchNormTap
 
 

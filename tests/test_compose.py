@@ -8,12 +8,12 @@ import pytest
 import yaml
 from hydra.core.hydra_config import HydraConfig
 
-from kd_lightning import resolvers
-from kd_lightning.check import check, faults
-from kd_lightning.composition import loaded, members, read
+from kd_lightning.config import resolvers
+from kd_lightning.config.check import check, faults
+from kd_lightning.config.overrides import loaded, members, read
+from kd_lightning.config.resolvers import conf_dir
+from kd_lightning.config.signatures import located
 from kd_lightning.errors import ConfigError
-from kd_lightning.resolvers import conf_dir
-from kd_lightning.signatures import located
 
 
 @cache
@@ -154,9 +154,7 @@ def test_every_method_data_and_teacher_checks_or_says_why_not(method, data, teac
 
 @pytest.mark.parametrize("method", files("method"))
 def test_every_method_takes_numbers_or_says_why_not(method):
-    lines = faults(
-        composed(f"method={method}", "data=rotated_digits", "teacher=resnet8")
-    )
+    lines = faults(composed(f"method={method}", "data=rotated_digits", "teacher=resnet8"))
     takes = method in ("kd", "supervised", "cgan_kd_regression")
     assert bool(lines) != takes, lines
     assert all("as it is set is made for classes" in line for line in lines)

@@ -29,42 +29,42 @@ sys.path.append(str(Path(__file__).parent / "methods"))
 from bars import bars
 from toy import CLASSES, context, generator, network, patterns, sgd
 
-from kd_lightning import ranks
-from kd_lightning.artifacts import Store
-from kd_lightning.check import faults
+from kd_lightning.config.check import faults
+from kd_lightning.core.log_filters import quiet
+from kd_lightning.core.tasks import Classification
 from kd_lightning.data.loader import TensorLoader
 from kd_lightning.data.module import Images
-from kd_lightning.data.sources.context import Context
-from kd_lightning.data.sources.free import Rounds
-from kd_lightning.data.sources.generated import GeneratedLoader
-from kd_lightning.data.sources.vicinal import Vicinal, VicinalBatch
+from kd_lightning.distributed import collectives
+from kd_lightning.distributed.launch import MEETING, Place, place_in, wanted
+from kd_lightning.engine.checkpoint_writer import Resumable
 from kd_lightning.errors import ConfigError, UserError
-from kd_lightning.loggers import Curves, KeepCurves
 from kd_lightning.losses.image_prior import pooled
 from kd_lightning.losses.response import kl
-from kd_lightning.methods.adaptive_deep_inversion import AdaptiveDeepInversion
-from kd_lightning.methods.base import Distiller
-from kd_lightning.methods.biggan import BigGan
-from kd_lightning.methods.ccgan import CcGan
-from kd_lightning.methods.cmi import Cmi
-from kd_lightning.methods.conditional import ConditionalGan
-from kd_lightning.methods.cvae import Cvae
-from kd_lightning.methods.dafl import Dafl
-from kd_lightning.methods.dfad import Dfad
-from kd_lightning.methods.dfq import Dfq
-from kd_lightning.methods.distill import Distill
-from kd_lightning.methods.fast_dfkd import FastDfkd
-from kd_lightning.methods.rdskd import RdskdGenerator
-from kd_lightning.methods.zskt import Zskt
-from kd_lightning.networks import biggan, sagan
-from kd_lightning.networks.cvae import MlpDecoder, MlpEncoder
+from kd_lightning.methods.base.conditional_gan import ConditionalGan
+from kd_lightning.methods.base.distiller import Distiller
+from kd_lightning.methods.data_free.adaptive_deep_inversion import AdaptiveDeepInversion
+from kd_lightning.methods.data_free.cmi import Cmi
+from kd_lightning.methods.data_free.dafl import Dafl
+from kd_lightning.methods.data_free.dfad import Dfad
+from kd_lightning.methods.data_free.dfq import Dfq
+from kd_lightning.methods.data_free.fast_dfkd import FastDfkd
+from kd_lightning.methods.data_free.rdskd import RdskdGenerator
+from kd_lightning.methods.data_free.zskt import Zskt
+from kd_lightning.methods.generators.biggan import BigGan
+from kd_lightning.methods.generators.ccgan import CcGan
+from kd_lightning.methods.generators.cvae import Cvae
+from kd_lightning.methods.real_data.distill import Distill
+from kd_lightning.networks.generators import biggan, sagan
+from kd_lightning.networks.generators.cvae import MlpDecoder, MlpEncoder
 from kd_lightning.networks.label_embedding import LabelToHidden
-from kd_lightning.quiet import quiet
-from kd_lightning.resumable import Resumable
-from kd_lightning.start import MEETING, Place, place_in, wanted
-from kd_lightning.tasks import Classification
-from kd_lightning.teacher.frozen import FrozenTeacher
-from kd_lightning.teacher.query import QueryTeacher
+from kd_lightning.sources.context import Context
+from kd_lightning.sources.data_free import Rounds
+from kd_lightning.sources.frozen_generator import GeneratedLoader
+from kd_lightning.sources.vicinal import Vicinal, VicinalBatch
+from kd_lightning.store.artifacts import Store
+from kd_lightning.teachers.black_box import QueryTeacher
+from kd_lightning.teachers.white_box import FrozenTeacher
+from kd_lightning.tracking.curves import Curves, KeepCurves
 
 B, LATENT = 8, 16
 HINTON = {"response": {"weight": 0.9, "loss": partial(kl, temperature=4.0)}}
@@ -225,7 +225,11 @@ def fitted(
     method: Distiller, loader: Any, *, val: Any = None, epochs: int = 1, ckpt_path: Any = None, **settings: Any
 ) -> None:
     method.train()
-    several = {"strategy": ranks.taking_turns(), "devices": 2, **ranks.environment()} if ranks.world() > 1 else {}
+    several = (
+        {"strategy": collectives.taking_turns(), "devices": 2, **collectives.environment()}
+        if collectives.world() > 1
+        else {}
+    )
     quiet()
     bare: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     keeps = any(isinstance(callback, Resumable) for callback in settings.get("callbacks", []))
@@ -234,7 +238,7 @@ def fitted(
 
 
 def here(batch: int) -> Context:
-    return context(rank=ranks.rank(), world=ranks.world(), device="cpu")
+    return context(rank=collectives.rank(), world=collectives.world(), device="cpu")
 
 
 def with_one_noise(method: Distiller, loader: Any) -> None:
@@ -242,10 +246,10 @@ def with_one_noise(method: Distiller, loader: Any) -> None:
     common = torch.Generator().manual_seed(7)
 
     def noise(*shape: int, rng: torch.Generator = common) -> Tensor:
-        whole = torch.randn(shape[0] * ranks.world(), *shape[1:], generator=rng)
+        whole = torch.randn(shape[0] * collectives.world(), *shape[1:], generator=rng)
         if isinstance(method, Cvae):  # its noise belongs to real images, of which a rank has every second
-            return whole[ranks.rank() :: ranks.world()]
-        return whole.chunk(ranks.world())[ranks.rank()]
+            return whole[collectives.rank() :: collectives.world()]
+        return whole.chunk(collectives.world())[collectives.rank()]
 
     method.noise = noise  # type: ignore[method-assign]
     if isinstance(method, ConditionalGan):
@@ -300,7 +304,11 @@ def as_two(name: str, folder: str) -> dict[str, Any]:
     loader = {**ROWS, **OWN}[name].loader(2, B, here(B))
     images, labels = patterns(1001, seed=2)  # with 500 at a time the first rank has a batch more
     val = TensorLoader(
-        *((images * 255).byte(), labels), batch_size=500, shuffle=False, rank=ranks.rank(), world=ranks.world()
+        *((images * 255).byte(), labels),
+        batch_size=500,
+        shuffle=False,
+        rank=collectives.rank(),
+        world=collectives.world(),
     )
     watch, curves = Watch(method), Curves(folder)
     callbacks = [watch, KeepCurves(curves), Resumable(Path(folder) / "last.ckpt")]
@@ -348,7 +356,7 @@ def serve(rank: int, meeting: str, tasks: Connection) -> None:
     """Stand by as one of two ranks."""
     os.environ |= {MEETING: meeting, "LOCAL_RANK": str(rank), "TORCH_CPP_LOG_LEVEL": "ERROR"}
     torch.set_num_threads(1)
-    ranks.join(Place(rank, 2, rank, 2), "cpu")
+    collectives.join(Place(rank, 2, rank, 2), "cpu")
     while True:
         task = tasks.recv()
         try:
@@ -461,14 +469,14 @@ def obtained(root: str, everywhere: bool) -> tuple[str, str, int]:
     calls = []
 
     def build(folder: Path) -> None:
-        calls.append(ranks.world())
-        time.sleep(0.3 * ranks.rank())  # nobody tidies up under a rank that is late
-        (folder / f"by{ranks.rank()}").touch()
+        calls.append(collectives.world())
+        time.sleep(0.3 * collectives.rank())  # nobody tidies up under a rank that is late
+        (folder / f"by{collectives.rank()}").touch()
         if not everywhere:
             store.obtain("within", {}, lambda inner: (inner / "x").touch())
 
     folder = store.obtain("thing", {"everywhere": everywhere}, build, everywhere=everywhere)
-    ranks.decided(lambda: None)  # all have returned
+    collectives.decided(lambda: None)  # all have returned
     return str(folder), " ".join(sorted(f.name for f in folder.glob("by*"))), sum(calls)
 
 
@@ -494,14 +502,14 @@ def refused(root: str) -> str:
 
 def test_an_error_of_the_first_rank_ends_all_with_its_line(pair: Pair, tmp_path: Path) -> None:
     assert pair.both(refused, str(tmp_path)) == ["no: type this instead"] * 2
-    assert pair.both(ranks.decided, ranks.rank) == [0, 0]
+    assert pair.both(collectives.decided, collectives.rank) == [0, 0]
 
 
 def asked_by_each(folder: str) -> tuple[list[int], int, int, str]:
     asker = Fake()
-    door = asking(asker, Path(folder), budget=8) if ranks.rank() == 0 else None
+    door = asking(asker, Path(folder), budget=8) if collectives.rank() == 0 else None
     teacher = QueryTeacher(door, asker.described)
-    x = (torch.arange(3).view(3, 1, 1, 1) + 4 * ranks.rank()) / 255
+    x = (torch.arange(3).view(3, 1, 1, 1) + 4 * collectives.rank()) / 255
     said = teacher(x).argmax(1).tolist()
     with pytest.raises(UserError) as caught:
         teacher(x + 10 / 255)
@@ -517,8 +525,8 @@ def test_the_first_rank_asks_for_all(pair: Pair, tmp_path: Path) -> None:
 
 
 def slope(x: Tensor) -> Tensor:
-    mine = x.chunk(ranks.world())[ranks.rank()].clone().requires_grad_()
-    rows = ranks.gathered(mine)
+    mine = x.chunk(collectives.world())[collectives.rank()].clone().requires_grad_()
+    rows = collectives.gathered(mine)
     (rows.exp().mean() ** 3).backward()
     assert mine.grad is not None
     return mine.grad
@@ -533,7 +541,7 @@ def test_gradients_cross_the_gathering(pair: Pair) -> None:
 
 def test_means_of_equal_numbers_are_those_numbers(pair: Pair) -> None:
     x = torch.randn(100)
-    assert all(torch.equal(m, x) for m in pair.both(ranks.mean, x))
+    assert all(torch.equal(m, x) for m in pair.both(collectives.mean, x))
 
 
 def test_pooled_statistics_are_those_of_the_whole_batch() -> None:
@@ -547,7 +555,7 @@ def test_pooled_statistics_are_those_of_the_whole_batch() -> None:
 def nan_on_the_second(name: str) -> str:
     method = made(name, B, batch_norm=False)
     loader = ROWS[name].loader(3, B, here(B))
-    if ranks.rank() == 1:
+    if collectives.rank() == 1:
         method.noise = lambda *shape: torch.full(shape, float("nan"))  # type: ignore[method-assign]
     with pytest.raises(UserError) as caught:
         fitted(method, loader)
@@ -614,19 +622,19 @@ def test_trainers_are_accepted(name: str) -> None:
 
 def test_one_device_is_the_default_trainer() -> None:
     alone = composed("trainer=ddp", "trainer.accelerator=cpu").trainer
-    ranks.settle(alone)
+    collectives.settle(alone)
     assert OmegaConf.to_container(alone) == OmegaConf.to_container(composed("trainer.accelerator=cpu").trainer)
 
 
 def test_a_process_alone_refuses_to_be_two() -> None:
     with pytest.raises(ConfigError, match="this process is alone: the command kd-lightning starts"):
-        ranks.settle(composed("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2").trainer)
+        collectives.settle(composed("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2").trainer)
 
 
 def settled(*overrides: str) -> Any:
     cfg = composed("trainer=ddp", "trainer.accelerator=cpu", *overrides).trainer
     try:
-        ranks.settle(cfg)
+        collectives.settle(cfg)
     except ConfigError as error:
         return str(error)
     return {key: cfg[key] for key in ("devices", "num_nodes", "sync_batchnorm", "global_batch_losses")}
@@ -642,7 +650,7 @@ def test_what_is_there_takes_the_place_of_auto(pair: Pair) -> None:
 
 def command(folder: Path, *overrides: str) -> list[str]:
     two = ("trainer=ddp", "trainer.devices=2", f"hydra.run.dir={folder}")
-    return [sys.executable, "-m", "kd_lightning.cli", *TINY, *DAFL, "method=dafl", *two, *overrides]
+    return [sys.executable, "-m", "kd_lightning.cli.main", *TINY, *DAFL, "method=dafl", *two, *overrides]
 
 
 def children(pid: int) -> list[int]:

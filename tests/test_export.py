@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from kd_lightning.errors import UserError
-from kd_lightning.export import load_student, save_student
+from kd_lightning.networks.classifiers.small import SmallConvNet
 from kd_lightning.networks.normalized import Normalized
-from kd_lightning.networks.small import SmallConvNet
+from kd_lightning.results.student_files import load_student, save_student
 
-NETWORK = {"_target_": "kd_lightning.networks.small.SmallConvNet", "widths": [4, 8], "num_classes": 3}
+NETWORK = {"_target_": "kd_lightning.networks.classifiers.small.SmallConvNet", "widths": [4, 8], "num_classes": 3}
 
 
 def saved(folder: Path, **card: Any) -> Normalized:
@@ -62,8 +62,8 @@ def test_missing_file_and_another_format(tmp_path: Path) -> None:
     [
         "os.system",
         "subprocess.Popen",
-        "kd_lightning.run.subprocess.Popen",
-        "kd_lightning.networks.small.nn.modules.module.torch.hub.load",
+        "kd_lightning.run.run.subprocess.Popen",
+        "kd_lightning.networks.classifiers.small.nn.modules.module.torch.hub.load",
         "torch.nn.modules.module.warnings.warn",
         "torch.nn.functional.relu",
     ],
@@ -88,7 +88,7 @@ def test_trusted_by_name_or_by_word(tmp_path: Path) -> None:
 def test_loading_needs_no_trainer(tmp_path: Path) -> None:
     saved(tmp_path)
     code = (
-        "import sys; from kd_lightning.export import load_student; load_student(sys.argv[1]); "
+        "import sys; from kd_lightning.results.student_files import load_student; load_student(sys.argv[1]); "
         "assert 'lightning' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from kd_lightning import export
+from kd_lightning.cli.export import images_to_check, main
 from kd_lightning.errors import UserError
-from kd_lightning.export import load_student, save_single, save_student, to_onnx
-from kd_lightning.export_cli import images_to_check, main
 from kd_lightning.networks.normalized import Normalized
+from kd_lightning.results import student_files as export
+from kd_lightning.results.student_files import load_student, save_single, save_student, to_onnx
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -178,9 +178,9 @@ def test_a_card_of_other_widths_does_not_load(finished: Path, tmp_path: Path) ->
     folder = spoiled(finished, tmp_path / "run", student=json.dumps(card))
     with pytest.raises(UserError, match="does not fit SmallConvNet"):
         load_student(folder)
-    card["network"] = {"_target_": "kd_lightning.networks.small.OldNet"}
+    card["network"] = {"_target_": "kd_lightning.networks.classifiers.small.OldNet"}
     (folder / "student.json").write_text(json.dumps(card))
-    with pytest.raises(UserError, match=r"there is no kd_lightning\.networks\.small\.OldNet here"):
+    with pytest.raises(UserError, match=r"there is no kd_lightning\.networks\.classifiers\.small\.OldNet here"):
         load_student(folder)
     card["network"] = json.loads((finished / "student.json").read_text())["network"] | {"depth": 3}
     (folder / "student.json").write_text(json.dumps(card))

@@ -16,10 +16,10 @@ from safetensors.torch import load_file
 from test_plan import planned, states
 from torch import nn
 
-from kd_lightning.check import check, faults
-from kd_lightning.composition import read
+from kd_lightning.config.check import check, faults
+from kd_lightning.config.overrides import read
+from kd_lightning.core.schedules import piecewise
 from kd_lightning.errors import BudgetExceeded
-from kd_lightning.schedules import piecewise
 
 SMALL = (
     "experiment=fs_bbt/digits",

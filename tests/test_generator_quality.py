@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import poly_mmd
 
-from kd_lightning.generator_quality import (
+from kd_lightning.metrics.generator_quality import (
     extractor,
     fid,
     inception_score,
@@ -23,7 +23,7 @@ from kd_lightning.generator_quality import (
     per_class,
     ssim,
 )
-from kd_lightning.networks.lenet import LeNet5
+from kd_lightning.networks.classifiers.lenet import LeNet5
 from kd_lightning.networks.normalized import Normalized
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from conftest import composed
 
-from kd_lightning import resolvers
-from kd_lightning.composition import jobs, swept
-from kd_lightning.report import fold, render
-from kd_lightning.runs import collect
+from kd_lightning.config import resolvers
+from kd_lightning.config.overrides import jobs, swept
+from kd_lightning.results.run_index import collect
+from kd_lightning.results.table import fold, render
 
 RECORDER = """
 import json, sys
@@ -54,7 +54,7 @@ def run(tmp_path):
     environment |= {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
 
     def run(*overrides):
-        command = [sys.executable, "-m", "kd_lightning.cli", *overrides, "hydra.sweep.dir=out"]
+        command = [sys.executable, "-m", "kd_lightning.cli.main", *overrides, "hydra.sweep.dir=out"]
         return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
 
     return run

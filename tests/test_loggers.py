@@ -15,9 +15,9 @@ from conftest import composed
 from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 
-from kd_lightning.dashboards import Boards, watching, weights_and_biases
 from kd_lightning.errors import UserError
-from kd_lightning.loggers import Curves, KeepCurves
+from kd_lightning.tracking.backends import Boards, watching, weights_and_biases
+from kd_lightning.tracking.curves import Curves, KeepCurves
 
 wandb = pytest.importorskip("wandb")
 pb = pytest.importorskip("wandb.proto.wandb_internal_pb2")
@@ -166,7 +166,7 @@ def test_tensorboard_says_what_to_install(tmp_path: Path, monkeypatch: pytest.Mo
     def missing(*args: Any, **settings: Any) -> Any:
         raise ModuleNotFoundError("Neither `tensorboard` nor `tensorboardX` is available.")
 
-    monkeypatch.setattr("kd_lightning.dashboards.TensorBoardLogger", missing)
+    monkeypatch.setattr("kd_lightning.tracking.backends.TensorBoardLogger", missing)
     cfg = composed("logger=tensorboard")
     with (
         pytest.raises(UserError, match=r"pip install 'kd-lightning\[tensorboard\]'"),

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from kd_lightning.collapse import TRIES, Collapsed, begin_again
+from kd_lightning.engine.restart import TRIES, Collapsed, begin_again
 from kd_lightning.errors import TrainingError
-from kd_lightning.mask_watch import MASK_REMEDY, MaskWatch
+from kd_lightning.methods.counterfactual.mask_monitor import MASK_REMEDY, MaskWatch
 
 
 def masks(levels: dict[int, float]) -> tuple[Tensor, Tensor]:

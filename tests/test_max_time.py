@@ -11,10 +11,10 @@ import pytest
 import torch
 from conftest import TINY, composed
 
-from kd_lightning.check import faults
+from kd_lightning.cli.summary import summary
+from kd_lightning.config.check import faults
+from kd_lightning.core.time_limit import duration
 from kd_lightning.errors import ConfigError
-from kd_lightning.max_time import duration
-from kd_lightning.summary import summary
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from kd_lightning.core.image_buffer import Memory
 from kd_lightning.errors import ConfigError
-from kd_lightning.memory import Memory
 
 
 def numbered(first: int, n: int) -> torch.Tensor:

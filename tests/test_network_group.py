@@ -7,13 +7,15 @@ from hydra import compose
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from kd_lightning import resolvers
-from kd_lightning.check import faults
-from kd_lightning.cli import chosen
-from kd_lightning.composition import jobs, loaded, members, read, swept
-from kd_lightning.runs import Run
+from kd_lightning.cli.main import chosen
+from kd_lightning.config import resolvers
+from kd_lightning.config.check import faults
+from kd_lightning.config.overrides import jobs, loaded, members, read, swept
+from kd_lightning.results.run_index import Run
 
-MINE = "_target_: kd_lightning.networks.small.SmallConvNet\nwidths: [5, 6]\nnum_classes: ${data.num_classes}\n"
+MINE = (
+    "_target_: kd_lightning.networks.classifiers.small.SmallConvNet\nwidths: [5, 6]\nnum_classes: ${data.num_classes}\n"
+)
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from kd_lightning.pictures import BAR, DEEP, PAPER, RED, bars, matrix
+from kd_lightning.tracking.image_grids import BAR, DEEP, PAPER, RED, bars, matrix
 
 
 def columns_of(picture: Image.Image, colour: tuple[int, int, int]) -> list[tuple[int, int]]:

@@ -12,9 +12,9 @@ import pytest
 from conftest import DAFL, TINY, composed, tiny_run
 from test_stages import TINY_RDSKD
 
+from kd_lightning.core.log_filters import quiet
 from kd_lightning.errors import BudgetExceeded
-from kd_lightning.plan import Plan, altogether, duration, plan, render
-from kd_lightning.quiet import quiet
+from kd_lightning.planning.plan import Plan, altogether, duration, plan, render
 
 ZSKD = ("method=zskd", "source.images=24", "source.impressions=8", "source.steps=30", "source.batch_size=4")
 
@@ -95,7 +95,7 @@ def test_a_budget_that_is_too_small_is_said_before_anything_is_asked(
 def test_an_interrupted_fit_is_counted_from_where_it_stopped(
     tmp_path: Path, store: Path, teacher_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from kd_lightning import fitting
+    from kd_lightning.engine import fit as fitting
 
     save, overrides = fitting.Resumable._save, ("method=dafl", f"teacher.weights={teacher_file}")
 
@@ -118,8 +118,8 @@ def test_an_interrupted_fit_is_counted_from_where_it_stopped(
 
 @pytest.mark.slow
 def test_a_sweep_is_planned_job_by_job_without_a_trace(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "kd_lightning.cli", "-m", "plan=true", "method=dafl", *TINY, *DAFL, "seed=0,1",
-               "hydra.sweep.dir=out"]  # fmt: skip
+    command = [sys.executable, "-m", "kd_lightning.cli.main", "-m", "plan=true", "method=dafl", *TINY, *DAFL,
+               "seed=0,1", "hydra.sweep.dir=out"]  # fmt: skip
     run = subprocess.run(
         command,
         cwd=tmp_path,

@@ -10,11 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from kd_lightning import evaluate, predict
+from kd_lightning.cli import evaluate, predict
 from kd_lightning.data.datasets import folder as folders
 from kd_lightning.data.datasets.digits import load as load_digits
 from kd_lightning.errors import UserError
-from kd_lightning.export import load_student
+from kd_lightning.results.student_files import load_student
 
 
 @pytest.fixture

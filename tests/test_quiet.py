@@ -7,7 +7,7 @@ import warnings
 import pytest
 import torch
 
-from kd_lightning import quiet
+from kd_lightning.core import log_filters as quiet
 
 
 def test_our_warnings_are_a_line_and_others_keep_their_place(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,27 +16,28 @@ from omegaconf import OmegaConf
 from PIL import Image
 from torch import Tensor, nn
 
-from kd_lightning import evaluate, export_cli, predict
-from kd_lightning.artifacts import Store
-from kd_lightning.callbacks import BINS, WatchGenerator, generator_health
+from kd_lightning.cli import evaluate, predict
+from kd_lightning.cli import export as export_cli
+from kd_lightning.cli.summary import summary
+from kd_lightning.core.tasks import Regression
 from kd_lightning.data.dataset import Dataset, Split
 from kd_lightning.data.datasets import rotated_digits
 from kd_lightning.data.load import dataset_digest, load_data
 from kd_lightning.data.loader import TensorLoader
 from kd_lightning.data.module import Images
+from kd_lightning.engine.callbacks import BINS, WatchGenerator, generator_health
 from kd_lightning.errors import DataError, TeacherError, UserError
-from kd_lightning.export import _onnx_metadata, answer_name, load_student
-from kd_lightning.finished import load_teacher, open_run
 from kd_lightning.losses.response import imitation
-from kd_lightning.methods.base import Seen
-from kd_lightning.methods.distill import Distill
+from kd_lightning.methods.base.distiller import Seen
+from kd_lightning.methods.real_data.distill import Distill
+from kd_lightning.networks.classifiers.small import SmallConvNet
 from kd_lightning.networks.normalized import Normalized
-from kd_lightning.networks.small import SmallConvNet
-from kd_lightning.report import collect, fold, headline, render
-from kd_lightning.summary import summary
-from kd_lightning.tasks import Regression
-from kd_lightning.teacher.diagnose import diagnose
-from kd_lightning.teacher.frozen import FrozenTeacher
+from kd_lightning.results.run_loader import load_teacher, open_run
+from kd_lightning.results.student_files import _onnx_metadata, answer_name, load_student
+from kd_lightning.results.table import collect, fold, headline, render
+from kd_lightning.run.teacher_check import diagnose
+from kd_lightning.store.artifacts import Store
+from kd_lightning.teachers.white_box import FrozenTeacher
 
 DATA = ("data=rotated_digits", "data.base=digits", "data.size=8", "data.train=900", "data.val=100", "data.test=200")
 RUN = (

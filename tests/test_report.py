@@ -9,9 +9,9 @@ import sys
 import pytest
 from omegaconf import OmegaConf
 
+from kd_lightning.cli.summary import summary
 from kd_lightning.errors import UserError
-from kd_lightning.report import Stat, collect, fold, headline, main, render, write_table
-from kd_lightning.summary import summary
+from kd_lightning.results.table import Stat, collect, fold, headline, main, render, write_table
 
 
 def run_at(folder, overrides, accuracy=0.9, *, status="ok", seed=0, defaults=None, choices=None, **more):
@@ -280,8 +280,8 @@ def test_plot_writes_a_picture(tmp_path):
 
 def drawn(folder):
     pytest.importorskip("matplotlib")
-    from kd_lightning.plots import draw
-    from kd_lightning.runs import group
+    from kd_lightning.results.plot import draw
+    from kd_lightning.results.run_index import group
 
     return draw(group(collect([folder])))
 
@@ -312,8 +312,8 @@ def test_plot_shows_controls_beside_the_student(tmp_path):
 
 def test_the_spread_over_all_other_settings_has_one_row_for_each_value(tmp_path):
     pytest.importorskip("matplotlib")
-    from kd_lightning.plots import spread
-    from kd_lightning.runs import group
+    from kd_lightning.results.plot import spread
+    from kd_lightning.results.run_index import group
 
     for method, accuracies in {"rdskd": (0.9, 0.92), "dafl": (0.5, 0.9)}.items():
         for i, accuracy in enumerate(accuracies):
@@ -330,7 +330,7 @@ def test_the_spread_over_all_other_settings_has_one_row_for_each_value(tmp_path)
 
 def test_nothing_to_plot_is_one_clear_error(tmp_path):
     pytest.importorskip("matplotlib")
-    from kd_lightning.plots import plot
+    from kd_lightning.results.plot import plot
 
     with pytest.raises(UserError, match="nothing to plot"):
         plot([], tmp_path / "a.png")

@@ -52,8 +52,8 @@ def run_until_killed(folder: Path, root: Path, overrides: tuple[str, ...], phase
     """Run in this process, which ends at the first checkpoint or in the third round of a phase."""
     os.environ["KD_CHECKPOINT_SECONDS"] = "0"
     torch.set_num_threads(1)
-    from kd_lightning import fitting
-    from kd_lightning.methods.base import Distiller
+    from kd_lightning.engine import fit as fitting
+    from kd_lightning.methods.base.distiller import Distiller
 
     def die() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -217,7 +217,7 @@ def test_interrupted_at_the_keyboard(tmp_path: Path) -> None:
         "hydra.run.dir=" + str(tmp_path / "run"),
     ]
     environment = os.environ | {"KD_CHECKPOINT_SECONDS": "0", "KD_ARTIFACTS": str(tmp_path / "store")}
-    command = [sys.executable, "-m", "kd_lightning.cli", *overrides]
+    command = [sys.executable, "-m", "kd_lightning.cli.main", *overrides]
     run = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while not list((tmp_path / "store").glob("run-*.unfinished/../fit-*.unfinished/last.ckpt")) or not list(

@@ -14,19 +14,19 @@ from conftest import Outcome, composed, tiny_run
 from safetensors.torch import load_file
 from torch import nn
 
-from kd_lightning.beside import weak_teacher
+from kd_lightning.core.tasks import Classification, Regression
 from kd_lightning.data.dataset import Dataset, Split
 from kd_lightning.errors import BudgetExceeded, UserError
-from kd_lightning.methods.base import Distiller
+from kd_lightning.methods.base.distiller import Distiller
+from kd_lightning.networks.classifiers.small import SmallConvNet
 from kd_lightning.networks.normalized import Normalized
-from kd_lightning.networks.small import SmallConvNet
-from kd_lightning.tasks import Classification, Regression
-from kd_lightning.teacher import obtain
-from kd_lightning.teacher.answers import Answer
-from kd_lightning.teacher.local import LocalAsker
-from kd_lightning.teacher.packed import keys_of
-from kd_lightning.teacher.query import QueryTeacher, to_bytes
-from kd_lightning.teacher.weights import load_weights
+from kd_lightning.networks.weights import load_weights
+from kd_lightning.run import teacher as obtain
+from kd_lightning.run.stages_and_controls import weak_teacher
+from kd_lightning.teachers.answer_types import Answer
+from kd_lightning.teachers.black_box import QueryTeacher, to_bytes
+from kd_lightning.teachers.budget.codec import keys_of
+from kd_lightning.teachers.remote.local import LocalAsker
 
 Tiny = Callable[..., Outcome]
 QUERIED = ("method=kd", "source=queried", "teacher.access=label", "method.label=0.0")
@@ -130,7 +130,7 @@ def test_a_failed_run_says_why(tiny: Tiny, tmp_path: Path) -> None:
 
 
 def test_a_bug_is_recorded_and_raised(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kd_lightning.methods.dafl.activation", lambda features: 1 / 0)
+    monkeypatch.setattr("kd_lightning.methods.data_free.dafl.activation", lambda features: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         tiny()
     result = json.loads((tmp_path / "run0/result.json").read_text())
@@ -231,7 +231,7 @@ def test_paid_answers_are_asked_for_once(tiny: Tiny, teacher_file: Path, asked: 
 
 
 def test_the_budget_is_that_of_a_run_with_all_its_stages(tiny: Tiny, teacher_file: Path, asked: list[int]) -> None:
-    stage = "{name:first,source:{_target_:kd_lightning.data.sources.queried.Queried,images:%d,batch_size:320,seed:%d}}"
+    stage = "{name:first,source:{_target_:kd_lightning.sources.queried.Queried,images:%d,batch_size:320,seed:%d}}"
     settings = (*QUERIED, f"teacher.weights={teacher_file}", "source.images=400")
     settings += ("~method.scheduler", "+method.scheduler=null")
     result = tiny(*settings, f"stages=[{stage % (600, 0)}]", "teacher.budget=600")

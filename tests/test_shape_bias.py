@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from kd_lightning.errors import DataError
-from kd_lightning.networks.invariant_ensemble import Heads
-from kd_lightning.shape_bias import background_gap, read_categories, read_table, shape_bias
+from kd_lightning.metrics.shape_bias import background_gap, read_categories, read_table, shape_bias
+from kd_lightning.networks.classifiers.invariant_ensemble import Heads
 
 
 def sure(*classes: int, of: int = 6) -> Tensor:

@@ -11,10 +11,10 @@ import pytest
 from conftest import TINY, composed
 from safetensors.torch import load_file
 
-from kd_lightning.plan import plan
-from kd_lightning.quiet import quiet
-from kd_lightning.rehearsal import KEPT
-from kd_lightning.summary import summary
+from kd_lightning.cli.summary import summary
+from kd_lightning.core.log_filters import quiet
+from kd_lightning.planning.dry_run import KEPT
+from kd_lightning.planning.plan import plan
 
 DATA = (
     *("data=double_colored_mnist", "student=digits_cnn", "data.base=digits"),

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from kd_lightning.slots import missing_gpus, quoted, resume_override, threads_per_job, visible_slots
+from kd_lightning.distributed.gpu_slots import missing_gpus, quoted, resume_override, threads_per_job, visible_slots
 
 APP = """
 import json, os, signal, subprocess, sys, time

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from conftest import composed
 
-from kd_lightning.beside import handed
-from kd_lightning.check import check
+from kd_lightning.config.check import check
 from kd_lightning.errors import ConfigError
+from kd_lightning.run.stages_and_controls import handed
 
 TINY_RDSKD = (
     "method=rdskd",

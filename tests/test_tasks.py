@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from kd_lightning.core.tasks import Classification, Regression, evaluate, task_of
 from kd_lightning.errors import ConfigError, DataError
-from kd_lightning.tasks import Classification, Regression, evaluate, task_of
 
 STEERING = Regression(low=-88.13, high=97.92, unit="degrees")
 AGES = Regression(low=0, high=60, unit="years", floored=True)

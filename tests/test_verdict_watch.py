@@ -7,7 +7,7 @@ import warnings
 import pytest
 import torch
 
-from kd_lightning.verdict_watch import VerdictWatch
+from kd_lightning.methods.counterfactual.class_loss_monitor import VerdictWatch
 
 
 def counted(watch: VerdictWatch, real: dict[int, float], made: dict[int, float]) -> VerdictWatch:

@@ -19,8 +19,8 @@ import sys
 import hydra_plugins.kd_networks
 import hydra_plugins.kd_slots
 import kd_lightning
-from kd_lightning import resolvers
-from kd_lightning.composition import loaded, members, read
+from kd_lightning.config import resolvers
+from kd_lightning.config.overrides import loaded, members, read
 
 target = Path(sys.argv[1]).resolve()
 for module in (kd_lightning, hydra_plugins.kd_networks, hydra_plugins.kd_slots):
@@ -79,7 +79,7 @@ def test_every_experiment_composes_from_another_directory(installed, tmp_path):
 
 
 def test_the_command_shows_a_composition_from_another_directory(installed, tmp_path):
-    command = [sys.executable, "-m", "kd_lightning.cli", "--cfg", "job", "method=kd", "data=mnist"]
+    command = [sys.executable, "-m", "kd_lightning.cli.main", "--cfg", "job", "method=kd", "data=mnist"]
     shown = done(command, cwd=tmp_path, env=environment(installed))
-    assert "_target_: kd_lightning.methods.distill.Distill" in shown
+    assert "_target_: kd_lightning.methods.real_data.distill.Distill" in shown
     assert not list(tmp_path.iterdir())

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kd_lightning.core.tasks import Classification, Regression, Task
 from kd_lightning.errors import DataError
-from kd_lightning.tasks import Classification, Regression, Task
 
 
 @dataclass(frozen=True)

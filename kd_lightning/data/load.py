@@ -10,9 +10,9 @@ from hydra.errors import InstantiationException
 from hydra.utils import get_method, instantiate
 from omegaconf import DictConfig
 
-from kd_lightning.artifacts import Store
 from kd_lightning.data.dataset import Dataset
 from kd_lightning.errors import DataError, UserError
+from kd_lightning.store.artifacts import Store
 
 
 def load_data(cfg: DictConfig, store: Store) -> Dataset:

@@ -7,7 +7,7 @@ from typing import Any
 import lightning as L
 
 from kd_lightning.data.loader import Batch, TensorLoader
-from kd_lightning.teacher.query import eight_bits
+from kd_lightning.teachers.black_box import eight_bits
 
 
 class Images(L.LightningDataModule):

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from kd_lightning.networks.gan_blocks import doublings
+from kd_lightning.networks.generators.gan_blocks import doublings
 from kd_lightning.networks.label_embedding import ConvTrunk, ResNetTrunk
 
 

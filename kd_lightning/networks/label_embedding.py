@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 from torchvision.models.resnet import ResNet as TorchvisionResNet
 
-from kd_lightning.networks.stem import Stem, stem_conv, stem_pool
+from kd_lightning.networks.classifiers.stem import Stem, stem_conv, stem_pool
 
 
 class ResNetTrunk(nn.Sequential):

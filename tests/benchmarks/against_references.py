@@ -34,8 +34,8 @@ from references import dafl, datafree, deep_inversion, dfad, fast, rdskd, zskt
 from references.observed import Trace, in_double
 from references.sides import At
 
-from kd_lightning.device import fast_precision
-from kd_lightning.quiet import quiet
+from kd_lightning.core.log_filters import quiet
+from kd_lightning.distributed.device import fast_precision
 
 RATIOS = {"ours": "ratio", "fast": "fast_ratio", "compiled": "compiled_ratio"}
 CHECKED = 16

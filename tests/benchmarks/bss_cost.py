@@ -18,14 +18,14 @@ from pathlib import Path
 import torch
 from hydra import compose, initialize_config_dir
 
-from kd_lightning import resolvers
-from kd_lightning.artifacts import Store
-from kd_lightning.beside import handed
+from kd_lightning.config import resolvers
+from kd_lightning.core.log_filters import quiet
+from kd_lightning.core.tasks import Classification
 from kd_lightning.data.load import dataset_digest, load_data
-from kd_lightning.fitting import Bench, fit
-from kd_lightning.quiet import quiet
-from kd_lightning.tasks import Classification
-from kd_lightning.teacher.obtain import obtain_teacher
+from kd_lightning.engine.fit import Bench, fit
+from kd_lightning.run.stages_and_controls import handed
+from kd_lightning.run.teacher import obtain_teacher
+from kd_lightning.store.artifacts import Store
 
 
 def seconds(method: str, epochs: int, root: Path) -> float:

@@ -3,7 +3,7 @@
     python tests/benchmarks/grid.py --jobs 12 --epochs 10
 
 Both sides run the default on digits with seeds 0, 1, ...: the same one-thread processes, once in turn as
-``python -m kd_lightning.cli seed=N``, once as ``sweep=seeds seed=range(JOBS)`` on two slots. Each side has a store
+``python -m kd_lightning.cli.main seed=N``, once as ``sweep=seeds seed=range(JOBS)`` on two slots. Each side has a store
 of its own, new but for the teacher, which is trained before the clock runs. The sides must agree on every accuracy.
 """
 
@@ -26,7 +26,11 @@ def timed(*command: str, store: Path, cwd: Path) -> float:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "KD_ARTIFACTS": str(store), "CUDA_VISIBLE_DEVICES": ""}
     start = time.perf_counter()
     ended = subprocess.run(
-        [sys.executable, "-m", "kd_lightning.cli", *command], cwd=cwd, env=environment, capture_output=True, text=True
+        [sys.executable, "-m", "kd_lightning.cli.main", *command],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     if ended.returncode:
         sys.exit(f"{' '.join(command)} failed:\n{ended.stdout}{ended.stderr}")

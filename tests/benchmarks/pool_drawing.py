@@ -22,11 +22,11 @@ from hydra.utils import instantiate
 from safetensors.torch import save_file
 from torch import nn
 
-from kd_lightning import resolvers
-from kd_lightning.artifacts import Store
+from kd_lightning.config import resolvers
 from kd_lightning.data.dataset import Dataset, Split
-from kd_lightning.data.sources.context import Context
-from kd_lightning.data.sources.synthetic import Synthetic
+from kd_lightning.sources.context import Context
+from kd_lightning.sources.synthetic import Synthetic
+from kd_lightning.store.artifacts import Store
 
 
 class Clock:

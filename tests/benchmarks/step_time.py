@@ -23,25 +23,25 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
-from kd_lightning.callbacks import PhaseBar, WatchGenerator
-from kd_lightning.capture import capture
+from kd_lightning.core.feature_hooks import capture
+from kd_lightning.core.log_filters import quiet
+from kd_lightning.core.tasks import Classification
 from kd_lightning.data.loader import TensorLoader
 from kd_lightning.data.module import Images
-from kd_lightning.data.sources.free import Rounds
-from kd_lightning.device import fast_precision
-from kd_lightning.fitting import Resumable
-from kd_lightning.loggers import Curves, KeepCurves
+from kd_lightning.distributed.device import fast_precision
+from kd_lightning.engine.callbacks import PhaseBar, WatchGenerator
+from kd_lightning.engine.fit import Resumable
 from kd_lightning.losses.image_prior import activation, information_entropy, one_hot
 from kd_lightning.losses.response import kl
-from kd_lightning.methods.dafl import Dafl
-from kd_lightning.methods.distill import Distill
+from kd_lightning.methods.data_free.dafl import Dafl
+from kd_lightning.methods.real_data.distill import Distill
 from kd_lightning.networks import head_of
-from kd_lightning.networks.generators import Generator
-from kd_lightning.networks.lenet import LeNet5
+from kd_lightning.networks.classifiers.lenet import LeNet5
+from kd_lightning.networks.generators.generators import Generator
 from kd_lightning.networks.normalized import Normalized
-from kd_lightning.quiet import quiet
-from kd_lightning.tasks import Classification
-from kd_lightning.teacher.frozen import FrozenTeacher
+from kd_lightning.sources.data_free import Rounds
+from kd_lightning.teachers.white_box import FrozenTeacher
+from kd_lightning.tracking.curves import Curves, KeepCurves
 
 BATCH, LATENT = 256, 100
 STATISTICS: dict[str, Any] = {"mean": [0.1307], "std": [0.3081]}

@@ -17,7 +17,7 @@ import time
 import numpy as np
 import torch
 
-from kd_lightning.data.vicinity import Vicinity
+from kd_lightning.sources.vicinity import Vicinity
 
 
 def one_by_one(vicinity: Vicinity, labels: np.ndarray, n: int, random: np.random.Generator) -> tuple[np.ndarray, ...]:

@@ -12,12 +12,12 @@ from safetensors.torch import save_file
 from test_few_asked import CLASSES, Server, bytes_of, context, dataset
 from torch import Tensor
 
-from kd_lightning.data.sources.active_mixup import ActiveMixup, both_of, candidates, least_sure
-from kd_lightning.data.sources.few_asked import FewAsked
+from kd_lightning.core.inference import predict
 from kd_lightning.errors import DataError
-from kd_lightning.inference import predict
+from kd_lightning.networks.classifiers.small import SmallConvNet
 from kd_lightning.networks.normalized import Normalized
-from kd_lightning.networks.small import SmallConvNet
+from kd_lightning.sources.active_mixup import ActiveMixup, both_of, candidates, least_sure
+from kd_lightning.sources.few_shot_queried import FewAsked
 
 
 def network() -> SmallConvNet:

@@ -10,13 +10,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from kd_lightning.artifacts import Store
 from kd_lightning.data.dataset import Dataset
-from kd_lightning.data.sources.context import Context
-from kd_lightning.data.sources.counterfactual import Counterfactual
-from kd_lightning.data.sources.drawn import Drawn
 from kd_lightning.errors import ConfigError, TeacherError
-from kd_lightning.teacher.drawing import DrawingTeacher, KeptDrawings
+from kd_lightning.sources.context import Context
+from kd_lightning.sources.counterfactual import Counterfactual
+from kd_lightning.sources.generator_outputs import Drawn
+from kd_lightning.store.artifacts import Store
+from kd_lightning.teachers.generator import DrawingTeacher, KeptDrawings
 
 CLASSES = 5
 

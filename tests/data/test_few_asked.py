@@ -15,14 +15,14 @@ from safetensors.torch import save_file
 from scipy import stats
 from torch import Tensor
 
-from kd_lightning.artifacts import Store
 from kd_lightning.data.dataset import Dataset, Split
-from kd_lightning.data.sources.context import Context
-from kd_lightning.data.sources.few_asked import FewAsked, mixup_again
-from kd_lightning.data.sources.fs_bbt import Mixup, MixupCvae, decoded, latents, mixed, pairs, shares
 from kd_lightning.errors import BudgetExceeded, ConfigError, DataError
-from kd_lightning.networks.cvae import MlpDecoder
-from kd_lightning.teacher.answers import Answer
+from kd_lightning.networks.generators.cvae import MlpDecoder
+from kd_lightning.sources.context import Context
+from kd_lightning.sources.few_shot_queried import FewAsked, mixup_again
+from kd_lightning.sources.fs_bbt import Mixup, MixupCvae, decoded, latents, mixed, pairs, shares
+from kd_lightning.store.artifacts import Store
+from kd_lightning.teachers.answer_types import Answer
 
 CLASSES = 3
 

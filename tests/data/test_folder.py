@@ -9,10 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from kd_lightning.artifacts import Store
 from kd_lightning.data.classes import folder_classes
 from kd_lightning.data.datasets import folder
 from kd_lightning.errors import DataError
+from kd_lightning.store.artifacts import Store
 
 
 def fill(where, classes=("cat", "dog"), n=3, size=(8, 8), ending="png", offset=0):

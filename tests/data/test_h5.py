@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
+from kd_lightning.core.tasks import Regression
 from kd_lightning.data.datasets import h5, imagenet100, utkface
 from kd_lightning.errors import DataError
-from kd_lightning.tasks import Regression
 
 h5py = pytest.importorskip("h5py")
 STEERING = Regression(low=-88.13, high=97.92, unit="degrees")

@@ -15,23 +15,23 @@ from torch import nn
 sys.path.append(str(Path(__file__).parent.parent / "methods"))
 from toy import context, network, trained_teacher
 
-from kd_lightning.artifacts import Store
-from kd_lightning.check import faults
-from kd_lightning.data.sources import pool
-from kd_lightning.data.sources.data_impressions import (
+from kd_lightning.config.check import faults
+from kd_lightning.errors import ConfigError
+from kd_lightning.losses.image_prior import BatchNormTap, batch_norm_statistics, total_variation
+from kd_lightning.losses.response import soft_cross_entropy
+from kd_lightning.networks.classifiers.lenet import LeNet5
+from kd_lightning.networks.normalized import Normalized
+from kd_lightning.sources import pool
+from kd_lightning.sources.data_impressions import (
     DataImpressions,
     class_similarity,
     concentrations,
     last_weights,
 )
-from kd_lightning.data.sources.deep_inversion import DeepInversion
-from kd_lightning.errors import ConfigError
-from kd_lightning.losses.image_prior import BatchNormTap, batch_norm_statistics, total_variation
-from kd_lightning.losses.response import soft_cross_entropy
-from kd_lightning.networks.lenet import LeNet5
-from kd_lightning.networks.normalized import Normalized
-from kd_lightning.teacher.answers import Described
-from kd_lightning.teacher.query import QueryTeacher
+from kd_lightning.sources.deep_inversion import DeepInversion
+from kd_lightning.store.artifacts import Store
+from kd_lightning.teachers.answer_types import Described
+from kd_lightning.teachers.black_box import QueryTeacher
 
 
 @pytest.fixture(scope="module")

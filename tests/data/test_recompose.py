@@ -10,11 +10,11 @@ from hydra.utils import instantiate
 from torch import Tensor
 from torchvision.transforms import functional as V
 
-from kd_lightning import resolvers
-from kd_lightning.check import faults
-from kd_lightning.composition import read
-from kd_lightning.data.recompose import Jitter, MaskNoise, Opacity, Parts, Rotation, Weights, applied
+from kd_lightning.config import resolvers
+from kd_lightning.config.check import faults
+from kd_lightning.config.overrides import read
 from kd_lightning.errors import ConfigError
+from kd_lightning.sources.mask_operations import Jitter, MaskNoise, Opacity, Parts, Rotation, Weights, applied
 
 SOME = [MaskNoise(), Opacity(), Rotation(), Weights(0.5, 0.8, 1.2), Jitter()]
 NO_CHANGE = [MaskNoise(0.0), Opacity(1.0), Rotation(0.0), Weights(), Jitter(0, 0, 0, 0)]

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from kd_lightning.data.sources.rejection import Accepted, rejection
 from kd_lightning.errors import TrainingError
+from kd_lightning.sources.rejection import Accepted, rejection
 
 VALUES = torch.tensor([0.2, 0.5, 1.0, 2.0])
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
+from kd_lightning.core.tasks import Regression
 from kd_lightning.data.datasets import digits, rotated_digits
 from kd_lightning.data.datasets.rotated_digits import turned
 from kd_lightning.errors import DataError
-from kd_lightning.tasks import Regression
 
 TASK = Regression(low=-60, high=60, unit="degrees")
 SMALL = {"task": TASK, "base": "digits", "size": 8, "train": 300, "val": 100}

@@ -10,20 +10,20 @@ import torch
 from doors import Fake, Tells, asking, closed
 from hydra.utils import instantiate
 
-from kd_lightning.artifacts import Store
+from kd_lightning.core.tasks import Regression
 from kd_lightning.data.dataset import Dataset, Split
-from kd_lightning.data.sources.asked import ask
-from kd_lightning.data.sources.context import Context
-from kd_lightning.data.sources.free import Free
-from kd_lightning.data.sources.noise import Noise
-from kd_lightning.data.sources.other import Other
-from kd_lightning.data.sources.queried import Queried
-from kd_lightning.data.sources.real import FewShot, Real
 from kd_lightning.errors import BudgetExceeded, ConfigError, DataError, TeacherError
-from kd_lightning.tasks import Regression
-from kd_lightning.teacher.answers import Abstained, Unfit
-from kd_lightning.teacher.frozen import FrozenTeacher
-from kd_lightning.teacher.query import QueryTeacher
+from kd_lightning.sources.context import Context
+from kd_lightning.sources.data_free import Free
+from kd_lightning.sources.noise import Noise
+from kd_lightning.sources.other_dataset import Other
+from kd_lightning.sources.queried import Queried
+from kd_lightning.sources.queried_once import ask
+from kd_lightning.sources.real import FewShot, Real
+from kd_lightning.store.artifacts import Store
+from kd_lightning.teachers.answer_types import Abstained, Unfit
+from kd_lightning.teachers.black_box import QueryTeacher
+from kd_lightning.teachers.white_box import FrozenTeacher
 
 
 def context(folder: Path, **changes: Any) -> Context:
@@ -178,7 +178,7 @@ def test_other_serves_the_training_part_of_another_set_with_its_labels(tmp_path:
 
 def test_other_loads_its_set_no_sooner_than_it_is_prepared(tmp_path: Path) -> None:
     node = {"_target_": f"{another.__module__}.another", "_partial_": True, "classes": 3}
-    source = instantiate({"_target_": "kd_lightning.data.sources.other.Other", "load": node, "batch_size": 12})
+    source = instantiate({"_target_": "kd_lightning.sources.other_dataset.Other", "load": node, "batch_size": 12})
     assert positions(source.prepare(context(tmp_path))) == list(range(100, 112))
     with pytest.raises(ConfigError, match=r"called before it was wanted: set source\.load\._partial_=true"):
         Other(load=another(), batch_size=12).prepare(context(tmp_path))  # type: ignore[arg-type]

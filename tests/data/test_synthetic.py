@@ -13,18 +13,18 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from kd_lightning import outlook as plan_of_pools
-from kd_lightning.artifacts import Store
+from kd_lightning.core.tasks import Classification, Regression
 from kd_lightning.data.dataset import Dataset, Split
-from kd_lightning.data.sources import synthetic
-from kd_lightning.data.sources.context import Context
-from kd_lightning.data.sources.gates import errors_of
-from kd_lightning.data.sources.synthetic import Synthetic, choice, smallest
 from kd_lightning.errors import ConfigError, DataError, TrainingError
 from kd_lightning.losses.density_ratio import CONSTANT
-from kd_lightning.outlook import shortened
-from kd_lightning.tasks import Classification, Regression
-from kd_lightning.teacher.frozen import FrozenTeacher
+from kd_lightning.planning import pool_cost as plan_of_pools
+from kd_lightning.planning.pool_cost import shortened
+from kd_lightning.sources import synthetic
+from kd_lightning.sources.context import Context
+from kd_lightning.sources.quality_gates import errors_of
+from kd_lightning.sources.synthetic import Synthetic, choice, smallest
+from kd_lightning.store.artifacts import Store
+from kd_lightning.teachers.white_box import FrozenTeacher
 
 CLASSES = 4
 METRES = Regression(low=0.0, high=10.0, unit="metres")

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from kd_lightning.artifacts import Store
 from kd_lightning.data.augment import HorizontalFlip
 from kd_lightning.data.dataset import Dataset, Split
-from kd_lightning.data.sources.context import Context
-from kd_lightning.data.sources.vicinal import Vicinal
-from kd_lightning.data.vicinity import Vicinity, label_noise, places, widest_gap
 from kd_lightning.errors import ConfigError
+from kd_lightning.sources.context import Context
+from kd_lightning.sources.vicinal import Vicinal
+from kd_lightning.sources.vicinity import Vicinity, label_noise, places, widest_gap
+from kd_lightning.store.artifacts import Store
 
 TENTHS = torch.arange(11) / 10
 AGES = torch.arange(1, 61) / 60

@@ -106,7 +106,7 @@ def test_the_ratio_of_two_normal_laws_is_recovered(learned: tuple[torch.nn.Modul
 
 
 def test_what_it_accepts_follows_the_real_law(learned: tuple[torch.nn.Module, torch.Generator]) -> None:
-    from kd_lightning.data.sources.rejection import rejection
+    from kd_lightning.sources.rejection import rejection
 
     psi, rng = learned
     y = 2

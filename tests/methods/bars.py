@@ -15,11 +15,11 @@ from toy import STATISTICS, adam, context, trainer
 from kd_lightning.data.dataset import Dataset, Split
 from kd_lightning.data.loader import TensorLoader
 from kd_lightning.data.module import Images
-from kd_lightning.data.sources.context import Context
-from kd_lightning.methods.base import Distiller
-from kd_lightning.methods.distill import Distill
+from kd_lightning.methods.base.distiller import Distiller
+from kd_lightning.methods.real_data.distill import Distill
 from kd_lightning.networks.label_embedding import ConvTrunk, ImageToLabel
 from kd_lightning.networks.normalized import Normalized
+from kd_lightning.sources.context import Context
 
 LABELS = 21
 """Different ones in the training set."""

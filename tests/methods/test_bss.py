@@ -12,15 +12,15 @@ from test_toy import bss, real_images
 from torch import Tensor, nn
 from toy import adam, fit, network, patterns, trained_teacher
 
-from kd_lightning.boundary import CROSSED, THIRD, Walk
-from kd_lightning.check import faults
+from kd_lightning.config.check import faults
+from kd_lightning.core.tasks import Classification
 from kd_lightning.losses.response import kl, soft_cross_entropy
-from kd_lightning.methods import bss as bss_module
-from kd_lightning.methods.base import Distiller
-from kd_lightning.methods.bss import Bss, disagreement, other_classes, weights
-from kd_lightning.methods.distill import Distill
-from kd_lightning.tasks import Classification
-from kd_lightning.teacher.frozen import FrozenTeacher
+from kd_lightning.methods.base.distiller import Distiller
+from kd_lightning.methods.real_data import bss as bss_module
+from kd_lightning.methods.real_data.bss import Bss, disagreement, other_classes, weights
+from kd_lightning.methods.real_data.distill import Distill
+from kd_lightning.metrics.boundary import CROSSED, THIRD, Walk
+from kd_lightning.teachers.white_box import FrozenTeacher
 
 
 @pytest.fixture(scope="module")

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from toy import adam
 
-from kd_lightning.collapse import Collapsed
+from kd_lightning.core.tasks import Classification
 from kd_lightning.data.loader import Batch, TensorLoader
-from kd_lightning.data.recompose import Opacity
+from kd_lightning.engine.restart import Collapsed
 from kd_lightning.losses.counterfactual import binary_entropy, edge, style
-from kd_lightning.methods.cgn import Cgn, colours
-from kd_lightning.methods.skdcgn import Skdcgn, channel_kl
-from kd_lightning.networks import cgn, tiny_gan
-from kd_lightning.tasks import Classification
+from kd_lightning.methods.counterfactual.cgn import Cgn, colours
+from kd_lightning.methods.counterfactual.skdcgn import Skdcgn, channel_kl
+from kd_lightning.networks.generators import cgn, tiny_gan
+from kd_lightning.sources.mask_operations import Opacity
 
 CLASSES, LATENT, SIZE = 3, 4, 8
 TASK = Classification(CLASSES)

@@ -14,15 +14,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from toy import adam, trainer
 
+from kd_lightning.core.tasks import Classification
 from kd_lightning.data.module import Images
-from kd_lightning.data.sources.free import Rounds
 from kd_lightning.losses.counterfactual import binary_entropy
-from kd_lightning.methods.cgn_imagenet import CgnImageNet
-from kd_lightning.networks import biggan_deep
-from kd_lightning.networks.cgn_imagenet import MECHANISMS, ImageNetCgn
-from kd_lightning.networks.published import biggan_deep_names
-from kd_lightning.networks.u2net import U2Net
-from kd_lightning.tasks import Classification
+from kd_lightning.methods.counterfactual.cgn_imagenet import CgnImageNet
+from kd_lightning.networks.generators import biggan_deep
+from kd_lightning.networks.generators.cgn_imagenet import MECHANISMS, ImageNetCgn
+from kd_lightning.networks.generators.u2net import U2Net
+from kd_lightning.networks.pretrained import biggan_deep_names
+from kd_lightning.sources.data_free import Rounds
 
 CLASSES, LATENT, SIZE = 4, 3, 8
 pytestmark = pytest.mark.filterwarnings("ignore:method.(biggan|saliency)=null")

@@ -12,13 +12,13 @@ from torch import nn
 from torch.nn import functional as F
 from toy import fit, trained_teacher
 
-from kd_lightning.capture import capture
+from kd_lightning.core.feature_hooks import capture
+from kd_lightning.core.image_buffer import Memory
 from kd_lightning.losses.adversarial import masked_kl
 from kd_lightning.losses.contrastive import info_nce
 from kd_lightning.losses.image_prior import BatchNormTap, batch_norm_statistics
-from kd_lightning.memory import Memory
-from kd_lightning.methods.cmi import Cmi, pooled_maps
-from kd_lightning.methods.pooled import Best
+from kd_lightning.methods.base.image_pool import Best
+from kd_lightning.methods.data_free.cmi import Cmi, pooled_maps
 
 B = 64
 

@@ -11,11 +11,11 @@ from test_toy import few
 from torch import nn
 from toy import CLASSES, adam, few_shot_context, fit, trained_teacher
 
-from kd_lightning.check import faults
-from kd_lightning.composition import read
+from kd_lightning.config.check import faults
+from kd_lightning.config.overrides import read
 from kd_lightning.data.loader import TensorLoader
-from kd_lightning.methods.cvae import Cvae
-from kd_lightning.networks.cvae import MlpDecoder, MlpEncoder
+from kd_lightning.methods.generators.cvae import Cvae
+from kd_lightning.networks.generators.cvae import MlpDecoder, MlpEncoder
 
 SHAPE = {"size": 8, "num_classes": CLASSES, "widths": (32, 16)}
 
@@ -64,5 +64,5 @@ def test_its_class_is_the_teachers_answer_not_the_label(teacher: nn.Module) -> N
 
 
 def test_a_source_without_answers_is_refused() -> None:
-    cfg, _, _ = read(["method=fs_bbt", "fs_bbt.source._target_=kd_lightning.data.sources.real.FewShot"])
+    cfg, _, _ = read(["method=fs_bbt", "fs_bbt.source._target_=kd_lightning.sources.real.FewShot"])
     assert "stages[0].method: Cvae trains on the teacher's answers: use source=queried or few_asked" in faults(cfg)

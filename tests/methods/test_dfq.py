@@ -11,11 +11,11 @@ from test_toy import dfq
 from torch import nn
 from toy import fit, trained_teacher
 
-from kd_lightning.check import faults
+from kd_lightning.config.check import faults
 from kd_lightning.losses.image_prior import BatchNormTap, batch_norm_statistics, information_entropy, one_hot
 from kd_lightning.losses.response import kl
-from kd_lightning.methods.base import Distiller
-from kd_lightning.methods.dfq import Dfq
+from kd_lightning.methods.base.distiller import Distiller
+from kd_lightning.methods.data_free.dfq import Dfq
 
 
 @pytest.fixture(scope="module")

@@ -14,10 +14,10 @@ from torch import nn
 from torch.nn import functional as F
 from toy import fit, network, trained_teacher
 
-from kd_lightning.check import faults
+from kd_lightning.config.check import faults
 from kd_lightning.losses.image_prior import BatchNormTap, batch_norm_statistics
-from kd_lightning.methods.base import Distiller
-from kd_lightning.methods.fast_dfkd import FastDfkd
+from kd_lightning.methods.base.distiller import Distiller
+from kd_lightning.methods.data_free.fast_dfkd import FastDfkd
 
 B = 64
 
@@ -125,7 +125,7 @@ def test_the_copy_is_a_copy(teacher: nn.Module) -> None:
 def test_a_batch_has_to_explain_a_part_of_the_statistics(teacher: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the second round on; the average takes in the last inner step, once a round."""
     averages: list[Any] = []
-    from kd_lightning.methods import fast_dfkd as module
+    from kd_lightning.methods.data_free import fast_dfkd as module
 
     def noting(statistics: Any, layers: Any, *, ema: Any, momentum: float) -> torch.Tensor:
         averages.append((ema, [(m.detach().clone(), v.detach().clone()) for m, v in statistics]))

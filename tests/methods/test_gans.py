@@ -13,20 +13,20 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from toy import CLASSES, adam, patterns, trained_teacher
 
+from kd_lightning.core.tasks import Classification
 from kd_lightning.data.diff_augment import DiffAugment
 from kd_lightning.data.loader import TensorLoader
-from kd_lightning.data.sources.vicinal import Vicinal
 from kd_lightning.errors import TeacherError
-from kd_lightning.methods.biggan import BigGan
-from kd_lightning.methods.ccgan import CcGan
-from kd_lightning.methods.conditional import average
-from kd_lightning.methods.label_embedding import LabelEmbedding
-from kd_lightning.networks import biggan, sagan
+from kd_lightning.methods.base.conditional_gan import average
+from kd_lightning.methods.generators.biggan import BigGan
+from kd_lightning.methods.generators.ccgan import CcGan
+from kd_lightning.methods.generators.label_embedding import LabelEmbedding
+from kd_lightning.networks.generators import biggan, sagan
 from kd_lightning.networks.label_embedding import LabelToHidden
 from kd_lightning.networks.normalized import Normalized
-from kd_lightning.tasks import Classification
-from kd_lightning.teacher.frozen import FrozenTeacher
-from kd_lightning.teacher.weights import load_weights
+from kd_lightning.networks.weights import load_weights
+from kd_lightning.sources.vicinal import Vicinal
+from kd_lightning.teachers.white_box import FrozenTeacher
 
 LATENT, EMBED = 8, 64
 mild = DiffAugment(colour=False, cutout=0.25)

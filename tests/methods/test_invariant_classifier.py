@@ -15,14 +15,14 @@ from PIL import Image
 from torch import Tensor, nn
 from toy import context, sgd, trainer
 
+from kd_lightning.core.tasks import Classification
 from kd_lightning.data.dataset import Dataset, Split
 from kd_lightning.data.module import Images
-from kd_lightning.data.sources.real_and_counterfactual import PairedLoader, RealAndCounterfactual
 from kd_lightning.errors import DataError
-from kd_lightning.methods.invariant_ensemble import InvariantClassifier
-from kd_lightning.networks.invariant_ensemble import InvariantEnsemble
+from kd_lightning.methods.counterfactual.invariant_ensemble import InvariantClassifier
+from kd_lightning.networks.classifiers.invariant_ensemble import InvariantEnsemble
 from kd_lightning.networks.normalized import Normalized
-from kd_lightning.tasks import Classification
+from kd_lightning.sources.real_and_counterfactual import PairedLoader, RealAndCounterfactual
 
 CLASSES, SIZE = 3, 8
 

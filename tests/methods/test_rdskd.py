@@ -10,9 +10,9 @@ from test_toy import rdskd
 from torch import nn
 from toy import STATISTICS, context, fit, generator, trained_teacher
 
-from kd_lightning.data.sources.generated import Generated, GeneratedLoader
 from kd_lightning.losses.image_prior import information_entropy, one_hot
-from kd_lightning.methods.rdskd import RdskdGenerator
+from kd_lightning.methods.data_free.rdskd import RdskdGenerator
+from kd_lightning.sources.frozen_generator import Generated, GeneratedLoader
 
 
 @pytest.fixture(scope="module")

@@ -15,12 +15,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from toy import context, fit, generator, network, trained_teacher
 
 from kd_lightning.data.augment import RandomResizedCrop
-from kd_lightning.data.sources.data_impressions import DataImpressions, class_similarity, last_weights
-from kd_lightning.data.sources.deep_inversion import DeepInversion
-from kd_lightning.data.sources.generated import GeneratedLoader
 from kd_lightning.losses.response import kl
-from kd_lightning.methods.base import Distiller
+from kd_lightning.methods.base.distiller import Distiller
 from kd_lightning.networks import head_of
+from kd_lightning.sources.data_impressions import DataImpressions, class_similarity, last_weights
+from kd_lightning.sources.deep_inversion import DeepInversion
+from kd_lightning.sources.frozen_generator import GeneratedLoader
 
 B = 64
 METHODS: dict[str, Callable[[], Any]] = {

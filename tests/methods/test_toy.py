@@ -29,24 +29,24 @@ from toy import (
 
 from kd_lightning.data.augment import RandomResizedCrop
 from kd_lightning.data.loader import TensorLoader
-from kd_lightning.data.sources.active_mixup import ActiveMixup
-from kd_lightning.data.sources.data_impressions import DataImpressions
-from kd_lightning.data.sources.deep_inversion import DeepInversion
-from kd_lightning.data.sources.fs_bbt import MixupCvae
-from kd_lightning.data.sources.generated import GeneratedLoader
 from kd_lightning.losses.response import answer_cross_entropy, kl
-from kd_lightning.methods.adaptive_deep_inversion import AdaptiveDeepInversion
-from kd_lightning.methods.bss import Bss
-from kd_lightning.methods.cmi import Cmi
-from kd_lightning.methods.cvae import Cvae
-from kd_lightning.methods.dafl import Dafl
-from kd_lightning.methods.dfad import Dfad
-from kd_lightning.methods.dfq import Dfq
-from kd_lightning.methods.distill import Distill
-from kd_lightning.methods.fast_dfkd import FastDfkd
-from kd_lightning.methods.rdskd import RdskdGenerator
-from kd_lightning.methods.zskt import Zskt
-from kd_lightning.networks.cvae import MlpDecoder, MlpEncoder
+from kd_lightning.methods.data_free.adaptive_deep_inversion import AdaptiveDeepInversion
+from kd_lightning.methods.data_free.cmi import Cmi
+from kd_lightning.methods.data_free.dafl import Dafl
+from kd_lightning.methods.data_free.dfad import Dfad
+from kd_lightning.methods.data_free.dfq import Dfq
+from kd_lightning.methods.data_free.fast_dfkd import FastDfkd
+from kd_lightning.methods.data_free.rdskd import RdskdGenerator
+from kd_lightning.methods.data_free.zskt import Zskt
+from kd_lightning.methods.generators.cvae import Cvae
+from kd_lightning.methods.real_data.bss import Bss
+from kd_lightning.methods.real_data.distill import Distill
+from kd_lightning.networks.generators.cvae import MlpDecoder, MlpEncoder
+from kd_lightning.sources.active_mixup import ActiveMixup
+from kd_lightning.sources.data_impressions import DataImpressions
+from kd_lightning.sources.deep_inversion import DeepInversion
+from kd_lightning.sources.frozen_generator import GeneratedLoader
+from kd_lightning.sources.fs_bbt import MixupCvae
 
 
 def real_images(teacher: nn.Module) -> TensorLoader:

@@ -10,11 +10,11 @@ from test_toy import zskt
 from torch import Tensor, nn
 from toy import fit, generator, trained_teacher
 
-from kd_lightning.capture import capture
+from kd_lightning.core.feature_hooks import capture
 from kd_lightning.losses.adversarial import attention_transfer
 from kd_lightning.losses.response import kl
-from kd_lightning.methods.base import Distiller
-from kd_lightning.methods.zskt import Zskt
+from kd_lightning.methods.base.distiller import Distiller
+from kd_lightning.methods.data_free.zskt import Zskt
 
 
 @pytest.fixture(scope="module")

@@ -11,18 +11,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kd_lightning.artifacts import Store
+from kd_lightning.core.log_filters import quiet
+from kd_lightning.core.tasks import Classification
 from kd_lightning.data.dataset import Dataset, Split
 from kd_lightning.data.module import Images
-from kd_lightning.data.sources.context import Context
-from kd_lightning.data.sources.few_asked import FewAsked
-from kd_lightning.methods.base import Distiller
-from kd_lightning.networks.generators import Generator
+from kd_lightning.methods.base.distiller import Distiller
+from kd_lightning.networks.classifiers.small import SmallConvNet
+from kd_lightning.networks.generators.generators import Generator
 from kd_lightning.networks.normalized import Normalized
-from kd_lightning.networks.small import SmallConvNet
-from kd_lightning.quiet import quiet
-from kd_lightning.tasks import Classification
-from kd_lightning.teacher.frozen import FrozenTeacher
+from kd_lightning.sources.context import Context
+from kd_lightning.sources.few_shot_queried import FewAsked
+from kd_lightning.store.artifacts import Store
+from kd_lightning.teachers.white_box import FrozenTeacher
 
 CLASSES = 4
 STATISTICS = {"mean": [0.5], "std": [0.3]}

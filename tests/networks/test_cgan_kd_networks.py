@@ -13,16 +13,16 @@ from torch import nn
 from torchvision.models import mobilenet_v2
 
 from kd_lightning.networks import head_of
-from kd_lightning.networks.densenet import DenseNet
+from kd_lightning.networks.classifiers.densenet import DenseNet
+from kd_lightning.networks.classifiers.mobilenet import MobileNetV2
+from kd_lightning.networks.classifiers.regressor import Regressor
+from kd_lightning.networks.classifiers.resnet import CifarResNet, ResNet
+from kd_lightning.networks.classifiers.shufflenet import ShuffleNetV1, ShuffleNetV2
+from kd_lightning.networks.classifiers.small import SmallConvNet
+from kd_lightning.networks.classifiers.stem import stem_conv
+from kd_lightning.networks.classifiers.vgg import VGG
+from kd_lightning.networks.classifiers.wide_resnet import WideResNet
 from kd_lightning.networks.label_embedding import feature_trunk
-from kd_lightning.networks.mobilenet import MobileNetV2
-from kd_lightning.networks.regressor import Regressor
-from kd_lightning.networks.resnet import CifarResNet, ResNet
-from kd_lightning.networks.shufflenet import ShuffleNetV1, ShuffleNetV2
-from kd_lightning.networks.small import SmallConvNet
-from kd_lightning.networks.stem import stem_conv
-from kd_lightning.networks.vgg import VGG
-from kd_lightning.networks.wide_resnet import WideResNet
 
 WIDE = (32, 64, 128, 256)
 
@@ -184,7 +184,7 @@ def test_logits_features_and_gradients(net: nn.Module, features: int) -> None:
 
 def test_shuffled_channels_reach_every_group() -> None:
     x = torch.arange(6.0).view(1, 6, 1, 1)
-    from kd_lightning.networks.shufflenet import _shuffled
+    from kd_lightning.networks.classifiers.shufflenet import _shuffled
 
     assert _shuffled(x, 3).flatten().tolist() == [0, 2, 4, 1, 3, 5]
     assert _shuffled(_shuffled(x, 3), 2).equal(x)

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torchvision.models import vgg
 
 from kd_lightning.errors import TeacherError
-from kd_lightning.networks import biggan_deep, gan_blocks, vgg16
-from kd_lightning.networks.cgn_imagenet import MECHANISMS, ImageNetCgn, truncated_normal
-from kd_lightning.networks.u2net import U2Net
+from kd_lightning.networks.classifiers import vgg16
+from kd_lightning.networks.generators import biggan_deep, gan_blocks
+from kd_lightning.networks.generators.cgn_imagenet import MECHANISMS, ImageNetCgn, truncated_normal
+from kd_lightning.networks.generators.u2net import U2Net
 
 MAPS = [(64, 32), (128, 16), (256, 8), (512, 4)]
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from kd_lightning.losses.counterfactual import compose
-from kd_lightning.networks.cgn import (
+from kd_lightning.networks.generators.cgn import (
     HIGHEST,
     LOWEST,
     MECHANISMS,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from kd_lightning.networks.cvae import ConvDecoder, ConvEncoder, Decoder, Encoder, MlpDecoder, MlpEncoder
+from kd_lightning.networks.generators.cvae import ConvDecoder, ConvEncoder, Decoder, Encoder, MlpDecoder, MlpEncoder
 
 MLP = {"size": 28, "channels": 1}
 CONV = {"size": 32, "channels": 3}

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from kd_lightning.networks.digits_cnn import DigitsCnn
+from kd_lightning.networks.classifiers.digits_cnn import DigitsCnn
 
 
 def test_it_has_the_size_of_the_reference() -> None:

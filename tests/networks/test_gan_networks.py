@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from kd_lightning.networks import biggan, biggan_deep_pair, gan_blocks, sagan
 from kd_lightning.networks.density_ratio import DensityRatio, RatioMlp
 from kd_lightning.networks.features import FeatureClassifier, SparseAutoEncoder
-from kd_lightning.networks.gan_blocks import Layers, SelfAttention
+from kd_lightning.networks.generators import biggan, biggan_deep_pair, gan_blocks, sagan
+from kd_lightning.networks.generators.gan_blocks import Layers, SelfAttention
 from kd_lightning.networks.label_embedding import ConvTrunk, ImageToLabel, LabelToHidden, ResNetTrunk
 
 

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from kd_lightning.networks.generators import Generator, UpConv
+from kd_lightning.networks.generators.generators import Generator, UpConv
 
 SMALL: dict[str, Any] = {"latent": 5, "channels": 3, "size": 8, "ngf": 4}
 STATISTICS: dict[str, Any] = {"mean": [0.1, 0.2, 0.3], "std": [0.5, 0.6, 0.7]}

@@ -9,9 +9,9 @@ import torch
 from torchvision.models import resnet
 
 from kd_lightning.errors import TeacherError
-from kd_lightning.networks.invariant_ensemble import Heads, InvariantEnsemble, load_backbone
+from kd_lightning.networks.classifiers.invariant_ensemble import Heads, InvariantEnsemble, load_backbone
 from kd_lightning.networks.normalized import Normalized
-from kd_lightning.teacher.weights import load_weights
+from kd_lightning.networks.weights import load_weights
 
 
 def test_as_many_parameters_as_resnet_50_with_three_heads() -> None:

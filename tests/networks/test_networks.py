@@ -5,12 +5,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models import densenet121, mobilenet_v2, resnet18, vit_b_16
 
 from kd_lightning.networks import head_of
-from kd_lightning.networks.alexnet import AlexNet
-from kd_lightning.networks.lenet import FsbbtLeNet5, LeNet5
-from kd_lightning.networks.resnet import CifarResNet, ResNet
-from kd_lightning.networks.small import SmallConvNet
-from kd_lightning.networks.vgg import VGG
-from kd_lightning.networks.wide_resnet import WideResNet
+from kd_lightning.networks.classifiers.alexnet import AlexNet
+from kd_lightning.networks.classifiers.lenet import FsbbtLeNet5, LeNet5
+from kd_lightning.networks.classifiers.resnet import CifarResNet, ResNet
+from kd_lightning.networks.classifiers.small import SmallConvNet
+from kd_lightning.networks.classifiers.vgg import VGG
+from kd_lightning.networks.classifiers.wide_resnet import WideResNet
 
 
 def parameters(net: nn.Module) -> int:

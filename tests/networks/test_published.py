@@ -14,15 +14,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kd_lightning.errors import TeacherError
-from kd_lightning.networks import biggan_deep, tiny_gan
-from kd_lightning.networks.published import (
+from kd_lightning.networks.generators import biggan_deep, tiny_gan
+from kd_lightning.networks.generators.u2net import U2Net
+from kd_lightning.networks.pretrained import (
     load_biggan_deep,
     load_cgn_imagenet,
     load_cgn_mnist,
     load_tiny_gan,
     load_u2net,
 )
-from kd_lightning.networks.u2net import U2Net
 
 Named = dict[str, Tensor]
 STEPS = ((False, 16, 8), (True, 8, 4), (True, 4, 2), (False, 2, 1))

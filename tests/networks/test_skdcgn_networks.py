@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
-from kd_lightning.networks import biggan_deep, gan_blocks, tiny_gan
-from kd_lightning.networks.u2net import U2Net
+from kd_lightning.networks.generators import biggan_deep, gan_blocks, tiny_gan
+from kd_lightning.networks.generators.u2net import U2Net
 
 STEPS = ((False, 16, 16), (True, 16, 8), (True, 8, 4), (True, 4, 2), (False, 2, 1))
 DIGITS: dict[str, Any] = {"num_classes": 10, "latent": 32, "size": 32, "repeat": 3, "embed": 16}

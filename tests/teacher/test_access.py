@@ -15,16 +15,16 @@ import torch
 from doors import Fake, Tells, closed, degrade
 from torch import Tensor, nn
 
+from kd_lightning.core.tasks import Classification
 from kd_lightning.errors import BudgetExceeded, TeacherError
-from kd_lightning.methods.distill import Distill
+from kd_lightning.methods.real_data.distill import Distill
+from kd_lightning.networks.classifiers.small import SmallConvNet
 from kd_lightning.networks.normalized import Normalized
-from kd_lightning.networks.small import SmallConvNet
-from kd_lightning.tasks import Classification
-from kd_lightning.teacher.access import told, usable
-from kd_lightning.teacher.answers import Abstained, Described, Label, TopK
-from kd_lightning.teacher.frozen import FrozenTeacher
-from kd_lightning.teacher.local import LocalAsker
-from kd_lightning.teacher.query import QueryTeacher, eight_bits, to_bytes
+from kd_lightning.teachers.access import told, usable
+from kd_lightning.teachers.answer_types import Abstained, Described, Label, TopK
+from kd_lightning.teachers.black_box import QueryTeacher, eight_bits, to_bytes
+from kd_lightning.teachers.remote.local import LocalAsker
+from kd_lightning.teachers.white_box import FrozenTeacher
 
 LOGITS = torch.tensor([[2.0, 1.0, 0.0, -1.0], [0.0, 0.0, 3.0, 0.0]])
 PROBS = LOGITS.softmax(1)
@@ -131,8 +131,8 @@ LEFT_OPEN = """
 import sys, types
 import numpy as np
 from torch import nn
-from kd_lightning.teacher.answers import Described
-from kd_lightning.teacher.local import LocalAsker
+from kd_lightning.teachers.answer_types import Described
+from kd_lightning.teachers.remote.local import LocalAsker
 
 sys.modules["kept"] = kept = types.ModuleType("kept")  # until the very end
 net = lambda: nn.Sequential(nn.Flatten(), *(nn.Linear(64, 64) for _ in range(100)))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from kd_lightning.data.dataset import Split
 from kd_lightning.errors import TeacherError
 from kd_lightning.networks.normalized import Normalized
-from kd_lightning.teacher.diagnose import diagnose
+from kd_lightning.run.teacher_check import diagnose
 
 CLASSES = 4
 

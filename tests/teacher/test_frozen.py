@@ -12,15 +12,15 @@ from conftest import Outcome
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from kd_lightning.capture import capture
+from kd_lightning.core.feature_hooks import capture
 from kd_lightning.errors import TeacherError
-from kd_lightning.export import load_student
 from kd_lightning.losses.image_prior import BatchNormTap
-from kd_lightning.networks.lenet import LeNet5
+from kd_lightning.networks.classifiers.lenet import LeNet5
+from kd_lightning.networks.classifiers.resnet import CifarResNet
+from kd_lightning.networks.classifiers.wide_resnet import WideResNet
 from kd_lightning.networks.normalized import Normalized
-from kd_lightning.networks.resnet import CifarResNet
-from kd_lightning.networks.wide_resnet import WideResNet
-from kd_lightning.teacher.frozen import FrozenTeacher
+from kd_lightning.results.student_files import load_student
+from kd_lightning.teachers.white_box import FrozenTeacher
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "post-activation": lambda: CifarResNet(depth=8, num_classes=5),

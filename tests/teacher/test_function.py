@@ -19,14 +19,14 @@ import torch
 from conftest import Outcome, composed
 from doors import asking, pictures
 
-from kd_lightning.check import faults
-from kd_lightning.composition import read
+from kd_lightning.config.check import faults
+from kd_lightning.config.overrides import read
+from kd_lightning.core.log_filters import quiet
 from kd_lightning.errors import TeacherError
-from kd_lightning.export import load_student
-from kd_lightning.plan import plan
-from kd_lightning.quiet import quiet
-from kd_lightning.teacher.answers import Abstained, Busy, Closed, Label, Probs, TopK, Unclear, Unfit
-from kd_lightning.teacher.function import Function
+from kd_lightning.planning.plan import plan
+from kd_lightning.results.student_files import load_student
+from kd_lightning.teachers.answer_types import Abstained, Busy, Closed, Label, Probs, TopK, Unclear, Unfit
+from kd_lightning.teachers.remote.function import Function
 
 CALLABLE = ("teacher=callable", "method=kd", "source=queried", "method.label=0.0")
 

@@ -19,11 +19,11 @@ import pytest
 from hydra.utils import instantiate
 from loopback import TEACHER, images, label, probs, topk, toy
 
-from kd_lightning import resolvers
-from kd_lightning.composition import read
+from kd_lightning.cli.serve.limits import Limits
+from kd_lightning.config import resolvers
+from kd_lightning.config.overrides import read
 from kd_lightning.errors import ConfigError, TeacherError, UserError
-from kd_lightning.teacher import wire
-from kd_lightning.teacher.answers import (
+from kd_lightning.teachers.answer_types import (
     Abstained,
     Answer,
     Busy,
@@ -36,8 +36,8 @@ from kd_lightning.teacher.answers import (
     Unclear,
     Unfit,
 )
-from kd_lightning.teacher.http import HttpTeacher
-from kd_lightning.teacher.limits import Limits
+from kd_lightning.teachers.remote import protocol as wire
+from kd_lightning.teachers.remote.http import HttpTeacher
 
 Reply = Callable[[httpx.Request], httpx.Response]
 
@@ -538,7 +538,7 @@ def test_ids_stay_with_a_question_until_it_is_clear_what_came_of_it() -> None:
 
 
 def test_lost_questions_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kd_lightning.teacher.http.OPEN", 3)
+    monkeypatch.setattr("kd_lightning.teachers.remote.http.OPEN", 3)
     asker = asking(httpx.Response(500))
     for c in range(4):
         with pytest.raises(Unclear):

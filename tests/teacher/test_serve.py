@@ -18,15 +18,15 @@ import torch
 from loopback import serving
 from omegaconf import DictConfig, open_dict
 
+from kd_lightning.cli.serve import main as serve
+from kd_lightning.cli.serve.server import compose, service_of
+from kd_lightning.core.inference import predict
 from kd_lightning.data.datasets.digits import load as load_digits
 from kd_lightning.errors import UserError
-from kd_lightning.inference import predict
 from kd_lightning.networks.normalized import Normalized
-from kd_lightning.teacher import serve
-from kd_lightning.teacher.answers import Abstained, Label, Probs, TopK
-from kd_lightning.teacher.http import HttpTeacher
-from kd_lightning.teacher.obtain import load_net
-from kd_lightning.teacher.served import compose, service_of
+from kd_lightning.run.teacher import load_net
+from kd_lightning.teachers.answer_types import Abstained, Label, Probs, TopK
+from kd_lightning.teachers.remote.http import HttpTeacher
 
 CPU = ("data=digits", "teacher=small_conv", "trainer.accelerator=cpu", "port=0")
 
@@ -193,7 +193,7 @@ def test_an_address_that_is_taken_is_one_line() -> None:
 def test_without_the_extra_it_says_what_to_install(cfg: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     composed = cfg("teacher.access=label")
     for module in ("limits", "service"):
-        monkeypatch.delitem(sys.modules, f"kd_lightning.teacher.{module}")
+        monkeypatch.delitem(sys.modules, f"kd_lightning.teachers.{module}")
     monkeypatch.setitem(sys.modules, "starlette.responses", None)
     with pytest.raises(UserError, match=r"pip install 'kd-lightning\[http\]'"):
         service_of(composed)
@@ -202,7 +202,7 @@ def test_without_the_extra_it_says_what_to_install(cfg: Any, monkeypatch: pytest
 def test_help_is_a_page_that_needs_no_torch() -> None:
     program = """
 import sys
-from kd_lightning.teacher.serve import main
+from kd_lightning.cli.serve.main import main
 try:
     main(["--help"])
 except SystemExit:
@@ -221,7 +221,7 @@ def test_the_command_from_start_to_end(teacher_file: Path, tmp_path: Path) -> No
     command += ["key_env=MY_KEY", f"count_file={tmp_path / 'count'}", "host=0.0.0.0"]
     environment = {**os.environ, "MY_KEY": key, "KD_ARTIFACTS": str(tmp_path / "store"), "OTHER_KEY": key}
     with subprocess.Popen(
-        [sys.executable, "-m", "kd_lightning.teacher.serve", *command],
+        [sys.executable, "-m", "kd_lightning.cli.serve.main", *command],
         cwd=tmp_path,
         env=environment,
         stdout=subprocess.PIPE,

@@ -21,11 +21,11 @@ import numpy as np
 import pytest
 from loopback import TEACHER, images, post, probs, serving, toy
 
+from kd_lightning.cli.serve.app import Service
+from kd_lightning.cli.serve.limits import Limits, Memory, Tally
 from kd_lightning.errors import UserError
-from kd_lightning.teacher import wire
-from kd_lightning.teacher.answers import Answer, Probs
-from kd_lightning.teacher.limits import Limits, Memory, Tally
-from kd_lightning.teacher.service import Service
+from kd_lightning.teachers.answer_types import Answer, Probs
+from kd_lightning.teachers.remote import protocol as wire
 
 TYPE = "application/x-kd-images; format=1; dtype=uint8; shape="
 ONE = images(1).tobytes()
@@ -269,7 +269,7 @@ def test_no_number_that_is_none_leaves() -> None:
 
 def test_what_cannot_be_written_down_is_not_answered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with toy(tally=Tally(tmp_path / "count")) as (_, client):
-        monkeypatch.setattr("kd_lightning.teacher.limits.os.write", _disk_full)
+        monkeypatch.setattr("kd_lightning.cli.serve.limits.os.write", _disk_full)
         assert post(client, images(1)).status_code == 500
         assert client.get("/count").json()["images"] == 0
 
@@ -334,7 +334,7 @@ PROGRAM = """
 import socket, sys, time
 sys.path.insert(0, {folder!r})
 from loopback import TEACHER, Service, probs, server_of
-from kd_lightning.teacher.limits import Tally
+from kd_lightning.cli.serve.limits import Tally
 
 def slowly(asked):
     time.sleep(0.02)

@@ -11,9 +11,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from kd_lightning.errors import TeacherError
+from kd_lightning.networks.classifiers.small import SmallConvNet
 from kd_lightning.networks.normalized import Normalized
-from kd_lightning.networks.small import SmallConvNet
-from kd_lightning.teacher.weights import load_weights, read_weights
+from kd_lightning.networks.weights import load_weights, read_weights
 
 
 def network(**settings: object) -> Normalized:

@@ -12,11 +12,11 @@ from filelock import FileLock
 from torch import Tensor
 from torchvision import datasets
 
-from kd_lightning.artifacts import Store
 from kd_lightning.data.classes import class_names, split_folders
 from kd_lightning.data.dataset import Dataset, Split, fit_to, hold_out
 from kd_lightning.data.datasets import folder
 from kd_lightning.errors import DataError
+from kd_lightning.store.artifacts import Store
 
 DIGITS = [str(digit) for digit in range(10)]
 IDX = [f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]

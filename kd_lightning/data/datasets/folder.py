@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from kd_lightning.artifacts import Store, digest, write_json
 from kd_lightning.data.classes import class_names, split_folders
 from kd_lightning.data.dataset import Dataset, Split, hold_out
 from kd_lightning.errors import DataError
+from kd_lightning.store.artifacts import Store, digest, write_json
 
 VERSION = 1  # raised whenever the same files would give other pixels
 ENCODINGS = {f".{name}": name for name in ("jpeg", "png", "webp", "bmp", "gif", "ppm", "pgm", "tiff")}

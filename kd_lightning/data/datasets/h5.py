@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kd_lightning.core.tasks import Regression
 from kd_lightning.data.dataset import Dataset, Split, fit_to, hold_out
 from kd_lightning.errors import DataError
-from kd_lightning.tasks import Regression
 
 ROWS = 1024
 """Images are read so many at a time: a file may be larger than memory, what is made of it at a smaller size is not."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from kd_lightning.artifacts import Store
 from kd_lightning.data.dataset import Dataset, hold_out
 from kd_lightning.data.datasets import folder, h5
 from kd_lightning.errors import DataError
+from kd_lightning.store.artifacts import Store
 
 FILE = "ImageNet_128x128_100Class.h5"
 FOLDER = "imagenet100"

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kd_lightning.core.tasks import Regression
 from kd_lightning.data.dataset import Dataset, Split, fit_to
 from kd_lightning.data.datasets.pools import pools, shares
 from kd_lightning.errors import DataError
-from kd_lightning.tasks import Regression
 
 CHUNK = 2048
 

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import torch
 
-from kd_lightning.artifacts import Store
+from kd_lightning.core.tasks import Regression
 from kd_lightning.data.dataset import Dataset, Split, hold_out
 from kd_lightning.data.datasets import h5
 from kd_lightning.data.datasets.folder import ENCODINGS, decoded
 from kd_lightning.errors import DataError
-from kd_lightning.tasks import Regression
+from kd_lightning.store.artifacts import Store
 
 FILE = "UTKFace_64x64_prop_0.8.h5"
 NAME = re.compile(r"(\d{1,3})_\d")

@@ -55,7 +55,7 @@ class NetworkSource(ConfigSource):
 
     def list(self, config_path: str, results_filter: Optional[ObjectType]) -> list[str]:  # noqa: UP045
         """Every network."""
-        from kd_lightning.composition import members
+        from kd_lightning.config.overrides import members
 
         shown = self.is_group(config_path) and results_filter in (None, ObjectType.CONFIG)
         return members("network") if shown else []

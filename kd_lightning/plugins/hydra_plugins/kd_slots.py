@@ -28,7 +28,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, read_write
 
-from kd_lightning.slots import (
+from kd_lightning.distributed.gpu_slots import (
     Job,
     interruptible,
     last_word,
@@ -129,7 +129,7 @@ class SlotLauncher(Launcher):
 
     def _plan(self, job_overrides: Sequence[Sequence[str]], first: int) -> list[Job]:
         from kd_lightning.errors import UserError, VersionError
-        from kd_lightning.runs import read_result
+        from kd_lightning.results.run_index import read_result
 
         cleaned = [[o for o in job if not o.lstrip("+").startswith("sweep.resume=")] for job in job_overrides]
         common = set.intersection(*map(set, cleaned)) if len(cleaned) > 1 else set()
@@ -217,8 +217,8 @@ class SlotLauncher(Launcher):
         job.status = "running"
 
     def _finish(self, job: Job) -> None:
-        from kd_lightning.report import headline
-        from kd_lightning.runs import read_run
+        from kd_lightning.results.run_index import read_run
+        from kd_lightning.results.table import headline
 
         assert job.process is not None
         code = job.process.returncode
@@ -247,7 +247,7 @@ class SlotLauncher(Launcher):
     def _table(self, running: Collection[Job] = (), *, show: bool = False) -> None:
         """Bring the table on disk up to date; its troubles are no reason to end a sweep."""
         from kd_lightning.errors import UserError
-        from kd_lightning.report import render, write_table
+        from kd_lightning.results.table import render, write_table
 
         try:
             table = write_table(self.sweep_dir, [job.folder for job in running])
@@ -275,7 +275,7 @@ class SlotLauncherConf:
 
     _target_: str = "hydra_plugins.kd_slots.SlotLauncher"
     slots: Optional[list[str]] = None  # noqa: UP045
-    module: str = "kd_lightning.cli"
+    module: str = "kd_lightning.cli.main"
 
 
 ConfigStore.instance().store(group="hydra/launcher", name="slots", node=SlotLauncherConf, provider="kd_lightning")

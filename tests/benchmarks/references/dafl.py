@@ -7,10 +7,10 @@ from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
-from kd_lightning.methods.dafl import Dafl
-from kd_lightning.networks.generators import Generator
-from kd_lightning.networks.lenet import LeNet5
-from kd_lightning.networks.resnet import ResNet
+from kd_lightning.methods.data_free.dafl import Dafl
+from kd_lightning.networks.classifiers.lenet import LeNet5
+from kd_lightning.networks.classifiers.resnet import ResNet
+from kd_lightning.networks.generators.generators import Generator
 from references.observed import Trace, copied, empty, importable, script, settled
 from references.sides import COLOUR, GREY, At, Ours, adam, method, sgd
 

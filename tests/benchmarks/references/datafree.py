@@ -7,9 +7,9 @@ from functools import partial
 
 import torch
 
-from kd_lightning.methods.dfq import Dfq
-from kd_lightning.networks.generators import Generator
-from kd_lightning.networks.wide_resnet import WideResNet
+from kd_lightning.methods.data_free.dfq import Dfq
+from kd_lightning.networks.classifiers.wide_resnet import WideResNet
+from kd_lightning.networks.generators.generators import Generator
 from references.observed import Trace, copied, importable, settled, traced
 from references.sides import COLOUR, MANY, At, Ours, adam, method, sgd
 

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from kd_lightning.data.sources.deep_inversion import DeepInversion
-from kd_lightning.methods.adaptive_deep_inversion import AdaptiveDeepInversion
+from kd_lightning.methods.data_free.adaptive_deep_inversion import AdaptiveDeepInversion
+from kd_lightning.networks.classifiers.resnet import ResNet
 from kd_lightning.networks.normalized import Normalized
-from kd_lightning.networks.resnet import ResNet
+from kd_lightning.sources.deep_inversion import DeepInversion
 from references.observed import Trace, copied, importable, settled, traced
 from references.sides import COLOUR, At, Ours, adam, method
 

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 
 import torch
 
-from kd_lightning.methods.dfad import Dfad
-from kd_lightning.networks.generators import Generator
-from kd_lightning.networks.lenet import LeNet5
+from kd_lightning.methods.data_free.dfad import Dfad
+from kd_lightning.networks.classifiers.lenet import LeNet5
+from kd_lightning.networks.generators.generators import Generator
 from references.observed import Trace, copied, importable, traced
 from references.sides import GREY, MANY, At, Ours, adam, method, sgd
 

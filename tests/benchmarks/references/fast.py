@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from kd_lightning.data.augment import HorizontalFlip, RandomCrop
-from kd_lightning.methods.fast_dfkd import FastDfkd
-from kd_lightning.networks.wide_resnet import WideResNet
+from kd_lightning.methods.data_free.fast_dfkd import FastDfkd
+from kd_lightning.networks.classifiers.wide_resnet import WideResNet
 from references.datafree import sigmoid
 from references.observed import Trace, copied, empty, importable, settled, traced
 from references.sides import COLOUR, MANY, At, Ours, adam, method, sgd

@@ -13,17 +13,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kd_lightning.artifacts import Store
 from kd_lightning.data.dataset import Dataset
 from kd_lightning.data.loader import TensorLoader
-from kd_lightning.data.sources.context import Context
-from kd_lightning.data.sources.generated import GeneratedLoader
 from kd_lightning.losses.response import kl
-from kd_lightning.methods.distill import Distill
-from kd_lightning.methods.rdskd import RdskdGenerator
-from kd_lightning.networks.generators import Generator
-from kd_lightning.networks.lenet import LeNet5
+from kd_lightning.methods.data_free.rdskd import RdskdGenerator
+from kd_lightning.methods.real_data.distill import Distill
+from kd_lightning.networks.classifiers.lenet import LeNet5
+from kd_lightning.networks.generators.generators import Generator
 from kd_lightning.networks.normalized import Normalized
+from kd_lightning.sources.context import Context
+from kd_lightning.sources.frozen_generator import GeneratedLoader
+from kd_lightning.store.artifacts import Store
 from references.observed import Trace, copied, empty, importable, script
 from references.sides import GREY, At, Ours, adam, method
 

@@ -14,14 +14,14 @@ import torch
 from step_time import ours as under_lightning
 from torch import nn
 
+from kd_lightning.core.tasks import Classification
 from kd_lightning.data.loader import TensorLoader
-from kd_lightning.data.sources.free import Rounds
-from kd_lightning.device import fast_precision
-from kd_lightning.fitting import compile_networks
-from kd_lightning.methods.base import Distiller
+from kd_lightning.distributed.device import fast_precision
+from kd_lightning.engine.fit import compile_networks
+from kd_lightning.methods.base.distiller import Distiller
 from kd_lightning.networks.normalized import Normalized
-from kd_lightning.tasks import Classification
-from kd_lightning.teacher.frozen import FrozenTeacher
+from kd_lightning.sources.data_free import Rounds
+from kd_lightning.teachers.white_box import FrozenTeacher
 from references.observed import Trace, traced
 
 GREY: dict[str, Any] = {"mean": [0.1307], "std": [0.3081]}

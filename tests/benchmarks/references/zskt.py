@@ -8,10 +8,10 @@ from types import SimpleNamespace
 
 import torch
 
-from kd_lightning.device import fast_precision
-from kd_lightning.methods.zskt import Zskt
-from kd_lightning.networks.generators import Generator
-from kd_lightning.networks.wide_resnet import WideResNet
+from kd_lightning.distributed.device import fast_precision
+from kd_lightning.methods.data_free.zskt import Zskt
+from kd_lightning.networks.classifiers.wide_resnet import WideResNet
+from kd_lightning.networks.generators.generators import Generator
 from references.observed import Trace, copied, importable, settled, traced
 from references.sides import COLOUR, At, Ours, adam, method
 

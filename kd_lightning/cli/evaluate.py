@@ -1,0 +1,200 @@
+"""``kd-eval``: a student measured on other data, without any training."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from tabulate import tabulate
+from torch import Tensor
+
+from kd_lightning.config import resolvers
+from kd_lightning.core.inference import predict
+from kd_lightning.core.tasks import Classification, Regression, task_of
+from kd_lightning.data.dataset import Dataset, Split, fit_to
+from kd_lightning.errors import UserError
+from kd_lightning.results.student_files import Student, load_student
+from kd_lightning.store.artifacts import Store
+
+READ = ("data", "artifacts", "trainer.accelerator")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a student scored.
+
+    Args:
+        images: which they were, such as ``test images of digits``.
+        n: their number.
+        score: accuracy as a fraction, or the mean absolute error in the unit of the labels.
+        parts: class name or part of the labels' range -> (number of images, score or None where there is no image).
+        note: how classes were matched, where that was not by equal names in equal order.
+        what: the parts are of.
+        metric: the score is of.
+    """
+
+    images: str
+    n: int
+    score: float
+    parts: dict[str, tuple[int, float | None]]
+    note: str = ""
+    what: str = "class"
+    metric: str = "accuracy"
+
+
+def compose_data(overrides: Sequence[str], card: dict[str, Any], config_dirs: Sequence[str] = ()) -> DictConfig:
+    """The composition of ``data=...`` and further overrides, in the size and channels that the student takes.
+
+    Args:
+        overrides: as ``kd-lightning`` takes them; ``data=NAME`` is required.
+        card: of the student.
+        config_dirs: further folders of groups.
+
+    Raises:
+        UserError: lists every override that is wrong, or a size that the student does not take.
+    """
+    from kd_lightning.config.check import faults, key_of
+    from kd_lightning.config.overrides import read, refusal
+
+    channels, size, _ = card["image_shape"]
+    typed = {o.lstrip("+~").partition("=")[0]: o for o in overrides}
+    if stray := [o for key, o in typed.items() if not any(key == r or key.startswith(f"{r}.") for r in READ)]:
+        raise UserError(f"{stray[0]}: nothing is trained here, kd-eval reads data and trainer.accelerator alone")
+    if "data" not in typed:
+        raise UserError("say which data: data=NAME, as kd-lightning takes it, such as data=image_folder data.root=DIR")
+    wanted = {"data.size": size, "data.channels": channels, "data.mean": card["mean"], "data.std": card["std"]}
+    for key in ("data.size", "data.channels"):
+        if key in typed and typed[key].partition("=")[2] != str(wanted[key]):
+            raise UserError(f"{typed[key]}: the student takes {key.partition('.')[2]} {wanted[key]}; leave {key} out")
+    resolvers.register()
+    found = read([*overrides, *(f"{k}={v}" for k, v in wanted.items() if k not in typed)], config_dirs)
+    wrong = [line for line in faults(found.cfg) if key_of(line).partition(".")[0] == "data"]
+    named = [key_of(line) for line in wrong]
+    lines = found.problems + wrong
+    for key, override in found.unset.items():
+        if not any(key == name or key.startswith(f"{name}.") for name in named):
+            lines.append(f"{key}: no file sets it, so type +{override}")
+    if lines:
+        raise refusal(list(dict.fromkeys(lines)))
+    return found.cfg
+
+
+def evaluate_on(student: Student, cfg: DictConfig) -> Evaluation:
+    """Measure a student on the test part of ``cfg.data``, or on all of it where there is none.
+
+    Raises:
+        UserError: another number of classes, another unit, no image, or data that cannot be loaded.
+    """
+    from kd_lightning.data.load import load_data
+    from kd_lightning.distributed.device import device_of
+
+    card = student.card
+    ours = task_of(card)
+    numbers = OmegaConf.select(cfg, "data.load.task") is not None
+    if isinstance(ours, Classification) and not numbers and cfg.data.num_classes != ours.num_classes:
+        raise UserError(f"the student knows {ours.num_classes} classes, these data have {cfg.data.num_classes}")
+    dataset = load_data(cfg, Store(cfg.artifacts.root))
+    if (theirs := dataset.task).unit != ours.unit or type(theirs) is not type(ours):
+        raise UserError(
+            f"the student says {ours.unit or 'classes'}, the labels of these data are {theirs.unit or 'classes'}"
+        )
+    split, kind = _measured(dataset)
+    channels, size, _ = card["image_shape"]
+    split = replace(split, images=fit_to(split.images, size=size, channels=channels))
+    answers = predict(student, split.images, device=device_of(cfg))
+    images = f"{kind} of {dataset.name}"
+    if isinstance(ours, Regression):
+        return _of_numbers(images, ours, answers, split.labels)
+    split, note = _matched(split, dataset, card)
+    right = answers.argmax(1) == split.labels
+    count = torch.bincount(split.labels, minlength=len(card["classes"])).tolist()
+    hits = torch.bincount(split.labels[right], minlength=len(card["classes"])).tolist()
+    return Evaluation(
+        images=images,
+        n=len(split),
+        score=sum(hits) / len(split),
+        parts={c: (n, h / n if n else None) for c, n, h in zip(card["classes"], count, hits, strict=True)},
+        note=note,
+    )
+
+
+def _of_numbers(images: str, task: Regression, answers: Tensor, labels: Tensor, parts: int = 8) -> Evaluation:
+    """The mean absolute error over all, and in equal parts of the range of the labels."""
+    error = (task.numbers(answers) - labels.float()).abs()
+    place = (task.normalise(labels) * parts).long().clamp(max=parts - 1)
+    count = torch.bincount(place, minlength=parts).tolist()
+    total = torch.bincount(place, error.double(), minlength=parts).tolist()
+    edges = [f"{edge:.4g}" for edge in task.denormalise(torch.arange(parts + 1) / parts).tolist()]
+    names = [f"{low} to {high}" for low, high in pairwise(edges)]
+    return Evaluation(
+        images=images,
+        n=len(labels),
+        score=float(error.mean()),
+        parts={name: (n, t / n if n else None) for name, n, t in zip(names, count, total, strict=True)},
+        what=task.unit,
+        metric=f"mae ({task.unit})",
+    )
+
+
+def _measured(dataset: Dataset) -> tuple[Split, str]:
+    if dataset.test is not None:
+        return dataset.test, "test images"
+    parts = [part for part in (dataset.train, dataset.val) if part is not None]
+    if not parts:
+        raise UserError(f"data={dataset.name} holds no image to measure on")
+    everything = Split(torch.cat([p.images for p in parts]), torch.cat([p.labels for p in parts]))
+    return everything, "images (there is no test part, so all)"
+
+
+def _matched(split: Split, dataset: Dataset, card: dict[str, Any]) -> tuple[Split, str]:
+    """The split with its labels as the student numbers them, and a word on how they were matched."""
+    ours, theirs = card["classes"], dataset.classes
+    if ours == theirs:
+        return split, ""
+    if sorted(ours) == sorted(theirs) and len(set(ours)) == len(ours):
+        order = torch.tensor([ours.index(name) for name in theirs])
+        return replace(split, labels=order[split.labels]), "classes matched by name, their order differs"
+    i = next(i for i, pair in enumerate(zip(ours, theirs, strict=True)) if pair[0] != pair[1])
+    return split, f"classes matched by position, their names differ: {ours[i]!r} of the student is {theirs[i]!r} here"
+
+
+def render(evaluation: Evaluation) -> str:
+    """A line per class, or part of the range, and one for all."""
+    rows = [[name, n, "–" if a is None else f"{a:.4f}"] for name, (n, a) in evaluation.parts.items()]
+    rows.append(["all", evaluation.n, f"{evaluation.score:.4f}"])
+    headers = [evaluation.what, "n", evaluation.metric]
+    table = tabulate(rows, headers, tablefmt="simple", disable_numparse=True, colalign=_ALIGNED)
+    return "\n".join([f"{evaluation.n} {evaluation.images}", *filter(None, [evaluation.note]), "", table]) + "\n"
+
+
+_ALIGNED = ("left", "right", "right")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print accuracy, overall and by class, or the error of numbers; 2 where it cannot be measured."""
+    parser = argparse.ArgumentParser(prog="kd-eval", description="Measure a student on other data; nothing is trained.")
+    parser.add_argument("run", metavar="RUN", type=Path, help="a run folder, or a file that kd-export wrote")
+    parser.add_argument("overrides", metavar="KEY=VALUE", nargs="+", help="data=NAME and its settings")
+    parser.add_argument("--config-dir", metavar="DIR", action="append", default=[], help="groups of your own")
+    parser.add_argument("--trust", action="store_true", help="import the student's network from anywhere")
+    args = parser.parse_args(argv)
+    sys.path.append(str(Path.cwd()))  # data of the user's own may lie beside the command
+    try:
+        student = load_student(args.run, trust=args.trust)
+        cfg = compose_data(args.overrides, student.card, args.config_dir)
+        print(render(evaluate_on(student, cfg)), end="")
+    except UserError as error:
+        print(f"kd-eval: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,216 @@
+"""The command ``kd-lightning``: Hydra composes, one page runs. Imports no torch before a run starts."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import warnings
+from argparse import Namespace
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import CompactHydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from kd_lightning.config import resolvers
+from kd_lightning.distributed import launch as start
+from kd_lightning.errors import RankLost, UserError
+
+NAMED = ("data", "source", "teacher", "student", "method", "scale", "experiment")
+LAUNCHERS = {
+    "submitit_slurm": ("slurm", "hydra_plugins.hydra_submitit_launcher"),
+    "submitit_local": ("slurm", "hydra_plugins.hydra_submitit_launcher"),
+    "ray": ("ray", "hydra_plugins.hydra_ray_launcher"),
+}
+"""hydra/launcher -> the extra that brings it, and the package in it."""
+
+MOST_JOBS = 32
+"""Jobs of a sweep that are read before it starts; Hydra composes them all again."""
+_PLANS: list[tuple[float, int]] = []
+"""Seconds and bytes of every job, where plans are all that is wanted."""
+_PROMISED: set[str] = set()
+
+
+def main() -> None:
+    """Read the command line, refuse what is wrong in it, and hand over to Hydra."""
+    resolvers.register()
+    start.stay_with_parent()
+    sys.path.append(str(Path.cwd()))  # a method of the user's own may lie beside the command
+    # on a busy machine, threads that spin while they wait make small steps twenty times slower
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # argparse would stop at an override that follows a flag
+    sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))
+    if place := start.placed():
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP warns of rounds in which all parameters are used
+        if place.rank:  # the first rank's folder is that of all
+            sys.argv += ["hydra.output_subdir=null", f"hydra.run.dir={tempfile.gettempdir()}"]
+    args = get_args_parser().parse_args()
+    # ours complete a plugin's launchers under the names that their documentation uses
+    warnings.filterwarnings("ignore", r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
+    only_shows = any(getattr(args, flag) for flag in ("help", "hydra_help", "cfg", "info", "shell_completion"))
+    plans = False
+    if not only_shows:
+        try:
+            plans = _refuse_wrong_overrides(args)
+        except UserError as error:
+            _fail(error)
+    command = hydra.main(version_base="1.3", config_path=str(resolvers.conf_dir()), config_name="run")(_task)
+    if not plans:
+        command()
+        return
+    with tempfile.TemporaryDirectory(prefix="kd_plan_") as nowhere:
+        # one job after the other, in this process, and without a trace
+        mine = ("hydra/launcher", "hydra.launcher", "hydra.run.", "hydra.sweep.", "hydra.output_subdir")
+        sys.argv[1:] = [word for word in sys.argv[1:] if not word.lstrip("+").startswith(mine)]
+        sys.argv += ["hydra/launcher=basic", "hydra.output_subdir=null"]
+        sys.argv += [f"hydra.run.dir={nowhere}", f"hydra.sweep.dir={nowhere}"]
+        command()
+    if len(_PLANS) > 1:
+        from kd_lightning.planning.plan import altogether
+
+        print(altogether(_PLANS), end="")
+
+
+def _refuse_wrong_overrides(args: Namespace) -> bool:
+    """Whether any job only plans."""
+    from kd_lightning.config.overrides import jobs, read, refusal, swept
+
+    folders = [args.config_dir] if args.config_dir else []
+    each = jobs(args.overrides)
+    plans = False
+    lines = dict.fromkeys(_launcher_faults(args.overrides))  # an ordered set
+    if len(each) > 1 or any(override.startswith("sweep=") for override in args.overrides):
+        varied = swept(args.overrides, folders, args.config_path, args.config_name or "run")
+        if varied is not None:
+            each = jobs([*varied, *args.overrides])
+        elif len(each) > 1 and not args.multirun:
+            several = [o for o in args.overrides if all(o not in job for job in each)]
+            lines |= dict.fromkeys(f"{o}: several values; add -m to run one job for each" for o in several)
+    for job in each[:MOST_JOBS]:
+        found = read(job, folders, config_path=args.config_path, config_name=args.config_name or "run")
+        plans = plans or found.cfg.get("plan") is True
+        if not found.problems and not found.unset and not lines:
+            continue
+        from kd_lightning.config.check import faults, key_of
+
+        wrong = faults(found.cfg)
+        named = [key_of(line) for line in wrong]
+        lines |= dict.fromkeys(found.problems + wrong)
+        for key, override in found.unset.items():
+            if not any(key == name or key.startswith(f"{name}.") for name in named):
+                lines[f"{key}: no file sets it, so type +{override}"] = None
+    if lines:
+        raise refusal(list(lines))
+    return plans
+
+
+def _launcher_faults(overrides: Sequence[str]) -> Iterator[str]:
+    given = dict(override.split("=", 1) for override in overrides if "=" in override)
+    launcher = given.get("hydra/launcher", "slots")
+    if launcher in LAUNCHERS:
+        extra, package = LAUNCHERS[launcher]
+        try:
+            there = find_spec(package)
+        except ModuleNotFoundError:
+            there = None
+        if there is None:
+            yield f"hydra/launcher={launcher}: not installed; type pip install 'kd-lightning[{extra}]'"
+    if launcher != "slots" and given.get("sweep.resume", "null") != "null":
+        yield (
+            f"sweep.resume: hydra/launcher={launcher} knows no resuming; give the same command again, "
+            "and what has finished is not run again but read from the artefacts"
+        )
+
+
+def _task(cfg: DictConfig) -> float | None:
+    resolvers.register()  # a launcher may have brought this function to a process that main never saw
+    if cfg.plan:
+        _plan(cfg)
+        return None
+    config = HydraConfig.get()
+    folder = Path(config.runtime.output_dir)
+    names = chosen(config.runtime.choices)
+    place = start.placed()
+    if place is None and (number := start.wanted(cfg.trainer)) > 1:
+        return _on_ranks(number, cfg, folder, names)
+    from kd_lightning.core.log_filters import plain_warnings, quiet
+
+    quiet()
+    from kd_lightning.cli.summary import summary
+    from kd_lightning.distributed import collectives
+    from kd_lightning.distributed.device import device_of
+    from kd_lightning.run.run import run
+
+    plain_warnings()
+    try:
+        with collectives.losing():
+            if place is not None:
+                collectives.join(place, device_of(cfg))
+                folder = Path(collectives.decided(lambda: str(folder)))
+            result = run(cfg, folder, names)
+            collectives.leave()
+    except UserError as error:
+        if config.mode == RunMode.MULTIRUN:
+            raise CompactHydraException(str(error)) from error  # exiting would end the launcher's other jobs
+        _fail(error)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(130)
+    if place is None or place.rank == 0:
+        print(summary(result, _worth_opening(folder)), end="")
+    return result["objective"]
+
+
+def chosen(choices: Mapping[str, str | None] | DictConfig) -> dict[str, str | None]:
+    """The member chosen of each group; of ``teacher=network network@teacher.net=NAME`` it is the network."""
+    names = {name: choices.get(name) for name in NAMED}
+    for word, place in {"teacher": "teacher.net", "student": "student"}.items():
+        networks = [choices.get(key) for key in (f"network@{place}", f"network@{place}.net")]  # outer, inner
+        names[word] = "/".join(filter(None, networks)) or names[word]
+    return names
+
+
+def _on_ranks(number: int, cfg: DictConfig, folder: Path, names: dict[str, str | None]) -> float | None:
+    """Let as many processes run the page as the trainer has devices."""
+    code, reason = start.start(HydraConfig.get(), number)
+    if reason is not None:
+        start.amend(cfg, names, folder, code, reason)
+        print(reason if code == 130 else f"error: {reason}", file=sys.stderr)
+    if code:
+        sys.exit(code)
+    return start.objective(folder)
+
+
+def _plan(cfg: DictConfig) -> None:
+    from kd_lightning.core.log_filters import quiet
+    from kd_lightning.planning.plan import plan, render
+
+    quiet()
+    try:
+        made = plan(cfg, chosen(HydraConfig.get().runtime.choices), _PROMISED)
+    except UserError as error:
+        _fail(error)
+    _PLANS.append((made.seconds, made.size))
+    print(render(made))
+
+
+def _worth_opening(folder: Path) -> list[Path]:
+    near = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    grids = sorted((folder / "samples").glob("*.png"))
+    names = ["result.json", "student.safetensors", "metrics.csv", *(f"samples/{g.name}" for g in grids[-1:])]
+    return [near / name for name in names if (folder / name).is_file()]
+
+
+def _fail(error: UserError) -> None:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(start.LOST if isinstance(error, RankLost) else 2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""``kd-predict``: what a student says about image files."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kd_lightning.core.inference import predict
+from kd_lightning.core.tasks import Regression, task_of
+from kd_lightning.data.datasets.folder import ENCODINGS, decode
+from kd_lightning.errors import UserError
+from kd_lightning.results.student_files import Student, load_student
+from kd_lightning.store.artifacts import writing
+
+
+class Prediction(NamedTuple):
+    """A file's class and its probability, or its number alone; of one not to be decoded the ``problem`` instead."""
+
+    file: Path
+    label: str
+    confidence: float | None
+    problem: str = ""
+
+
+def image_files(paths: Iterable[str | Path]) -> list[Path]:
+    """The files among ``paths``, and the images in and under the folders among them, sorted by name.
+
+    Raises:
+        UserError: a folder without any image, or nothing of that name.
+    """
+    files: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            found = sorted(
+                Path(base) / name
+                for base, _, inside in os.walk(path)
+                for name in inside
+                if os.path.splitext(name)[1].lower() in ENCODINGS and not name.startswith(".")
+            )
+            if not found:
+                raise UserError(f"no image in {path} ({', '.join(ENCODINGS)})")
+            files += found
+        elif path.exists():
+            files.append(path)
+        else:
+            raise UserError(f"there is no file or folder {path}")
+    return files
+
+
+def predictions(student: Student, files: Sequence[Path], *, batch_size: int = 256) -> Iterator[Prediction]:
+    """One prediction per file, in order; images are resized and cropped as a folder of training images is.
+
+    Args:
+        student: as :func:`~kd_lightning.results.student_files.load_student` gives it.
+        files: images of any kind and size.
+        batch_size: files that are decoded and answered at a time.
+    """
+    channels, size, _ = student.card["image_shape"]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+
+    def pixels(file: Path) -> np.ndarray | str:
+        try:
+            return decode(file, size=size, channels=channels)
+        except Exception as error:  # Pillow's plugins raise nearly anything on damaged files
+            return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        for start in range(0, len(files), batch_size):
+            chunk = files[start : start + batch_size]
+            decoded = list(pool.map(pixels, chunk))
+            good = [torch.from_numpy(image) for image in decoded if isinstance(image, np.ndarray)]
+            said = iter(_said(student.card, predict(student, torch.stack(good), device=device)) if good else ())
+            for file, image in zip(chunk, decoded, strict=True):
+                if isinstance(image, str):
+                    yield Prediction(file, "", None, image)
+                else:
+                    yield Prediction(file, *next(said))
+
+
+def _said(card: Mapping[str, Any], answers: Tensor) -> list[tuple[str, float | None]]:
+    """Answers (N, K) in words: class and probability, or a number in its unit and no more."""
+    task = task_of(card)
+    if isinstance(task, Regression):
+        return [(f"{number:.6g}", None) for number in task.numbers(answers).tolist()]
+    pairs = zip(*(values.tolist() for values in answers.softmax(1).max(1)), strict=True)
+    return [(card["classes"][label], confidence) for confidence, label in pairs]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print confidence, class and name of every file, or its number, or write them; 2 if any could not be decoded."""
+    parser = argparse.ArgumentParser(prog="kd-predict", description="What the student of a run says about images.")
+    parser.add_argument("run", metavar="RUN", type=Path, help="a run folder, or a file that kd-export wrote")
+    parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files, or folders of them")
+    parser.add_argument(
+        "--csv",
+        metavar="FILE",
+        type=Path,
+        help="write file, class, confidence (or file and number) instead of printing",
+    )
+    parser.add_argument("--trust", action="store_true", help="import the student's network from anywhere")
+    args = parser.parse_args(argv)
+    if args.trust:
+        sys.path.append(str(Path.cwd()))
+    try:
+        student = load_student(args.run, trust=args.trust)
+        files = image_files(args.images)
+        unit = task_of(student.card).unit
+        width = max(map(len, student.card["classes"]), default=9)
+        rows = []
+        for prediction in predictions(student, files):
+            if prediction.problem:
+                print(f"kd-predict: cannot decode {prediction.file}: {prediction.problem}", file=sys.stderr)
+                continue
+            sure = prediction.confidence
+            rows.append([prediction.file, prediction.label, *([] if sure is None else [f"{sure:.6f}"])])
+            if not args.csv:
+                number = f"{prediction.label:>{width}} {unit}"
+                print(f"{number if sure is None else f'{sure:.3f}  {prediction.label:<{width}}'}  {prediction.file}")
+        if args.csv:
+            with writing(args.csv), args.csv.open("w", newline="") as out:
+                csv.writer(out).writerows([["file", unit] if unit else ["file", "class", "confidence"], *rows])
+            print(f"wrote {args.csv}: {len(rows)} images")
+    except UserError as error:
+        print(f"kd-predict: {error}", file=sys.stderr)
+        return 2
+    return 0 if len(rows) == len(files) else 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""A teacher as an HTTP service."""

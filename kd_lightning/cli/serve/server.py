@@ -1,0 +1,191 @@
+"""What ``kd-serve`` serves: a composition read, its teacher obtained, and both made a service."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from kd_lightning.config import resolvers
+from kd_lightning.config.check import faults, key_of
+from kd_lightning.config.overrides import read, refusal, suggest
+from kd_lightning.config.requirements import of_numbers
+from kd_lightning.config.signatures import fits, wrong
+from kd_lightning.core.tasks import Classification
+from kd_lightning.data.datasets.none import load as describe_data
+from kd_lightning.data.load import dataset_digest, load_data
+from kd_lightning.engine.fit import Bench
+from kd_lightning.errors import ConfigError, UserError
+from kd_lightning.run.run import settle
+from kd_lightning.run.teacher import Obtained, obtain_teacher
+from kd_lightning.store.artifacts import Store, digest
+from kd_lightning.teachers.answer_types import Described
+from kd_lightning.teachers.remote.local import LocalAsker
+from kd_lightning.tracking.backends import Boards
+
+if TYPE_CHECKING:
+    from kd_lightning.cli.serve.app import Service
+
+READ = ("data", "teacher", "experiment", "scale", "artifacts", "trainer.accelerator")
+"""Of what kd-lightning reads."""
+SETTINGS: dict[str, Any] = {
+    "host": str,
+    "port": int,
+    "key_env": str | None,
+    "name": str | None,
+    "max_batch": int,
+    "max_body": int | None,
+    "requests_per_minute": float | None,
+    "images_per_minute": float | None,
+    "waiting": int,
+    "count_file": str | None,
+}
+"""Of its own; ``conf/serve.yaml`` says what they are."""
+
+
+def compose(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> DictConfig:
+    """The composition of what kd-serve reads.
+
+    Args:
+        overrides: as typed.
+        config_dirs: further folders of groups.
+
+    Raises:
+        ConfigError: lists everything that is wrong.
+    """
+    lines = []
+    ours = []
+    for override in overrides:
+        key = override.lstrip("+~").partition("=")[0]
+        if key in SETTINGS or any(key == word or key.startswith(f"{word}.") for word in READ):
+            ours.append(override)
+        else:
+            lines.append(f"{key}: kd-serve has no such setting{suggest(key, [*SETTINGS, *READ])}")
+    resolvers.register()
+    found = read(ours, config_dirs, config_name="serve")
+    wrong = [line for line in faults(found.cfg) if key_of(line).partition(".")[0] in ("data", "teacher", "artifacts")]
+    lines += [*found.problems, *wrong, *_own_faults(found.cfg)]
+    named = [key_of(line) for line in lines]
+    for key, override in found.unset.items():
+        if not any(key == name or key.startswith(f"{name}.") for name in named):
+            lines.append(f"{key}: no file sets it, so type +{override}")
+    if lines:
+        raise refusal(list(dict.fromkeys(lines)))
+    return found.cfg
+
+
+def _own_faults(cfg: DictConfig) -> list[str]:
+    lines = [wrong(key, cfg[key], hint) for key, hint in SETTINGS.items() if not fits(cfg[key], hint)]
+    if lines:
+        return lines
+    positive = ("max_batch", "max_body", "requests_per_minute", "images_per_minute", "waiting")
+    lines = [f"{key}={cfg[key]}: expected at least 1" for key in positive if cfg[key] is not None and cfg[key] < 1]
+    if not 0 <= cfg.port < 65536:
+        lines.append(f"port={cfg.port}: expected 0 to 65535")
+    if cfg.teacher.net is None:
+        lines.append("teacher.net: there is no network to serve: choose one with teacher=NAME, such as teacher=lenet5")
+    elif of_numbers({"data": OmegaConf.to_container(cfg.data, resolve=True)}):
+        lines.append("data: a service tells classes, but the labels of these data are numbers")
+    elif cfg.teacher.access in ("white", "logits"):
+        lines.append(
+            f"teacher.access: a service tells no more than probabilities, got {cfg.teacher.access}: "
+            "type teacher.access=probs, topk or label"
+        )
+    return lines
+
+
+def key_in(name: str | None) -> str | None:
+    """The key in an environment variable.
+
+    Args:
+        name: of the variable; None for no key.
+
+    Raises:
+        UserError: it is not set, or no key.
+    """
+    if name is None:
+        return None
+    if not re.fullmatch("[A-Z_][A-Z0-9_]*", name):
+        raise UserError(
+            "key_env: expected the NAME of an environment variable, in capital letters. If it was the key itself, "
+            "take it out of the command, where others can read it"
+        )
+    key = os.environ.get(name, "").strip()
+    if not key:
+        raise UserError(f"key_env={name}: that environment variable is not set")
+    if not re.fullmatch(r"[\x21-\x7e]+", key):
+        raise UserError(f"key_env={name}: the key in that variable holds a blank or a letter that HTTP does not carry")
+    return key
+
+
+def obtain(cfg: DictConfig) -> Obtained:
+    """The teacher of a composition: from its weights file, with no need of data, or trained once and kept.
+
+    Raises:
+        UserError: as a run would.
+    """
+    cfg = cfg.copy()
+    cfg.teacher.access = "white"  # to its owner
+    settle(cfg, {})
+    store = Store(cfg.artifacts.root, reuse=cfg.artifacts.reuse)
+    if cfg.teacher.weights:
+        dataset = describe_data(classes=cfg.data.num_classes, channels=cfg.data.channels, size=cfg.data.size)
+    else:
+        dataset = load_data(cfg, store)
+    bench = Bench(store, dataset, dataset_digest(dataset), Classification(dataset.num_classes), Boards())
+    obtained = obtain_teacher(cfg, bench)
+    if obtained is None or obtained.net is None:
+        raise ConfigError("kd-serve answers by a network that is here: choose one with teacher=NAME")
+    return obtained
+
+
+def described(cfg: DictConfig, obtained: Obtained) -> Described:
+    """What the teacher will say of itself.
+
+    Raises:
+        ConfigError: not even one image fits into what is allowed.
+    """
+    assert obtained.net is not None
+    settings, data = cfg.teacher, cfg.data
+    bytes_of_one = data.size * data.size * data.channels
+    most = [cfg.max_batch, cfg.images_per_minute, cfg.max_body and cfg.max_body // bytes_of_one]
+    max_batch = int(min(number for number in most if number is not None))
+    decimals = settings.decimals if settings.access in ("probs", "topk") else None
+    k = min(settings.k, data.num_classes)
+    tells = [settings.access, decimals, k if settings.access == "topk" else None, settings.abstain_below]
+    if max_batch < 1:
+        raise ConfigError(f"max_body={cfg.max_body}: an image of {data.size}x{data.size} has {bytes_of_one} bytes")
+    return Described(
+        name=cfg.name or type(obtained.net.net).__name__,
+        version=digest([obtained.key, *tells]),
+        access=settings.access,
+        num_classes=data.num_classes,
+        image=(data.size, data.size, data.channels),
+        max_batch=max_batch,
+        decimals=decimals,
+        k=k,
+        price=settings.price,
+    )
+
+
+def service_of(cfg: DictConfig) -> Service:
+    """What a composition serves.
+
+    Raises:
+        UserError: an extra is missing, or as :func:`obtain` does.
+    """
+    try:
+        from kd_lightning.cli.serve.app import Service
+        from kd_lightning.cli.serve.limits import Limits, Tally
+    except ImportError as error:
+        raise UserError(f"serving needs {error.name}: pip install 'kd-lightning[http]'") from error
+    key, tally = key_in(cfg.key_env), Tally(cfg.count_file)
+    obtained = obtain(cfg)
+    teacher = described(cfg, obtained)
+    assert obtained.net is not None
+    limits = Limits(cfg.requests_per_minute, cfg.images_per_minute, cfg.waiting)
+    asker = LocalAsker(obtained.net, teacher, abstain_below=cfg.teacher.abstain_below, device=obtained.device)
+    return Service(asker.ask, teacher, limits, key=key, tally=tally)

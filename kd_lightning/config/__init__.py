@@ -1,0 +1,1 @@
+"""From typed overrides to a checked composition."""

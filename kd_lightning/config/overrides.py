@@ -1,0 +1,246 @@
+"""Reads the command line's overrides one by one, so that all wrong ones are named in one message."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from difflib import SequenceMatcher
+from os.path import commonprefix
+from pathlib import Path
+from typing import NamedTuple
+
+from hydra import compose
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+from yaml import MarkedYAMLError
+
+from kd_lightning.config.resolvers import conf_dir
+from kd_lightning.errors import ConfigError
+
+REFUSALS = (HydraException, OmegaConfBaseException, MarkedYAMLError, ValueError)
+
+
+class Composed(NamedTuple):
+    """What the overrides came to.
+
+    Args:
+        cfg: composed of the overrides that can be, those of unknown keys among them.
+        problems: a line for each of the others.
+        unset: key -> override that sets what no file sets; whether that is wrong only ``check`` can tell.
+    """
+
+    cfg: DictConfig
+    problems: list[str]
+    unset: dict[str, str]
+
+
+def read(
+    overrides: Sequence[str],
+    config_dirs: Sequence[str] = (),
+    *,
+    config_path: str | None = None,
+    config_name: str = "run",
+) -> Composed:
+    """Compose, leaving out what cannot be.
+
+    Args:
+        overrides: as typed, without sweeps.
+        config_dirs: further folders of groups (``--config-dir``).
+        config_path: the folder of the groups, if not the package's own.
+        config_name: the file to begin with.
+
+    Raises:
+        ConfigError: nothing can be composed at all, whatever the overrides.
+    """
+    with loaded(config_dirs, config_path):
+        with suppress(*REFUSALS):
+            return Composed(compose(config_name, list(overrides)), [], {})
+        try:
+            cfg = compose(config_name)
+        except REFUSALS as error:
+            raise ConfigError(_explain(config_name, error)) from error
+        kept: list[str] = []
+        problems: list[str] = []
+        unset: dict[str, str] = {}
+        # groups before values, because a value's key may come with its group
+        for override in sorted(overrides, key=lambda o: "." in o.partition("=")[0]):
+            try:
+                cfg = compose(config_name, [*kept, override])
+                kept.append(override)
+            except REFUSALS as error:
+                if str(error).startswith("Could not override") and not override.startswith("hydra."):
+                    with suppress(*REFUSALS):
+                        cfg = compose(config_name, [*kept, f"++{override}"])
+                        kept.append(f"++{override}")
+                        unset[override.partition("=")[0]] = override
+                        continue
+                problems.append(_explain(override, error, compose(config_name, kept, return_hydra_config=True)))
+        return Composed(cfg, problems, unset)
+
+
+@contextmanager
+def loaded(config_dirs: Sequence[str] = (), config_path: str | None = None) -> Iterator[Hydra]:
+    """Hydra with the search path of the command line.
+
+    Raises:
+        ConfigError: one of the folders is not there.
+    """
+    search = create_config_search_path(config_path or str(conf_dir()))
+    for folder in config_dirs:
+        if not Path(folder).is_dir():
+            raise ConfigError(f"--config-dir {folder}: there is no such folder")
+        search.prepend("command-line", f"file://{Path(folder).absolute()}", SearchPathQuery(provider="schema"))
+    GlobalHydra.instance().clear()
+    try:
+        yield Hydra.create_main_hydra2("kd-lightning", search)
+    finally:
+        GlobalHydra.instance().clear()
+
+
+def refusal(faults: Sequence[str]) -> ConfigError:
+    """The one error that names every fault."""
+    return ConfigError("this composition cannot run:\n  " + "\n  ".join(faults))
+
+
+def jobs(overrides: Sequence[str]) -> list[list[str]]:
+    """The overrides of each job if this is a sweep; empty where only the sweeper itself can tell."""
+    parser = OverridesParser.create()
+    parsed, wrong = [], []
+    for override in overrides:
+        try:
+            parsed += parser.parse_overrides([override])
+        except OverrideParseException:
+            wrong.append(override)
+    try:
+        return [[*job, *wrong] for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
+    except (HydraException, AssertionError):
+        return []
+
+
+def swept(
+    overrides: Sequence[str], config_dirs: Sequence[str] = (), config_path: str | None = None, config_name: str = "run"
+) -> list[str] | None:
+    """What the composition itself varies (``sweep=NAME``), as one would type it; None where it asks for no sweep."""
+    with loaded(config_dirs, config_path) as hydra:
+        try:
+            cfg = hydra.compose_config(config_name, list(overrides), RunMode.MULTIRUN, validate_sweep_overrides=False)
+        except REFUSALS:
+            asks = any(override.lstrip("+").startswith(("sweep=", "hydra.mode=")) for override in overrides)
+            return [] if asks else None
+        if cfg.hydra.mode != RunMode.MULTIRUN:
+            return None
+        return [f"{key}={values}" for key, values in (cfg.hydra.sweeper.get("params") or {}).items()]
+
+
+def members(group: str) -> list[str]:
+    """Every member of a group, those in its folders as ``folder/name``; Hydra must be loaded."""
+    loader = GlobalHydra.instance().config_loader()
+    names = loader.get_group_options(group, ObjectType.CONFIG)
+    for folder in loader.get_group_options(group, ObjectType.GROUP):
+        names += [f"{folder}/{name}" for name in members(f"{group}/{folder}")]
+    return sorted(set(names))
+
+
+def _explain(override: str, error: Exception, cfg: DictConfig | None = None) -> str:
+    """What is wrong with an override, in one line that begins with it."""
+    key, _, value = override.partition("=")
+    text = str(error).strip()
+    if isinstance(error, MarkedYAMLError):
+        mark = error.problem_mark
+        return f"{override}: {mark.name}, line {mark.line + 1}: {error.problem}" if mark else f"{override}: {text}"
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        return _explain_missing(override, error.missing_cfg_file)
+    if isinstance(error, OverrideParseException):
+        if not value:
+            return f"{override}: expected key=value"
+        return f"{override}: not readable; if the value holds one of =,:[]{{}}() quote it: '{key}=\"{value}\"'"
+    if text.startswith("Could not override") and cfg is not None:
+        return f"{key}: there is no such setting{suggest(key, [], dotted(cfg))}"
+    if "Could not append" in text or text.startswith("Multiple values"):
+        return f"{override}: {key.lstrip('+')} is there already, write it without +"
+    if text.startswith("Could not delete"):
+        return f"{override}: there is nothing of that name to delete"
+    if text.startswith("Config group override must be a string"):
+        return f"{override}: expected the name of a {key}, got a value{_nearest_member(key, value)}"
+    return f"{override}: {text.splitlines()[0]}"
+
+
+def _explain_missing(override: str, file: str) -> str:
+    key, _, value = override.partition("=")
+    group = key.lstrip("+~").partition("@")[0]
+    typed = file == f"{group}/{value}"
+    if not typed:
+        group, _, value = file.rpartition("/")
+    hint = _nearest_member(group, value)
+    return (
+        f"{override}: there is no {group} called {value}{hint}"
+        if typed
+        else (f"{override}: it asks for {group}={value}, and there is no such {group}{hint}")
+    )
+
+
+def _nearest_member(group: str, value: str) -> str:
+    """How a hint at the right member of a group reads on; Hydra must be loaded."""
+    there = members(group)
+    around = value.rpartition("/")[0]
+    if around in there:  # a network inside another one
+        there = [f"{around}/{name}" for name in there]
+    near = nearest(value, there) or [name for name in there if value in name]
+    return f"; did you mean {group}={near[0]}?" if near else f"; there are {', '.join(there)}" if there else ""
+
+
+def suggest(key: str, siblings: Iterable[str], everywhere: Iterable[str] = ()) -> str:
+    """How a hint at the right key reads on: the nearest beside it, else the like elsewhere, else what there is.
+
+    Args:
+        key: the wrong one, dotted.
+        siblings: names that would have been right in its place.
+        everywhere: all dotted keys.
+    """
+    parent, _, leaf = key.rpartition(".")
+    siblings = sorted(set(siblings))
+    near = [f"{parent}.{name}" if parent else name for name in nearest(leaf, siblings)]
+    if not near:
+        word = key.partition(".")[0] + "."
+        places = [p for p in everywhere if p != key and (p.startswith(word) if parent else not p.startswith(_ECHOES))]
+        leaves = nearest(leaf, {p.rpartition(".")[2] for p in places}, cutoff=0.75)
+        near = [p for p in places if p.rpartition(".")[2] in leaves]
+        near = [p for p in near if p.rpartition(".")[0] == parent] or near[:3]
+    if near:
+        return f"; did you mean {' or '.join(near)}?"
+    return f"; known: {', '.join(siblings)}" if siblings else ""
+
+
+_ECHOES = ("controls.", "teacher.fit.")
+
+
+def nearest(word: str, known: Iterable[str], *, cutoff: float = 0.6) -> list[str]:
+    """The known name most like ``word``, or none; among equals the one that begins alike."""
+
+    def unlikeness(name: str) -> tuple[float, int, str]:
+        return -SequenceMatcher(None, word, name).ratio(), -len(commonprefix([word, name])), name  # noqa: RUF071
+
+    best = min((unlikeness(name) for name in known), default=(0.0, 0, ""))
+    return [best[2]] if -best[0] >= cutoff else []
+
+
+def dotted(cfg: DictConfig, path: str = "") -> Iterator[str]:
+    """Every key that is set, without those that repeat others."""
+    for key in map(str, cfg):
+        full = f"{path}.{key}" if path else key
+        if full == "main" or re.match(r"hydra\.(job_logging|hydra_logging|help|hydra_help|runtime)", full):
+            continue
+        yield full
+        node = cfg._get_node(key)
+        if isinstance(node, DictConfig) and not node._is_interpolation() and not node._is_none():
+            yield from dotted(node, full)

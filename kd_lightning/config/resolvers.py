@@ -1,0 +1,91 @@
+"""What a composition may compute while it is read; imports no torch."""
+
+from __future__ import annotations
+
+import os
+import textwrap
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from kd_lightning.errors import ConfigError
+
+
+def register() -> None:
+    """Make ``${kd.*}`` known to OmegaConf."""
+    OmegaConf.register_new_resolver("kd.count_classes", _count_classes, replace=True)
+    OmegaConf.register_new_resolver("kd.repeat", _repeat, replace=True)
+    OmegaConf.register_new_resolver("kd.times", _times, replace=True)
+    OmegaConf.register_new_resolver("kd.plus", _plus, replace=True)
+    OmegaConf.register_new_resolver("kd.merged", _merged, replace=True)
+    OmegaConf.register_new_resolver("kd.by_size", _by_size, replace=True)
+    OmegaConf.register_new_resolver("kd.members", _members, replace=True)
+    OmegaConf.register_new_resolver("kd.sweep", _sweep, replace=True)
+
+
+def _count_classes(root: str) -> int:
+    from kd_lightning.data.classes import folder_classes
+
+    return len(folder_classes(root))
+
+
+def _sweep() -> str | None:
+    """The name of the folder of the sweep that this job is part of, whichever launcher runs it."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    if os.environ.get("KD_SWEEP"):
+        return os.environ["KD_SWEEP"]
+    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        return Path(HydraConfig.get().sweep.dir).name
+    return None
+
+
+def _repeat(value: Any, times: int) -> ListConfig:
+    return OmegaConf.create([value] * times)
+
+
+def _times(value: float, factor: float) -> float:
+    return type(value)(value * factor)
+
+
+def _plus(value: float | None, more: float | None) -> float:
+    if value is None or more is None:
+        raise ConfigError("where all there are were asked for (null) nothing can be added: say how many")
+    return value + more
+
+
+def _by_size(size: Any, small: Any, middle: Any, large: Any) -> Any:
+    """What a network has for images of about 32, 64 or 128 pixels, whichever is nearest."""
+    if not isinstance(size, int) or size < 48:  # what is no size is refused where it stands
+        return small
+    return middle if size < 96 else large
+
+
+def _merged(node: DictConfig, changes: DictConfig) -> DictConfig:
+    plain: Any = OmegaConf.to_container(node, resolve=True)
+    return OmegaConf.create({**plain, **changes})
+
+
+def _members(group: str, indent: int = 0, width: int = 98) -> str:
+    """The members of a group for ``--help``, the user's own among them; folders that hold the same share a line."""
+    from kd_lightning.config.overrides import members
+
+    folders: dict[str, list[str]] = {}
+    own = set(members(group)) - (set(members("network")) if group in ("teacher", "student") else set())
+    for member in sorted(own):
+        folder, _, name = member.rpartition("/")
+        folders.setdefault(folder, []).append(name)
+    alike: dict[str, list[str]] = {}
+    for folder, names in folders.items():
+        alike.setdefault(", ".join(names), []).append(folder)
+    lines = [names if named == [""] else f"{', '.join(named)} / {names}" for names, named in alike.items()]
+    wrapped = (textwrap.fill(line, width - indent, break_on_hyphens=False) for line in lines)
+    return "\n".join(wrapped).replace("\n", "\n" + " " * indent)
+
+
+def conf_dir() -> Path:
+    """The folder of the groups: inside an installed package, or beside it in a checkout."""
+    here = Path(__file__).parents[1]
+    return next(folder for folder in (here / "conf", here.parent / "conf") if (folder / "run.yaml").is_file())

@@ -1,0 +1,210 @@
+"""What a ``_target_`` accepts: the settings of a composition against the signature they are given to."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import types
+import typing
+from collections import abc
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+from hydra._internal.utils import _locate
+from torch import nn
+
+from kd_lightning.config.overrides import nearest, suggest
+
+GIVEN = {"student", "teacher", "task", "store", "save_dir", "params", "optimizer"}
+"""Arguments that the run supplies."""
+
+
+SETTLED: dict[str, Any] = {
+    "trainer.precision": Literal["auto"],
+    "trainer.sync_batchnorm": Literal["auto"],
+    "trainer.global_batch_losses": bool,
+}
+"""What the run itself reads of a trainer, by the end of the key, beside what Lightning's takes."""
+
+
+class _Unknown:
+    """Stands where a value is missing or cannot be computed, which is a fault already noted."""
+
+
+UNKNOWN = _Unknown()
+
+
+def signature_faults(path: str, node: Mapping[str, Any], everywhere: list[str]) -> Iterator[str]:
+    """Settings that the target does not know, those of a wrong type, and those it wants.
+
+    Args:
+        path: where the node stands.
+        node: ``_target_`` and its settings.
+        everywhere: all dotted keys of the composition, for hints.
+    """
+    try:
+        target = located(node["_target_"])
+    except ImportError as error:
+        yield f"{path}._target_: cannot import {node['_target_']} ({error})"
+        return
+    try:
+        parameters, hints, open_ended = _parameters(target)
+    except (ValueError, TypeError):
+        return  # a builtin without a signature
+    given = {k: v for k, v in node.items() if not (isinstance(k, str) and k.startswith("_"))}
+    name = getattr(target, "__qualname__", str(target))
+    for key, value in given.items():
+        full = f"{path}.{key}"
+        ours = next((hint for end, hint in SETTLED.items() if full.endswith(end)), None)
+        if ours is not None and fits(value, ours):
+            continue
+        if key not in parameters and ours is not None:
+            yield wrong(full, value, ours)
+        elif key not in parameters:
+            if not open_ended:
+                there = {k for k in parameters if k not in GIVEN or k in given}
+                yield f"{full}: {name} has no such setting{suggest(full, there, everywhere)}"
+        elif not fits(value, hints.get(key, Any)):
+            yield wrong(full, value, hints[key])
+    if node.get("_partial_") or "_args_" in node:
+        return
+    for key, parameter in parameters.items():
+        expected = parameter.default is parameter.empty and parameter.kind is not parameter.VAR_POSITIONAL
+        if expected and key not in given and key not in GIVEN:
+            yield f"{path}.{key}: required by {name}, give it with +{path}.{key}=..."
+
+
+def versions(node: Any) -> dict[str, int]:
+    """The ``version`` of every class that a composition names, where it has one: ``{target: version}``.
+
+    Args:
+        node: nested dicts and lists.
+    """
+    found: dict[str, int] = {}
+    if isinstance(node, dict):
+        own = getattr(_locate(node["_target_"]), "version", None) if "_target_" in node else None
+        found = {node["_target_"]: own} if isinstance(own, int) else {}
+    for value in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        found |= versions(value)
+    return dict(sorted(found.items()))
+
+
+def located(target: str) -> Any:
+    """What ``_target_`` names.
+
+    Raises:
+        ImportError: there is no such thing, in words; an error inside a module keeps its own type and traceback.
+    """
+    try:
+        return _locate(target)
+    except Exception:
+        module, _, name = target.rpartition(".")
+        if not module:
+            raise ImportError("expected package.module.Class") from None
+        try:
+            there = importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            if error.name and module.startswith(error.name):
+                raise ImportError(f"there is no module {error.name}") from None
+            raise
+        public = [n for n, v in vars(there).items() if getattr(v, "__module__", "") == module]
+        near = "".join(f"; did you mean {module}.{n}?" for n in nearest(name, public))
+        raise ImportError(f"{module} has no {name}{near}") from None
+
+
+def _parameters(target: Any) -> tuple[dict[str, inspect.Parameter], dict[str, Any], bool]:
+    """Parameters and type hints by name; ``**kwargs`` of a class is followed to its base classes."""
+    layers = (
+        [vars(c)["__init__"] for c in target.__mro__ if "__init__" in vars(c)] if inspect.isclass(target) else [target]
+    )
+    parameters: dict[str, inspect.Parameter] = {}
+    hints: dict[str, Any] = {}
+    for layer in layers:
+        own = {k: p for k, p in inspect.signature(layer).parameters.items() if k != "self"}
+        parameters = {**{k: p for k, p in own.items() if p.kind is not p.VAR_KEYWORD}, **parameters}
+        try:
+            hints = {**typing.get_type_hints(layer), **hints}
+        except Exception:
+            hints = {**getattr(layer, "__annotations__", {}), **hints}
+        if not any(p.kind is p.VAR_KEYWORD for p in own.values()):
+            return parameters, hints, False
+    return parameters, hints, True
+
+
+LISTS = (list, tuple, set, abc.Sequence, abc.Iterable, abc.Collection)
+DICTS = (dict, abc.Mapping, abc.MutableMapping)
+SCALARS = (bool, int, float, str, None, types.NoneType)
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a value of YAML may be given where ``hint`` is asked for; in doubt it may."""
+    if value is UNKNOWN or hint in (Any, object) or isinstance(hint, (str, typing.TypeVar)):
+        return True
+    kind, args = typing.get_origin(hint) or hint, typing.get_args(hint)
+    if kind in (typing.Union, types.UnionType):
+        return any(fits(value, option) for option in args)
+    if kind is Literal:
+        return any(value == option and type(value) is type(option) for option in args)
+    if kind in SCALARS:
+        if kind is float:
+            return isinstance(value, (int, float)) and not isinstance(value, bool)
+        return type(value) is (types.NoneType if kind is None else kind)
+    if isinstance(value, dict) and "_target_" in value:
+        return True
+    if kind in LISTS:
+        options = [option for option in args if option is not ...]
+        return isinstance(value, list) and all(
+            not options or any(fits(item, option) for option in options) for item in value
+        )
+    if kind in DICTS or typing.is_typeddict(kind):
+        return isinstance(value, dict)
+    if isinstance(value, str):
+        return kind is not abc.Callable and not (inspect.isclass(kind) and issubclass(kind, nn.Module))
+    return isinstance(value, (dict, list)) and kind is not abc.Callable
+
+
+def wrong(path: str, value: Any, hint: Any) -> str:
+    """The fault of a value that does not fit."""
+    if isinstance(value, dict):
+        shown = "a mapping"
+    else:
+        shown = repr(value) if isinstance(value, (str, list)) else {None: "null"}.get(value, str(value).lower())
+    return f"{path}: expected {_hint_name(hint)}, got {shown}"
+
+
+def _hint_name(hint: Any) -> str:
+    kind, args = typing.get_origin(hint) or hint, typing.get_args(hint)
+    if kind is Literal:
+        return "one of " + ", ".join(map(str, args))
+    if kind in (typing.Union, types.UnionType):
+        options = [option for option in args if typing.get_origin(option) is not Literal]
+        if literals := [v for o in args if typing.get_origin(o) is Literal for v in typing.get_args(o)]:
+            options = [Literal[tuple(dict.fromkeys(map(str, literals)))], *options]
+        return " or ".join(dict.fromkeys(_hint_name(option) for option in options))
+    if kind in LISTS:
+        inner = dict.fromkeys(_hint_name(option) for option in args if option is not ...)
+        return "a list" + (f", each {' or '.join(inner)}" if inner else "")
+    if kind in DICTS:
+        return "a mapping"
+    names = {
+        int: "a whole number",
+        float: "a number",
+        str: "text",
+        bool: "true or false",
+        types.NoneType: "null",
+        abc.Callable: "{_target_: ..., _partial_: true}",
+    }
+    return names.get(kind) or f"{{_target_: ...}} of a {getattr(kind, '__name__', kind)}"
+
+
+def at(plain: Mapping[str, Any], path: str) -> Any:
+    """The value at a dotted path, UNKNOWN where there is none."""
+    node: Any = plain
+    for key in path.split(".") if path else []:
+        node = node.get(key, UNKNOWN) if isinstance(node, dict) else UNKNOWN
+    return node
+
+
+def as_dict(node: Any) -> dict[Any, Any]:
+    """``node`` if it is one, else nothing."""
+    return node if isinstance(node, dict) else {}

@@ -1,0 +1,1 @@
+"""Small pieces that every wing above may use: tasks, image buffers, feature hooks, inference."""

@@ -1,0 +1,41 @@
+"""Silence what libraries say at every start and nobody can act upon."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from pathlib import Path
+
+
+def quiet() -> None:
+    """Lightning's banner, its advice on loaders we do not have, and the like; errors stay."""
+    os.environ.setdefault("WANDB_SILENT", "true")
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for message in (
+        ".*does not have many workers.*",
+        ".*LeafSpec.*",
+        ".*is smaller than the logging interval.*",
+        ".*you defined a `validation_step` but have no `val_dataloader`.*",
+        ".*lr_scheduler.step... before .optimizer.step.*",
+        ".*`(train|val)_dataloader` returned an empty.*",
+        ".*Total length of `.*` across ranks is zero.*",
+        ".*The .* logger connector.*",
+        ".*module.s. in eval mode at the start of training.*",
+    ):
+        warnings.filterwarnings("ignore", message)
+
+
+def plain_warnings() -> None:
+    """What this package warns of is one line, without its place in the code; for after the import of Lightning."""
+    theirs, here = warnings.formatwarning, str(Path(__file__).parents[1])
+
+    def formatted(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+    ) -> str:
+        if filename.startswith(here):
+            return f"warning: {message}\n"
+        return theirs(message, category, filename, lineno, line)
+
+    warnings.formatwarning = formatted

@@ -1,0 +1,237 @@
+"""One command, several ranks: starts a process for each device of this machine, and looks after them.
+
+Ranks are started before the page, not in the middle of it, so that all run it alike. Where torchrun or SLURM started
+them already, nothing is started. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from kd_lightning.distributed.gpu_slots import interruptible, quoted, threads_per_job
+
+AUTO = ("auto", "-1", -1)
+MEETING, PARENT = "KD_MEETING", "KD_PARENT"
+LOST = 3
+"""Exit code of a rank that ends because another did."""
+PATIENCE = 20.0
+"""Seconds that ranks are given to end by themselves when one has failed, or after Ctrl-C."""
+_OURS = ("hydra.sweep", "hydra.launcher", "hydra/launcher", "hydra/sweeper", "hydra.mode", "hydra.run.")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Of a process among the ``world`` of a run; ``local`` counts those of its machine."""
+
+    rank: int
+    world: int
+    local_rank: int
+    local_world: int
+
+    @property
+    def nodes(self) -> int:
+        """Machines."""
+        return self.world // self.local_world
+
+
+@cache
+def placed() -> Place | None:
+    """Where this process stands if it was started as one of several: by :func:`start`, torchrun or srun."""
+    return place_in(os.environ)  # read once: Lightning takes WORLD_SIZE away after a fit
+
+
+def place_in(environment: Mapping[str, str]) -> Place | None:
+    """What :func:`placed` reads."""
+
+    def number(name: str, default: int = 1) -> int:
+        return int(environment.get(name, default))
+
+    if {"RANK", "LOCAL_RANK", "WORLD_SIZE"} <= environment.keys():
+        world = number("WORLD_SIZE")
+        place = Place(number("RANK"), world, number("LOCAL_RANK"), number("LOCAL_WORLD_SIZE", world))
+    elif "SLURM_PROCID" in environment and environment.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
+        world, nodes = number("SLURM_NTASKS"), number("SLURM_NNODES")
+        place = Place(number("SLURM_PROCID"), world, number("SLURM_LOCALID", 0), max(1, world // nodes))
+    else:
+        return None
+    return place if place.world > 1 else None
+
+
+def wanted(trainer: Mapping[str, Any] | DictConfig) -> int:
+    """Ranks on each machine that a composition's trainer asks for; 1 where it makes no sense, which check says."""
+    try:
+        devices, accelerator = trainer.get("devices", "auto"), trainer.get("accelerator", "auto")
+    except OmegaConfBaseException:
+        return 1
+    if isinstance(devices, ListConfig | list):
+        return max(1, len(devices))
+    if devices in AUTO:
+        return max(1, _gpus()) if accelerator in ("auto", "gpu", "cuda") else 1
+    if isinstance(devices, str) and "," in devices:
+        return sum(bool(part.strip()) for part in devices.split(","))
+    try:
+        return max(1, int(devices))
+    except (TypeError, ValueError):
+        return 1
+
+
+def _gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def stay_with_parent() -> None:
+    """End together with the command that started this rank, however that ends; it alone sends Ctrl-C."""
+    if PARENT in os.environ:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits none
+        threading.Thread(target=_wait_for_end, args=[int(os.environ[PARENT])], daemon=True).start()
+
+
+def _wait_for_end(pipe: int) -> None:
+    with suppress(OSError):
+        os.read(pipe, 1)  # nobody writes: it returns when the other end is closed
+    os.killpg(0, signal.SIGKILL)
+
+
+@dataclass
+class Rank:
+    """A child: its process and what it printed, the first one's excepted."""
+
+    number: int
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def signal(self, which: signal.Signals) -> None:
+        """Send it to the rank and all that it started."""
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, which)
+
+
+def start(hydra: Any, number: int, *, patience: float = PATIENCE) -> tuple[int, str | None]:
+    """Run this command on ``number`` ranks of this machine, in one run folder, and wait for them.
+
+    Ctrl-C reaches the first rank alone, which then ends as a single process would; the others follow it.
+
+    Args:
+        hydra: the ``hydra`` node of the composition.
+        number: of ranks.
+        patience: seconds until ranks are killed that do not end when they should.
+
+    Returns:
+        The exit code, and why the ranks had to be ended if the first one does not know it.
+    """
+    with tempfile.TemporaryDirectory(prefix="kd_ranks_") as meeting, interruptible():
+        inner, ours = os.pipe()
+        ranks: list[Rank] = []
+        try:
+            ranks += (_started(_command(hydra), i, number, Path(meeting), inner) for i in range(number))
+            return _watch(ranks, patience)
+        finally:
+            for rank in ranks:
+                rank.signal(signal.SIGKILL)
+                rank.process.wait()
+            os.close(inner)
+            os.close(ours)
+
+
+def _started(command: Sequence[str], i: int, number: int, meeting: Path, pipe: int) -> Rank:
+    log = meeting / f"rank{i}.log"
+    place = {"RANK": i, "LOCAL_RANK": i, "NODE_RANK": 0, "WORLD_SIZE": number, "LOCAL_WORLD_SIZE": number}
+    environment = {
+        "OMP_NUM_THREADS": str(threads_per_job(number)),
+        **os.environ,
+        **{name: str(value) for name, value in place.items()},
+        MEETING: str(meeting / "store"),
+        PARENT: str(pipe),
+    }
+    with log.open("wb") as said:
+        process = subprocess.Popen(
+            command,
+            env=environment,
+            pass_fds=[pipe],
+            stdin=subprocess.DEVNULL,
+            stdout=None if i == 0 else said,
+            stderr=None if i == 0 else said,
+            process_group=0,  # the terminal's Ctrl-C reaches the parent alone
+        )
+    return Rank(i, process, log)
+
+
+def _command(hydra: Any) -> list[str]:
+    """This job of this command as a single run, in the same folder; its composition is written there already."""
+    flags = {"main": "--config-path", "command-line": "--config-dir"}
+    command = [sys.executable, "-m", "kd_lightning.cli.main"]
+    for source in hydra.runtime.config_sources:
+        if source.provider in flags and source.schema == "file":
+            command += [flags[source.provider], source.path]
+    kept = [o for o in hydra.overrides.hydra if not o.lstrip("+~").startswith((*_OURS, "hydra.output_subdir"))]
+    at = ["hydra.mode=RUN", f"hydra.run.dir={quoted(hydra.runtime.output_dir)}", "hydra.output_subdir=null"]
+    return [*command, "--config-name", hydra.job.config_name, *hydra.overrides.task, *kept, *at]
+
+
+def _watch(ranks: list[Rank], patience: float) -> tuple[int, str | None]:
+    failed: list[Rank] = []
+    stopped, deadline = False, float("inf")
+    while any(rank.process.poll() is None for rank in ranks):
+        failed += [rank for rank in ranks if rank.process.poll() and rank not in failed]
+        if failed:
+            deadline = min(deadline, time.monotonic() + patience)
+        try:
+            time.sleep(0.05)
+            if time.monotonic() > deadline or (stopped and ranks[0].process.poll() is not None):
+                break
+        except KeyboardInterrupt:
+            if stopped:
+                break
+            stopped, deadline = True, time.monotonic() + patience
+            ranks[0].signal(signal.SIGINT)
+    if stopped and ranks[0].process.returncode != 0:
+        return 130, "interrupted; the same command goes on from the last checkpoint"
+    failed += [rank for rank in ranks if rank.process.poll() and rank not in failed]
+    if not failed or ranks[0].process.returncode == 0:
+        return 0, None
+    if ranks[0].process.returncode not in (LOST, -signal.SIGKILL):  # it said why, and so may others in chorus
+        first = ranks[0]
+    else:
+        first = next((rank for rank in failed if rank.process.returncode != LOST), failed[0])
+    code = first.process.returncode
+    if first.number == 0 and code > 0:
+        return code, None
+    last = first.log.read_text(errors="replace").strip().splitlines()[-20:]
+    print(*(f"rank {first.number}: {line}" for line in last), sep="\n", file=sys.stderr)
+    end = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"failed with exit code {code}"
+    because = f" ({last[-1].removeprefix('error: ')})" if last else ""
+    reason = f"rank {first.number} of {len(ranks)} {end}{because}; the same command goes on from the last checkpoint"
+    return code if code > 0 else 128 - code, reason
+
+
+def amend(cfg: DictConfig, names: Mapping[str, str | None], folder: Path, code: int, reason: str) -> None:
+    """Leave in ``result.json`` why the ranks were ended, where the first one could not know or say it."""
+    from kd_lightning.results.provenance import header
+    from kd_lightning.store.artifacts import write_json
+
+    status = "stopped" if code == 130 else "failed"
+    write_json(folder / "result.json", {**header(cfg, names), "status": status, "reason": reason, "metrics": {}})
+
+
+def objective(folder: Path) -> float | None:
+    """What the ranks' result says."""
+    result: dict[str, Any] = json.loads((folder / "result.json").read_text())
+    return result["objective"]

@@ -1,0 +1,289 @@
+"""What watches a fit: the bar, the generated images, the generator's health."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback, ProgressBar
+from lightning.pytorch.utilities import rank_zero_only
+from tqdm import tqdm
+
+from kd_lightning.core.tasks import Regression, Task
+from kd_lightning.data.loader import Batch
+from kd_lightning.distributed import collectives
+from kd_lightning.engine.restart import REMEDY, Collapsed
+from kd_lightning.methods.base.distiller import Distiller, Seen, Teacher
+from kd_lightning.teachers.white_box import FrozenTeacher
+from kd_lightning.tracking.backends import Boards
+from kd_lightning.tracking.image_grids import bars, save, save_grid, to_uint8
+
+BINS = 24
+"""Equal parts of the range in which numbers are counted."""
+BAR = "{desc}{percentage:3.0f}%|{bar:12}| {n_fmt}/{total_fmt}, {rate_noinv_fmt}, {remaining} left{postfix}"
+"""What tqdm shows: the bar itself is short, so that the losses fit on the line."""
+
+
+class PhaseBar(ProgressBar):
+    """One bar for the whole phase: rounds, rounds/s, the first two losses, the last validation.
+
+    Where the output is not a terminal it prints a line every ``seconds`` instead.
+
+    Args:
+        phase: its name, such as ``teacher``.
+        seconds: between lines without a terminal.
+    """
+
+    def __init__(self, phase: str, *, seconds: float = 20.0) -> None:
+        super().__init__()
+        self.phase, self.seconds = phase, seconds
+        self.bar: tqdm | None = None
+        self.terminal = sys.stderr.isatty()
+        self.shown = self.last_line = 0.0
+        self.told = -1
+        self.enabled = True
+
+    def disable(self) -> None:
+        """Lightning silences all ranks but the first."""
+        self.enabled = False
+
+    def enable(self) -> None:
+        """Show again."""
+        self.enabled = True
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Open the bar where the fit stands, over resumes."""
+        self.total = int(trainer.num_training_batches) * (trainer.max_epochs or 1)
+        done = trainer.fit_loop.epoch_loop.total_batch_idx + 1
+        self.first, self.started = done, time.perf_counter()
+        self.last_line = self.started
+        if self.enabled and self.terminal:
+            self.bar = tqdm(
+                total=self.total,
+                initial=done,
+                desc=f"{self.phase:<12}",
+                unit=" rounds",
+                bar_format=BAR,
+                dynamic_ncols=True,
+            )
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        """Refresh at most ten times a second: refreshing costs more than a small step."""
+        now = time.perf_counter()
+        if self.enabled and now - self.shown > 0.1:
+            self.shown = now
+            self._show(trainer, pl_module)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Leave the last state on the screen."""
+        self.last_line = -math.inf
+        if self.enabled:
+            self._show(trainer, pl_module)
+        self._close()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Do not leave half a bar behind."""
+        self._close()
+
+    def _close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+    def _show(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        done = trainer.fit_loop.epoch_loop.total_batch_idx + 1
+        note = _numbers(trainer, pl_module)
+        if self.bar is not None:
+            self.bar.set_postfix_str(note, refresh=False)
+            self.bar.update(done - self.bar.n)
+            return
+        now = time.perf_counter()
+        if not self.terminal and now - self.last_line >= self.seconds and done != self.told:
+            self.last_line, self.told = now, done
+            rate = (done - self.first) / max(now - self.started, 1e-9)
+            print(f"{self.phase}: round {done}/{self.total}, {rate:.1f} rounds/s, {note}", file=sys.stderr, flush=True)
+
+
+def _numbers(trainer: L.Trainer, method: L.LightningModule) -> str:
+    assert isinstance(method, Distiller)
+    losses = {k.removeprefix("train/"): v for k, v in method.latest.items() if k.startswith("train/")}
+    measured = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
+    shown = [*list(losses.items())[:2], *list(measured.items())[:1]]
+    return ", ".join(f"{name} {value:.3f}" for name, value in shown)
+
+
+class WatchGenerator(Callback):
+    """Notices a generator that collapsed while the run goes on, and keeps pictures of what it makes.
+
+    Healthy images make the teacher name all classes about equally often (entropy of its batch-mean prediction
+    near ln C) and differ from each other; numbers have no entropy, there equal images alone are a fault. After
+    ``patience`` looks in a row at an entropy under half of ln C or at images that are nearly the same a warning comes,
+    once; or, where the method says ``on_collapse="restart"``, training ends and ``collapsed`` says why.
+
+    Args:
+        folder: where ``samples/`` goes.
+        classes: names of the teacher's classes.
+        boards: who is shown the pictures too.
+        task: what the teacher's answers mean; None for classes.
+        every: rounds between looks.
+        patience: bad looks before the warning, at other images each.
+        grids: about this many grids are written over the fit.
+        synthetic: the batches themselves are such images: look at the last one of each epoch.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        classes: Sequence[str] = (),
+        boards: Boards | None = None,
+        *,
+        task: Task | None = None,
+        every: int = 20,
+        patience: int = 10,
+        grids: int = 10,
+        synthetic: bool = False,
+    ) -> None:
+        self.folder, self.classes, self.boards = folder, classes, boards or Boards()
+        self.numbers = task if isinstance(task, Regression) else None
+        self.every, self.patience, self.grids, self.synthetic = every, patience, grids, synthetic
+        self.counts: list[int] = []
+        self.bad = 0
+        self.judged: Seen | None = None
+        self.new = True
+        self.warned = False
+        self.collapsed: Collapsed | None = None
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """What a resumed fit shows at first was judged before it stopped, if nothing was new then."""
+        assert isinstance(pl_module, Distiller)
+        if self.judged is None and not self.new:
+            self.judged = pl_module.seen
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Look at what the method showed, or was shown."""
+        assert isinstance(pl_module, Distiller)
+        self.new = pl_module.seen is not self.judged
+        if self.synthetic and batch_idx + 1 == trainer.num_training_batches:
+            pl_module.seen = with_answers(batch, pl_module.teacher)
+        elif self.synthetic or batch_idx % self.every:
+            return
+        if pl_module.seen is None or pl_module.seen is self.judged or len(pl_module.seen.images) < 2:
+            return
+        self.judged, self.new = pl_module.seen, False
+        answers = pl_module.seen.teacher
+        counts = self._counted(answers).tolist()
+        self.counts = [a + b for a, b in zip(self.counts or [0] * len(counts), counts, strict=True)]
+        health = generator_health(*pl_module.seen, numbers=self.numbers)
+        pl_module.report({f"generated/{k}": v for k, v in health.items()})
+        collapsed = self._judge(health, pl_module)
+        if pl_module.on_collapse == "restart":
+            self.collapsed = collectives.decided(lambda: collapsed)
+            trainer.should_stop = trainer.should_stop or self.collapsed is not None
+        elif collapsed and not self.warned:
+            self.warned = True
+            warnings.warn(f"{collapsed}. The student will not learn from this. {collapsed.remedy}", stacklevel=2)
+
+    def _judge(self, health: dict[str, float], method: Distiller) -> Collapsed | None:
+        bad = health.get("entropy", 1.0) < 0.5 or health["spread"] < 0.02
+        self.bad = self.bad + 1 if bad else 0
+        if self.bad < self.patience:
+            return None
+        mean = "" if self.numbers else f"entropy of the batch-mean prediction is {health['entropy']:.2f} of ln C, "
+        words = f"{mean}pixel spread {health['spread']:.3f}"
+        return Collapsed(method.rounds_done, words, REMEDY.format(lr=method.generator_lr))
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Pictures: the last images with the teacher's class and confidence, and how often each class came."""
+        assert isinstance(pl_module, Distiller)
+        epochs = trainer.max_epochs or 1
+        step = max(1, epochs // self.grids)
+        last = trainer.current_epoch + 1 == epochs or trainer.should_stop
+        if pl_module.seen is not None and (last or trainer.current_epoch % step == 0):
+            self._draw(pl_module, f"{trainer.current_epoch + 1:04d}")
+            self.counts = []
+
+    def _counted(self, answers: torch.Tensor) -> torch.Tensor:
+        """How often the teacher said what: each class (K,), or numbers in each of ``BINS`` equal parts of the range."""
+        if self.numbers is None:
+            return torch.bincount(answers.argmax(1), minlength=answers.shape[1])
+        places = self.numbers.normalise(self.numbers.numbers(answers))
+        return torch.bincount((places * BINS).long().clamp(max=BINS - 1), minlength=BINS)
+
+    def _worded(self, answers: torch.Tensor) -> tuple[list[str], list[str]]:
+        """What the teacher says of each image, and what can be counted."""
+        if self.numbers is None:
+            names = list(self.classes) or [str(i) for i in range(answers.shape[1])]
+            confidence, label = answers.float().softmax(1).max(1)
+            pairs = zip(label.tolist(), confidence.tolist(), strict=True)
+            return [f"{names[c]} ({p:.2f})" for c, p in pairs], names
+        captions = [f"{number:.4g} {self.numbers.unit}" for number in self.numbers.numbers(answers).tolist()]
+        return captions, [f"{edge:.4g}" for edge in self.numbers.denormalise(torch.arange(BINS) / BINS).tolist()]
+
+    @rank_zero_only
+    def _draw(self, method: Distiller, number: str) -> None:
+        assert method.seen is not None
+        images = to_uint8(method.seen.images[:100])
+        captions, names = self._worded(method.seen.teacher[:100])
+        save_grid(images, self.folder / "samples" / f"generated_{number}.png")
+        self.boards.images("generated", images, captions, method.rounds_done)
+        if not self.counts:
+            return
+        counts, total = torch.tensor(self.counts), sum(self.counts)
+        method.report({"generated/rarest": min(self.counts) / total, "generated/commonest": max(self.counts) / total})
+        by = "class" if self.numbers is None else f"number ({self.numbers.unit}, from ...)"
+        title = f"{total:,} generated images by the teacher's {by}, up to round {method.rounds_done + 1:,}"
+        picture = bars(counts, names, title)
+        save(picture, self.folder / "samples" / f"classes_{number}.png")
+        self.boards.picture("classes", picture, method.rounds_done)
+        self.boards.class_counts("generated/classes", counts, method.rounds_done)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Warnings are given once, also over resumes."""
+        return {"bad": self.bad, "warned": self.warned, "counts": self.counts, "new": self.new}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on counting."""
+        self.bad, self.warned, self.counts, self.new = (state_dict[k] for k in ("bad", "warned", "counts", "new"))
+
+
+@torch.no_grad()
+def with_answers(batch: Batch, teacher: Teacher | None) -> Seen | None:
+    """A batch and the teacher's answers: those that came with it, or asked now where that costs no query."""
+    if batch.t is not None:
+        return Seen(batch.x, batch.t)
+    return Seen(batch.x, teacher.net(batch.x)) if isinstance(teacher, FrozenTeacher) else None
+
+
+@torch.no_grad()
+def generator_health(images: torch.Tensor, logits: torch.Tensor, numbers: Regression | None = None) -> dict[str, float]:
+    """Signs of life of a batch of generated images.
+
+    Args:
+        images: (N, C, H, W) in data units.
+        logits: the teacher's answers, (N, K).
+        numbers: the task, where answers are numbers.
+
+    Returns:
+        ``entropy`` of the batch-mean prediction as a fraction of ln K and mean ``confidence``, or of numbers their
+        ``mean`` and ``deviation`` in the unit; and ``spread``: the standard deviation over the batch, averaged over
+        pixels, in data units.
+    """
+    if numbers is not None:
+        said = numbers.numbers(logits)
+        three = torch.stack([said.mean(), said.std(), images.float().std(0).mean()])
+        return dict(zip(("mean", "deviation", "spread"), three.tolist(), strict=True))
+    probs = logits.float().softmax(1)
+    entropy = torch.special.entr(probs.mean(0)).sum() / math.log(probs.shape[1])
+    values = torch.stack([entropy, probs.max(1).values.mean(), images.float().std(0).mean()])
+    return dict(zip(("entropy", "confidence", "spread"), values.tolist(), strict=True))

@@ -1,0 +1,294 @@
+"""One fit: cached under what determines it, resumable to the bit, the same for teachers, controls and students."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import lightning as L
+import torch
+from hydra.utils import instantiate
+from lightning.pytorch.callbacks import Callback
+from omegaconf import DictConfig, OmegaConf, open_dict
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from kd_lightning.config.requirements import needs_of
+from kd_lightning.config.signatures import versions
+from kd_lightning.core.tasks import Task
+from kd_lightning.core.time_limit import cut_short, duration
+from kd_lightning.data.dataset import Dataset
+from kd_lightning.data.loader import TensorLoader
+from kd_lightning.data.module import Images
+from kd_lightning.distributed import collectives
+from kd_lightning.distributed.device import device_of
+from kd_lightning.engine.callbacks import PhaseBar, WatchGenerator
+from kd_lightning.engine.checkpoint_reader import Marked, resumable
+from kd_lightning.engine.checkpoint_writer import Resumable
+from kd_lightning.engine.restart import Collapsed, begin_again, reseeded, restarts
+from kd_lightning.methods.base.distiller import Distiller, Teacher
+from kd_lightning.networks.normalized import Normalized
+from kd_lightning.networks.weights import load_weights
+from kd_lightning.sources.context import Context
+from kd_lightning.store.artifacts import FORMAT_VERSION, Store, by_content, digest, file_digest, write_json, writing
+from kd_lightning.teachers.black_box import QueryTeacher
+from kd_lightning.teachers.white_box import FrozenTeacher
+from kd_lightning.tracking.backends import Boards
+from kd_lightning.tracking.curves import Curves, KeepCurves, replay
+
+VERSION = 1
+SILENT = ("enable_progress_bar", "enable_model_summary", "logger", "callbacks", "default_root_dir", "log_every_n_steps")
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a fit left: the network on the CPU in eval mode, its folder, its hash, its report, its seconds."""
+
+    network: Normalized
+    folder: Path
+    key: str
+    report: dict[str, Any]
+    seconds: float
+
+
+@dataclass
+class Bench:
+    """What every fit of a run shares.
+
+    Args:
+        store: where fits are kept.
+        dataset: the images and labels that exist.
+        data_key: digest of their content.
+        task: loss and metrics.
+        boards: dashboards that follow the student's fit.
+        callbacks: further callbacks of every fit.
+        run: name of the run, on whose account a teacher that only answers is asked.
+    """
+
+    store: Store
+    dataset: Dataset
+    data_key: str
+    task: Task
+    boards: Boards
+    callbacks: list[Callback] = field(default_factory=list)
+    run: str = "no run"
+
+
+def build_network(cfg: DictConfig) -> Normalized:
+    """The network that ``cfg.student`` describes, normalising with the data's statistics."""
+    return Normalized(instantiate(cfg.student), mean=cfg.data.mean, std=cfg.data.std)
+
+
+def fit(
+    cfg: DictConfig,
+    bench: Bench,
+    *,
+    phase: str,
+    teacher: Teacher | None = None,
+    teacher_key: str = "none",
+    val_answers: Tensor | None = None,
+    watched: bool = False,
+) -> Fitted:
+    """Train ``cfg.student`` by ``cfg.method`` on ``cfg.source``, or return what the same fit left before.
+
+    Args:
+        cfg: a composition, or a variant of one.
+        bench: what the run's fits share.
+        phase: its name on the screen and in the result.
+        teacher: who answers.
+        teacher_key: digest of the teacher, part of the fit's hash.
+        val_answers: the teacher's outputs on the validation images, for the agreement curve.
+        watched: whether the run's dashboards follow this fit.
+    """
+    config = fit_config(cfg, bench, teacher_key)
+    boards = bench.boards.of(phase) if watched else Boards()
+    if isinstance(teacher, QueryTeacher):
+        teacher.fit = bench.store.path("fit", config).name
+
+    def build(work: Path) -> None:
+        while True:
+            collapsed = collectives.decided(lambda: restarts(work))
+            own = reseeded(cfg, len(collapsed))
+            context = Context(
+                dataset=bench.dataset,
+                teacher=teacher,
+                store=bench.store,
+                keys={"data": bench.data_key, "teacher": teacher_key},
+                mean=list(cfg.data.mean),
+                std=list(cfg.data.std),
+                order_seed=own.seed,
+                rank=collectives.rank(),
+                world=collectives.world(),
+                device=device_of(cfg),
+                precision=str(cfg.trainer.precision),
+                memory_format=cfg.memory_format,
+                needs=needs_of(cast(dict[str, Any], OmegaConf.to_container(cfg.method, resolve=True))),
+            )
+            try:
+                method, report = _train(own, bench, phase, work, context, val_answers, boards)
+                break
+            except Collapsed as error:
+                collectives.decided(partial(begin_again, work, own.seed, error))
+        collectives.decided(lambda: _keep(method, {**report, "restarts": collapsed}, work))
+
+    folder = bench.store.obtain("fit", config, build, everywhere=True)
+    if folder not in bench.store.built and collectives.rank() == 0:
+        replay(folder, boards)
+    network = build_network(cfg)
+    network.load_state_dict(load_file(folder / "student.safetensors"))
+    report = json.loads((folder / "fit.json").read_text())
+    if isinstance(teacher, QueryTeacher):
+        teacher.adopt(report["teacher_images"])  # also where an earlier run paid
+    return Fitted(network.eval(), folder, digest(config), report, report["fit_seconds"])
+
+
+def _keep(method: Distiller, report: dict[str, Any], work: Path) -> None:
+    with writing(work):
+        _save_net(method.student, work / "student.safetensors")
+        for name in method.keeps:
+            if hasattr(method, name):
+                _save_net(cast(nn.Module, getattr(method, name)), work / f"{name}.safetensors")
+    write_json(work / "fit.json", report)
+
+
+def _save_net(net: nn.Module, file: Path) -> None:
+    state = {k: v.detach().cpu().contiguous().clone() for k, v in net.state_dict().items()}
+    save_file(state, file, metadata={"format_version": str(FORMAT_VERSION)})
+
+
+def fit_config(cfg: DictConfig, bench: Bench, teacher_key: str) -> dict[str, Any]:
+    """Everything that determines the numbers of a fit, as plain data."""
+    plain: Any = {k: OmegaConf.to_container(cfg[k], resolve=True) for k in ("source", "student", "method", "trainer")}
+    plain["trainer"] = {k: v for k, v in plain["trainer"].items() if k not in SILENT}
+    plain["method"] = {k: v for k, v in plain["method"].items() if (k, v) != ("on_collapse", "warn")}  # changes none
+    root = str(bench.store.root)
+    plain = by_content(plain, root)
+    of_a_stage = cfg.init and cfg.init.startswith(root)
+    return {
+        **plain,
+        "init": by_content(cfg.init, root) if of_a_stage else cfg.init and file_digest(cfg.init),
+        "seed": cfg.seed,
+        "memory_format": cfg.memory_format,
+        **{key: cfg[key] for key in ("compile", "fold_batchnorm") if cfg[key]},
+        "mean": list(cfg.data.mean),
+        "std": list(cfg.data.std),
+        "data": bench.data_key,
+        "teacher": teacher_key,
+        "version": [VERSION, versions(plain)],
+    }
+
+
+def _train(
+    cfg: DictConfig,
+    bench: Bench,
+    phase: str,
+    work: Path,
+    context: Context,
+    val_answers: Tensor | None,
+    boards: Boards,
+) -> tuple[Distiller, dict[str, Any]]:
+    L.seed_everything(cfg.seed, verbose=False)  # the same on every rank; a method's noise differs
+    network = build_network(cfg)
+    if cfg.init:
+        load_weights(network, cfg.init)
+    method = instantiate(cfg.method, _partial_=True, _convert_="all")(
+        student=network, teacher=context.teacher, task=bench.task
+    )
+    method.global_batch_losses = cfg.trainer.get("global_batch_losses", False)
+    if cfg.memory_format == "channels_last":
+        method.to(memory_format=torch.channels_last)
+    if cfg.fold_batchnorm and isinstance(method.teacher, FrozenTeacher):
+        method.teacher.fold_batchnorm()
+    if cfg.compile:
+        compile_networks(method, cfg.compile)
+    source = instantiate(cfg.source, _convert_="all")
+    loader = source.prepare(context)
+    val = bench.dataset.val
+    val_loader = (
+        None
+        if val is None or not (method.trains_student or method.validates)
+        else TensorLoader(
+            *(val.images, val.labels),
+            answers=val_answers,
+            batch_size=500,
+            shuffle=False,
+            rank=context.rank,
+            world=context.world,
+            device=context.device,
+        )
+    )
+    curves = Curves(work, boards, asked=context.teacher if isinstance(context.teacher, QueryTeacher) else None)
+    synthetic = "source.synthetic" in source.offers
+    watch = WatchGenerator(work, bench.dataset.classes, boards, task=bench.task, synthetic=synthetic)
+    checkpoint = work / "last.ckpt"
+    interrupted_before = collectives.decided(checkpoint.is_file)
+    goes_on_from = resumable(checkpoint, method) if interrupted_before else None
+    watching = [PhaseBar(phase), watch, KeepCurves(curves)]
+    trainer = instantiate(_lightnings(cfg.trainer), _partial_=True, _convert_="all")(
+        **collectives.environment(),
+        default_root_dir=work,
+        enable_checkpointing=True,
+        logger=curves,
+        max_time=duration(cfg.trainer.max_time),
+        callbacks=[*watching, Marked(), Resumable(checkpoint), *bench.callbacks],
+    )
+    method.train()
+    try:
+        images = Images(loader, val_loader, eight_bits=isinstance(context.teacher, QueryTeacher))
+        trainer.fit(method, images, ckpt_path=goes_on_from, weights_only=True)
+    except SystemExit as interrupted:  # Lightning's answer to Ctrl-C
+        raise KeyboardInterrupt from interrupted
+    if watch.collapsed is not None:
+        raise watch.collapsed
+    rounds = trainer.fit_loop.epoch_loop.total_batch_idx + 1
+    report = {
+        "phase": phase,
+        "data": bench.dataset.name,
+        "rounds": rounds,
+        "student_updates": method.student_updates(rounds),
+        "trains_student": method.trains_student,
+        "images_synthesised": method.images_made,
+        "teacher_images": method.teacher.asked if method.teacher is not None else 0,
+        "fit_seconds": curves.seconds,
+        "cut_short": cut_short(trainer, phase),
+        "precision": str(cfg.trainer.precision),
+        "memory_format": cfg.memory_format,
+        "compile": cfg.compile,
+        "fold_batchnorm": cfg.fold_batchnorm,
+        **context.notes,
+        **method.findings(),
+    }
+    if hasattr(method, "draw") and method.images_made and isinstance(method.teacher, FrozenTeacher):
+        method.to(context.device).go_on()
+        report["generated/agreement"] = _agreement_on_drawn(method, bench.task, cfg.seed)
+    return method, report
+
+
+def compile_networks(method: Distiller, backend: str) -> None:
+    """Compile a method's student and the teacher that it can look into, each when it is first called."""
+    method.student.compile(backend=backend)
+    if isinstance(method.teacher, FrozenTeacher):
+        method.teacher.compile_with(backend)
+
+
+def _lightnings(trainer: DictConfig) -> DictConfig:
+    """What of ``trainer`` Lightning's own takes."""
+    own = trainer.copy()
+    with open_dict(own):
+        own.pop("global_batch_losses", None)
+    return own
+
+
+@torch.no_grad()
+def _agreement_on_drawn(method: Any, task: Task, seed: int, n: int = 1000) -> float:
+    # from noise of its own: the same number whether the fit ended just now or before a kill
+    method.reseed(seed)
+    method.student.eval()
+    agreement = task.agreement().to(method.device)
+    for _ in range(10):
+        x = method.draw(n // 10)
+        agreement.update(method.student(x), method.teacher.net(x))
+    return float(agreement.compute())

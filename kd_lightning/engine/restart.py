@@ -1,0 +1,70 @@
+"""A generator that collapsed: what is said of it, and how a fit begins again with other weights and noise."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import DictConfig
+
+from kd_lightning.errors import TrainingError
+from kd_lightning.store.artifacts import write_json, writing
+
+REMEDY = (
+    "Lower {lr}, raise the weight of the class balance or the batch size, or try another seed "
+    "(method.on_collapse=restart does by itself)"
+)
+TRIES = 3
+"""A fit begins again so often at most."""
+
+
+class Collapsed(Exception):
+    """Training was ended because the generator makes nothing that a student could learn from.
+
+    Args:
+        round_: after which it was noticed.
+        words: what its images are like.
+        remedy: what to try.
+    """
+
+    def __init__(self, round_: int, words: str, remedy: str) -> None:
+        super().__init__(round_, words, remedy)  # so that it pickles: all ranks are told
+        self.round, self.words, self.remedy = round_, words, remedy
+
+    def __str__(self) -> str:
+        return f"the generator has collapsed (round {self.round}): {self.words}"
+
+
+def restarts(work: Path) -> list[dict[str, Any]]:
+    """The attempts of a fit that collapsed before: ``{seed, round}`` each."""
+    file = work / "restarts.json"
+    return json.loads(file.read_text()) if file.is_file() else []
+
+
+def reseeded(cfg: DictConfig, collapsed: int) -> DictConfig:
+    """The composition with the seed of its next attempt; its own as long as none has collapsed."""
+    new = cfg.copy()
+    if collapsed:
+        new.seed = int(np.random.SeedSequence((cfg.seed, collapsed)).generate_state(1)[0])
+    return new
+
+
+def begin_again(work: Path, seed: int, error: Collapsed) -> None:
+    """Note the attempt and clear the folder for another.
+
+    Raises:
+        TrainingError: there were enough of them.
+    """
+    before = restarts(work)
+    if len(before) == TRIES:
+        tried = ", ".join(str(attempt["seed"]) for attempt in [*before, {"seed": seed}])
+        raise TrainingError(f"{error}, and so it did with each of the seeds {tried}. {error.remedy}") from error
+    with writing(work):
+        for left in work.iterdir():
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+    write_json(work / "restarts.json", [*before, {"seed": seed, "round": error.round}])
+    print(f"{error}. Beginning again with another seed, {len(before) + 1} of {TRIES}", file=sys.stderr, flush=True)

@@ -1,0 +1,1 @@
+"""What the methods share and no paper is about."""

@@ -1,0 +1,126 @@
+"""What a checkpoint has to hold so that a killed fit goes on to the same bits, and what ranks have in common."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor
+
+from kd_lightning.distributed import collectives
+from kd_lightning.losses.image_prior import MeanVar, pooled
+from kd_lightning.methods.base.loss_monitor import TermWatch
+from kd_lightning.teachers.black_box import QueryTeacher
+from kd_lightning.teachers.white_box import FrozenTeacher
+
+Teacher = FrozenTeacher | QueryTeacher
+
+
+class Repeatable(L.LightningModule):
+    """Noise of its own on every rank, kept in checkpoints with what was counted so far."""
+
+    teacher: Teacher | None
+    global_batch_losses = False
+    """Whether losses over a batch are taken over the batches of all ranks put together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.images_made = 0
+        self.terms_seen = TermWatch()
+        self._rng: torch.Generator | None = None
+        self._restored: list[dict[str, Any]] | None = None
+
+    @property
+    def rng(self) -> torch.Generator:
+        """Noise of this rank alone, on the device; saved in every checkpoint."""
+        if self._rng is None:
+            # seed_everything gives every rank the same seed: without the rank all would draw the same noise
+            self.reseed(torch.initial_seed() % 2**31 + self.global_rank)
+        assert self._rng is not None
+        return self._rng
+
+    def reseed(self, seed: int) -> None:
+        """Begin other noise."""
+        self._rng = torch.Generator(self.device).manual_seed(seed)
+
+    @property
+    def rounds_done(self) -> int:
+        """Rounds finished since the start of the fit, over resumes."""
+        return self.trainer.fit_loop.epoch_loop.total_batch_idx
+
+    def noise(self, *shape: int) -> Tensor:
+        """N(0, 1) of this rank alone, on the device."""
+        return torch.randn(*shape, device=self.device, generator=self.rng)
+
+    def common_rng(self) -> torch.Generator:
+        """Noise that all ranks share, on the CPU; another in every round."""
+        words = np.random.SeedSequence((self.rng.initial_seed() - collectives.rank(), self.rounds_done))
+        return torch.Generator().manual_seed(int(words.generate_state(1, np.uint64)[0]))
+
+    def gathered(self, rows: Tensor) -> Tensor:
+        """Rows (N, ...) of all ranks, for a loss that is no mean over samples; gradients reach this rank's own.
+
+        A scalar becomes (ranks,). With one rank, or ``trainer.global_batch_losses=false``, what was given.
+        """
+        return collectives.gathered(rows) if self.global_batch_losses else rows
+
+    def pooled(self, statistics: list[MeanVar]) -> list[MeanVar]:
+        """Means and variances of the batches of all ranks put together, likewise."""
+        if not self.global_batch_losses or collectives.world() == 1:
+            return statistics
+        flat = torch.cat([torch.cat(pair) for pair in statistics])
+        every = collectives.gathered(flat[None]).split([2 * len(mean) for mean, _ in statistics], dim=1)
+        return [pooled(*both.chunk(2, dim=1)) for both in every]
+
+    def share_buffers(self) -> None:
+        """Average batch-norm statistics over ranks: manual optimisation leaves them to drift apart."""
+        buffers = list(self._drifting().values())
+        if collectives.world() > 1 and buffers:
+            shared = collectives.mean(torch.cat([buffer.flatten() for buffer in buffers]))
+            for buffer, values in zip(buffers, shared.split([b.numel() for b in buffers]), strict=True):
+                buffer.copy_(values.view_as(buffer))
+
+    def _drifting(self) -> dict[str, Tensor]:
+        return {name: buffer for name, buffer in self.named_buffers() if buffer.is_floating_point()}
+
+    def rank_state(self) -> dict[str, Any]:
+        """What a method keeps of each rank, such as a memory: tensors and plain values, by name."""
+        return {}
+
+    def load_rank_state(self, state: dict[str, Any]) -> None:
+        """Take back what ``rank_state`` returned when the checkpoint was saved; the tensors are on the CPU."""
+
+    def on_train_start(self) -> None:
+        """Go on with what the checkpoint held of this rank, if there was one."""
+        if self._restored is None and collectives.rank():
+            torch.manual_seed(self.rng.initial_seed())  # dropout's noise
+        self.go_on()
+
+    def go_on(self) -> None:
+        """Take back what the checkpoint held of this rank; also after a fit that had ended, and so does not start."""
+        if self._restored is None:
+            return
+        mine, self._restored = self._restored[collectives.rank()], None
+        self.rng.set_state(mine["rank"])
+        torch.set_rng_state(mine["torch"])
+        for name, buffer in self._drifting().items():
+            if name in mine["buffers"]:
+                buffer.copy_(mine["buffers"][name])
+        self.load_rank_state(mine["own"])
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the state of every rank; a method whose loss is not finite is not worth keeping."""
+        self.terms_seen.refuse_nan(type(self).__name__)
+        mine = {"rank": self.rng.get_state(), "torch": torch.get_rng_state(), "own": self.rank_state()}
+        mine["buffers"] = self._drifting() if collectives.world() > 1 else {}
+        checkpoint["rng"] = collectives.of_each(mine)
+        checkpoint["counts"] = {"made": self.images_made, "asked": self.teacher.asked if self.teacher else 0}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on counting, and keep the random states until training starts."""
+        self._restored = checkpoint["rng"]
+        self.images_made = checkpoint["counts"]["made"]
+        if self.teacher is not None:
+            self.teacher.asked = checkpoint["counts"]["asked"]

@@ -1,0 +1,155 @@
+"""What every method shares and no paper is about: teacher, evaluation, randomness, bookkeeping."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, NamedTuple, cast
+
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torchmetrics import Metric
+
+from kd_lightning.distributed import collectives
+from kd_lightning.methods.base.checkpointing import Repeatable, Teacher
+
+OptimizerFactory = Callable[..., Optimizer]
+SchedulerFactory = Callable[[Optimizer], Any]
+
+
+class Seen(NamedTuple):
+    """The last images a method made, and what the teacher said of them."""
+
+    images: Tensor
+    teacher: Tensor
+
+
+class Distiller(Repeatable):
+    """One training batch is one round of the paper's outer loop.
+
+    Args:
+        student: the network that is trained; images (N, C, H, W) in [0, 1] to outputs.
+        teacher: who answers, or None for methods without one.
+        task: loss, metrics and agreement.
+        log_every: scalars are logged and checked every this many rounds.
+        on_collapse: what happens when the generator collapses, ``warn`` or ``restart`` with another seed.
+    """
+
+    trains_student = True
+    """Whether the student is what this method trains: a stage may train a generator alone."""
+    validates = False
+    """Whether validation images say something of what it trains, where that is not the student."""
+    keeps: tuple[str, ...] = ("generator",)
+    """Networks beside the student that a fit keeps, each in a file of its name: ``generator.safetensors``."""
+    generator_lr = "the generator's learning rate"
+    """What to lower where the generator collapses."""
+    instead_of_gradients = "set teacher.access=white, or ask with method=kd source=queried"
+    """What to type where the method needs the teacher's gradients and the teacher gives none."""
+    version = 1
+    """Raised whenever the method's numbers would change, so that kept fits are not mistaken for new ones."""
+
+    def __init__(
+        self,
+        *,
+        student: nn.Module,
+        teacher: Teacher | None,
+        task: Any,
+        log_every: int = 20,
+        on_collapse: Literal["warn", "restart"] = "warn",
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.student, self.teacher, self.task = student, teacher, task
+        self.log_every, self.on_collapse = log_every, on_collapse
+        self.metrics = nn.ModuleDict(task.metrics())
+        self.agreement = task.agreement()
+        self.seen: Seen | None = None
+        self.latest: dict[str, float] = {}
+
+    @classmethod
+    def needs(cls, **settings: Any) -> set[str]:
+        """What the composition must offer: ``teacher``, ``teacher.gradients``, ``teacher.batch_norm``,
+        ``source.images``, ``source.labels`` or ``source.free``, ``task.classification`` or ``task.regression``.
+        """
+        return set()
+
+    def student_updates_per_round(self) -> int:
+        """Optimiser steps of the student in one round: what a control with as many updates copies."""
+        return 1
+
+    def student_updates(self, rounds: int) -> int:
+        """The same for the first ``rounds`` rounds, which need not be alike."""
+        return rounds * self.student_updates_per_round()
+
+    def findings(self) -> dict[str, float]:
+        """What the fit found out about what it trained, for its report."""
+        return {}
+
+    def scheduled(self, *pairs: tuple[Optimizer, SchedulerFactory | None]) -> Any:
+        """What ``configure_optimizers`` returns for optimisers with or without a schedule."""
+        return [opt for opt, _ in pairs], [make(opt) for opt, make in pairs if make]
+
+    def opts(self) -> list[LightningOptimizer]:
+        """The optimisers, always as a list, in the order of ``configure_optimizers``."""
+        optimizers = self.optimizers()
+        return optimizers if isinstance(optimizers, list) else [optimizers]
+
+    def update(self, opt: LightningOptimizer, loss: Tensor) -> None:
+        """Zero, backward, step."""
+        opt.zero_grad()
+        self.manual_backward(loss)
+        opt.step()
+
+    @contextmanager
+    def frozen(self, net: nn.Module) -> Iterator[None]:
+        """Inside, gradients cross ``net`` without reaching its weights, which saves computing them."""
+        learning = [p for p in net.parameters() if p.requires_grad]
+        for p in learning:
+            p.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for p in learning:
+                p.requires_grad_(True)
+
+    def record(self, **terms: Tensor) -> None:
+        """Note this round's scalars: reported every ``log_every`` rounds, and watched for NaN in every round."""
+        values = self.terms_seen.note(terms, self.rounds_done)
+        batch = self.trainer.fit_loop.epoch_loop.batch_idx
+        if batch % self.log_every == 0 or batch + 1 == self.trainer.num_training_batches:
+            self.terms_seen.refuse_nan(type(self).__name__)
+            values = collectives.mean(values)
+            self.report({f"train/{k}": v for k, v in zip(terms, values.tolist(), strict=True)})
+
+    def report(self, scalars: dict[str, float]) -> None:
+        """Put scalars into every logger, beside the round; ``self.log`` would cost more than a small step."""
+        self.latest |= scalars
+        for logger in self.trainer.loggers:
+            logger.log_metrics({**scalars, "epoch": self.current_epoch}, step=self.rounds_done)
+
+    def show(self, images: Tensor, teacher: Tensor) -> None:
+        """Count this round's images (N, C, H, W), and let callbacks look at them and the teacher's answers (N, K)."""
+        self.images_made += len(images) * collectives.world()
+        self.seen = Seen(images.detach(), teacher.detach())
+
+    def on_train_epoch_end(self) -> None:
+        """Step the learning-rate schedules, which count epochs; the last statistics are those of all ranks."""
+        self.share_buffers()
+        schedulers = self.lr_schedulers() or []
+        for scheduler in schedulers if isinstance(schedulers, list) else [schedulers]:
+            scheduler.step()  # type: ignore[call-arg]
+
+    def on_validation_epoch_start(self) -> None:
+        """Validate what all ranks share."""
+        self.share_buffers()
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Metrics against the labels, and agreement with the teacher's stored answers."""
+        output = self.student(batch.x)
+        for name, metric in self.metrics.items():
+            metric(output, batch.y)
+            self.log(f"val/{name}", cast(Metric, metric), on_epoch=True, batch_size=len(batch.x))
+        if batch.t is not None:
+            self.agreement(output, batch.t)
+            self.log("val/agreement", self.agreement, on_epoch=True, batch_size=len(batch.x))

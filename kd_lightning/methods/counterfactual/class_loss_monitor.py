@@ -1,0 +1,50 @@
+"""Notices classes that a generator has lost: its discriminator knows every image of them."""
+
+from __future__ import annotations
+
+import warnings
+
+from torch import Tensor, nn
+
+from kd_lightning.methods.counterfactual.class_means import ClassMeans
+
+
+class VerdictWatch(nn.Module):
+    """The discriminator's mean verdict of real and of made images of every class over an epoch.
+
+    Trained towards 1 and 0 by least squares, the two are about alike where a class is drawn well, and some .9 apart
+    where object and background of a class have changed places, or a texture paints the shape. What was counted is in
+    the state dict, so that a resumed fit goes on.
+
+    Args:
+        classes: how many.
+        apart: a class whose verdicts are further apart is lost.
+    """
+
+    def __init__(self, classes: int, *, apart: float = 0.75) -> None:
+        super().__init__()
+        self.apart = apart
+        self.real, self.made = ClassMeans(classes), ClassMeans(classes)
+
+    def add(self, on_real: Tensor, y: Tensor, on_made: Tensor, made_y: Tensor) -> None:
+        """Count verdicts (N,) of real and (M,) of made images of classes (N,) and (M,) int64; waits for no device."""
+        self.real.add(on_real, y)
+        self.made.add(on_made, made_y)
+
+    def look(self) -> dict[int, tuple[float, float]]:
+        """Lost classes since the last look, and their verdicts of real and made images; alike on every rank."""
+        real, made = self.real.take(), self.made.take()
+        lost = (real - made > self.apart).nonzero().flatten().tolist()  # NaN is apart from nothing
+        return {k: (float(real[k]), float(made[k])) for k in lost}
+
+    def tell(self) -> None:
+        """Look, and warn of classes that are lost."""
+        if lost := self.look():
+            classes, them = ("classes", "them") if len(lost) > 1 else ("class", "it")
+            seen = ", ".join(f"{k} ({real:.2f} against {made:.2f})" for k, (real, made) in lost.items())
+            warnings.warn(
+                f"lost {classes} {seen}: the discriminator tells all that is drawn of {them} from real images, and "
+                "such counterfactuals will teach nothing. Look at samples/, and try another seed or a longer "
+                "trainer.max_epochs",
+                stacklevel=2,
+            )

@@ -1,0 +1,242 @@
+"""CMI: contrastive model inversion for data-free knowledge distillation (Fang et al., IJCAI 2021).
+
+A generator that starts anew for every batch inverts the teacher well and repeats itself: each batch looks like the
+last. CMI asks each image to be recognisable: by what the teacher's layers see of a part of it, a trained head has
+to tell it from the other images of the batch and from those of earlier batches. The images go to a pool, on which
+the student is distilled.
+
+Deviations (paper / authors' code / here):
+    * Bank of features: - / in the round that fills it nothing is returned, the loss is NaN, and so is the head ever
+      after / a ring that returns what was written.
+    * Features: the teacher's representation / channel means of every batch norm's input, of four stages for
+      ResNet-34 / the same; ``features`` names the modules.
+    * Keys: - / projected with a graph, then detached / projected without one, the same.
+    * Pool: - / 50,000 images made before, never released, in the rows with the best numbers / empty at first.
+    * Student: - / shuffled passes over the pool / draws with replacement.
+    * Several processes: - / - / one generator and head for all, latents and bank of each one's own.
+    * Result: - / best test accuracy over all epochs / the last step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from kd_lightning.core.feature_hooks import capture
+from kd_lightning.core.image_buffer import Memory
+from kd_lightning.data.loader import Augmentation
+from kd_lightning.losses.adversarial import masked_kl
+from kd_lightning.losses.contrastive import info_nce
+from kd_lightning.losses.image_prior import BatchNormTap, batch_norm_statistics
+from kd_lightning.methods.base.distiller import OptimizerFactory
+from kd_lightning.methods.base.image_pool import Best, Pooled
+from kd_lightning.teachers.white_box import FrozenTeacher
+
+
+class Cmi(Pooled):
+    """One training batch takes ``per_batch`` steps: of generator and latents, or of the student.
+
+    Args:
+        num_classes: of the teacher.
+        local: the augmentation of the local view; ``augment`` is that of the global one.
+        optimizer_head: makes the head's optimiser.
+        steps: of the generator for one batch of images, a multiple of ``per_batch``.
+        bn: weight of the batch-norm statistics.
+        oh: weight of the cross-entropy to the labels drawn.
+        adv: weight of the game against the student; 0 leaves it out.
+        cr: weight of the contrastive loss.
+        cr_temperature: tau of the contrastive loss.
+        head_dim: length of a projected feature.
+        features: modules of the teacher whose inputs are the features; None takes all batch norms.
+        bank_size: images whose features are kept.
+        negatives: of them, how many a step is contrasted with.
+        **pooled: see :class:`Pooled`.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        local: Sequence[Augmentation],
+        optimizer_head: OptimizerFactory,
+        steps: int = 200,
+        bn: float = 1.0,
+        oh: float = 1.0,
+        adv: float = 0.5,
+        cr: float = 0.8,
+        cr_temperature: float = 0.1,
+        head_dim: int = 256,
+        features: Sequence[str] | None = None,
+        bank_size: int = 40960,
+        negatives: int = 4096,
+        **pooled: Any,
+    ) -> None:
+        super().__init__(**pooled)
+        if steps % self.per_batch:
+            raise ValueError(f"per_batch must divide steps={steps}, got {self.per_batch}")
+        self.num_classes, self.local, self.make_optimizer_head = num_classes, tuple(local), optimizer_head
+        self.steps, self.bn, self.oh, self.adv = steps, bn, oh, adv
+        self.cr, self.cr_temperature, self.negatives = cr, cr_temperature, negatives
+        self.taps = self.batch_norms() if features is None else tuple(features)
+        d = self.feature_length()
+        self.head = nn.Sequential(nn.Linear(d, d), nn.ReLU(), nn.Linear(d, head_dim))
+        self.bank = Memory(bank_size, dtype=torch.float32)
+        self.z, self.y, self.best = torch.empty(0), torch.empty(0), Best()
+
+    def configure_optimizers(self) -> Any:
+        """Student first, generator second, head third."""
+        optimizers, schedules = super().configure_optimizers()
+        return [*optimizers, self.make_optimizer_head(self.head.parameters())], schedules
+
+    def student_updates(self, rounds: int) -> int:
+        """Of the batches that distil."""
+        return self.per_batch * sum(self.place(n) >= self.slices for n in range(rounds))
+
+    @property
+    def slices(self) -> int:
+        """Training batches that make one batch of images."""
+        return self.steps // self.per_batch
+
+    def place(self, n: int) -> int:
+        """Of training batch ``n`` of the fit in its round of the paper: first the slices, then the student's."""
+        return n % (self.slices + self.kd_steps // self.per_batch)
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        """Make images, or learn from them."""
+        place = self.place(self.rounds_done)
+        if place >= self.slices:
+            self.record(kd=self.distil())
+            return
+        if place == 0:
+            self.begin()
+        self.student.eval()
+        with self.frozen(self.student):
+            for _ in range(self.per_batch):
+                losses = self.synthesise()
+        self.student.train()
+        self.terms_seen.note(losses, self.rounds_done)
+        if place == self.slices - 1:
+            self.commit()
+            self.report({f"train/{name}": loss.item() for name, loss in losses.items()})
+
+    def begin(self) -> None:
+        """A new generator, new latents, a label for each."""
+        self.redraw_generator()
+        self.opts()[1].optimizer.state.clear()
+        self.z = self.latents(self.batch_size).requires_grad_()
+        self.y = torch.randint(self.num_classes, (self.batch_size,), generator=self.rng, device=self.device)
+        self.opt_z = self.make_optimizer_g([self.z])
+        self.best = Best()
+
+    def synthesise(self) -> dict[str, Tensor]:
+        """One step of generator, latents and head."""
+        assert isinstance(self.teacher, FrozenTeacher)
+        x = self.generator(self.z)
+
+        # Inversion, on the global view
+        view = self.view(x)
+        with BatchNormTap(self.teacher.net) as tap, capture(self.teacher.net, inputs=self.taps) as maps:
+            t = self.teacher(view)
+        losses = {
+            "bn": self.bn * batch_norm_statistics(tap.statistics, tap.layers),
+            "oh": self.oh * F.cross_entropy(t.float(), self.y),
+        }
+        if self.adv:
+            losses["adv"] = self.adv * masked_kl(self.student(view), t)
+        global_features = pooled_maps(maps)
+
+        # Contrast: a local view belongs to its own image's global view, here and in the bank
+        part = x
+        for augmentation in self.local:
+            part = augmentation(part, self.rng)
+        with capture(self.teacher.net, inputs=self.taps) as maps:
+            self.teacher(part)
+        local_features = pooled_maps(maps)
+        cached_local, cached_global = self.cached(local_features)
+        query = F.normalize(self.head(torch.cat([local_features, cached_local])))
+        with torch.no_grad():
+            key = F.normalize(self.head(torch.cat([global_features, cached_global])))
+        losses["cr"] = self.cr * info_nce(query, key, temperature=self.cr_temperature, fresh=len(x))
+
+        loss = torch.stack(list(losses.values())).sum()
+        self.best.offer(loss, x, t, torch.cat([local_features, global_features], 1))
+        optimizers: list[Any] = [*self.opts()[1:], self.opt_z]
+        for opt in optimizers:
+            opt.zero_grad()
+        self.manual_backward(loss)
+        for opt in optimizers:
+            opt.step()
+        return losses
+
+    def commit(self) -> None:
+        """The best of the steps goes to the pool, its features to the bank."""
+        _, x, t, features = self.best.kept
+        self.pool.add(x)
+        self.bank.add(features)
+        self.show(x, t)
+        self.z, self.y, self.best = torch.empty(0), torch.empty(0), Best()
+
+    def cached(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Local and global features (N', D) of N' <= ``negatives`` earlier images, none twice."""
+        if not len(self.bank):
+            return like[:0], like[:0]
+        index = torch.randperm(len(self.bank), generator=self.rng, device=like.device)[: self.negatives]
+        local, global_ = self.bank.rows[index].chunk(2, 1)
+        return local, global_
+
+    @torch.no_grad()
+    def redraw_generator(self) -> None:
+        """Weights N(0, 0.02), those of batch norms N(1, 0.02), biases 0."""
+        rng = self.common_rng()
+        for layer in self.generator.modules():
+            if isinstance(layer, nn.Linear | nn.Conv2d | nn.BatchNorm2d) and layer.weight is not None:
+                mean = 1.0 if isinstance(layer, nn.BatchNorm2d) else 0.0
+                layer.weight.copy_(mean + 0.02 * torch.randn(layer.weight.shape, generator=rng))
+                if layer.bias is not None:
+                    layer.bias.zero_()
+
+    def batch_norms(self) -> tuple[str, ...]:
+        """Paths of the teacher's batch norms."""
+        assert isinstance(self.teacher, FrozenTeacher)
+        return tuple(path for path, m in self.teacher.net.named_modules() if isinstance(m, _BatchNorm))
+
+    @torch.no_grad()
+    def feature_length(self) -> int:
+        """Length D of an image's feature."""
+        assert isinstance(self.teacher, FrozenTeacher)
+        device = next(self.teacher.net.parameters()).device
+        x = self.generator.eval()(torch.zeros(1, self.latent)).to(device)
+        self.generator.train()
+        with capture(self.teacher.net, inputs=self.taps) as maps:
+            self.teacher.net(x)
+        return pooled_maps(maps).shape[1]
+
+    def rank_state(self) -> dict[str, Any]:
+        """The bank and the unfinished batch as well."""
+        state = {**super().rank_state(), "bank": self.bank.save(self.beside("bank"))}
+        if len(self.z):
+            unfinished = {"z": self.z.detach(), "y": self.y, "best": self.best.kept, "opt_z": self.opt_z.state_dict()}
+            state["unfinished"] = unfinished
+        return state
+
+    def load_rank_state(self, state: dict[str, Any]) -> None:
+        """Take them back."""
+        super().load_rank_state(state)
+        self.bank.load(self.beside("bank"), state["bank"], self.device)
+        if "unfinished" in state:
+            unfinished = state["unfinished"]
+            self.z = unfinished["z"].to(self.device).requires_grad_()
+            self.y = unfinished["y"].to(self.device)
+            self.best = Best(*(tensor.to(self.device) for tensor in unfinished["best"]))
+            self.opt_z = self.make_optimizer_g([self.z])
+            self.opt_z.load_state_dict(unfinished["opt_z"])
+
+
+def pooled_maps(maps: dict[str, Tensor]) -> Tensor:
+    """Means over positions of maps (N, C, ...), side by side: (N, sum of C) in fp32."""
+    return torch.cat([m.float().reshape(*m.shape[:2], -1).mean(2) for m in maps.values()], 1)

@@ -1,0 +1,189 @@
+"""FastDFKD: up to 100x faster data-free knowledge distillation (Fang et al., AAAI 2022).
+
+Inverting the teacher from nothing takes hundreds of steps for every batch. Here a generator is meta-learned so
+that a few steps on a copy of it, together with the batch's latents, suffice: what all batches have in common
+stays in the generator, the rest is the copy's. The images go to a pool, on which the student is distilled.
+
+Deviations (paper / authors' code / here):
+    * Meta gradient: sum over the inner steps / that, or Reptile's / the same two.
+    * Batch-norm term: - / from the second round on a batch explains only 1-r of the statistics, earlier ones the
+      rest / as the code.
+    * Adversarial term: - / from the last of the warm-up rounds on / from the first round after them.
+    * Student: - / shuffled passes over the pool / draws with replacement. The warm-up rounds stand in for the first
+      student steps, so the student has ``warmup * per_batch`` steps less.
+    * Inner loop: - / a host synchronisation in each step, and with MAML a last one of the copy, which nobody
+      uses / neither.
+    * Several processes: - / - / each has its own copy and latents; the meta gradient is their mean.
+    * Result: - / best test accuracy over all epochs / the last step.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kd_lightning.losses.adversarial import masked_kl
+from kd_lightning.losses.image_prior import BatchNormTap, MeanVar, batch_norm_statistics
+from kd_lightning.methods.base.image_pool import Best, Pooled
+from kd_lightning.teachers.white_box import FrozenTeacher
+
+
+class FastDfkd(Pooled):
+    """One training batch makes a batch of images, or takes ``per_batch`` student steps on all there are.
+
+    Args:
+        num_classes: of the teacher.
+        steps: k, inner steps for one batch of images.
+        lr_z: learning rate of the latents; that of the copy is ``optimizer_g``'s, the generator's k times that.
+        bn: weight of the batch-norm statistics.
+        oh: weight of the cross-entropy to the labels drawn.
+        adv: weight of the game against the student.
+        momentum: r of the batch-norm statistics.
+        meta: first-order MAML or Reptile.
+        warmup: rounds that only make images.
+        reset_at: rounds after warm-up until the generator's first layer is drawn anew; None never does.
+        **pooled: see :class:`Pooled`.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        steps: int = 10,
+        lr_z: float = 0.01,
+        bn: float = 10.0,
+        oh: float = 0.4,
+        adv: float = 1.1,
+        momentum: float = 0.9,
+        meta: Literal["maml", "reptile"] = "maml",
+        warmup: int = 20,
+        reset_at: int | None = 120,
+        **pooled: Any,
+    ) -> None:
+        super().__init__(**pooled)
+        if meta not in ("maml", "reptile"):
+            raise ValueError(f"unknown meta={meta!r}: take maml or reptile")
+        self.num_classes, self.steps, self.lr_z = num_classes, steps, lr_z
+        self.bn, self.oh, self.adv, self.momentum = bn, oh, adv, momentum
+        self.meta, self.warmup, self.reset_at = meta, warmup, reset_at
+        self.ema: list[MeanVar] | None = None
+
+    def configure_optimizers(self) -> Any:
+        """Student first, meta-generator second."""
+        configured = super().configure_optimizers()
+        for group in configured[0][1].param_groups:
+            group["lr"] *= self.steps  # one meta step is as long as k inner ones
+        return configured
+
+    def student_updates(self, rounds: int) -> int:
+        """Of the batches that distil."""
+        return self.per_batch * sum(not self.synthesises(n) for n in range(rounds))
+
+    def synthesises(self, n: int) -> bool:
+        """Whether training batch ``n`` of the fit makes images: one in each round of the paper, all at first."""
+        return n <= self.warmup or n % (1 + self.kd_steps // self.per_batch) == 0
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        """Make images, or learn from them."""
+        if self.synthesises(self.rounds_done):
+            self.record(**self.synthesise())
+        else:
+            self.record(kd=self.distil())
+
+    def synthesise(self) -> dict[str, Tensor]:
+        """A batch of images for the pool; the generator learns to be a better start for the next."""
+        assert isinstance(self.teacher, FrozenTeacher)
+        opt_meta = self.opts()[1]
+        made = self.pool.added // self.batch_size
+        adversarial = self.adv > 0 and made >= self.warmup
+        if self.reset_at is not None and made == self.warmup + self.reset_at:
+            self.redraw_first_layer()
+
+        # Inner problem: a copy G' of the generator, free latents z, a label for each
+        fast = copy.deepcopy(self.generator)
+        z = self.latents(self.batch_size).requires_grad_()
+        y = torch.randint(self.num_classes, (self.batch_size,), generator=self.rng, device=self.device)
+        opt = self.make_optimizer_g([{"params": fast.parameters()}, {"params": [z], "lr": self.lr_z}])
+        best = Best()
+        opt_meta.zero_grad()
+        self.student.eval()
+        with self.frozen(self.student):
+            for step in range(self.steps):
+                x = fast(z)
+                view = self.view(x)
+                with BatchNormTap(self.teacher.net) as tap:
+                    t = self.teacher(view)
+                loss_bn = batch_norm_statistics(tap.statistics, tap.layers, ema=self.ema, momentum=self.momentum)
+                losses = {"bn": self.bn * loss_bn, "oh": self.oh * F.cross_entropy(t.float(), y)}
+                if adversarial:
+                    losses["adv"] = self.adv * masked_kl(self.student(view), t)
+                loss = torch.stack(list(losses.values())).sum()
+                best.offer(loss, x, t)
+                opt.zero_grad()
+                loss.backward()
+                if self.meta == "maml":
+                    self.add_gradient(fast)
+                if self.meta == "reptile" or step + 1 < self.steps:  # nobody would use the last one
+                    opt.step()
+        self.student.train()
+
+        # Outer problem: move the generator itself
+        if self.meta == "reptile":
+            self.towards(fast)
+        self.average_gradient()
+        opt_meta.step()
+
+        # The mixture of batches, of which the next has to explain a part
+        self.ema = self.mixed(tap.statistics)
+        _, x, t = best.kept
+        self.pool.add(x)
+        self.show(x, t)
+        return losses
+
+    def add_gradient(self, fast: nn.Module) -> None:
+        """First-order MAML: the copy's gradient counts as the generator's."""
+        for p, q in zip(self.generator.parameters(), fast.parameters(), strict=True):
+            assert q.grad is not None
+            p.grad = q.grad.clone() if p.grad is None else p.grad.add_(q.grad)
+
+    def towards(self, fast: nn.Module) -> None:
+        """Reptile: the way that the copy has gone, times 67 as in the code, where Adam forgets the factor."""
+        for p, q in zip(self.generator.parameters(), fast.parameters(), strict=True):
+            p.grad = 67 * (p.detach() - q.detach())
+
+    def average_gradient(self) -> None:
+        """Mean of the meta gradient over ranks: the inner loops are each rank's own."""
+        if self.trainer.world_size > 1:
+            for p in self.generator.parameters():
+                p.grad = self.trainer.strategy.reduce(p.grad, reduce_op="mean")
+
+    def mixed(self, statistics: list[MeanVar]) -> list[MeanVar]:
+        """Running averages of the batches' statistics, the last one in."""
+        now = [(mean.detach(), var.detach()) for mean, var in statistics]
+        if self.ema is None:
+            return now
+        r = self.momentum
+        return [(r * m + (1 - r) * a, r * v + (1 - r) * b) for (m, v), (a, b) in zip(self.ema, now, strict=True)]
+
+    @torch.no_grad()
+    def redraw_first_layer(self) -> None:
+        """N(0, 0.02) for the first linear layer and the batch norm behind it."""
+        rng = self.common_rng()
+        linear = next(m for m in self.generator.modules() if isinstance(m, nn.Linear))
+        norm = next(m for m in self.generator.modules() if isinstance(m, nn.BatchNorm2d))
+        for layer in (linear, norm):
+            layer.weight.copy_(0.02 * torch.randn(layer.weight.shape, generator=rng))
+            layer.bias.zero_()
+
+    def rank_state(self) -> dict[str, Any]:
+        """The averages of the statistics as well."""
+        return {**super().rank_state(), "ema": self.ema}
+
+    def load_rank_state(self, state: dict[str, Any]) -> None:
+        """Take them back."""
+        super().load_rank_state(state)
+        self.ema = state["ema"] and [(m.to(self.device), v.to(self.device)) for m, v in state["ema"]]

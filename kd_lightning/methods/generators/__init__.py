@@ -1,0 +1,1 @@
+"""Conditional generators and the networks that go with them."""

@@ -1,0 +1,256 @@
+"""Walks to a network's decision boundary, and how alike the boundaries of two networks are.
+
+Heo et al., *Knowledge Distillation with Adversarial Samples Supporting Decision Boundary* (AAAI 2019). From an image of
+its base class a walk goes down the margin to a target class until it has just crossed into that class. Trained on,
+such points carry the teacher's boundary over (``method=bss``); compared, they tell for any student how much of it
+arrived (``metrics=boundary``, ``kd-boundary``).
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from kd_lightning.core.inference import predict
+from kd_lightning.data.dataset import Split
+from kd_lightning.networks.normalized import Normalized
+
+CROSSED, THIRD, STEPS = range(3)
+"""How a walk ended: in its target class, in a class that is neither base nor target, or out of steps."""
+
+
+class Walk(NamedTuple):
+    """Where walks ended.
+
+    ``x``: the points (N, C, H, W); ``scores``: the network's logits there (N, K); ``reason``: CROSSED, THIRD or
+    STEPS (N,); ``steps``: how many were taken (N,).
+    """
+
+    x: Tensor
+    scores: Tensor
+    reason: Tensor
+    steps: Tensor
+
+    @property
+    def ok(self) -> Tensor:
+        """Which of them support the boundary between base and target: bool (N,)."""
+        return self.reason == CROSSED
+
+
+def boundary_walk(
+    net: nn.Module | Callable[[Tensor], Tensor],
+    x: Tensor,
+    base: Tensor,
+    target: Tensor,
+    *,
+    std: Tensor | float = 1.0,
+    eta: float = 0.3,
+    eps: float = 1e-4,
+    max_steps: int = 10,
+    score: Literal["logits", "probs"] = "logits",
+    box: tuple[Tensor | float, Tensor | float] | None = (0.0, 1.0),
+) -> Walk:
+    """Go down L = f_base - f_target by steps of eta * (L + eps) along its gradient's direction until L < 0.
+
+    The length of a step is in normalised units, x / std; the gradient counts by its direction alone. A walk
+    ends by itself: each image's is the same whatever walks beside it. Draws no random number, and leaves the
+    network, its gradients and its mode as they were: put it in eval mode first.
+
+    Args:
+        net: images (N, C, H, W) in data units to logits (N, K).
+        x: where to begin.
+        base: classes (N,) that the network gives these images.
+        target: classes (N,) to walk to, other than ``base``.
+        std: per channel (C, 1, 1), of the normalisation in whose units steps are taken.
+        eta: length of a step for a margin of 1.
+        eps: added to the margin, without which a walk would come ever nearer and never cross.
+        max_steps: I_max, after which a walk is given up.
+        score: what f is: ``logits``, or ``probs`` as in a third party's variant.
+        box: lowest and highest pixel, in data units; None for no limits.
+    """
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
+        x, base, target = x.detach().clone(), base.clone(), target.clone()
+        reason, steps = torch.full_like(base, STEPS), torch.zeros_like(base)
+        scores: Tensor | None = None
+        walking = torch.arange(len(x), device=x.device)
+        for taken in range(max_steps + 1):  # the last time round only looks where it is
+            here, b, k = x[walking].requires_grad_(), base[walking], target[walking]
+            answer = net(here)
+            f = answer.softmax(1) if score == "probs" else answer
+            margin = (f.gather(1, b[:, None]) - f.gather(1, k[:, None])).squeeze(1)
+            if scores is None:
+                scores = torch.empty_like(answer)
+            scores = scores.detach().index_copy(0, walking, answer.detach())
+
+            top = f.argmax(1)
+            crossed, third = (margin < 0) & (top == k), (top != b) & (top != k)
+            reason[walking[crossed]], reason[walking[third]] = CROSSED, THIRD
+            on = ~(crossed | third)
+            if taken == max_steps or not on.any():
+                break
+            slope = torch.autograd.grad(margin.sum(), here)[0][on] * std
+            norm = slope.flatten(1).norm(dim=1).clamp_min(torch.finfo(x.dtype).tiny)
+            length = eta * (margin.detach()[on] + eps) / norm
+            walking = walking[on]
+            moved = x[walking] - std * length.view(-1, 1, 1, 1) * slope
+            x[walking] = moved if box is None else torch.clamp(moved, *_tensors(box, x))
+            steps[walking] += 1
+    assert scores is not None
+    return Walk(x, scores, reason, steps)
+
+
+def _tensors(box: tuple[Tensor | float, Tensor | float], like: Tensor) -> tuple[Tensor, Tensor]:
+    low, high = (torch.as_tensor(edge, dtype=like.dtype, device=like.device) for edge in box)
+    return low, high
+
+
+class Similarity(NamedTuple):
+    """MagSim in (0, 1] and AngSim in [-1, 1], over the valid ones of all pairs; NaN where none is valid."""
+
+    magsim: float
+    angsim: float
+    valid_fraction: float
+
+
+class Pairs(NamedTuple):
+    """Two networks' walks from the same image to the same class, image by image and class by class.
+
+    ``magnitude``: the shorter displacement over the longer (P,); ``cosine`` of the angle between them (P,);
+    ``valid``: whether both walks crossed (P,); ``steps``: of the longer walk (P,); ``images``: how many.
+    """
+
+    magnitude: Tensor
+    cosine: Tensor
+    valid: Tensor
+    steps: Tensor
+    images: int
+
+    def within(self, max_steps: int) -> Similarity:
+        """What the similarity would be if walks were given up after so many steps."""
+        valid = self.valid & (self.steps <= max_steps)
+        if not valid.any():
+            return Similarity(math.nan, math.nan, 0.0)
+        means = (self.magnitude[valid].mean(), self.cosine[valid].mean(), valid.double().mean())
+        return Similarity(*(float(mean) for mean in means))
+
+
+def compare(
+    one: nn.Module,
+    other: nn.Module,
+    split: Split,
+    *,
+    std: Tensor | float = 1.0,
+    eta: float = 0.3,
+    eps: float = 1e-4,
+    max_steps: int = 10,
+    images: int | None = 500,
+    box: tuple[Tensor | float, Tensor | float] | None = (0.0, 1.0),
+    device: str = "cpu",
+    chunk: int = 1024,
+) -> Pairs:
+    """Walk on both networks from images that both get right, to every other class.
+
+    Args:
+        one: images (N, C, H, W) in [0, 1] to logits (N, K).
+        other: the other network; which of the two comes first makes no difference.
+        split: labelled images.
+        std: per channel (C, 1, 1): displacements are compared in the units x / std.
+        eta: see :func:`boundary_walk`.
+        eps: see :func:`boundary_walk`.
+        max_steps: see :func:`boundary_walk`.
+        images: at most so many, spread evenly over those that both get right; None for all.
+        box: see :func:`boundary_walk`.
+        device: where to walk.
+        chunk: walks at a time.
+    """
+    nets = (one, other)
+    answers = [predict(net, split.images, device=device) for net in nets]
+    classes = answers[0].shape[1]
+    right = torch.stack([answer.argmax(1) == split.labels for answer in answers]).all(0).nonzero().view(-1)
+    if images is not None and len(right) > images:
+        right = right[torch.linspace(0, len(right) - 1, images).long()]
+    others = torch.arange(1, classes)
+    base = split.labels[right].repeat_interleave(classes - 1)
+    target = (base + others.repeat(len(right))) % classes
+    start = right.repeat_interleave(classes - 1)
+
+    kept: list[list[Tensor]] = [[], [], [], []]
+    with _as_they_answer(*nets):
+        for part in torch.arange(len(start)).split(chunk) if len(start) else ():
+            x = split.images[start[part]].to(device).float() / 255
+            b, k = base[part].to(device), target[part].to(device)
+            walks = [
+                boundary_walk(net, x, b, k, std=std, eta=eta, eps=eps, max_steps=max_steps, box=box) for net in nets
+            ]
+            moved = [((walk.x - x) / std).flatten(1).double() for walk in walks]
+            lengths = [d.norm(dim=1).clamp_min(1e-30) for d in moved]
+            found = (
+                torch.minimum(*lengths) / torch.maximum(*lengths),
+                (moved[0] * moved[1]).sum(1) / (lengths[0] * lengths[1]),
+                walks[0].ok & walks[1].ok,
+                torch.maximum(walks[0].steps, walks[1].steps),
+            )
+            for values, more in zip(kept, found, strict=True):
+                values.append(more.cpu())
+    empty = (torch.zeros(0), torch.zeros(0), torch.zeros(0, dtype=torch.bool), torch.zeros(0, dtype=torch.long))
+    magnitude, cosine, ok, steps = (torch.cat(v) if v else none for v, none in zip(kept, empty, strict=True))
+    return Pairs(magnitude, cosine, ok, steps, len(right))
+
+
+@contextmanager
+def _as_they_answer(*nets: nn.Module) -> Iterator[None]:
+    """Inside, the networks are in eval mode."""
+    modes = [net.training for net in nets]
+    for net in nets:
+        net.eval()
+    try:
+        yield
+    finally:
+        for net, mode in zip(nets, modes, strict=True):
+            net.train(mode)
+
+
+class Boundary:
+    """How much of the teacher's boundary a student has: MagSim, AngSim and the fraction of pairs they count.
+
+    A pair is a test image that both get right and one of the other classes. It is valid if the walks on both
+    networks crossed into that class within ``max_steps``; the others met a third class or gave up. Numbers over
+    different valid fractions are hard to compare, so look at the three together.
+
+    Args:
+        images: at most so many test images, spread evenly.
+        eta: length of a step for a margin of 1, in normalised units.
+        eps: added to the margin.
+        max_steps: I_max.
+    """
+
+    needs = frozenset({"teacher.gradients", "task.classification"})
+
+    def __init__(self, *, images: int | None = 500, eta: float = 0.3, eps: float = 1e-4, max_steps: int = 10) -> None:
+        self.images, self.eta, self.eps, self.max_steps = images, eta, eps, max_steps
+
+    def pairs(self, student: nn.Module, teacher: Normalized, split: Split, *, device: str = "cpu") -> Pairs:
+        """The walks themselves, in the units of the teacher's normalisation."""
+        settings = {"eta": self.eta, "eps": self.eps, "max_steps": self.max_steps, "images": self.images}
+        std = teacher.std.to(device)
+        return compare(student, teacher, split, std=std, device=device, **settings)  # type: ignore[arg-type]
+
+    def __call__(
+        self, student: nn.Module, teacher: Normalized, split: Split, *, device: str = "cpu", samples: Path | None = None
+    ) -> dict[str, float | None]:
+        """``magsim``, ``angsim`` (None where no pair is valid, with a warning) and ``valid_fraction``."""
+        found = self.pairs(student, teacher, split, device=device).within(self.max_steps)
+        if not found.valid_fraction:
+            warnings.warn(
+                f"no pair of walks reached the boundary on both networks within {self.max_steps} steps, so there is no "
+                "MagSim and no AngSim: raise metrics.boundary.max_steps",
+                stacklevel=2,
+            )
+        return {k: None if math.isnan(v) else v for k, v in found._asdict().items()}

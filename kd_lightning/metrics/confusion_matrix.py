@@ -1,0 +1,65 @@
+"""What the student takes for what, at the end of a run: against the labels and against the teacher."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor
+
+from kd_lightning.core.tasks import Regression
+from kd_lightning.data.dataset import Dataset
+from kd_lightning.inspection import confusion
+from kd_lightning.tracking.backends import Boards
+from kd_lightning.tracking.image_grids import matrix, save, scatter
+
+
+def draw_answers(
+    folder: Path, boards: Boards, dataset: Dataset, student: Tensor, labels: Tensor, teacher: Tensor | None
+) -> None:
+    """Write a picture against the labels and, where the teacher's answers are known, one against those.
+
+    ``confusion_labels.png`` and ``confusion_teacher.png`` where labels are classes, ``numbers_labels.png`` and
+    ``numbers_teacher.png`` where they are numbers.
+
+    Args:
+        folder: where they go.
+        boards: who is shown them too.
+        dataset: says what the labels are.
+        student: outputs on the test images, (N, K).
+        labels: (N,).
+        teacher: outputs on the same images, (N, K), or None.
+    """
+    draw = _numbers if isinstance(dataset.task, Regression) else _confusions
+    draw(folder, boards, dataset, student.cpu(), labels.cpu(), None if teacher is None else teacher.cpu())
+
+
+def _confusions(
+    folder: Path, boards: Boards, dataset: Dataset, student: Tensor, labels: Tensor, teacher: Tensor | None
+) -> None:
+    classes, said = dataset.classes, student.argmax(1)
+    others = {"labels": ("label", labels)}
+    if teacher is not None:
+        others["teacher"] = ("teacher says", teacher.argmax(1))
+    for name, (rows, true) in others.items():
+        counts = confusion(said, true, len(classes))
+        same = f"{int(counts.diagonal().sum()):,} of {len(said):,} test images alike"
+        picture = matrix(counts, classes, f"Student against {name}: {same}", rows=rows, columns="student says")
+        save(picture, folder / f"confusion_{name}.png")
+        boards.confusion(f"confusion/{name}", picture, true, said, classes)
+
+
+def _numbers(
+    folder: Path, boards: Boards, dataset: Dataset, student: Tensor, labels: Tensor, teacher: Tensor | None
+) -> None:
+    task = dataset.task
+    assert isinstance(task, Regression)
+    said = task.numbers(student)
+    others = {"labels": ("label", labels.float())}
+    if teacher is not None:
+        others["teacher"] = ("teacher says", task.numbers(teacher))
+    for name, (columns, true) in others.items():
+        apart = f"{float((said - true).abs().mean()):.2f} {task.unit} apart on {len(said):,} test images"
+        title = f"Student against {name}: {apart}"
+        picture = scatter(true, said, low=task.low, high=task.high, title=title, columns=columns, rows="student says")
+        save(picture, folder / f"numbers_{name}.png")
+        boards.picture(f"numbers/{name}", picture, None)

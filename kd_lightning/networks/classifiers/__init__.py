@@ -1,0 +1,1 @@
+"""Classifiers: images (N,C,H,W) to logits (N,K)."""

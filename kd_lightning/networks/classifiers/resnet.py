@@ -1,0 +1,135 @@
+"""Residual networks (He et al., CVPR 2016): thin ones for CIFAR, and ResNet-18/34/50 with a stem for 32x32."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models import resnet as torchvision_resnet
+
+from kd_lightning.networks.classifiers.stem import Stem, stem_conv, stem_pool
+
+_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
+
+
+class CifarResNet(nn.Module):
+    """ResNet of depth 6n+2 with 16, 32 and 64 channels: (N,in_channels,H,W) -> (N,num_classes).
+
+    The maps of the three groups are the outputs of `layer1`, `layer2`, `layer3`; the feature has 64 values.
+    "resnet8x4" and "resnet32x4" of the distillation tables are depths 8 and 32 with `widths=(32, 64, 128, 256)`.
+
+    Args:
+        depth: 8, 14, 20, 26, 32, 44, 56, 110 ...
+        num_classes: logits.
+        in_channels: channels of the image.
+        shortcut: where the shape changes, "A" takes every second pixel and appends channels of zeros (the
+            paper on CIFAR; no parameters), "B" is a 1x1 convolution with BatchNorm (the usual CIFAR-100
+            distillation tables).
+        widths: channels after the stem and of the three groups.
+        stem: for images larger than 32x32, see `stem.py`.
+        first_stride: 2 where the first group is to halve the map as the others do.
+
+    Raises:
+        ValueError: a depth that is not 6n+2, an unknown shortcut, not four widths.
+    """
+
+    def __init__(
+        self,
+        *,
+        depth: int,
+        num_classes: int,
+        in_channels: int = 3,
+        shortcut: Literal["A", "B"] = "A",
+        widths: Sequence[int] = (16, 16, 32, 64),
+        stem: Stem = "full",
+        first_stride: int = 1,
+    ) -> None:
+        super().__init__()
+        if depth < 8 or (depth - 2) % 6:
+            raise ValueError(f"CifarResNet has depth 6n+2 (8, 14, 20, 26, 32, 44, 56, 110), got {depth}")
+        if shortcut not in ("A", "B"):
+            raise ValueError(f"unknown shortcut {shortcut!r}: take A or B")
+        if len(widths) != 4:
+            raise ValueError(f"CifarResNet takes four widths (stem and three groups), got {list(widths)}")
+        n, (first, *groups) = (depth - 2) // 6, widths
+        self.conv1 = stem_conv(in_channels, first, stem)
+        self.bn1 = nn.BatchNorm2d(first)
+        self.shrink = stem_pool(stem)
+        self.layer1 = _group(n, first, groups[0], first_stride, shortcut)
+        self.layer2 = _group(n, groups[0], groups[1], 2, shortcut)
+        self.layer3 = _group(n, groups[1], groups[2], 2, shortcut)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.head = nn.Linear(groups[2], num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N,num_classes) of images (N,in_channels,H,W)."""
+        x = self.shrink(F.relu(self.bn1(self.conv1(x))))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        logits: Tensor = self.head(self.pool(x).flatten(1))
+        return logits
+
+
+class ResNet(torchvision_resnet.ResNet):
+    """ResNet-18, -34 or -50 for small images: torchvision's, with a 3x3 stem of stride 1 and without max pooling.
+
+    (N,in_channels,H,W) -> (N,num_classes). Module paths are torchvision's, so that published weights of this
+    shape load; the head is `fc` (see `networks.head_of`), the feature has 512 values, of ResNet-50 2,048.
+
+    Args:
+        depth: 18, 34 or 50.
+        num_classes: logits.
+        in_channels: channels of the image.
+        stem: for images larger than 32x32, see `stem.py`.
+        first_stride: 2 where the first group is to halve the map as the others do.
+
+    Raises:
+        ValueError: another depth.
+    """
+
+    def __init__(
+        self, *, depth: int, num_classes: int, in_channels: int = 3, stem: Stem = "full", first_stride: int = 1
+    ) -> None:
+        if depth not in _BLOCKS:
+            raise ValueError(f"ResNet for small images has depth 18, 34 or 50, got {depth}")
+        kind = torchvision_resnet.Bottleneck if depth == 50 else torchvision_resnet.BasicBlock
+        super().__init__(kind, list(_BLOCKS[depth]), num_classes=num_classes)
+        self.conv1 = stem_conv(in_channels, 64, stem)
+        nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
+        self.maxpool = stem_pool(stem)
+        if first_stride != 1:
+            self.inplanes = 64
+            self.layer1 = self._make_layer(kind, 64, _BLOCKS[depth][0], stride=first_stride)
+            for module in self.layer1.modules():
+                if isinstance(module, nn.Conv2d):
+                    nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+class _Subsample(nn.Module):
+    """Shortcut A: every `stride`-th pixel, then zeros for the channels that are missing."""
+
+    def __init__(self, stride: int, missing: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.missing = missing
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pad(x[..., :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.missing))
+
+
+def _group(n: int, inputs: int, outputs: int, stride: int, shortcut: str) -> nn.Sequential:
+    blocks = [_block(inputs, outputs, stride, shortcut)]
+    blocks += [_block(outputs, outputs, 1, shortcut) for _ in range(n - 1)]
+    return nn.Sequential(*blocks)
+
+
+def _block(inputs: int, outputs: int, stride: int, shortcut: str) -> nn.Module:
+    down: nn.Module | None = None
+    changes = inputs != outputs or stride != 1
+    if changes and shortcut == "A":
+        down = _Subsample(stride, outputs - inputs)
+    elif changes:
+        down = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+    return torchvision_resnet.BasicBlock(inputs, outputs, stride, down)

@@ -1,0 +1,1 @@
+"""Generators: latents (N,Z) to images (N,C,H,W)."""

@@ -1,0 +1,161 @@
+"""TinyGAN (Chang and Lu, ACCV 2020): the small conditional GAN that learns to answer as a large one does.
+
+Residual generator of depthwise and pointwise convolutions; one vector for each class sets gain and bias of its
+BatchNorms. The discriminator also gives its inner maps, which distillation compares. With the defaults of the
+networks, 1000 classes and latents of 128 values they have 3,070,659 (128x128) and 3,300,321 parameters.
+
+Deviations (paper / authors' code / here):
+    * Class vectors: - / begin at a reduced table of ImageNet's classes, of deviation 0.0868 / at a normal of
+      ``deviation``; the table is part of the published weights.
+    * Gain and bias of the BatchNorms: - / meant to begin at 1 and 0, but both begin at the sum of the class vector's
+      first values / ``cbn_init="fixed"`` begins at 1 and 0, ``"reference"`` where the code does.
+    * skip: - / doubled, then convolved / convolved, then doubled, which is the same.
+    * channels: 3 / 3 / a mask's may be 1.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.parametrizations import spectral_norm
+
+from kd_lightning.networks.generators.gan_blocks import from_pixels, to_pixels
+
+CbnInit = Literal["fixed", "reference"]
+
+
+class Generator(nn.Module):
+    """Latents (N, latent) and classes (N,) int64 -> images (N, channels, size, size) in [0, 1].
+
+    Args:
+        num_classes: of the labels.
+        latent: length of z.
+        size: height and width, a multiple of 2 ** ``repeat``.
+        conv_dim: channels of the last map; the first has 2 ** (``repeat`` - 1) times as many.
+        repeat: blocks, each of which doubles height and width; all but the first halve the channels.
+        embed: length of a class's vector.
+        channels: of the image.
+        cbn_init: where the conditional BatchNorms begin: gain 1 and bias 0, or as the authors' code does.
+        deviation: of the vectors of the classes before training.
+
+    Raises:
+        ValueError: a size that the blocks do not reach, or an unknown ``cbn_init``.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        latent: int = 128,
+        size: int = 128,
+        conv_dim: int = 32,
+        repeat: int = 5,
+        embed: int = 128,
+        channels: int = 3,
+        cbn_init: CbnInit = "fixed",
+        deviation: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if size < 1 << repeat or size % (1 << repeat):
+            raise ValueError(f"TinyGAN of {repeat} blocks: size must be a multiple of {1 << repeat}, got {size}")
+        self.latent, first = latent, size >> repeat
+        maps = [conv_dim << (repeat - 1), *(conv_dim << i for i in reversed(range(repeat)))]
+        self.embedding = nn.Embedding(num_classes, embed)
+        nn.init.normal_(self.embedding.weight, std=deviation)
+        self.fc = nn.Linear(latent, maps[0] * first * first)
+        self.grid = (maps[0], first, first)
+        self.blocks = nn.ModuleList(_Block(a, b, embed=embed, cbn_init=cbn_init) for a, b in pairwise(maps))
+        self.bn = nn.BatchNorm2d(conv_dim)
+        self.colorize = nn.Conv2d(conv_dim, channels, 3, padding=1)
+
+    def forward(self, z: Tensor, y: Tensor) -> Tensor:
+        """Images of latents z and labels y."""
+        condition = self.embedding(y)
+        h = self.fc(z).unflatten(1, self.grid)
+        for block in self.blocks:
+            h = block(h, condition)
+        return to_pixels(torch.tanh(self.colorize(F.relu(self.bn(h)))))
+
+
+class Discriminator(nn.Module):
+    """Images (N, channels, H, W) in [0, 1] and classes (N,) int64 -> verdicts (N,), high for real ones, and maps.
+
+    Every layer halves height and width, and the last map is summed over them: a score grows with the image's area.
+
+    Args:
+        num_classes: of the labels.
+        conv_dim: channels of the first map, doubled by every further layer.
+        repeat: layers.
+        channels: of the image.
+    """
+
+    def __init__(self, *, num_classes: int, conv_dim: int = 32, repeat: int = 5, channels: int = 3) -> None:
+        super().__init__()
+        maps = [channels, *(conv_dim << i for i in range(repeat))]
+        self.layers = nn.ModuleList(spectral_norm(nn.Conv2d(a, b, 4, 2, 1)) for a, b in pairwise(maps))
+        self.fc_src = spectral_norm(nn.Linear(maps[-1], 1))
+        self.embedding = spectral_norm(nn.Embedding(num_classes, maps[-1]))
+
+    def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Verdicts w h + <e(y), h> on the summed map h, and the rectified map of every layer, the largest first."""
+        h = from_pixels(x)
+        features = []
+        for layer in self.layers:
+            h = F.leaky_relu(layer(h), 0.01)
+            features.append(h)
+        pooled = h.sum((2, 3))
+        return self.fc_src(pooled).squeeze(1) + (self.embedding(y) * pooled).sum(1), features
+
+
+class _ConditionalBatchNorm(nn.Module):
+    """Gain(c) BN(x) + bias(c), both linear in a condition c (N, embed); the gain is not counted from 1."""
+
+    def __init__(self, channels: int, *, embed: int, cbn_init: CbnInit) -> None:
+        super().__init__()
+        self.bn = nn.BatchNorm2d(channels, affine=False)
+        self.embed = nn.Linear(embed, 2 * channels)
+        with torch.no_grad():
+            if cbn_init == "fixed":
+                self.embed.weight.zero_()
+                self.embed.bias[:channels] = 1
+                self.embed.bias[channels:] = 0
+            elif cbn_init == "reference":  # fills along the condition, where the channels were meant
+                self.embed.weight[:, :channels] = 1
+                self.embed.weight[:, channels:] = 0
+            else:
+                raise ValueError(f"TinyGAN: cbn_init is fixed or reference, got {cbn_init!r}")
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        gain, bias = self.embed(condition)[..., None, None].chunk(2, 1)
+        return torch.addcmul(bias, gain, self.bn(x))
+
+
+class _Block(nn.Module):
+    """Residual block that doubles height and width: (N, inputs, H, W) -> (N, outputs, 2H, 2W)."""
+
+    def __init__(self, inputs: int, outputs: int, *, embed: int, cbn_init: CbnInit) -> None:
+        super().__init__()
+        self.cbn0 = _ConditionalBatchNorm(inputs, embed=embed, cbn_init=cbn_init)
+        self.cbn1 = _ConditionalBatchNorm(outputs, embed=embed, cbn_init=cbn_init)
+        self.dw_conv1 = nn.Conv2d(inputs, inputs, 3, padding=1, groups=inputs)
+        self.pw_conv1 = nn.Conv2d(inputs, outputs, 1)
+        self.dw_conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, groups=outputs)
+        self.pw_conv2 = nn.Conv2d(outputs, outputs, 1)
+        self.c_sc = nn.Conv2d(inputs, outputs, 1)
+        for depthwise in (self.dw_conv1, self.dw_conv2):
+            nn.init.xavier_uniform_(depthwise.weight, gain=2**0.5)
+        for pointwise in (self.pw_conv1, self.pw_conv2, self.c_sc):
+            nn.init.xavier_uniform_(pointwise.weight)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        h = self.pw_conv1(self.dw_conv1(_doubled(F.relu(self.cbn0(x, condition)))))
+        h = self.pw_conv2(self.dw_conv2(F.relu(self.cbn1(h, condition))))
+        return h + _doubled(self.c_sc(x))
+
+
+def _doubled(x: Tensor) -> Tensor:
+    return F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)

@@ -1,0 +1,1 @@
+"""What a command would make, and what that would cost."""

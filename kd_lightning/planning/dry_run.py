@@ -1,0 +1,267 @@
+"""A fit's rehearsal: a few rounds on a store that goes away, timed, and a report as if all had been run."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from dataclasses import dataclass
+from typing import Any, cast
+
+import lightning as L
+from hydra.utils import instantiate
+from lightning.pytorch.callbacks import Callback
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from kd_lightning.config.requirements import needs_of
+from kd_lightning.data.loader import TensorLoader
+from kd_lightning.distributed.device import device_of
+from kd_lightning.engine.checkpoint_reader import read_checkpoint
+from kd_lightning.engine.fit import Bench, Fitted, fit, fit_config
+from kd_lightning.errors import UserError
+from kd_lightning.methods.base.distiller import Teacher
+from kd_lightning.planning.dry_run_store import Missing, Overlay, Probe, now_on_device
+from kd_lightning.planning.pool_cost import TRIED, Outlook, outlook, shortened
+from kd_lightning.sources.context import Context
+from kd_lightning.sources.few_shot_queried import FewAsked
+from kd_lightning.sources.synthetic import Synthetic, answers_config
+from kd_lightning.store.artifacts import Store, digest, size_of
+from kd_lightning.teachers.remote.dry_run import Planned
+
+ROUNDS, WARM, PATIENCE = 20, 5, 30.0
+"""Rounds that are timed, rounds before those, and seconds after which fewer must do."""
+
+KEPT, MISSING, PROMISED = "kept", "to be made", "made by an earlier job"
+
+
+@dataclass
+class Step:
+    """One thing that a run needs.
+
+    Args:
+        name: its phase.
+        state: ``kept``, ``to be made`` ..., in words.
+        seconds: that it will take from now on; None if it takes none.
+        size: bytes on the disk.
+        images: that the teacher will be asked about from now on.
+        rounds: of the fit.
+        of: its folder's name.
+    """
+
+    name: str
+    state: str
+    seconds: float | None = None
+    size: int = 0
+    images: int = 0
+    rounds: int = 0
+    of: str = ""
+
+
+class Timing(Callback):
+    """Ends every fit after a few rounds, and knows how long all of it would take."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Begin to count."""
+        self.total = int(trainer.num_training_batches) * (trainer.max_epochs or 1)
+        self.validations = (trainer.max_epochs or 1) // (trainer.check_val_every_n_epoch or 1)
+        self.done = 0
+        self.validating: list[float] = []
+        self.began = self.from_here = now_on_device()
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Time it apart: it happens once an epoch."""
+        self.validation_began = now_on_device()
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take it out of the rounds' time."""
+        self.validating.append(now_on_device() - self.validation_began)
+        self.from_here += self.validating[-1]
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        """Enough?"""
+        self.done += 1
+        now, warm = now_on_device(), min(WARM, self.total - 1)
+        timed = self.done - warm if self.done > warm else self.done
+        self.of_a_round = (now - self.from_here) / timed
+        if self.done == warm:
+            self.from_here = now
+        if self.done >= warm + ROUNDS or now - self.began > PATIENCE:
+            trainer.should_stop = True
+
+    def seconds(self, rounds: int) -> float:
+        """Of so many rounds, with their share of the validations."""
+        each = sum(self.validating) / len(self.validating) if self.validating else 0.0
+        return rounds * self.of_a_round + each * self.validations * rounds / self.total
+
+
+class Planner:
+    """Stands in for :func:`~kd_lightning.engine.fit.fit`: reads what is kept, times what is not.
+
+    Args:
+        kept: the store of the runs.
+        bench: as of a run, its store an :class:`Overlay` of ``kept``.
+        promised: folders that earlier jobs of a sweep will have made.
+    """
+
+    def __init__(self, kept: Store, bench: Bench, promised: set[str]) -> None:
+        self.kept, self.bench, self.promised = kept, bench, promised
+        self.steps: list[Step] = []
+        self.fits: dict[str, Fitted] = {}
+        self.door: Planned | None = None
+        self.most = sys.maxsize
+        self.timing = Timing()
+        bench.callbacks.append(self.timing)
+
+    def fit(
+        self,
+        cfg: DictConfig,
+        bench: Bench,
+        *,
+        phase: str,
+        teacher: Teacher | None = None,
+        teacher_key: str = "none",
+    ) -> Fitted:
+        """What the fit left, or what a few rounds of it leave, with a report as of all of them."""
+        config = fit_config(cfg, bench, teacher_key)
+        folder = bench.store.path("fit", config)
+        if folder.name in self.fits:  # a stage that is a control as well
+            return self.fits[folder.name]
+        how: dict[str, Any] = {"phase": f"try {phase}", "teacher": teacher, "teacher_key": teacher_key}
+        if (folder / "artifact.json").is_file():
+            fitted = self.fits[folder.name] = fit(cfg, bench, **how)
+            state = PROMISED if folder.name in self.promised else KEPT
+            self.steps.append(Step(phase, state, size=size_of(folder.resolve()), rounds=fitted.report["rounds"]))
+            return fitted
+        short, more, asked_before, prepares = self._shortened(cfg, teacher, teacher_key, phase)
+        unpaid = 0 if self.door is None else len(self.door.unpaid)
+        fitted = fit(short, bench, **how)
+        if fitted.folder != folder:
+            os.replace(fitted.folder, folder)
+        if prepares is not None:
+            self._fill(prepares, more, cfg, short)
+        rounds = round(self.timing.total * more)
+        part = rounds / max(1, fitted.report["rounds"])
+        report = dict(fitted.report)
+        for key in ("student_updates", "images_synthesised"):
+            report[key] = round(report[key] * part)
+        images = min(round((report["teacher_images"] - asked_before) * part), self.most)
+        report["teacher_images"] = images + (prepares.images if prepares else asked_before)
+        done = self._done(folder.name)
+        step = Step(phase, MISSING, size=size_of(folder), rounds=rounds, of=folder.name)
+        step.seconds = self.timing.seconds(max(0, rounds - done))
+        if self.door is not None:
+            images = min(round((len(self.door.unpaid) - unpaid) * part), images)
+        step.images = round(images * max(0, rounds - done) / max(1, rounds))
+        if done:
+            step.state = f"begun, {done:,} rounds done"
+        self._add(step)
+        self.fits[folder.name] = dataclasses.replace(fitted, folder=folder, key=digest(config), report=report)
+        return self.fits[folder.name]
+
+    def _shortened(
+        self, cfg: DictConfig, teacher: Teacher | None, teacher_key: str, phase: str
+    ) -> tuple[DictConfig, float, int, Step | None]:
+        """One device and, where its source has something to make first, little of that.
+
+        Returns:
+            The composition, how many times longer an epoch really is, the images that the source asks the teacher
+            about in it, and the source's own step.
+        """
+        short = cfg.copy()
+        with open_dict(short):
+            short.trainer.devices = 1
+            for key in ("strategy", "num_nodes"):
+                short.trainer.pop(key, None)
+        source = instantiate(cfg.source, _convert_="all")
+        context = self._context(cfg, teacher, teacher_key)
+        if isinstance(source, FewAsked):  # made in seconds, and what is asked about depends on it
+            context.store = self.bench.store
+        before = 0 if teacher is None else teacher.asked
+        unpaid = 0 if self.door is None else len(self.door.unpaid)
+        try:
+            loader = source.prepare(context)
+        except Missing as missing:
+            name = str(missing)
+            kind = name.partition("-")[0]
+        else:
+            counted = 0
+            if teacher is not None:  # what an earlier run paid for is counted, too
+                counted, teacher.asked = teacher.asked - before, before
+            # in every epoch the same images: more than there are is never asked about
+            same = isinstance(loader, TensorLoader) and not loader.augment and self.door is not None
+            self.most = len(loader.images) if same else sys.maxsize
+            if self.door is not None and (new := len(self.door.unpaid) - unpaid):
+                self.steps.append(Step(f"{phase}'s answers", MISSING, seconds=new * self.door.seconds, images=new))
+            return short, 1.0, counted, None
+        if isinstance(source, Synthetic):
+            more = shortened(short.source, source, context)
+            self._drawn(phase, name, outlook(source, context), context)
+            return short, more, 0, None
+        source = short.source
+        many = "pairs" if "pairs" in source else "images"
+        if kind != "pool" or many not in source:
+            raise UserError(f"plan: {source._target_} makes {kind}, and no plan knows how long that takes")
+        number = source[many] or len(context.real())
+        each = tried = 0  # questions of an image: a generator asks nobody
+        few = max([source.get(key) or 0 for key in ("inverted", "impressions", "batch_size")])
+        if "steps" in source:
+            each, source.steps = source.steps + 1, min(source.steps, ROUNDS)
+            tried = source.steps + 1
+        else:
+            few = max(few, TRIED)
+        source[many] = min(number, few)
+        step = Step(f"{phase}'s {kind}", MISSING, images=number * each, of=name)
+        self.steps.append(step)
+        return short, number / source[many], source[many] * tried, step
+
+    def _drawn(self, phase: str, missing: str, expected: Outlook, context: Context) -> None:
+        """Steps of a conditional generator's pool, and of the teacher's answers to it."""
+        answers = missing
+        if missing.startswith("pool"):
+            answers = context.store.path("labels", answers_config(context, missing)).name
+            self._add(Step(f"{phase}'s pool", MISSING, expected.drawing, expected.size, of=missing))
+        step = Step(
+            f"{phase}'s answers", MISSING, expected.answering, expected.answers_size, expected.asked, of=answers
+        )
+        if self.door is not None and step.images:
+            step.images = self.door.unseen(missing, step.images)
+            step.seconds, step.size = step.images * self.door.seconds, 0
+            self.steps.append(step)
+        elif step.images:
+            self._add(step)
+
+    def _add(self, step: Step) -> None:
+        self._unless_promised(step)
+        self.steps.append(step)
+
+    def _fill(self, step: Step, more: float, cfg: DictConfig, short: DictConfig) -> None:
+        store = self.bench.store
+        assert isinstance(store, Overlay)
+        longer = cfg.source.get("steps", 1) / short.source.get("steps", 1)
+        step.seconds, step.size = store.seconds["pool"] * more * longer, round(store.sizes["pool"] * more)
+        self._unless_promised(step)
+
+    def _context(self, cfg: DictConfig, teacher: Teacher | None, teacher_key: str) -> Context:
+        return Context(
+            dataset=self.bench.dataset,
+            teacher=teacher,
+            store=Probe(self.bench.store.root),
+            keys={"data": self.bench.data_key, "teacher": teacher_key},
+            mean=list(cfg.data.mean),
+            std=list(cfg.data.std),
+            device=device_of(cfg),
+            needs=needs_of(cast(dict[str, Any], OmegaConf.to_container(cfg.method, resolve=True))),
+        )
+
+    def _done(self, name: str) -> int:
+        """Rounds that an interrupted fit has behind it."""
+        file = self.kept.root / f"{name}.unfinished" / "last.ckpt"
+        if not (self.kept.reuse and file.is_file()):
+            return 0
+        loops = read_checkpoint(file)["loops"]
+        return int(loops["fit_loop"]["epoch_loop.batch_progress"]["total"]["processed"])
+
+    def _unless_promised(self, step: Step) -> None:
+        if step.of in self.promised:
+            step.state, step.seconds, step.images = PROMISED, None, 0
+        self.promised.add(step.of)

@@ -1,0 +1,205 @@
+"""What a command would make, and what that would cost (``plan=true``): nothing is made.
+
+The run's own pages are walked through with a store that goes away. Fits get the keys that they have in a run, because
+the same code computes them; what is kept is read, and of each missing fit a few rounds are run and timed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from tabulate import tabulate
+
+from kd_lightning.config.check import check
+from kd_lightning.core.inference import predict
+from kd_lightning.data.load import dataset_digest, load_data
+from kd_lightning.distributed.device import device_of
+from kd_lightning.engine.fit import Bench, Fitted
+from kd_lightning.planning.dry_run import KEPT, MISSING, PROMISED, ROUNDS, Planner, Step
+from kd_lightning.planning.dry_run_store import Overlay, now_on_device
+from kd_lightning.run.run import identity, settle
+from kd_lightning.run.stages_and_controls import control_of, handed, referring, stage_of
+from kd_lightning.run.teacher import Obtained, obtain_teacher
+from kd_lightning.store.artifacts import Store, in_words, size_of
+from kd_lightning.teachers.remote.client import Asking
+from kd_lightning.teachers.remote.dry_run import Planned
+from kd_lightning.tracking.backends import Boards
+
+NOTHING = "–"
+
+
+@dataclass
+class Plan:
+    """What a run needs, in its order, and what there is to say about it."""
+
+    title: str
+    steps: list[Step]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def seconds(self) -> float:
+        """Until the end."""
+        return sum(step.seconds or 0.0 for step in self.steps)
+
+    @property
+    def size(self) -> int:
+        """Bytes that will be written."""
+        return sum(step.size for step in self.steps if step.state not in (KEPT, PROMISED))
+
+
+def plan(cfg: DictConfig, names: Mapping[str, str | None], promised: set[str] | None = None) -> Plan:
+    """What a run of this composition would make.
+
+    Args:
+        cfg: the composition.
+        names: the chosen members of the groups.
+        promised: names of the folders that earlier jobs of a sweep will have made; this run's are added.
+
+    Raises:
+        UserError: as the run would, as far as that can be known now.
+    """
+    check(cfg)
+    settle(cfg, names, planning=True)
+    kept = Store(cfg.artifacts.root, reuse=cfg.artifacts.reuse)
+    with tempfile.TemporaryDirectory(prefix="kd_plan_") as place:
+        store = Overlay(kept, Path(place))
+        dataset = load_data(cfg, store)
+        key = dataset_digest(dataset)
+        run = store.path("run", identity(cfg, key))
+        stored = (run / "artifact.json").is_file()
+        cfg.teacher.check = False  # a few rounds teach nothing
+        bench = Bench(store, dataset, key, dataset.task, Boards(), run=run.name)
+        planner = Planner(kept, bench, set() if promised is None else promised)
+        made = Plan(f"plan of {names.get('method')} on {names.get('data')}, seed {cfg.seed}", planner.steps)
+        _walk(cfg, planner, made)
+        if stored:
+            made.notes.append("this composition was run before: its stored result would be printed again")
+            for step in made.steps:
+                step.state, step.seconds, step.images = KEPT, None, 0
+    _say_what_it_rests_on(made, cfg, kept)
+    return made
+
+
+def _walk(cfg: DictConfig, planner: Planner, made: Plan) -> None:
+    """In the order of ``run.py``."""
+    bench, steps = planner.bench, planner.steps
+    teacher = obtain_teacher(cfg, bench, planner.fit)
+    if teacher is not None and not steps:
+        steps.append(Step("teacher", "read from its file" if teacher.net else "somewhere else"))
+    if teacher is not None and isinstance(teacher.door, Asking):
+        planner.door = Planned(teacher.door, planner.promised)
+        unlimited = OmegaConf.merge(teacher.settings, {"budget": None})  # what is asked here costs nothing
+        assert isinstance(unlimited, DictConfig)
+        teacher = dataclasses.replace(teacher, door=planner.door, settings=unlimited)
+    fits: list[Fitted] = []
+    stages: dict[str, Fitted] = {}
+    for stage in cfg.stages:
+        own = stage_of(cfg, stage, stages)
+        stages[stage.name] = planner.fit(own, bench, phase=stage.name, **handed(teacher, stage))
+        fits.append(stages[stage.name])
+    cfg = referring(cfg, stages)
+    student = planner.fit(cfg, bench, phase="student", **handed(teacher))
+    fits.append(student)
+    white = teacher is None or teacher.white
+    asked = planner.door.in_all() if planner.door else sum(f.report["teacher_images"] for f in fits)
+    if not white and cfg.teacher.budget is not None:
+        enough = "" if asked <= cfg.teacher.budget else ": NOT ENOUGH, the run would stop there"
+        made.notes.append(f"teacher.budget={cfg.teacher.budget:,} images, this run's fits ask about {asked:,}{enough}")
+    networks = 1
+    for name, node in cfg.controls.items():
+        own_control = control_of(node, cfg, bench.dataset, teacher, student)
+        if own_control is not None:
+            planner.fit(own_control, bench, phase=str(name), **handed(teacher, node))
+            networks += 1
+    _measure(planner, cfg, teacher, student, networks)
+    if planner.door is not None:
+        made.notes.append(_cost(planner.door, sum(step.images for step in steps)))
+    files = [f.folder / name for f in fits for name in ("last.ckpt", "metrics.csv", "samples")]
+    size = sum(size_of(file) if file.is_dir() else file.stat().st_size for file in files if file.exists())
+    size += sum(file.stat().st_size for f in fits for file in f.folder.glob("*.safetensors"))
+    steps.append(Step("result", MISSING, size=2 * size))  # in the store and in the run's folder
+
+
+def _measure(planner: Planner, cfg: DictConfig, teacher: Obtained | None, student: Fitted, networks: int) -> None:
+    """Testing the networks, and asking a closed teacher as far as ``teacher.eval_budget`` goes."""
+    dataset, step = planner.bench.dataset, Step("test", MISSING, seconds=0.0)
+    if planner.door is not None and teacher is not None and teacher.reference is None:
+        left = cfg.teacher.eval_budget
+        for split in (dataset.test, dataset.val):
+            if split is not None and (needed := planner.door.needed(split.images)) <= left:
+                left -= needed
+                step.images += planner.door.look(split.images)
+    if dataset.test is not None:
+        images, start = dataset.test.images[:500], now_on_device()
+        predict(student.network, images, device=device_of(cfg))
+        step.seconds = (now_on_device() - start) * len(dataset.test) / len(images) * (networks + (teacher is not None))
+    planner.steps.append(step)
+
+
+def _cost(door: Planned, images: int) -> str:
+    teacher, price = door.described, door.described.price
+    cost = f", which costs {images * price:.2f} at {price:g} each" if price else ""
+    return f"{teacher.name}: {images:,} images to ask about{cost}; {len(door.paid):,} are paid for already"
+
+
+def _say_what_it_rests_on(made: Plan, cfg: DictConfig, kept: Store) -> None:
+    device = torch.cuda.get_device_name() if device_of(cfg) != "cpu" else f"cpu x{torch.get_num_threads()}"
+    made.notes.append(f"seconds: from up to {ROUNDS} rounds of each fit that is not kept, one process, {device}")
+    if any(step.name == "teacher" and step.state != KEPT and step.rounds for step in made.steps):
+        made.notes.append("the teacher is not there yet: what depends on it was timed with one that knows nothing")
+    fits = {str(stage.name) for stage in cfg.stages}
+    chosen = "per_label" in cfg.source  # of a pool that is subsampled and filtered
+    if (
+        chosen
+        and any(step.name.endswith("'s pool") and step.state == MISSING for step in made.steps)
+        and any(step.name in fits and step.state != KEPT for step in made.steps)
+    ):
+        made.notes.append("the generator is not there yet: how many of its images will be taken is a guess")
+    free = shutil.disk_usage(next(folder for folder in (kept.root, *kept.root.parents) if folder.exists())).free
+    made.notes.append(f"kept work: {kept.root} holds {in_words(size_of(kept.root))}, {in_words(free)} are free there")
+    if made.size > free:
+        made.notes.append("NOT ENOUGH space: kd-artifacts gc frees some, artifacts.root=DIR is another place")
+    made.notes.append("nothing was kept or written; the same command without plan=true does it")
+
+
+def render(made: Plan) -> str:
+    """A plan on a terminal."""
+    rows = [
+        [
+            step.name,
+            step.state,
+            f"{step.rounds:,}" if step.rounds else NOTHING,
+            NOTHING if step.seconds is None or step.state == KEPT else f"{step.seconds:.1f}",
+            in_words(step.size) if step.size else NOTHING,
+            f"{step.images:,}" if step.images else NOTHING,
+        ]
+        for step in made.steps
+    ]
+    images = sum(step.images for step in made.steps)
+    rows.append(["total", "", "", f"{made.seconds:.1f}", in_words(made.size), f"{images:,}" if images else NOTHING])
+    headers = ["", "", "rounds", "seconds", "disk", "teacher's images"]
+    aligned = ["left", "left", "right", "right", "right", "right"]
+    table = tabulate(rows, headers, tablefmt="simple", colalign=aligned, disable_numparse=True)
+    total = f"about {duration(made.seconds)} and {in_words(made.size)} to go" if made.seconds else "nothing to do"
+    return "\n".join([f"{made.title}: {total}", "", table, "", *made.notes]) + "\n"
+
+
+def altogether(each: Sequence[tuple[float, int]]) -> str:
+    """One line over the seconds and bytes of several jobs."""
+    seconds, size = (sum(values) for values in zip(*each, strict=True))
+    return f"all {len(each)} jobs, one after the other: about {duration(seconds)} and {in_words(size)}\n"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them: ``50 seconds``, ``12 minutes``, ``3.5 hours``."""
+    for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}" if seconds < 10 * size else f"{seconds / size:.0f} {unit}"
+    return f"{max(1, round(seconds))} seconds"

@@ -1,0 +1,110 @@
+"""What drawing a pool of a conditional generator would cost, by a few images of its generator as it is."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+
+import torch
+from omegaconf import DictConfig
+
+from kd_lightning.core.inference import predict
+from kd_lightning.core.tasks import Classification
+from kd_lightning.sources.context import Context
+from kd_lightning.sources.synthetic import Synthetic, choice
+from kd_lightning.teachers.white_box import FrozenTeacher
+
+TRIED, LOWEST = 500, 0.05
+"""Images that are drawn and answered, and the part of them that a ratio is taken to accept at least."""
+
+FEW_LABELS = 16
+"""Labels of a pool of numbers that a fit is rehearsed with."""
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """Of a pool: seconds to draw it and its bytes; of the teacher's answers to it: images, seconds, bytes."""
+
+    drawing: float
+    size: int
+    asked: int
+    answering: float
+    answers_size: int
+
+
+@torch.no_grad()
+def outlook(source: Synthetic, context: Context) -> Outlook:
+    """Judge by a few images of the first label; ``source`` has read its weights.
+
+    How many images a ratio accepts is known only once it is trained: one that is not may accept more or fewer.
+    """
+    wanted = source.wanted(context)
+    draw, ratio = source.of_label(context, wanted[0], torch.Generator(context.device).manual_seed(source.seed))
+    few = min(TRIED, source.draw if ratio else source.per_label)
+    images, each = draw(few), source.per_label
+    if ratio is not None:
+        ratios = ratio(images)
+        rate = max(LOWEST, float(ratios.mean() / ratios.max().clamp_min(1e-12)))
+        each = source.burn_in + source.draw * math.ceil(source.per_label / rate / source.draw)
+    start = _now(context)
+    images = draw(few)
+    if ratio is not None:
+        ratio(images)
+    per_image = (_now(context) - start) / few
+    number = len(wanted) * source.per_label
+    told, answering = 0, 0.0
+    if source.keep is not None or source.relabel:
+        told = number
+        if isinstance(context.teacher, FrozenTeacher):
+            spent, start = context.teacher.asked, _now(context)
+            predict(context.teacher, images.mul(255).byte(), device=context.device)
+            answering, context.teacher.asked = (_now(context) - start) / few * number, spent
+    pixels = images[0].numel()
+    outputs = context.dataset.task.outputs
+    return Outlook(len(wanted) * each * per_image, number * (pixels + 8), told, answering, 4 * outputs * told)
+
+
+def shortened(source: DictConfig, pool: Synthetic, context: Context) -> float:
+    """Let ``source`` be a pool of a batch or so, neither subsampled nor filtered.
+
+    Args:
+        source: of the composition; changed.
+        pool: what it describes.
+        context: of the fit.
+
+    Returns:
+        How many times longer an epoch really is.
+
+    Raises:
+        DataError: the whole pool would be smaller than ``source.images``.
+    """
+    wanted, batch = pool.wanted(context), pool.batch_size
+    real = len(context.real()) if pool.real else 0
+    number = len(wanted)
+    if source.get("labels") is not None:
+        number = source.labels = min(number, FEW_LABELS)
+    source.update({"per_label": -(-batch // number), "subsample": False, "processing": None, "keep": None})
+    source.update({"relabel": False, "images": None})
+    return _batches(real + _seen(pool, wanted, context), batch) / _batches(real + number * source.per_label, batch)
+
+
+def _seen(pool: Synthetic, wanted: torch.Tensor, context: Context) -> int:
+    """How many of the pool a student sees, if the teacher's errors are all different and it answers everything."""
+    each = isinstance(context.dataset.task, Classification)
+    number, groups = (pool.per_label, len(wanted)) if each else (len(wanted) * pool.per_label, 1)
+    if pool.keep is not None:
+        number = max(1, math.ceil((number - 1) * pool.keep))
+    if pool.images is None:
+        return number * groups
+    return len(choice(torch.arange(groups).repeat_interleave(number), pool.images, torch.Generator()))
+
+
+def _batches(images: int, batch: int) -> int:
+    return images // batch if images >= batch else 1
+
+
+def _now(context: Context) -> float:
+    if context.device != "cpu":
+        torch.cuda.synchronize()
+    return time.perf_counter()

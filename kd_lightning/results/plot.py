@@ -1,0 +1,140 @@
+"""The figure of ``kd-report --plot``; matplotlib is wanted here alone and imported when drawing."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kd_lightning.errors import UserError
+from kd_lightning.results.run_index import Group, Stat
+from kd_lightning.results.table import headline_key, measured_in, metric_columns, unit_of
+from kd_lightning.store.artifacts import writing
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def plot(groups: Sequence[Group], path: Path, by: str | None = None) -> None:
+    """Write what :func:`draw` draws, or :func:`spread` where ``by`` names a setting.
+
+    Raises:
+        UserError: as for those two, or ``path`` cannot be written.
+    """
+    figure = draw(groups) if by is None else spread(groups, by)
+    with writing(path):
+        figure.savefig(path)
+
+
+def draw(groups: Sequence[Group]) -> Figure:
+    """Every group's metric with its error bar, beside the teacher's and the controls'; over total seconds, and over
+    queries where groups asked unequally many.
+
+    Raises:
+        UserError: matplotlib is missing, or nothing was measured.
+    """
+    figure_of_size = _figures()
+    key, measured = _measured(groups)
+    metric = key.removeprefix("test/")
+    labels = [", ".join(f"{k}={v}" for k, v in at.settings.items()) + f"  (n {s.n})" for at, s in measured]
+    colours = [f"C{i % 10}" for i in range(len(measured))]
+    panels = {"total seconds": [at.cost("seconds", "total") for at, _ in measured]}
+    queries = [at.cost("queries") for at, _ in measured]
+    if len(set(queries)) > 1:
+        panels["images the teacher was asked about"] = queries
+
+    height = max(3.2, 1.4 + 0.32 * len(measured))
+    figure = figure_of_size(4.2 * (1 + len(panels)) + 1.5, height)
+    first, *others = figure.subplots(1, 1 + len(panels))
+    for i, ((at, stat), colour) in enumerate(zip(measured, colours, strict=True)):
+        first.errorbar(stat.mean, i, xerr=stat.std, fmt="o", color=colour, capsize=3)
+        paper = at.paper(key)
+        if paper is not None:
+            first.plot(paper, i, "x", color="black")
+    if any(at.paper(key) is not None for at, _ in measured):
+        first.plot([], [], "x", color="black", label="paper")
+    teachers = {s.mean for at, _ in measured if (s := at.stat(f"teacher/{metric}"))}
+    if len(teachers) == 1:
+        first.axvline(teachers.pop(), color="grey", linestyle="--", linewidth=1, label="teacher")
+    for marker, (name, means) in zip(itertools.cycle("sDv^<>"), _controls(measured, metric).items(), strict=False):
+        first.plot(means, range(len(means)), marker, color="grey", markerfacecolor="none", label=name)
+    if first.get_legend_handles_labels()[1]:
+        first.legend(frameon=False, fontsize="small", loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
+    first.set_yticks(range(len(measured)), labels)
+    first.invert_yaxis()
+    first.set_xlabel(_label(key, measured))
+    for axes, (name, costs) in zip(others, panels.items(), strict=True):
+        for (_, stat), cost, colour in zip(measured, costs, colours, strict=True):
+            if cost is not None:
+                axes.errorbar(cost, stat.mean, yerr=stat.std, fmt="o", color=colour, capsize=3)
+        axes.set_xlabel(name)
+        axes.set_ylabel(_label(key, measured))
+    for axes in (first, *others):
+        axes.locator_params(axis="x", nbins=5)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def spread(groups: Sequence[Group], by: str) -> Figure:
+    """One row for each value of the setting ``by``: a dot for every group's mean, and their mean ± deviation below.
+
+    Raises:
+        UserError: matplotlib is missing, nothing was measured, or ``by`` does not vary.
+    """
+    figure_of_size = _figures()
+    key, measured = _measured(groups)
+    varying = list(dict.fromkeys(name for at, _ in measured for name in at.settings))
+    if by not in varying:
+        raise UserError(f"--by {by}: does not vary among these runs; what does: {', '.join(varying) or 'nothing'}")
+    means: dict[str, list[float]] = {}
+    for at, stat in measured:
+        means.setdefault(at.settings[by], []).append(stat.mean)
+    figure = figure_of_size(6.5, 1.2 + 0.6 * len(means))
+    axes = figure.subplots()
+    for i, values in enumerate(means.values()):
+        axes.plot(values, [i] * len(values), "o", alpha=0.6)
+        deviation = statistics.stdev(values) if len(values) > 1 else None
+        axes.errorbar(statistics.fmean(values), i + 0.25, xerr=deviation, fmt="|", color="black", capsize=3)
+    axes.set_yticks(range(len(means)), [f"{value}  ({len(values)} settings)" for value, values in means.items()])
+    axes.invert_yaxis()
+    axes.set_xlabel(_label(key, measured))
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _figures() -> Callable[[float, float], Figure]:
+    try:
+        from matplotlib import figure
+    except ImportError as error:
+        raise UserError("plots need matplotlib: pip install 'kd-lightning[notebook]'") from error
+    return lambda width, height: figure.Figure(figsize=(width, height), layout="constrained", dpi=150)
+
+
+def _controls(measured: Sequence[tuple[Group, Stat]], metric: str) -> dict[str, list[float]]:
+    """What stands beside the student's metric, by name: a mean for every group, NaN where it was not measured."""
+    own, found = [stat.mean for _, stat in measured], {}
+    for key, name in metric_columns([at for at, _ in measured]).items():
+        if key.endswith(f"/{metric}") and not key.startswith(("test/", "teacher/")):
+            means = [stat.mean if (stat := at.stat(key)) else math.nan for at, _ in measured]
+            if means != own:  # the student's own, by another name
+                found[name] = means
+    return found
+
+
+def _label(key: str, measured: Sequence[tuple[Group, Stat]]) -> str:
+    """A metric of the test set for people, with its unit where all runs have the same."""
+    units = {unit_of(run.result) for at, _ in measured for run in at.runs}
+    return measured_in(key.removeprefix("test/"), units.pop() if len(units) == 1 else "")
+
+
+def _measured(groups: Sequence[Group]) -> tuple[str, list[tuple[Group, Stat]]]:
+    key = next((key for at in groups for run in at.runs if (key := headline_key(run.result))), None)
+    measured = [(at, stat) for at in groups if key and (stat := at.stat(key))]
+    if key is None or not measured:
+        raise UserError("nothing to plot: no finished run has a test metric")
+    return key, measured

@@ -1,0 +1,66 @@
+"""What a result says of where it comes from and what it cost."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import subprocess
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+
+from kd_lightning.store.artifacts import FORMAT_VERSION
+
+
+def header(cfg: DictConfig, names: Mapping[str, str | None]) -> dict[str, Any]:
+    """What every result begins with, also a failed one."""
+    return {
+        "format_version": FORMAT_VERSION,
+        "system": names.get("method"),
+        "experiment": names.get("experiment"),
+        "method": names.get("method"),
+        "data": names.get("data"),
+        "source": names.get("source"),
+        "teacher": names.get("teacher") if _has_teacher(cfg.get("teacher") or {}) else "none",
+        "student": names.get("student"),
+        "scale": names.get("scale"),
+        "seed": cfg.get("seed"),
+        "versions": {p: version(p) for p in ("kd_lightning", "torch", "lightning", "torchvision")}
+        | {"python": platform.python_version()},
+        "git": git_commit(),
+    }
+
+
+def _has_teacher(node: Mapping[str, Any]) -> bool:
+    """A failed run's composition may say neither: then what was chosen stands."""
+    return any(node.get(who, "unsaid") is not None for who in ("net", "asker"))
+
+
+def parameters(net: torch.nn.Module) -> int:
+    """Number of parameters."""
+    return sum(p.numel() for p in net.parameters())
+
+
+def peak_memory() -> int:
+    """Bytes at the peak: of the GPU's memory where there is one, else of this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def git_commit() -> str | None:
+    """The commit of the checkout that runs, ``+changes`` if it has some; None for an installed package."""
+    here = Path(__file__).parents[2]
+    if not (here / "pyproject.toml").is_file():  # an installed package may lie inside somebody else's repository
+        return None
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
+        dirty = subprocess.run(["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head.stdout.strip() + ("+changes" if dirty.stdout.strip() else "")

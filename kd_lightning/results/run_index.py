@@ -1,0 +1,247 @@
+"""Run folders read back from disk, whatever state they are in, and grouped by their settings."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import statistics
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from kd_lightning.errors import UserError
+from kd_lightning.store.artifacts import refuse_format
+
+NOTHING = "–"
+SEEDS = ("seed", "teacher.seed", "source.seed")
+
+# Overrides that say where, when or how often a run happens, not what it does.
+_NO_SETTING = re.compile(r"(hydra|artifacts|sweep|logger)([./].*)?|seed|(teacher|source)\.seed")
+
+
+class Stat(NamedTuple):
+    """Mean and sample standard deviation (n - 1) of one metric over ``n`` runs; ``std`` is None for n = 1."""
+
+    mean: float
+    std: float | None
+    n: int
+
+
+@dataclass
+class Run:
+    """One run folder as it was found.
+
+    Attributes:
+        settings: the overrides it was started with, key to text; the last of a key wins.
+        result: what its result.json holds; empty when there is none to trust.
+        status: ``ok``, ``failed``, ``stopped``, ``unfinished`` (no result.json) or ``unreadable``.
+        reason: one line, empty when all is well.
+    """
+
+    folder: Path
+    settings: dict[str, str]
+    result: dict[str, Any]
+    status: str
+    reason: str = ""
+
+    @cached_property
+    def config(self) -> DictConfig:
+        """Hydra's record of every value, those that no override named among them."""
+        return OmegaConf.create(_load_yaml(self.folder / ".hydra" / "config.yaml") or {})
+
+    @cached_property
+    def choices(self) -> DictConfig:
+        """Hydra's record of the member chosen of each group."""
+        hydra = OmegaConf.create(_load_yaml(self.folder / ".hydra" / "hydra.yaml") or {})
+        return OmegaConf.select(hydra, "hydra.runtime.choices") or OmegaConf.create()
+
+    def setting(self, key: str) -> str:
+        """The value of ``key``, by override or by default; numbers in one spelling."""
+        value = self.settings.get(key)
+        if value is None:
+            value = self.choices.get(key)
+            value = _select(self.config, key) if value is None else value
+        if isinstance(value, bool):
+            return str(value).lower()
+        try:
+            return f"{float(str(value)):.12g}"
+        except ValueError:
+            return NOTHING if str(value) in ("None", "null", "") or OmegaConf.is_config(value) else str(value)
+
+    def metric(self, key: str) -> float | None:
+        """A metric of the result, or None where it was not measured."""
+        return (self.result.get("metrics") or {}).get(key)
+
+
+@dataclass
+class Group:
+    """Runs with the same settings: the finished ones differ in their seeds alone."""
+
+    settings: dict[str, str]
+    runs: list[Run] = field(default_factory=list)
+    failed: list[Run] = field(default_factory=list)
+
+    def stat(self, key: str) -> Stat | None:
+        """Mean and spread of one metric over the finished runs that have it."""
+        values = [value for run in self.runs if (value := run.metric(key)) is not None]
+        if not values:
+            return None
+        return Stat(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
+
+    def cost(self, *path: str) -> float | None:
+        """Mean of one entry of the results' ``cost``."""
+        values = [value for run in self.runs if (value := pick(run.result, "cost", *path)) is not None]
+        return statistics.fmean(values) if values else None
+
+    def paper(self, key: str) -> float | None:
+        """The paper's number for a metric, where a result names one."""
+        return next((value for run in self.runs if (value := pick(run.result, "paper", key)) is not None), None)
+
+
+def pick(result: Any, *path: str) -> Any:
+    """Walk down nested mappings; None where the path ends early."""
+    for key in path:
+        result = result.get(key) if isinstance(result, Mapping) else None
+    return result
+
+
+def _select(config: DictConfig, key: str) -> Any:
+    """The value at a dotted key; None where what it refers to cannot be read any more."""
+    try:
+        return OmegaConf.select(config, key)
+    except OmegaConfBaseException:
+        return None
+
+
+def _load_yaml(path: Path) -> Any:
+    try:
+        return OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except (OSError, ValueError, YAMLError, OmegaConfBaseException):
+        return None
+
+
+def read_overrides(folder: Path) -> list[str] | None:
+    """The overrides that a run folder was started with, or None where nothing readable says so."""
+    overrides = _load_yaml(folder / ".hydra" / "overrides.yaml")
+    return [str(entry) for entry in overrides] if isinstance(overrides, list) else None
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """What a run wrote to its result.json.
+
+    Raises:
+        VersionError: written in another format.
+        UserError: half-written, or written by something else.
+        FileNotFoundError: there is none.
+    """
+    path = folder / "result.json"
+    try:
+        result = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read, perhaps half-written: {error}") from error
+    version = pick(result, "format_version")
+    if not isinstance(version, int):
+        raise UserError(f"{path} is not a result of kd_lightning")
+    refuse_format(version, path, "run it anew, into a folder of its own")
+    if result.get("status") not in ("ok", "failed", "stopped"):
+        raise UserError(f"{path} is not a result of kd_lightning")
+    return result
+
+
+def last_line(log: Path) -> str:
+    """Last line that a job printed, without Hydra's hint on full traces; empty where there is none."""
+    try:
+        lines = log.read_text(errors="replace").splitlines()
+    except OSError:
+        return ""
+    said = (line.strip() for line in reversed(lines))
+    return next((line for line in said if line and "HYDRA_FULL_ERROR" not in line), "")
+
+
+def read_run(folder: Path) -> Run:
+    """Read one run folder; whatever is wrong with it becomes its status and reason."""
+    overrides = read_overrides(folder)
+    pairs = (entry.lstrip("+").partition("=") for entry in overrides or ())
+    settings = {key: value.strip("'\"") for key, _, value in pairs}
+    try:
+        result = read_result(folder)
+    except UserError as error:
+        return Run(folder, settings, {}, "unreadable", str(error))
+    except FileNotFoundError:
+        reason = last_line(folder / "console.log") or "no result.json: killed, or still running"
+        return Run(folder, settings, {}, "unfinished", reason)
+    if overrides is None:
+        reason = f"{folder / 'result.json'} has no readable .hydra/overrides.yaml beside it"
+        return Run(folder, settings, {}, "unreadable", reason)
+    reason = "" if result["status"] == "ok" else str(result.get("reason") or result["status"])
+    return Run(folder, settings, result, result["status"], " ".join(reason.split()))
+
+
+def _run_folders(top: Path) -> Iterator[Path]:
+    for folder, inside, files in os.walk(top):
+        if "result.json" in files or (Path(folder) / ".hydra" / "overrides.yaml").is_file():
+            yield Path(folder)
+        inside[:] = [name for name in inside if not name.startswith(".")]
+
+
+def _natural(path: Path) -> list[tuple[bool, int, str]]:
+    parts = re.split(r"(\d+)", str(path))
+    return [(not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts]
+
+
+def collect(paths: Iterable[str | Path]) -> list[Run]:
+    """Every run in and under ``paths``, each once, in natural order within a path.
+
+    Raises:
+        UserError: a path is no folder, or holds no run.
+    """
+    runs: dict[Path, Run] = {}
+    for path in map(Path, paths):
+        if not path.is_dir():
+            raise UserError(f"{path} is not a folder: give a run folder, or one that holds runs")
+        found = sorted(_run_folders(path), key=_natural)
+        if not found:
+            raise UserError(f"no run in {path}: there is neither a result.json nor a .hydra/overrides.yaml")
+        for folder in found:
+            runs.setdefault(folder.resolve(), read_run(folder))
+    return list(runs.values())
+
+
+def seeds_of(run: Run) -> tuple[str, ...]:
+    """What ``SEEDS`` were in a run, as text."""
+    first = str(run.result.get("seed", run.settings.get("seed", NOTHING)))
+    others = ({NOTHING: "0", "${seed}": first}.get(seed, seed) for seed in map(run.setting, SEEDS[1:]))
+    return first, *others
+
+
+def group(runs: Sequence[Run]) -> list[Group]:
+    """Runs by the settings that vary among them.
+
+    Of runs with the same settings *and* the same seeds only the newest counts, lest n and std be
+    those of copies.
+    """
+    known = [run for run in runs if run.status != "unreadable"]
+    keys = dict.fromkeys(key for run in known for key in run.settings if not _NO_SETTING.fullmatch(key))
+    varying = [key for key in keys if len({run.setting(key) for run in known}) > 1]
+    groups: dict[tuple[str, ...], Group] = {}
+    for run in known:
+        settings = {key: run.setting(key) for key in varying}
+        if not varying:
+            settings = {key: str(run.result[key]) for key in ("system", "data") if key in run.result}
+        at = groups.setdefault(tuple(run.setting(key) for key in varying), Group(settings))
+        at.settings = at.settings or settings
+        (at.runs if run.status == "ok" else at.failed).append(run)
+    for at in groups.values():
+        by_age = sorted(at.runs, key=lambda run: (run.folder / "result.json").stat().st_mtime)
+        newest = list({seeds_of(run): run for run in by_age}.values())
+        at.runs = [run for run in at.runs if run in newest]
+    return list(groups.values())

@@ -1,0 +1,1 @@
+"""One run, read from top to bottom."""

@@ -1,0 +1,252 @@
+"""The teacher: read from a file, trained once and kept, or somewhere else; handed out at the level that was agreed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+from kd_lightning.config.derive import variant
+from kd_lightning.core.inference import predict
+from kd_lightning.data.dataset import Dataset, Split
+from kd_lightning.distributed import collectives
+from kd_lightning.distributed.device import device_of
+from kd_lightning.engine.fit import Bench, Fitted, fit
+from kd_lightning.errors import TeacherError, UserError
+from kd_lightning.methods.base.distiller import Teacher
+from kd_lightning.networks.normalized import Normalized
+from kd_lightning.networks.weights import load_weights
+from kd_lightning.results.student_files import load_student
+from kd_lightning.run.teacher_check import diagnose
+from kd_lightning.store.artifacts import Store, digest, file_digest
+from kd_lightning.teachers.answer_types import Asker, Described
+from kd_lightning.teachers.black_box import Door, QueryTeacher
+from kd_lightning.teachers.remote.client import Asking, Terms
+from kd_lightning.teachers.remote.local import LocalAsker
+from kd_lightning.teachers.white_box import FrozenTeacher
+
+CANARIES = 16
+"""Images that a teacher which is not here is asked about again, unless the settings say otherwise."""
+AT_ONCE = 5000
+"""Images of one question to a network of ours: most of a ledger's time is waiting for the disk."""
+
+
+@dataclass(frozen=True)
+class Obtained:
+    """A teacher that is there.
+
+    Args:
+        net: the network, in eval mode; None if it is somewhere else.
+        key: digest of what made it, and of what it tells.
+        seconds: its training took.
+        settings: the ``teacher`` node of the composition.
+        device: where it answers.
+        report: of its training, if it was trained here.
+        described: below ``white``, what it says of itself.
+        door: below ``white``, who asks it; the first rank's alone.
+        reference: a network that is measured in its place.
+    """
+
+    net: Normalized | None
+    key: str
+    seconds: float
+    settings: DictConfig
+    device: str
+    report: dict[str, Any]
+    described: Described | None = None
+    door: Door | None = None
+    reference: nn.Module | None = None
+
+    @property
+    def white(self) -> bool:
+        """Whether everything about it may be known."""
+        return self.described is None
+
+    def hand_out(self) -> Teacher:
+        """A fresh object at the agreed level, its counters at zero."""
+        if self.described is None:
+            assert self.net is not None
+            return FrozenTeacher(self.net)
+        own = {key: self.settings[key] for key in ("smoothing", "min_coverage", "budget")}
+        return QueryTeacher(self.door, self.described, **own)
+
+    def answers(self, split: Split | None) -> Tensor | None:
+        """Its outputs on a split for measuring: free at ``white``, else as far as ``teacher.eval_budget`` pays."""
+        if split is None:
+            return None
+        if (net := self.reference or (self.net if self.white else None)) is not None:
+            return predict(net, split.images, device=self.device)
+        if not self.settings.eval_budget:
+            return None
+        asker = self.hand_out()
+        assert isinstance(asker, QueryTeacher)
+        told = asker.for_evaluation(split.images)
+        if told is None:
+            return None
+        if len(told.positions) < len(split):
+            if collectives.rank() == 0:
+                print(f"the teacher has no answer to {len(split) - len(told.positions)} of {len(split)} images that it "
+                      "was to be measured on: its metrics stay empty")  # fmt: skip
+            return None
+        return told.answers
+
+    def spent(self) -> dict[str, dict[str, Any]]:
+        """What this run used and paid, by bucket; nothing at ``white``."""
+        if self.white:
+            return {}
+        spent = collectives.decided(lambda: cast(Door, self.door).spent())
+        return {bucket: asdict(account) for bucket, account in spent.items()}
+
+    def told(self, measured: bool, fits: Mapping[str, Fitted]) -> dict[str, Any]:
+        """For the result, below ``white``: who was asked, what its metrics rest on, how often it said nothing.
+
+        Args:
+            measured: whether there are any.
+            fits: of the run, by name.
+        """
+        if self.described is None:
+            return {}
+        by = "reference" if self.reference is not None else "paid"
+        return {
+            "asked": asdict(self.described),
+            "teacher_metrics": by if measured else None,
+            "answers": {name: f.report["answers"] for name, f in fits.items() if "answers" in f.report},
+        }
+
+
+def obtain_teacher(cfg: DictConfig, bench: Bench, train: Callable[..., Fitted] = fit) -> Obtained | None:
+    """Load, train or reach ``cfg.teacher``, and measure it where labels exist and everything may be known.
+
+    Args:
+        cfg: the composition.
+        bench: what the run's fits share.
+        train: called as :func:`~kd_lightning.engine.fit.fit` is.
+
+    Raises:
+        TeacherError: weights that do not fit, a teacher that knows nothing or is misread, no data to train it on, or
+            one that tells something else than was agreed.
+    """
+    settings = cfg.teacher
+    if settings.net is None and settings.asker is None:
+        return None
+    device = device_of(cfg)
+    net: Normalized | None = None
+    key, seconds, report = "", 0.0, dict[str, Any]()
+    if settings.net is not None:
+        if settings.weights:
+            net, key = load_net(settings)
+        else:
+            net, key, seconds, report = _trained(cfg, bench, train)
+        net.eval()
+        if settings.access == "white":
+            labelled = bench.dataset.val or bench.dataset.test
+            if settings.check and labelled is not None:
+                diagnose(net, labelled, task=bench.task, device=device)
+            return Obtained(net, key, seconds, settings, device, report)
+    door: Asking | None = None
+
+    def open_door() -> Described:
+        nonlocal door
+        asker = _at_home(settings, net, key, bench.dataset, device) if net is not None else _elsewhere(settings)
+        _refuse_another(asker.describe(), settings, bench.dataset)
+        file = settings.ledger or Store(cfg.artifacts.root).root / "ledger.sqlite"
+        pace = instantiate(settings.pace)
+        door = Asking(asker, Path(file), _terms(settings, bench), pace=pace, at_home=net is not None)
+        return door.described
+
+    described = collectives.decided(open_door)
+    said = asdict(described)
+    key = digest([key, *(said[k] for k in ("name", "version", "access", "decimals", "k")), settings.smoothing])
+    reference = _reference(settings) if settings.reference else None
+    return Obtained(net, key, seconds, settings, device, report, described, door, reference)
+
+
+def _terms(settings: DictConfig, bench: Bench) -> Terms:
+    canaries = settings.canaries
+    if canaries is None:
+        canaries = CANARIES if settings.net is None else 0
+    return Terms(
+        run=bench.run,
+        budget=settings.budget,
+        purse=settings.purse,
+        eval_budget=settings.eval_budget,
+        canaries=canaries,
+        anew=not bench.store.reuse,
+    )
+
+
+def _at_home(settings: DictConfig, net: Normalized, key: str, dataset: Dataset, device: str) -> Asker:
+    described = Described(
+        name=f"{type(net.net).__name__}-{key}",
+        version=f"abstains below {settings.abstain_below}" if settings.abstain_below is not None else "1",
+        access=settings.access,
+        num_classes=dataset.task.outputs,
+        max_batch=AT_ONCE,
+        decimals=settings.decimals,
+        k=settings.k,
+        price=settings.price,
+    )
+    return LocalAsker(net, described, abstain_below=settings.abstain_below, device=device)
+
+
+def _elsewhere(settings: DictConfig) -> Asker:
+    try:
+        return instantiate(settings.asker, _convert_="all")
+    except InstantiationException as error:  # Hydra's wrapping hides what the user can mend
+        raise error.__cause__ if isinstance(error.__cause__, UserError) else error from None
+
+
+def _refuse_another(described: Described, settings: DictConfig, dataset: Dataset) -> None:
+    channels, height, width = dataset.image_shape
+    if described.access != settings.access:
+        raise TeacherError(f"{described.name} tells {described.access}: set teacher.access={described.access}")
+    if described.num_classes != dataset.task.outputs:
+        raise TeacherError(
+            f"{described.name} knows {described.num_classes} classes, data={dataset.name} has {dataset.task.outputs}"
+        )
+    if described.image is not None and tuple(described.image) != (height, width, channels):
+        raise TeacherError(
+            f"{described.name} takes images of {'x'.join(map(str, described.image))} (height, width, channels), "
+            f"data={dataset.name} has {height}x{width}x{channels}: set data.size and data.channels"
+        )
+
+
+def _reference(settings: DictConfig) -> nn.Module:
+    """The network of ``teacher.reference``: weights of ``teacher.net``, else a run's student."""
+    if settings.net is None:
+        return load_student(settings.reference)
+    return load_net(OmegaConf.merge(settings, {"weights": settings.reference}))[0].eval()  # type: ignore[arg-type]
+
+
+def load_net(settings: DictConfig) -> tuple[Normalized, str]:
+    """The network of a ``teacher`` node with its weights file, and its key."""
+    net = Normalized(instantiate(settings.net), mean=settings.mean, std=settings.std, class_order=settings.class_order)
+    load_weights(net, settings.weights)
+    plain: Any = OmegaConf.to_container(settings, resolve=True)
+    kept = {k: plain[k] for k in ("net", "mean", "std", "class_order")}
+    return net, digest({**kept, "weights": file_digest(settings.weights)})
+
+
+def teachers_own(cfg: DictConfig) -> DictConfig:
+    """The composition by which the teacher of ``cfg`` is trained where it has no weights."""
+    own = variant(cfg, {**cfg.teacher.fit, "student": cfg.teacher.net, "init": None})
+    own.seed = cfg.teacher.seed
+    return own
+
+
+def _trained(
+    cfg: DictConfig, bench: Bench, train: Callable[..., Fitted]
+) -> tuple[Normalized, str, float, dict[str, Any]]:
+    if bench.dataset.train is None:
+        raise TeacherError(
+            f"data={bench.dataset.name} has no training images to train a teacher on: "
+            "give the teacher's weights with teacher.weights=FILE"
+        )
+    fitted = train(teachers_own(cfg), bench, phase="teacher")
+    return fitted.network, digest([fitted.key]), fitted.seconds, fitted.report

@@ -1,0 +1,101 @@
+"""What a source may use to prepare itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence, Set
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kd_lightning.data.dataset import Dataset, Split
+from kd_lightning.data.loader import Augmentation, Mix, TensorLoader
+from kd_lightning.errors import DataError
+from kd_lightning.store.artifacts import Store
+
+
+@dataclass
+class Context:
+    """Handed to ``source.prepare``, which returns any sized iterable of batches.
+
+    Args:
+        dataset: the images and labels that exist.
+        teacher: a :class:`FrozenTeacher` or :class:`QueryTeacher`, or None.
+        store: where pools and paid answers are kept.
+        keys: the data's and the teacher's digests, parents of whatever the source keeps.
+        mean: per channel, in data units.
+        std: per channel, in data units.
+        order_seed: of the order in which a fit sees the images.
+        rank: which of the ``world`` processes this is.
+        world: number of processes.
+        device: where batches are wanted.
+        precision: of the fit, as Lightning names it.
+        memory_format: of the fit's networks, ``contiguous`` or ``channels_last``.
+        needs: of the method that will train on the source, such as ``teacher``.
+    """
+
+    dataset: Dataset
+    teacher: Any
+    store: Store
+    keys: dict[str, str]
+    mean: list[float]
+    std: list[float]
+    order_seed: int = 0
+    rank: int = 0
+    world: int = 1
+    device: str = "cpu"
+    precision: str = "32-true"
+    memory_format: str = "contiguous"
+    needs: Set[str] = frozenset()
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    def autocast(self) -> torch.autocast:
+        """What a fit enters around its steps, for networks that a source runs between them."""
+        half = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(self.precision)
+        return torch.autocast(torch.device(self.device).type, half, enabled=half is not None)
+
+    def placed(self, net: nn.Module) -> nn.Module:
+        """``net`` on the device and in the memory format of the fit."""
+        layout = torch.channels_last if self.memory_format == "channels_last" else torch.contiguous_format
+        return net.to(self.device, memory_format=layout)  # type: ignore[call-overload]
+
+    def real(self) -> Split:
+        """The training images.
+
+        Raises:
+            DataError: there are none.
+        """
+        if self.dataset.train is None:
+            raise DataError(
+                f"data={self.dataset.name} has no training images, but this source needs them. "
+                "Use a method that makes its own (method=dafl), or give the set a train folder"
+            )
+        return self.dataset.train
+
+    def serve(
+        self,
+        images: Tensor,
+        labels: Tensor | None = None,
+        *,
+        answers: Tensor | None = None,
+        mix: Mix | None = None,
+        batch_size: int,
+        augment: Sequence[Augmentation] = (),
+        whole: bool = True,
+    ) -> TensorLoader:
+        """A shuffling loader of uint8 images (N, C, H, W) for this rank; ``whole`` batches alone, if there is one."""
+        return TensorLoader(
+            images,
+            labels,
+            answers=answers,
+            mix=mix,
+            batch_size=batch_size,
+            shuffle=True,
+            augment=augment,
+            seed=self.order_seed,
+            rank=self.rank,
+            world=self.world,
+            drop_last=whole and len(images) >= batch_size * self.world,
+            device=self.device,
+        )

@@ -1,0 +1,163 @@
+"""Counterfactual images: shape, texture and background each with a label of its own, the shape's being the image's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kd_lightning.data.loader import Batch, TensorLoader
+from kd_lightning.errors import ConfigError
+from kd_lightning.losses.counterfactual import MECHANISMS, compose
+from kd_lightning.networks.generators.cgn import shifted
+from kd_lightning.sources.context import Context
+from kd_lightning.sources.data_free import Rounds
+from kd_lightning.sources.mask_operations import Operator, applied
+from kd_lightning.sources.pool import noise_on, obtain_parts
+from kd_lightning.store.artifacts import by_content
+from kd_lightning.teachers.generator import DrawingTeacher, KeptDrawings
+
+PER_PART = 2000
+Drawers = Mapping[str, DrawingTeacher | KeptDrawings]
+
+
+class Counterfactual:
+    """Images of a trained CGN, or of three students that take its mechanisms' places.
+
+    Args:
+        mechanisms: ``shape``, ``fg`` and ``bg``, each with a ``generator`` and its ``weights``: a network of latents
+            and labels, or one that draws all three.
+        latent: length of z ~ N(0, I), of which every mechanism has its own.
+        rounds: batches of one epoch where images are streamed.
+        batch_size: images per batch and rank.
+        images: how many, made once and kept; None for fresh ones in every batch.
+        drawings: where images are streamed, pictures of each mechanism that are drawn once and composed anew in every
+            batch; None draws them for every batch.
+        ratio: counterfactuals of one mask.
+        labels: of textures and backgrounds: ``independent`` of the shape's and of each other, or ``permuted``, the
+            batch's labels in another order, as CGN's code has them.
+        shift: move textures in a circle, as in CGN's training.
+        compose: operators on mask, texture and background before they are composed.
+        seed: of the images that are kept.
+
+    Raises:
+        ConfigError: a mechanism is missing, there are fewer images than ``ratio``, or no drawings.
+    """
+
+    version = 1
+    needs = frozenset({"task.classification"})
+    offers = frozenset({"source.images", "source.labels", "source.synthetic"})
+
+    def __init__(
+        self,
+        *,
+        mechanisms: Mapping[str, Mapping[str, Any]],
+        latent: int,
+        rounds: int,
+        batch_size: int,
+        images: int | None = None,
+        drawings: int | None = None,
+        ratio: int = 1,
+        labels: Literal["independent", "permuted"] = "independent",
+        shift: bool = True,
+        compose: Sequence[Operator] = (),
+        seed: int = 0,
+    ) -> None:
+        if set(mechanisms) != set(MECHANISMS):
+            raise ConfigError(
+                f"source.mechanisms names {', '.join(mechanisms) or 'none'}: expected {', '.join(MECHANISMS)}"
+            )
+        if not 1 <= ratio <= (images or ratio):
+            raise ConfigError(f"source.ratio={ratio}: expected at least 1, and at most source.images={images}")
+        if drawings is not None and drawings < 1:
+            raise ConfigError(f"source.drawings={drawings}: expected at least 1, or null to draw for every batch")
+        if labels not in ("independent", "permuted"):
+            raise ConfigError(f"source.labels={labels}: expected independent or permuted")
+        self.mechanisms, self.latent, self.rounds, self.batch_size = mechanisms, latent, rounds, batch_size
+        self.images, self.drawings, self.ratio, self.labels = images, drawings, ratio, labels
+        self.shift, self.compose, self.seed = shift, tuple(compose), seed
+
+    def prepare(self, context: Context) -> TensorLoader | CounterfactualLoader:
+        """A loader of labelled images; looks at no image of the data.
+
+        Raises:
+            TeacherError: weights cannot be read, or hold another network.
+        """
+        drawers = {
+            im: DrawingTeacher(node["generator"], node["weights"], device=context.device)
+            for im, node in self.mechanisms.items()
+        }
+        if self.images is None:
+            return CounterfactualLoader(self, self.kept(drawers, context), context)
+
+        def make(number: int, random: np.random.Generator) -> dict[str, Tensor]:
+            n = min(PER_PART, total - number * PER_PART)
+            x, y = self.draw(drawers, n, context.dataset.num_classes, noise_on(context, random))
+            return {"images": x, "labels": y}
+
+        total = self.images // self.ratio * self.ratio
+        config = {
+            "source": "counterfactual",
+            "version": self.version,
+            "generators": {
+                im: by_content(node["weights"], str(context.store.root)) for im, node in self.mechanisms.items()
+            },
+            "compose": [repr(operator) for operator in self.compose],
+            "classes": context.dataset.num_classes,
+            "images": total,
+            **{k: getattr(self, k) for k in ("latent", "ratio", "labels", "shift", "seed")},
+        }
+        parts = obtain_parts(context, config, -(-total // PER_PART), make)
+        context.notes["images_synthesised"] = total
+        return context.serve(*(torch.cat([part[k] for part in parts]) for k in ("images", "labels")),
+                             batch_size=self.batch_size)  # fmt: skip
+
+    def kept(self, drawers: Mapping[str, DrawingTeacher], context: Context) -> Drawers:
+        """What draws in the place of the mechanisms: themselves, or what they drew once."""
+        if self.drawings is None:
+            return drawers
+        rng, classes = torch.Generator(context.device).manual_seed(self.seed), context.dataset.num_classes
+        return {
+            im: KeptDrawings(drawers[im], im, latent=self.latent, classes=classes, pictures=self.drawings, rng=rng)
+            for im in MECHANISMS
+        }
+
+    def draw(self, drawers: Drawers, n: int, classes: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Images (N, C, H, W) in [0, 1] and the labels (N,) of their shapes."""
+
+        def latents(count: int) -> Tensor:
+            return torch.randn(count, self.latent, generator=rng, device=rng.device)
+
+        shapes = torch.randint(classes, (-(-n // self.ratio),), generator=rng, device=rng.device)
+        y = shapes.repeat_interleave(self.ratio)[:n]
+        mask = drawers["shape"].sample("shape", latents(len(shapes)), shapes).repeat_interleave(self.ratio, 0)[:n]
+        textures = []
+        for im in MECHANISMS[1:]:
+            if self.labels == "permuted":
+                other = y[torch.randperm(n, generator=rng, device=rng.device)]
+            else:
+                other = torch.randint(classes, (n,), generator=rng, device=rng.device)
+            drawn = drawers[im].sample(im, latents(n), other)
+            textures.append(shifted(drawn, rng) if self.shift else drawn)
+        return compose(*applied(self.compose, mask, textures[0], textures[1], rng)).clamp(0, 1), y
+
+
+class CounterfactualLoader(Rounds):
+    """Each batch is drawn from seed, epoch, its number in that and the rank: nothing else needs to be kept."""
+
+    def __init__(self, source: Counterfactual, drawers: Drawers, context: Context) -> None:
+        super().__init__(source.rounds)
+        self.source, self.drawers, self.classes = source, drawers, context.dataset.num_classes
+        self.seed, self.rank, self.world, self.notes = context.order_seed, context.rank, context.world, context.notes
+        self.rng = torch.Generator(context.device)
+
+    def batch(self, number: int) -> Batch:
+        """Fresh images and the labels of their shapes."""
+        words = np.random.SeedSequence((self.seed, self.epoch, number, self.rank))
+        self.rng.manual_seed(int(words.generate_state(1, np.uint64)[0]))
+        n = self.source.batch_size
+        self.notes["images_synthesised"] = (self.epoch * self.rounds + number + 1) * n * self.world
+        return Batch(*self.source.draw(self.drawers, n, self.classes, self.rng))

@@ -1,0 +1,151 @@
+"""DeepInversion: dreaming to distill (Yin et al., CVPR 2020, arXiv 1912.08795).
+
+Pixels are optimised until the teacher sees the wanted class in them and its batch norms see the mean and
+variance that they kept of the training data; neighbouring pixels should not differ much. The images make a
+pool, on which the student imitates the teacher (``Distill``, KL at T=3).
+
+Deviations (paper / authors' code / here):
+    * Result of the steps: the best images / the last, because "best" is kept by reference / the last.
+    * Pixels: - / ImageNet code: clipped to the range of images after every step; CIFAR code: free / ``clip`` says.
+    * Images: - / float, standardised / clipped in the end and rounded to 8 bits.
+    * jitter and flip: both / CIFAR code: a shift that wraps around / both; the flip is a setting, for digits have
+      a handedness.
+    * Hooks: - / registered again for every batch, never removed / attached while a batch is made.
+    * Student: - / never released / the maintainers' answers: from scratch, T=3.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from kd_lightning.data.loader import Augmentation, TensorLoader
+from kd_lightning.errors import ConfigError
+from kd_lightning.losses.image_prior import BatchNormTap, batch_norm_statistics, l2_norm, total_variation
+from kd_lightning.networks.normalized import Normalized
+from kd_lightning.sources.context import Context
+from kd_lightning.sources.pool import noise_on, obtain_pool, teacher_of
+
+
+class DeepInversion:
+    """A pool of inverted images, served with the classes they were made for.
+
+    Args:
+        images: in all; every class equally often.
+        batch_size: images per batch and rank, for the student.
+        inverted: optimised together: their statistics are compared with the batch norms'.
+        steps: of Adam for each batch.
+        lr: its learning rate, on standardised pixels.
+        bn: weight of the batch-norm statistics (alpha_f).
+        tv: weight of the total variation (alpha_tv); the norm grows with the square root of ``inverted``.
+        l2: weight of the norm (alpha_l2).
+        clip: whether pixels are kept in the range of images at every step.
+        jitter: largest shift in pixels.
+        flip: mirror in every second step.
+        augment: applied to each batch.
+        seed: of classes, noise, shifts and flips.
+    """
+
+    offers = frozenset({"source.images", "source.labels", "source.synthetic"})
+    version = 1
+    """Raised whenever its images would change."""
+    needs = frozenset({"teacher.gradients", "teacher.batch_norm", "task.classification"})
+
+    def __init__(
+        self,
+        *,
+        images: int,
+        batch_size: int,
+        inverted: int = 256,
+        steps: int = 2000,
+        lr: float = 0.05,
+        bn: float = 10.0,
+        tv: float = 2.5e-5,
+        l2: float = 3e-8,
+        clip: bool = False,
+        jitter: int = 2,
+        flip: bool = True,
+        augment: Sequence[Augmentation] = (),
+        seed: int = 0,
+    ) -> None:
+        self.images, self.batch_size, self.inverted = images, batch_size, inverted
+        self.steps, self.lr = steps, lr
+        self.bn, self.tv, self.l2 = bn, tv, l2
+        self.clip, self.jitter, self.flip = clip, jitter, flip
+        self.augment, self.seed = augment, seed
+
+    def prepare(self, context: Context) -> TensorLoader:
+        """The images, optimised now or read.
+
+        Raises:
+            ConfigError: the teacher has no batch norm, or its weights may not be read.
+        """
+        net = teacher_of(context, "deep_inversion")
+        try:
+            BatchNormTap(net)
+        except ValueError:
+            raise ConfigError(
+                f"source=deep_inversion reads batch-norm statistics, but {type(net.net).__name__} as it is set has "
+                "none: set teacher.net.batch_norm=true if it has that setting, or choose another teacher, such as "
+                "teacher=resnet34"
+            ) from None
+        shape, classes = context.dataset.image_shape, context.dataset.num_classes
+
+        def make(number: int, random: np.random.Generator) -> dict[str, Tensor]:
+            rows = torch.arange(number * self.inverted, min((number + 1) * self.inverted, self.images))
+            labels = rows % classes
+            u = torch.randn((len(rows), *shape), device=context.device, generator=noise_on(context, random))
+            return {"images": self.invert(net, u, labels.to(context.device), random), "labels": labels}
+
+        config = {k: v for k, v in vars(self).items() if k not in ("augment", "batch_size")}
+        config |= {"source": "deep_inversion", "shape": shape, "classes": classes, "version": self.version}
+        pool = obtain_pool(context, config, math.ceil(self.images / self.inverted), make)
+        return context.serve(pool["images"], pool["labels"], batch_size=self.batch_size, augment=self.augment)
+
+    def invert(self, net: Normalized, u: Tensor, y: Tensor, random: np.random.Generator) -> Tensor:
+        """From standardised noise u (N, C, H, W) to images in data units of the classes y (N,)."""
+        u = u.requires_grad_()
+        adam = torch.optim.Adam([u], lr=self.lr)
+        for _ in range(self.steps):
+            shift = random.integers(-self.jitter, self.jitter + 1, 2).tolist()
+            v = jittered(u, shift, mirrored=self.flip and random.random() < 0.5)
+            _, losses = inversion_losses(net, v, y, bn=self.bn, tv=self.tv, l2=self.l2)
+            adam.zero_grad()
+            torch.stack(list(losses.values())).sum().backward()
+            adam.step()
+            if self.clip:
+                keep_in_range(u, net)
+        return (u * net.std + net.mean).detach()
+
+
+def jittered(u: Tensor, shift: Sequence[int], *, mirrored: bool = False) -> Tensor:
+    """Pixels u (N, C, H, W) moved down and right by ``shift``, what leaves coming in on the other side."""
+    v = u.roll(tuple(shift), (2, 3))
+    return v.flip(3) if mirrored else v
+
+
+@torch.no_grad()
+def keep_in_range(u: Tensor, net: Normalized) -> None:
+    """Clip standardised pixels u (N, C, H, W), in place, to those of images between black and white."""
+    u.copy_(u.clamp(net.standardise(torch.zeros_like(u[:1])), net.standardise(torch.ones_like(u[:1]))))
+
+
+def inversion_losses(
+    net: Normalized, v: Tensor, y: Tensor, *, bn: float, tv: float, l2: float
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The teacher's logits (N, K) on standardised pixels v (N, C, H, W), and DeepInversion's losses for the classes y.
+
+    Hooks sit on ``net`` during its forward pass alone.
+    """
+    with BatchNormTap(net) as tap:
+        t = net(v * net.std + net.mean)
+    return t, {
+        "class": F.cross_entropy(t.float(), y),  # L(x, y)
+        "bn": bn * batch_norm_statistics(tap.statistics, tap.layers),  # alpha_f R_feature
+        "prior": tv * total_variation(v) + l2 * l2_norm(v),  # R_prior = alpha_tv R_TV + alpha_l2 R_l2
+    }

@@ -1,0 +1,65 @@
+"""Images of a generator that is trained already: fresh ones in every batch, from the network left as it is."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from kd_lightning.data.loader import Batch
+from kd_lightning.networks.weights import load_weights
+from kd_lightning.sources.context import Context
+from kd_lightning.sources.data_free import Rounds
+
+
+class Generated:
+    """Unlabelled images of a frozen generator in eval mode, from z ~ N(0, I).
+
+    Args:
+        generator: latents (N, latent) to images (N, C, H, W) in data units.
+        weights: its weights, ``stage:NAME/generator.safetensors`` of an earlier stage or a file.
+        rounds: batches of one epoch.
+        batch_size: images per batch and rank.
+        latent: length of z.
+    """
+
+    offers = frozenset({"source.images", "source.synthetic"})
+
+    def __init__(self, *, generator: nn.Module, weights: str, rounds: int, batch_size: int, latent: int) -> None:
+        self.generator, self.weights = generator, weights
+        self.rounds, self.batch_size, self.latent = rounds, batch_size, latent
+
+    def prepare(self, context: Context) -> GeneratedLoader:
+        """A resumable loader of what the generator makes; looks at no image of the data.
+
+        Raises:
+            TeacherError: the file cannot be read, or holds another generator.
+        """
+        load_weights(self.generator, self.weights)
+        self.generator.eval().requires_grad_(False)
+        return GeneratedLoader(context.placed(self.generator), self.rounds, (self.batch_size, self.latent), context)
+
+
+class GeneratedLoader(Rounds):
+    """Each batch is drawn from seed, epoch, its number in that and the rank: nothing else needs to be kept."""
+
+    def __init__(self, generator: nn.Module, rounds: int, shape: tuple[int, int], context: Context) -> None:
+        super().__init__(rounds)
+        self.generator, self.shape = generator, shape
+        self.seed, self.notes, self.autocast = context.order_seed, context.notes, context.autocast()
+        self.rank, self.world = context.rank, context.world
+        self.rng = torch.Generator(context.device)
+
+    @torch.no_grad()
+    def batch(self, number: int) -> Batch:
+        """Fresh images without labels."""
+        self.notes["images_synthesised"] = (self.epoch * self.rounds + number + 1) * self.shape[0] * self.world
+        with self.autocast:
+            x = self.generator(self.latents(number))
+        return Batch(x.float(), None)
+
+    def latents(self, number: int) -> Tensor:
+        """Z ~ N(0, I) of this batch, (batch_size, latent)."""
+        words = np.random.SeedSequence((self.seed, self.epoch, number, self.rank))
+        self.rng.manual_seed(int(words.generate_state(1, np.uint64)[0]))
+        return torch.randn(self.shape, device=self.rng.device, generator=self.rng)

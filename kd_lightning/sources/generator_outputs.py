@@ -1,0 +1,80 @@
+"""What a drawing teacher answers: images of one mechanism, with the latents and labels they were drawn from."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from kd_lightning.data.loader import TensorLoader
+from kd_lightning.sources.context import Context
+from kd_lightning.sources.pool import noise_on, obtain_parts
+from kd_lightning.store.artifacts import by_content
+from kd_lightning.teachers.generator import DrawingTeacher
+
+PER_PART = 1000
+
+
+class Drawn:
+    """Pairs of (latents, label) and image, asked for once and kept; a killed pool goes on where it was.
+
+    The file of pairs is all that a student needs: no real image, and no teacher any more.
+
+    Args:
+        generator: the teacher, see :class:`~kd_lightning.teachers.generator.DrawingTeacher`.
+        weights: its weights, ``stage:NAME/generator.safetensors`` or a file.
+        im: the mechanism, ``shape``, ``fg`` or ``bg``.
+        latent: length of z ~ N(0, I).
+        pairs: how many, classes in turn.
+        batch_size: images per batch and rank.
+        seed: of the latents.
+    """
+
+    version = 1
+    offers = frozenset({"source.images", "source.labels", "source.latents"})
+
+    def __init__(
+        self,
+        *,
+        generator: nn.Module,
+        weights: str,
+        im: Literal["shape", "fg", "bg"],
+        latent: int,
+        pairs: int,
+        batch_size: int,
+        seed: int = 0,
+    ) -> None:
+        self.generator, self.weights, self.im, self.latent = generator, weights, im, latent
+        self.pairs, self.batch_size, self.seed = pairs, batch_size, seed
+
+    def prepare(self, context: Context) -> TensorLoader:
+        """Ask, or read what was answered; batches have the latents in the place of answers.
+
+        Raises:
+            TeacherError: the weights cannot be read, or an answer is no image.
+        """
+        classes = context.dataset.num_classes
+        teacher: list[DrawingTeacher] = []
+
+        def make(number: int, random: np.random.Generator) -> dict[str, Tensor]:
+            if not teacher:
+                teacher.append(DrawingTeacher(self.generator, self.weights, device=context.device))
+            rng = noise_on(context, random)
+            places = torch.arange(self.pairs)[number * PER_PART : (number + 1) * PER_PART]
+            z = torch.randn(len(places), self.latent, generator=rng, device=rng.device)
+            y = (places % classes).to(z.device)
+            return {"images": teacher[0].sample(self.im, z, y), "labels": y, "latents": z}
+
+        config = {
+            "source": "drawn",
+            "version": self.version,
+            "generator": by_content(self.weights, str(context.store.root)),
+            "classes": classes,
+            **{k: getattr(self, k) for k in ("im", "latent", "pairs", "seed")},
+        }
+        parts = obtain_parts(context, config, -(-self.pairs // PER_PART), make)
+        images, labels, latents = (torch.cat([part[k] for part in parts]) for k in ("images", "labels", "latents"))
+        context.notes["queries"] = self.pairs
+        return context.serve(images, labels, answers=latents, batch_size=self.batch_size)

@@ -1,0 +1,47 @@
+"""Images of pure noise: the floor every data-free method has to rise above."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from kd_lightning.data.loader import Batch
+from kd_lightning.sources.context import Context
+from kd_lightning.sources.data_free import Rounds
+
+
+class Noise:
+    """Pixels independent and normal with the data's mean and standard deviation per channel, fresh in every batch.
+
+    Args:
+        rounds: batches of one epoch.
+        batch_size: images per batch and rank.
+    """
+
+    offers = frozenset({"source.images"})
+
+    def __init__(self, *, rounds: int, batch_size: int) -> None:
+        self.rounds, self.batch_size = rounds, batch_size
+
+    def prepare(self, context: Context) -> NoiseLoader:
+        """A resumable loader of unlabelled noise."""
+        return NoiseLoader(self.rounds, self.batch_size, context)
+
+
+class NoiseLoader(Rounds):
+    """Each batch is drawn from seed, epoch, its number in that and the rank: nothing else needs to be kept."""
+
+    def __init__(self, rounds: int, batch_size: int, context: Context) -> None:
+        super().__init__(rounds)
+        self.shape = (batch_size, *context.dataset.image_shape)
+        self.seed, self.rank = context.order_seed, context.rank
+        self.rng = torch.Generator(context.device)
+        self.mean = torch.tensor(context.mean, device=context.device).view(-1, 1, 1)
+        self.std = torch.tensor(context.std, device=context.device).view(-1, 1, 1)
+
+    def batch(self, number: int) -> Batch:
+        """Fresh noise without labels."""
+        words = np.random.SeedSequence((self.seed, self.epoch, number, self.rank))
+        self.rng.manual_seed(int(words.generate_state(1, np.uint64)[0]))
+        noise = torch.randn(self.shape, device=self.rng.device, generator=self.rng)
+        return Batch(noise * self.std + self.mean, None)

@@ -1,0 +1,124 @@
+"""A pool of images, made once and kept; a killed one goes on with its next batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from kd_lightning.errors import ConfigError
+from kd_lightning.networks.normalized import Normalized
+from kd_lightning.sources.context import Context
+from kd_lightning.store.artifacts import writing
+from kd_lightning.teachers.white_box import FrozenTeacher
+from kd_lightning.tracking.image_grids import save_grid, to_uint8
+
+
+def teacher_of(context: Context, source: str) -> Normalized:
+    """The teacher's network on the device, which gradients can cross.
+
+    Raises:
+        ConfigError: there is none, or it only answers.
+    """
+    if not isinstance(context.teacher, FrozenTeacher):
+        has = "teacher=none" if context.teacher is None else f"teacher.access={context.teacher.access}"
+        raise ConfigError(
+            f"source={source} optimises images by the teacher's gradients, but {has}: "
+            "choose a teacher with teacher=NAME teacher.access=white"
+        )
+    net = context.teacher.to(context.device).net
+    assert isinstance(net, Normalized)
+    return net
+
+
+def obtain_pool(
+    context: Context,
+    config: Mapping[str, Any],
+    batches: int,
+    make: Callable[[int, np.random.Generator], dict[str, Tensor]],
+) -> dict[str, Tensor]:
+    """What ``make`` returns for each batch, made by the teacher or read, and put end to end.
+
+    Args:
+        context: of the source.
+        config: the source's settings, with its ``seed``, ``images`` and ``steps``.
+        batches: how many.
+        make: as for :func:`obtain_parts`.
+    """
+    spent = context.teacher.asked
+    parts = obtain_parts(context, {**config, "teacher": context.keys["teacher"]}, batches, make)
+    pool = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+    context.teacher.asked = spent + len(pool["images"]) * (config["steps"] + 1)  # also where an earlier run did it
+    context.notes["images_synthesised"] = len(pool["images"])
+    return pool
+
+
+def obtain_parts(
+    context: Context,
+    config: Mapping[str, Any],
+    batches: int,
+    make: Callable[[int, np.random.Generator], dict[str, Tensor]],
+) -> list[dict[str, Tensor]]:
+    """What ``make`` returns for each batch, made or read; mapped from the files, so that no part is in memory unused.
+
+    A picture of it, ``grid.png``, lies beside them: a hundred images, evenly from first to last.
+
+    Args:
+        context: of the source.
+        config: plain data that determines the tensors, with a ``seed``.
+        batches: how many.
+        make: number of a batch and its randomness -> ``images`` (N, C, H, W) in [0, 1], kept as uint8, and other
+            tensors.
+    """
+
+    def build(folder: Path) -> None:
+        for i in tqdm(range(batches), desc="pool".ljust(12), unit="batch", dynamic_ncols=True, disable=None):
+            if not _part(folder, i).is_file():
+                made = make(i, np.random.default_rng((config["seed"], i)))
+                made["images"] = to_uint8(made["images"])
+                with writing(folder):
+                    save_file({k: v.cpu().contiguous() for k, v in made.items()}, folder / "part")
+                    (folder / "part").replace(_part(folder, i))
+        parts = read(folder)
+        count = sum(len(part["images"]) for part in parts)
+        save_grid(gathered(parts, torch.linspace(0, count - 1, min(100, count)).long()), folder / "grid.png")
+
+    def read(folder: Path) -> list[dict[str, Tensor]]:
+        return [load_file(_part(folder, i)) for i in range(batches)]
+
+    return read(context.store.obtain("pool", config, build))
+
+
+def gathered(parts: Sequence[dict[str, Tensor]], rows: Tensor) -> Tensor:
+    """Images of a pool.
+
+    Args:
+        parts: as :func:`obtain_parts` returns them.
+        rows: positions in the pool, in ascending order.
+    """
+    begin, found = 0, []
+    for part in parts:
+        end = begin + len(part["images"])
+        found.append(part["images"][rows[(rows >= begin) & (rows < end)] - begin])
+        begin = end
+    return torch.cat(found)
+
+
+def rounded(images: Tensor) -> Tensor:
+    """Images as a pool will keep them: in [0, 1], in steps of 1/255."""
+    return images.float().clamp(0, 1).mul(255).round().div(255)
+
+
+def noise_on(context: Context, random: np.random.Generator) -> torch.Generator:
+    """The same randomness for tensors on the device."""
+    return torch.Generator(context.device).manual_seed(int(random.integers(2**63)))
+
+
+def _part(folder: Path, number: int) -> Path:
+    return folder / f"pool_{number:05d}.safetensors"

@@ -1,0 +1,55 @@
+"""Images that the teacher is asked about once: the answers are counted, kept, and never asked for again."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kd_lightning.core.inference import predict
+from kd_lightning.distributed import collectives
+from kd_lightning.errors import ConfigError, TeacherError
+from kd_lightning.sources.context import Context
+from kd_lightning.teachers.black_box import QueryTeacher
+
+
+def ask(context: Context, images: Tensor, *, called: str = "images") -> tuple[Tensor, Tensor]:
+    """The teacher's answers to images, asked for now or earlier.
+
+    Args:
+        context: of the source.
+        images: uint8 (N, C, H, W): the very pixels that training will see.
+        called: what they are, where a source asks about several kinds: the result counts abstentions by it.
+
+    Returns:
+        Positions (M,) int64 of the images that it answered, and the answers (M, K), usable as logits.
+
+    Raises:
+        BudgetExceeded: ``teacher.budget`` is smaller than the number of images.
+        ConfigError: there is no teacher.
+        TeacherError: it failed on more of them than ``teacher.min_coverage`` allows, or answered none.
+    """
+    teacher = context.teacher
+    if teacher is None:
+        raise ConfigError("this source asks a teacher, but teacher=none: choose one with teacher=NAME")
+    context.notes["queries"] = context.notes.get("queries", 0) + len(images)
+    if not isinstance(teacher, QueryTeacher):
+        spent = teacher.asked
+        answers = predict(teacher, images, device=context.device)
+        teacher.asked = spent + len(images)  # once, though every rank computes them
+        return torch.arange(len(images)), answers
+    told = teacher.about(images)
+    noted = context.notes.setdefault("answers", {}).setdefault(called, {"asked": 0, "abstained": 0, "failed": 0})
+    for name, count in {"asked": len(images), "abstained": told.abstained, "failed": told.failed}.items():
+        noted[name] += count
+    coverage = 1 - told.failed / max(1, len(images))
+    if coverage < teacher.min_coverage:
+        raise TeacherError(
+            f"the teacher failed on {told.failed} of {len(images)} {called}, which leaves {coverage:.4f} of them, less "
+            f"than teacher.min_coverage={teacher.min_coverage:g}: lower that to train on the rest"
+        )
+    if len(told.positions) == 0:
+        raise TeacherError(f"the teacher answered none of {len(images)} {called}: there is nothing to train on")
+    if len(told.positions) < len(images) and collectives.rank() == 0:
+        print(f"training on {len(told.positions):,} of {len(images):,} {called}: "
+              f"the teacher abstained on {told.abstained:,} and failed on {told.failed:,}")  # fmt: skip
+    return told.positions, told.answers

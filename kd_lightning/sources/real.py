@@ -1,0 +1,83 @@
+"""Real images with their labels: all of them, or a few per class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from kd_lightning.data.dataset import Split
+from kd_lightning.data.loader import Augmentation, TensorLoader
+from kd_lightning.errors import DataError
+from kd_lightning.sources.context import Context
+
+
+class Real:
+    """Every training image, shuffled and augmented.
+
+    Args:
+        batch_size: images per batch and rank.
+        augment: applied to each batch in this order.
+    """
+
+    offers = frozenset({"source.images", "source.labels"})
+
+    def __init__(self, *, batch_size: int, augment: Sequence[Augmentation] = ()) -> None:
+        self.batch_size, self.augment = batch_size, augment
+
+    def prepare(self, context: Context) -> TensorLoader:
+        """A loader of labelled images."""
+        split = context.real()
+        return context.serve(split.images, split.labels, batch_size=self.batch_size, augment=self.augment)
+
+
+class FewShot(Real):
+    """The first ``per_class`` images of each class in a random order.
+
+    Args:
+        per_class: images of each class.
+        batch_size: images per batch and rank.
+        augment: applied to each batch in this order.
+        seed: of the choice.
+    """
+
+    needs = frozenset({"task.classification"})
+
+    def __init__(self, *, per_class: int, batch_size: int, augment: Sequence[Augmentation] = (), seed: int = 0) -> None:
+        super().__init__(batch_size=batch_size, augment=augment)
+        self.per_class, self.seed = per_class, seed
+
+    def prepare(self, context: Context) -> TensorLoader:
+        """A loader of the few.
+
+        Raises:
+            DataError: a class has fewer images.
+        """
+        split = few(context.real(), self.per_class, seed=self.seed, classes=context.dataset.classes)
+        return context.serve(split.images, split.labels, batch_size=self.batch_size, augment=self.augment)
+
+
+def few(split: Split, per_class: int, *, seed: int, classes: Sequence[str]) -> Split:
+    """Those that :func:`few_places` names."""
+    index = few_places(split, per_class, seed=seed, classes=classes)
+    return Split(split.images[index], split.labels[index])
+
+
+def few_places(split: Split, per_class: int, *, seed: int, classes: Sequence[str]) -> Tensor:
+    """Where ``per_class`` images of every class are, the same ones for the same seed; more are a superset of fewer.
+
+    Raises:
+        DataError: names the class that has fewer, and how many it has.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    chosen = []
+    for label, name in enumerate(classes):
+        members = (split.labels == label).nonzero().squeeze(1)
+        if len(members) < per_class:
+            raise DataError(
+                f"source.per_class={per_class}, but class {name} has {len(members)} training images. "
+                f"Choose source.per_class={len(members)} or less"
+            )
+        chosen.append(members[torch.randperm(len(members), generator=generator)[:per_class]])
+    return torch.cat(chosen)

@@ -1,0 +1,296 @@
+"""cGAN-KD's processed images of a conditional generator (Ding et al., ESWA 213, 2023), joined to the real ones.
+
+Four switches: whether the generator's images are subsampled by a density ratio (``subsample``, the paper's M1), which
+part of them is kept by the teacher's error against the label they were made for (``keep``, the paper's rho of M2),
+whether the teacher's own answer takes the place of that label (``relabel``, M2 for numbers), and how many go to the
+student (``images``, M^g). Classes: ``subsample=true keep=0.9``. Numbers: ``subsample=true keep=0.7 relabel=true``.
+
+Any conditional generator will do: a network of latents and labels, from a weights file.
+
+Deviations (paper / authors' code / here):
+    * Cut-off of the filter: the rho-quantile of the teacher's errors / for classes of 1000 further images, for numbers
+      of the pool / of the pool, for each class or over all numbers.
+    * Size of the pool: - / filtered classes are refilled / the same before the filter, so that variants share it.
+    * Images before the filter: - / augmented as in training / as they are.
+    * Pixels: - / cut off to 8 bits / rounded, before the ratio and the teacher look at them.
+    * Statistics of the student's input: - / of real and made images together / the data set's.
+    * Batches of numbers: - / drawn with replacement / a shuffled pass, as of classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from kd_lightning.core.tasks import Classification
+from kd_lightning.data.loader import Augmentation, TensorLoader
+from kd_lightning.errors import ConfigError, DataError
+from kd_lightning.networks.weights import load_weights
+from kd_lightning.sources.context import Context
+from kd_lightning.sources.pool import gathered, noise_on, obtain_parts, rounded
+from kd_lightning.sources.quality_gates import Gate, errors_of, of_acceptance, of_labels, of_ratio, report
+from kd_lightning.sources.queried_once import ask
+from kd_lightning.sources.rejection import Accepted, rejection
+from kd_lightning.sources.vicinity import places
+from kd_lightning.store.artifacts import by_content, writing
+from kd_lightning.teachers.white_box import FrozenTeacher
+
+PER_PART = 2000
+"""Images after which a pool begins another file."""
+
+
+class Synthetic:
+    """Real images and labels, and beside them a generator's.
+
+    Args:
+        generator: latents (N, latent) and labels (N,), classes or places in [0, 1], to images (N, C, H, W) in [0, 1].
+        weights: its weights, ``stage:NAME/generator.safetensors`` or a file.
+        latent: length of z.
+        per_label: images of the pool for each label.
+        labels: of numbers, how many equally spaced ones the pool has; None for those of the training images.
+        subsample: accept images by their density ratio.
+        ratio: images and labels to ratios (N,); needed to subsample.
+        ratio_weights: its weights.
+        burn_in: images by whose greatest ratio the first are accepted.
+        draw: images drawn at a time.
+        keep: part of the pool with the smallest errors of the teacher, of each class or of all numbers; None for all.
+        relabel: the teacher's answer takes the label's place.
+        processing: one of the paper's variants in place of those three: ``unprocessed``, ``subsampled``, ``filtered``
+            (and subsampled) or ``replaced`` (and filtered), the last two with the part ``keep``; None leaves them.
+        images: of the pool that training sees, for classes equally many of each; None for all.
+        real: join the training images.
+        strict: stop where a stage has not done its work, in place of a warning.
+        batch_size: images per batch and rank.
+        augment: applied to each batch in this order.
+        seed: of the pool and of the choice from it.
+    """
+
+    version = 1
+    offers = frozenset({"source.images", "source.labels", "source.synthetic"})
+
+    def __init__(
+        self,
+        *,
+        generator: nn.Module,
+        weights: str,
+        latent: int,
+        per_label: int,
+        batch_size: int,
+        labels: int | None = None,
+        subsample: bool = True,
+        ratio: nn.Module | None = None,
+        ratio_weights: str | None = None,
+        burn_in: int = 1000,
+        draw: int = 500,
+        keep: float | None = None,
+        relabel: bool = False,
+        processing: Literal["unprocessed", "subsampled", "filtered", "replaced"] | None = None,
+        images: int | None = None,
+        real: bool = True,
+        strict: bool = False,
+        augment: Sequence[Augmentation] = (),
+        seed: int = 0,
+    ) -> None:
+        if keep is not None and not 0 < keep <= 1:
+            raise ConfigError(f"source.keep={keep}: expected a part, more than 0 and at most 1, or null for all")
+        if processing is not None:
+            subsample, relabel = processing != "unprocessed", processing == "replaced"
+            keep = keep if processing in ("filtered", "replaced") else None
+        if subsample and (ratio is None or ratio_weights is None):
+            raise ConfigError(
+                "source.subsample=true needs source.ratio and source.ratio_weights: train a ratio, or say "
+                "source.subsample=false"
+            )
+        self.generator, self.weights, self.latent = generator, weights, latent
+        self.ratio, self.ratio_weights = (ratio, ratio_weights) if subsample else (None, None)
+        self.per_label, self.labels, self.burn_in, self.draw = per_label, labels, burn_in, draw
+        self.keep, self.relabel, self.images = keep, relabel, images
+        self.real, self.strict = real, strict
+        self.batch_size, self.augment, self.seed = batch_size, augment, seed
+
+    def prepare(self, context: Context) -> TensorLoader:
+        """Draw the pool or read it, filter, choose, join.
+
+        Raises:
+            ConfigError: a filter, or labels of the teacher, without a teacher.
+            DataError: the pool is smaller than ``images``.
+            TeacherError: a file of weights cannot be read, or holds another network.
+            TrainingError: the ratio accepts nothing; or with ``strict`` a stage has not done its work.
+        """
+        asks = self.keep is not None or self.relabel
+        if asks and context.teacher is None:
+            raise ConfigError(
+                "source.keep and source.relabel ask a teacher, but teacher=none: choose one with teacher=NAME, or say "
+                "source.keep=null source.relabel=false"
+            )
+        task = context.dataset.task
+        load_weights(self.generator, self.weights)
+        self.generator.eval().requires_grad_(False).to(context.device)
+        if self.ratio is not None and self.ratio_weights is not None:
+            load_weights(self.ratio, self.ratio_weights)
+            self.ratio.eval().requires_grad_(False).to(context.device)
+        name, parts = self._pool(context)
+        assigned = torch.cat([part["labels"] for part in parts])
+        context.notes["images_synthesised"] = len(assigned)
+        rows, labels, gates = torch.arange(len(assigned)), assigned, self._gates(context, parts)
+        if asks:
+            rows, answers = self._answers(context, name, parts)
+            errors = errors_of(task, answers, assigned[rows])
+            gates += of_labels(context, errors)
+            if self.relabel:
+                labels = assigned.clone()
+                labels[rows] = answers.argmax(1) if isinstance(task, Classification) else task.numbers(answers)
+            if self.keep is not None:
+                rows = rows[smallest(errors, assigned[rows], self.keep, each=isinstance(task, Classification))]
+        context.notes["pool"] = {"gates": {g.key: {"value": g.value, "passed": g.passed} for g in gates}}
+        report(gates, strict=self.strict)
+        if self.images is not None:
+            rng = torch.Generator().manual_seed(self.seed)
+            groups = assigned[rows] if isinstance(task, Classification) else torch.zeros(len(rows), dtype=torch.long)
+            rows = rows[choice(groups, self.images, rng)].sort().values
+        context.notes["pool"]["used"] = len(rows)
+        made = gathered(parts, rows)
+        if not self.real:
+            return self._served(context, made, labels[rows])
+        real = context.real()
+        return self._served(context, torch.cat([real.images, made]), torch.cat([real.labels, labels[rows]]))
+
+    def _served(self, context: Context, images: Tensor, labels: Tensor) -> TensorLoader:
+        return context.serve(images, labels, batch_size=self.batch_size, augment=self.augment)
+
+    def _pool(self, context: Context) -> tuple[str, list[dict[str, Tensor]]]:
+        """What it is called in the store, and its parts."""
+        wanted = self.wanted(context)
+        chunks = wanted.split(max(1, PER_PART // self.per_label))
+
+        def make(number: int, random: np.random.Generator) -> dict[str, Tensor]:
+            rng = noise_on(context, random)
+            made = [self._of_label(context, label, rng) for label in chunks[number]]
+            return {
+                "images": torch.cat([m.images for m in made]),
+                "labels": chunks[number].repeat_interleave(self.per_label),
+                "drawn": torch.tensor([m.drawn for m in made]),
+                "accepted": torch.tensor([m.accepted for m in made]),
+            }
+
+        config = {
+            "source": "synthetic",
+            "version": self.version,
+            "generator": by_content(self.weights, str(context.store.root)),
+            "ratio": by_content(self.ratio_weights, str(context.store.root)),
+            "labels": wanted.tolist(),
+            "images": len(wanted) * self.per_label,
+            **{k: getattr(self, k) for k in ("latent", "per_label", "seed", "burn_in", "draw")},
+        }
+        if self.ratio is None:
+            del config["burn_in"], config["draw"]
+        return context.store.path("pool", config).name, obtain_parts(context, config, len(chunks), make)
+
+    def wanted(self, context: Context) -> Tensor:
+        """Labels (L,) of the pool, each of which has ``per_label`` images."""
+        task = context.dataset.task
+        if isinstance(task, Classification):
+            return torch.arange(task.num_classes)
+        if self.labels is None:
+            return context.real().labels.unique()
+        return torch.linspace(task.low, task.high, self.labels)
+
+    def of_label(
+        self, context: Context, label: Tensor, rng: torch.Generator
+    ) -> tuple[Callable[[int], Tensor], Callable[[Tensor], Tensor] | None]:
+        """What draws so many images of a label, and what gives images their ratios, if any does."""
+        y = places(context.dataset.task, label).to(context.device)
+
+        def draw(n: int) -> Tensor:
+            z = torch.randn(n, self.latent, generator=rng, device=rng.device)
+            return rounded(self.generator(z, y.expand(n)))
+
+        ratio = self.ratio
+        return draw, None if ratio is None else lambda x: ratio(x, y.expand(len(x)))
+
+    @torch.no_grad()
+    def _of_label(self, context: Context, label: Tensor, rng: torch.Generator) -> Accepted:
+        draw, ratio = self.of_label(context, label, rng)
+        if ratio is None:
+            images = torch.cat([draw(len(rows)) for rows in torch.arange(self.per_label).split(PER_PART)])
+            return Accepted(images, self.per_label, self.per_label, 1.0)
+        return rejection(draw, ratio, self.per_label, burn_in=self.burn_in, batch_size=self.draw, rng=rng)
+
+    def _answers(self, context: Context, pool: str, parts: Sequence[dict[str, Tensor]]) -> tuple[Tensor, Tensor]:
+        """Rows of the pool that the teacher answered, and its answers; those of a white one are kept."""
+        if isinstance(context.teacher, FrozenTeacher):
+            count, spent = sum(len(part["images"]) for part in parts), context.teacher.asked
+
+            def build(folder: Path) -> None:
+                told = torch.cat([ask(context, part["images"], called="made images")[1] for part in parts])
+                with writing(folder):
+                    save_file({"answers": told}, folder / "answers.safetensors")
+
+            folder = context.store.obtain("labels", answers_config(context, pool), build)
+            context.teacher.asked = spent + count  # also where an earlier run did it
+            context.notes["queries"] = count
+            return torch.arange(count), load_file(folder / "answers.safetensors")["answers"]
+        rows, answers, begin = [], [], 0
+        for part in parts:
+            positions, told = ask(context, part["images"], called="made images")
+            rows.append(begin + positions)
+            answers.append(told)
+            begin += len(part["images"])
+        return torch.cat(rows), torch.cat(answers)
+
+    def _gates(self, context: Context, parts: Sequence[dict[str, Tensor]]) -> list[Gate]:
+        """What can be said of the pool before a teacher is asked."""
+        if self.ratio is None:
+            return []
+        drawn, accepted = (sum(int(part[key].sum()) for part in parts) for key in ("drawn", "accepted"))
+        return [of_acceptance(accepted / drawn), *of_ratio(context, self.ratio, self.generator, self.latent, self.seed)]
+
+
+def answers_config(context: Context, pool: str) -> dict[str, str]:
+    """What determines a white teacher's answers to a pool of that name."""
+    return {"pool": pool, "teacher": context.keys["teacher"]}
+
+
+def smallest(errors: Tensor, labels: Tensor, share: float, *, each: bool) -> Tensor:
+    """Which errors are smaller than their ``share``-quantile (N,), over all or for each label.
+
+    As in the paper strictly smaller, so that ``share=1`` leaves out the worst; where all errors are equal, all stay.
+    """
+    stays = torch.zeros(len(errors), dtype=torch.bool)
+    for rows in [labels == label for label in labels.unique()] if each else [torch.ones_like(stays)]:
+        own = errors[rows].double().numpy()
+        cut = np.quantile(own, share)
+        inside = own < cut
+        stays[rows] = torch.from_numpy(inside if inside.any() else own <= cut)
+    return stays
+
+
+def choice(groups: Tensor, n: int, rng: torch.Generator) -> Tensor:
+    """Positions of ``n`` rows, equally many of each group; the last takes what does not divide.
+
+    Args:
+        groups: (N,) whole numbers.
+        n: wanted.
+        rng: on the CPU.
+
+    Raises:
+        DataError: a group has fewer.
+    """
+    names = groups.unique()
+    share, chosen = n // max(1, len(names)), []
+    for i, name in enumerate(names):
+        rows = torch.nonzero(groups == name).squeeze(1)
+        wanted = share if i < len(names) - 1 else n - share * (len(names) - 1)
+        if len(rows) < wanted:
+            raise DataError(
+                f"source.images={n} takes {wanted} of each label, but of one only {len(rows)} are left: raise "
+                "source.per_label or source.keep, or ask for fewer"
+            )
+        chosen.append(rows[torch.randperm(len(rows), generator=rng)[:wanted]])
+    return torch.cat(chosen) if chosen else torch.empty(0, dtype=torch.long)

@@ -1,0 +1,93 @@
+"""Real images drawn by label: for every wanted label an image whose own label is that, or near it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kd_lightning.data.loader import Augmentation
+from kd_lightning.sources.context import Context
+from kd_lightning.sources.data_free import Rounds
+from kd_lightning.sources.vicinity import Vicinity, places
+
+
+class VicinalBatch(NamedTuple):
+    """One batch; all labels are places in [0, 1], floats (N,).
+
+    ``x``: float images (N,C,H,W) in [0,1]; ``y``: their labels; ``target``: the wanted labels, near those, possibly a
+    little outside [0,1]; ``fake``: labels near ``target`` for images to be made; ``real_weight`` and ``fake_weight``:
+    what x and an image of ``fake`` are worth for ``target``; ``goal``: other wanted labels, which no image is near.
+    """
+
+    x: Tensor
+    y: Tensor
+    target: Tensor
+    fake: Tensor
+    real_weight: Tensor
+    fake_weight: Tensor
+    goal: Tensor
+
+
+class Vicinal:
+    """Labels drawn from the distinct ones of the training set, each as likely as any other, and images near them.
+
+    With ``m_kappa=0`` and ``sigma=0`` an image of exactly the wanted label: every label equally often, however many
+    images it has.
+
+    Args:
+        rounds: batches of one epoch.
+        batch_size: images per batch and rank.
+        kind: ``soft`` or ``hard``, see :class:`kd_lightning.sources.vicinity.Vicinity`.
+        m_kappa: width of the vicinity, in widest gaps between neighbouring labels.
+        sigma: noise on the wanted labels; None for the rule of thumb.
+        augment: applied to x in this order.
+    """
+
+    offers = frozenset({"source.images", "source.vicinity"})
+
+    def __init__(
+        self,
+        *,
+        rounds: int,
+        batch_size: int,
+        kind: Literal["soft", "hard"] = "soft",
+        m_kappa: float = 2.0,
+        sigma: float | None = None,
+        augment: Sequence[Augmentation] = (),
+    ) -> None:
+        self.rounds, self.batch_size = rounds, batch_size
+        self.kind, self.m_kappa, self.sigma = kind, m_kappa, sigma
+        self.augment = tuple(augment)
+
+    def prepare(self, context: Context) -> VicinalLoader:
+        """A resumable loader of such batches."""
+        return VicinalLoader(self, context)
+
+
+class VicinalLoader(Rounds):
+    """Each batch is drawn from seed, epoch, its number in that and the rank: nothing else needs to be kept."""
+
+    def __init__(self, source: Vicinal, context: Context) -> None:
+        super().__init__(source.rounds)
+        split, task = context.real(), getattr(context.dataset, "task", None)
+        self.source, self.seed, self.rank = source, context.order_seed, context.rank
+        self.images = split.images.to(context.device)
+        self.labels = places(task, split.labels).float().to(context.device)
+        self.vicinity = Vicinity(self.labels, kind=source.kind, m_kappa=source.m_kappa, sigma=source.sigma)
+        self.rng = torch.Generator(context.device)
+
+    def batch(self, number: int) -> VicinalBatch:
+        """Fresh draws."""
+        words = np.random.SeedSequence((self.seed, self.epoch, number, self.rank))
+        self.rng.manual_seed(int(words.generate_state(1, np.uint64)[0]))
+        n = self.source.batch_size
+        drawn = self.vicinity.draw(n, self.rng)
+        index = drawn.pop("index")
+        x = self.images.index_select(0, index).float().div_(255)
+        for augmentation in self.source.augment:
+            x = augmentation(x, self.rng)
+        return VicinalBatch(x=x, y=self.labels[index], goal=self.vicinity.goals(n, self.rng), **drawn)

@@ -1,0 +1,1 @@
+"""Kept work: artefacts under a hash of what made them."""

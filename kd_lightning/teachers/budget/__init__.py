@@ -1,0 +1,1 @@
+"""Questions that are paid for: the ledger and its limits."""

@@ -1,0 +1,212 @@
+"""The tables of a ledger, and the arithmetic on them that has to happen inside one transaction."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from kd_lightning.errors import BudgetExceeded
+from kd_lightning.teachers.answer_types import Described
+from kd_lightning.teachers.budget.codec import Kept
+
+Bucket = Literal["training", "evaluation", "canary"]
+BUCKETS: tuple[Bucket, ...] = ("training", "evaluation", "canary")
+FORMAT = 1
+MANY = 500
+"""Values in one SELECT."""
+SCHEMA = """
+CREATE TABLE teachers (id INTEGER PRIMARY KEY, name TEXT NOT NULL, version TEXT NOT NULL, UNIQUE (name, version));
+CREATE TABLE purses (name TEXT PRIMARY KEY, pending INTEGER NOT NULL DEFAULT 0, doubt INTEGER NOT NULL DEFAULT 0,
+    paid INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
+CREATE TABLE accounts (id INTEGER PRIMARY KEY, owner TEXT NOT NULL, bucket TEXT NOT NULL, teacher INTEGER,
+    used INTEGER NOT NULL DEFAULT 0, pending INTEGER NOT NULL DEFAULT 0, doubt INTEGER NOT NULL DEFAULT 0,
+    paid INTEGER NOT NULL DEFAULT 0, cost REAL NOT NULL DEFAULT 0, UNIQUE (owner, bucket));
+CREATE TABLE attempts (id INTEGER PRIMARY KEY, account INTEGER NOT NULL, teacher INTEGER NOT NULL,
+    images INTEGER NOT NULL, price REAL NOT NULL, state TEXT NOT NULL, process TEXT NOT NULL,
+    certain INTEGER NOT NULL, time REAL NOT NULL);
+CREATE INDEX open ON attempts (state) WHERE state = 'pending';
+CREATE TABLE flights (key BLOB PRIMARY KEY, attempt INTEGER NOT NULL) WITHOUT ROWID;
+CREATE INDEX flown ON flights (attempt);
+CREATE TABLE answers (id INTEGER PRIMARY KEY, key BLOB NOT NULL UNIQUE, attempt INTEGER, told BLOB NOT NULL);
+CREATE TABLE used (account INTEGER NOT NULL, answer INTEGER NOT NULL, PRIMARY KEY (account, answer)) WITHOUT ROWID;
+CREATE TABLE canaries (teacher INTEGER NOT NULL, answer INTEGER NOT NULL, shape TEXT NOT NULL, image BLOB NOT NULL,
+    PRIMARY KEY (teacher, answer)) WITHOUT ROWID;
+"""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """On whose account is asked, and how far it reaches.
+
+    Args:
+        run: its name; all its fits, threads and processes together have the limit.
+        bucket: which of its accounts.
+        teacher: who is asked.
+        limit: most images that the run may use in this bucket: different ones, whoever paid, and every attempt of
+            its own that ended in doubt.
+        purse: most images that were ever paid for from this ledger for a teacher of this name.
+        fit: who also uses them, so that another run which takes that fit over counts them, too.
+        certain: nobody but this process counts: what it leaves open when it is killed was not spent.
+    """
+
+    run: str
+    bucket: Bucket
+    teacher: Described
+    limit: int | None = None
+    purse: int | None = None
+    fit: str | None = None
+    certain: bool = False
+
+
+@dataclass(frozen=True)
+class Spent:
+    """One account: images used, paid for by this run itself, in doubt, and what those it paid for cost."""
+
+    used: int = 0
+    paid: int = 0
+    in_doubt: int = 0
+    cost: float = 0.0
+
+
+@dataclass(frozen=True)
+class Reserved:
+    """What a reservation found.
+
+    Args:
+        attempt: its number, to settle, release or doubt; None if there is nothing to ask.
+        mine: keys to ask about now.
+        known: those answered before, or never to be.
+        elsewhere: those that somebody else is asking about at this moment.
+    """
+
+    attempt: int | None
+    mine: list[bytes]
+    known: dict[bytes, Kept]
+    elsewhere: list[bytes]
+
+
+def teacher_of(db: sqlite3.Connection, teacher: Described) -> int:
+    """Its row."""
+    where = (teacher.name, teacher.version)
+    found = db.execute("SELECT id FROM teachers WHERE name = ? AND version = ?", where).fetchone()
+    return found[0] if found else _inserted(db, "INSERT INTO teachers (name, version) VALUES (?, ?)", where)
+
+
+def account_of(db: sqlite3.Connection, owner: str, bucket: str) -> int:
+    """Its row, empty if it is new."""
+    found = db.execute("SELECT id FROM accounts WHERE owner = ? AND bucket = ?", (owner, bucket)).fetchone()
+    return found[0] if found else _inserted(db, "INSERT INTO accounts (owner, bucket) VALUES (?, ?)", (owner, bucket))
+
+
+def _inserted(db: sqlite3.Connection, statement: str, row: Sequence[Any]) -> int:
+    number = db.execute(statement, row).lastrowid
+    assert number is not None
+    return number
+
+
+def among(db: sqlite3.Connection, select: str, values: Sequence[Any], *given: Any) -> Iterator[tuple[Any, ...]]:
+    """Rows of ``select``: its ``{}`` stands for ``values``, some at a time, and any ``?`` before it for ``given``."""
+    for start in range(0, len(values), MANY):
+        part = values[start : start + MANY]
+        yield from db.execute(select.format(",".join("?" * len(part))), (*given, *part))
+
+
+def flying(db: sqlite3.Connection, keys: Sequence[bytes]) -> set[bytes]:
+    """Those of the keys that somebody is asking about."""
+    return {key for (key,) in among(db, "SELECT key FROM flights WHERE key IN ({})", keys)}
+
+
+def found(db: sqlite3.Connection, keys: Sequence[bytes]) -> dict[bytes, tuple[int, bytes]]:
+    """Key -> row and packed answer, of those that are there."""
+    rows = among(db, "SELECT key, id, told FROM answers WHERE key IN ({})", keys)
+    return {key: (i, told) for key, i, told in rows}
+
+
+def note_used(db: sqlite3.Connection, claim: Claim, answers: Sequence[int]) -> int:
+    """Note that the run, and its fit, use these answers; returns how many the run had not used before."""
+    fresh = 0
+    for owner in (claim.fit, claim.run):
+        if owner is not None and answers:
+            account = account_of(db, owner, claim.bucket)
+            rows = [(account, i) for i in answers]
+            fresh = db.executemany("INSERT OR IGNORE INTO used VALUES (?, ?)", rows).rowcount
+            if fresh:
+                add(db, account, used=fresh)
+    return fresh
+
+
+def add(db: sqlite3.Connection, account: int, **changes: float) -> None:
+    """To some columns of an account."""
+    sets = ", ".join(f"{column} = {column} + ?" for column in changes)
+    db.execute(f"UPDATE accounts SET {sets} WHERE id = ?", (*changes.values(), account))
+
+
+def _pay(db: sqlite3.Connection, name: str, *, pending: int, doubt: int = 0, paid: int = 0) -> None:
+    db.execute("INSERT OR IGNORE INTO purses (name) VALUES (?)", (name,))
+    sets = "pending = pending + ?, doubt = doubt + ?, paid = paid + ?"
+    db.execute(f"UPDATE purses SET {sets} WHERE name = ?", (pending, doubt, paid, name))
+
+
+def refuse_excess(db: sqlite3.Connection, claim: Claim, wanted: int, unpaid: int, *, noted: int = 0) -> None:
+    """Let only what fits into both limits pass.
+
+    Args:
+        db: in a transaction.
+        claim: whose.
+        wanted: images that the run has not used yet.
+        unpaid: those of them that nobody has paid for.
+        noted: those of them that are noted as used already.
+
+    Raises:
+        BudgetExceeded: what is spent, and what to change.
+    """
+    spent, doubt = db.execute(
+        "SELECT used + pending + doubt, doubt FROM accounts WHERE id = ?",
+        (account_of(db, claim.run, claim.bucket),),
+    ).fetchone()
+    spent -= noted
+    if claim.limit is not None and wanted and spent + wanted > claim.limit:
+        name = "budget" if claim.bucket == "training" else "eval_budget"
+        raise BudgetExceeded(
+            f"teacher.{name}={claim.limit} images: {spent} asked{f' ({doubt} never answered)' if doubt else ''}, "
+            f"{wanted} more wanted. Raise teacher.{name}, or ask once about fewer and train on the stored answers "
+            "with source=queried source.images=N"
+        )
+    row = db.execute("SELECT pending + doubt + paid FROM purses WHERE name = ?", (claim.teacher.name,)).fetchone()
+    if claim.purse is not None and unpaid and (row[0] if row else 0) + unpaid > claim.purse:
+        raise BudgetExceeded(
+            f"teacher.purse={claim.purse} images of {claim.teacher.name} for all runs together: "
+            f"{row[0] if row else 0} paid, {unpaid} more wanted. Raise teacher.purse, or ask about fewer"
+        )
+
+
+def begin_attempt(db: sqlite3.Connection, claim: Claim, images: int, process: str) -> int:
+    """Set so many images aside; the attempt's number."""
+    account = account_of(db, claim.run, claim.bucket)
+    add(db, account, pending=images)
+    _pay(db, claim.teacher.name, pending=images)
+    row = (account, teacher_of(db, claim.teacher), images, claim.teacher.price, process, claim.certain, time.time())
+    return _inserted(
+        db,
+        "INSERT INTO attempts (account, teacher, images, price, process, certain, time, state)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, 'pending')",
+        row,
+    )
+
+
+def close_attempt(db: sqlite3.Connection, attempt: int, state: Literal["paid", "doubt", "released"]) -> None:
+    """Book it."""
+    account, name, images, price, before = db.execute(
+        "SELECT account, name, images, price, state FROM attempts JOIN teachers ON teacher = teachers.id"
+        " WHERE attempts.id = ?",
+        (attempt,),
+    ).fetchone()
+    assert before == "pending", f"attempt {attempt} was {before}"
+    db.execute("UPDATE attempts SET state = ?, time = ? WHERE id = ?", (state, time.time(), attempt))
+    db.execute("DELETE FROM flights WHERE attempt = ?", (attempt,))
+    booked = {} if state == "released" else {state: images}
+    add(db, account, pending=-images, **booked, cost=images * price if state == "paid" else 0.0)
+    _pay(db, name, pending=-images, **booked)

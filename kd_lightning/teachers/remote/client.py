@@ -1,0 +1,283 @@
+"""Asking a teacher: every image once, at its pace, again where it did not answer, and never beyond what was agreed."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, replace
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from kd_lightning.errors import TeacherError
+from kd_lightning.teachers.access import malformed, usable
+from kd_lightning.teachers.answer_types import Abstained, Asker, Busy, Closed, Described, Unclear, Unfit
+from kd_lightning.teachers.budget.codec import Failed, Kept, keys_of
+from kd_lightning.teachers.budget.ledger import Ledger
+from kd_lightning.teachers.budget.rate_limit import Gate, Pace
+from kd_lightning.teachers.budget.tables import Bucket, Claim, Spent
+
+DRIFT = 0.02
+"""Mean distance of the canaries' answers that is still the same teacher: half the sum of |dp| over the classes."""
+AGAIN = 0.2
+"""Seconds between two looks at whether somebody else has got an answer."""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """How far a run may go.
+
+    Args:
+        run: its name, on whose account is asked.
+        budget: most images that it may use in training; None for any number.
+        purse: most images that all runs together may ever pay for.
+        eval_budget: most images that it may use to measure the teacher.
+        canaries: images that are asked again before the first new one, to see that the teacher is still the same.
+        anew: forget what an earlier run of this name used.
+    """
+
+    run: str
+    budget: int | None = None
+    purse: int | None = None
+    eval_budget: int = 0
+    canaries: int = 0
+    anew: bool = False
+
+
+class Asking:
+    """A teacher, what it has answered so far, and the terms on which it is asked.
+
+    Args:
+        asker: asks it once.
+        ledger: the file, opened when first needed.
+        terms: how far this run may go.
+        pace: how fast.
+        at_home: the asker is this process's own: nobody else counts, what it answers can be had again, and one
+            question at a time keeps it busy.
+        **gate: clock, sleep and randomness, see :class:`~kd_lightning.teachers.budget.rate_limit.Gate`.
+    """
+
+    def __init__(
+        self,
+        asker: Asker,
+        ledger: str | Path,
+        terms: Terms,
+        *,
+        pace: Pace | None = None,
+        at_home: bool = False,
+        **gate: Any,
+    ) -> None:
+        self.asker, self.terms, self.at_home = asker, terms, at_home
+        self.described: Described = asker.describe()
+        self.ledger = Ledger(ledger, durable=not at_home)
+        self.gate = Gate(replace(pace or Pace(), **({"concurrency": 1} if at_home else {})), **gate)
+        self._lock = threading.Lock()
+        self._begun = self._same = False
+        self._enough_canaries = terms.canaries == 0
+
+    def about(self, images: np.ndarray, *, bucket: Bucket = "training", fit: str | None = None) -> list[Kept]:
+        """What the teacher says, or said before, of images uint8 (N, H, W, C), in their order.
+
+        Args:
+            images: any number; equal ones are asked about once.
+            bucket: who pays.
+            fit: on whose behalf.
+
+        Raises:
+            BudgetExceeded: they do not fit into what is left: nothing is asked.
+            TeacherError: it cannot be asked, gave no answer, or is not what it was.
+        """
+        claim = self._claim(bucket, fit)
+        self._begin()
+        keys = keys_of(self.described, images)
+        pixels = dict(zip(keys, images, strict=True))
+        answers = self.ledger.recall(claim, list(pixels))
+        wanted = [key for key in pixels if key not in answers]
+        if wanted:
+            self._refuse_changed(images.shape[1:])
+        said = False
+        quick = len(wanted) <= self.described.max_batch
+        with tqdm(
+            total=len(wanted), desc="asking".ljust(12), unit="image", dynamic_ncols=True, disable=quick or None
+        ) as bar:
+            while wanted:
+                elsewhere: list[bytes] = []
+                for known, flying in self._questions(claim, wanted, pixels):
+                    answers |= known
+                    elsewhere += flying
+                    bar.update(len(known))
+                if elsewhere:
+                    if not said:
+                        say = f"another process is asking about {len(elsewhere)} of these images: waiting for it"
+                        tqdm.write(say, file=sys.stderr)
+                        said = True
+                    self.ledger.recover()
+                    self.gate.wait(AGAIN, threading.Event())
+                wanted = elsewhere
+        return [answers[key] for key in keys]
+
+    def asked(self, fit: str | None = None) -> int:
+        """How many different images a fit, or the whole run, has used in training."""
+        return self.ledger.used(fit or self.terms.run)
+
+    def adopt(self, fit: str, images: int) -> int:
+        """Count what a fit used that this or another run made, at least ``images``; how many that is.
+
+        Raises:
+            BudgetExceeded: they do not fit into what is left.
+        """
+        self._begin()
+        return self.ledger.adopt(self._claim("training", fit), images)
+
+    def spent(self) -> dict[str, Spent]:
+        """This run's accounts."""
+        self._begin()
+        return self.ledger.spent(self.terms.run)
+
+    def _claim(self, bucket: Bucket, fit: str | None = None) -> Claim:
+        limit = {"training": self.terms.budget, "evaluation": self.terms.eval_budget, "canary": None}[bucket]
+        return Claim(self.terms.run, bucket, self.described, limit, self.terms.purse, fit, self.at_home)
+
+    def _begin(self) -> None:
+        with self._lock:
+            if not self._begun:
+                self.ledger.begin(self.terms.run, self.described, anew=self.terms.anew)
+                self._begun = True
+
+    def _questions(
+        self, claim: Claim, keys: Sequence[bytes], pixels: Mapping[bytes, np.ndarray]
+    ) -> Iterator[tuple[dict[bytes, Kept], list[bytes]]]:
+        """Some at a time: answers, and the keys that somebody else is asking about."""
+        size, stop = self.described.max_batch, threading.Event()
+        parts = [keys[i : i + size] for i in range(0, len(keys), size)]
+        if self.gate.pace.concurrency == 1 or len(parts) == 1:
+            yield from (self._question(claim, part, pixels, stop) for part in parts)
+            return
+        with ThreadPoolExecutor(self.gate.pace.concurrency) as threads:
+            waiting: set[Future[Any]] = {threads.submit(self._question, claim, p, pixels, stop) for p in parts}
+            try:
+                while waiting:
+                    done, waiting = wait(waiting, timeout=0.5, return_when=FIRST_EXCEPTION)
+                    yield from (future.result() for future in done)
+            except BaseException:
+                stop.set()  # what is under way is waited for, and stored
+                threads.shutdown(wait=True, cancel_futures=True)
+                raise
+
+    def _question(
+        self, claim: Claim, keys: Sequence[bytes], pixels: Mapping[bytes, np.ndarray], stop: threading.Event
+    ) -> tuple[dict[bytes, Kept], list[bytes]]:
+        """Asked until it is answered, in halves where some image is at fault."""
+        for tried in count(1):
+            self.gate.enter(len(keys), stop)
+            reserved = self.ledger.reserve(claim, keys)
+            known, elsewhere, mine = reserved.known, reserved.elsewhere, reserved.mine
+            if reserved.attempt is None:
+                break
+            try:
+                told = self._attempt(claim, reserved.attempt, np.stack([pixels[key] for key in mine]), mine)
+            except Unfit:
+                for half in (mine[: len(mine) // 2], mine[len(mine) // 2 :]):
+                    found, flying = self._question(claim, half, pixels, stop)
+                    known, elsewhere = known | found, elsewhere + flying
+                break
+            except (Busy, Unclear) as error:
+                self.gate.refused(error, tried, stop)
+            else:
+                known = known | dict(zip(mine, told, strict=True))
+                self._keep_canaries(known, pixels)
+                break
+        return known, elsewhere
+
+    def _attempt(self, claim: Claim, number: int, images: np.ndarray, keys: Sequence[bytes] = ()) -> list[Kept]:
+        """One question, booked whatever comes of it.
+
+        Raises:
+            Busy, Unclear, Unfit: no answer; a single image that is unfit has failed instead.
+            TeacherError: no answer, and never will be; or one that makes no sense.
+        """
+        try:
+            told = list(self.asker.ask(images))
+            wrong = next(filter(None, (malformed(answer, self.described) for answer in told)), None)
+            if wrong or len(told) != len(images):
+                wrong = wrong or f"{len(told)} answers to {len(images)} images"
+                raise TeacherError(f"the teacher {self.described.name} does not answer as it said it would: {wrong}")
+        except Unfit as error:
+            if len(keys) != 1:
+                self.ledger.release(number)
+                raise
+            failed = Failed(str(error))
+            self.ledger.fail(number, keys[0], failed)
+            return [failed]
+        except Busy:
+            self.ledger.release(number)
+            raise
+        except Closed as error:
+            self.ledger.release(number)
+            raise TeacherError(f"the teacher {self.described.name} cannot be asked: {error}") from error
+        except BaseException:
+            (self.ledger.release if claim.certain else self.ledger.doubt)(number)
+            raise
+        self.ledger.settle(claim, number, dict(zip(keys, told, strict=False)))  # canaries have no keys
+        self.gate.answered()
+        return list[Kept](told)
+
+    def _keep_canaries(self, known: Mapping[bytes, Kept], pixels: Mapping[bytes, np.ndarray]) -> None:
+        if not self._enough_canaries:
+            told = {key: pixels[key] for key, answer in known.items() if not isinstance(answer, Failed | Abstained)}
+            self._enough_canaries = self.ledger.keep_canaries(self.described, told, self.terms.canaries)
+
+    def _refuse_changed(self, shape: tuple[int, ...]) -> None:
+        """Ask about the canaries again, once a process, before anything new is paid for.
+
+        Raises:
+            TeacherError: the answers are not what they were.
+        """
+        with self._lock:
+            if self._same or not self.terms.canaries:
+                return
+            kept = self.ledger.canaries(self.described, self.terms.canaries)
+            kept = [(image, told) for image, told in kept if image.shape == shape]
+            if kept:
+                now = self._again(np.stack([image for image, _ in kept]))
+                self._compare([told for _, told in kept], now)
+            self._same = True
+
+    def _again(self, images: np.ndarray) -> list[Kept]:
+        claim, told, stop = self._claim("canary"), list[Kept](), threading.Event()
+        for start in range(0, len(images), self.described.max_batch):
+            part = images[start : start + self.described.max_batch]
+            for tried in count(1):
+                self.gate.enter(len(part), stop)
+                try:
+                    told += self._attempt(claim, self.ledger.reserve_again(claim, len(part)), part)
+                    break
+                except Unfit as error:
+                    raise self._changed("it no longer takes images that it took") from error
+                except (Busy, Unclear) as error:
+                    self.gate.refused(error, tried, stop)
+        return told
+
+    def _compare(self, before: Sequence[Kept], now: Sequence[Kept]) -> None:
+        pairs = [(a, b) for a, b in zip(before, now, strict=True) if not isinstance(b, Abstained)]
+        flipped = len(before) - len(pairs)
+        drift = 0.0
+        if pairs:
+            sides: Any = zip(*pairs, strict=True)
+            old, new = (usable(side, self.described, smoothing=0.0).softmax(1) for side in sides)
+            flipped += int((old.argmax(1) != new.argmax(1)).sum())
+            drift = float((old - new).abs().sum(1).mean()) / 2
+        if flipped or (drift > DRIFT and self.described.access != "label"):
+            raise self._changed(f"of {len(before)} images {flipped} changed class, and answers moved by {drift:.3f}")
+
+    def _changed(self, how: str) -> TeacherError:
+        return TeacherError(
+            f"the teacher {self.described.name}, version {self.described.version}, is not what it was: {how}. Its old "
+            "answers and new ones do not belong together: call what it is now another version, which is paid for anew, "
+            "or go on with teacher.canaries=0"
+        )

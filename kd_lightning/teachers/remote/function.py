@@ -1,0 +1,123 @@
+"""Any function from images to answers as a teacher: a foreign API takes as many lines as its request needs."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from kd_lightning.errors import TeacherError
+from kd_lightning.teachers.answer_types import (
+    Abstained,
+    Answer,
+    Busy,
+    Closed,
+    Described,
+    Label,
+    Probs,
+    Told,
+    TopK,
+    Unanswered,
+    Unclear,
+    Unfit,
+)
+
+
+class Function:
+    """Asks a function. It is called by several threads at a time, as ``teacher.pace.concurrency`` says.
+
+    Args:
+        function: images uint8 (N, H, W, C) to a list with, for each, K probabilities, ``{class: probability}``, a
+            class, or None where it will not say. It raises :class:`~kd_lightning.teachers.answer_types.Unanswered`, or the
+            exception of an HTTP library, of whose status code the same is made; a connection that breaks may
+            have been counted.
+        name: who is asked; answers are kept under it.
+        version: of the teacher behind the function: another one is paid for anew.
+        num_classes: K.
+        access: what the function tells: ``probs``, ``topk`` for mappings, ``label``, or ``logits``.
+        decimals: to which its probabilities are rounded, None for not at all.
+        k: most classes that a mapping tells.
+        max_batch: most images of one call.
+        price: of one image.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[np.ndarray], Sequence[Any]],
+        *,
+        name: str,
+        num_classes: int,
+        access: Told,
+        version: str = "1",
+        decimals: int | None = None,
+        k: int = 5,
+        max_batch: int = 16,
+        price: float = 0.0,
+    ) -> None:
+        self.function = function
+        self.described = Described(
+            name=name,
+            version=version,
+            access=access,
+            num_classes=num_classes,
+            max_batch=max_batch,
+            decimals=decimals,
+            k=k,
+            price=price,
+        )
+
+    def describe(self) -> Described:
+        """As it was made."""
+        return self.described
+
+    def ask(self, images: np.ndarray) -> list[Answer]:
+        """Call it once."""
+        try:
+            told = self.function(images)
+        except Unanswered:
+            raise
+        except Exception as error:
+            if (unanswered := _unanswered(error)) is None:
+                raise
+            getattr(error, "close", lambda: None)()  # urllib's hold their connection
+            raise unanswered from error
+        return [self._answer(one) for one in told]
+
+    def _answer(self, told: Any) -> Answer:
+        match told:
+            case None:
+                return Abstained()
+            case Probs() | TopK() | Label() | Abstained():
+                return told
+            case numbers.Integral():
+                return Label(int(told))
+            case Mapping():
+                best = sorted(told.items(), key=lambda item: -item[1])
+                return TopK(tuple(int(c) for c, _ in best), tuple(float(p) for _, p in best))
+        try:
+            return Probs(tuple(float(value) for value in told))
+        except (TypeError, ValueError):
+            raise TeacherError(
+                f"{self.described.name}: an answer is {told!r:.80}, expected K probabilities, {{class: probability}}, "
+                "a class, or None"
+            ) from None
+
+
+def _unanswered(error: Exception) -> Unanswered | None:
+    """What the exception of an HTTP library means; None if it is none."""
+    response = getattr(error, "response", None)
+    code = getattr(error, "code", None) or getattr(response, "status_code", None)
+    said = f"{type(error).__name__}: {error}"
+    if isinstance(code, int) and 400 <= code < 600:
+        headers = getattr(error, "headers", None) or getattr(response, "headers", None) or {}
+        after = str(headers.get("Retry-After") or "")
+        seconds = float(after) if after.replace(".", "", 1).isdigit() else None
+        if code in (408, 429):
+            return Busy(said, seconds)
+        if code in (400, 413, 422):
+            return Unfit(said)
+        return Unclear(said, seconds) if code >= 500 else Closed(said)
+    lost = isinstance(error, OSError) or type(error).__module__.partition(".")[0] in ("httpx", "requests")
+    return Unclear(said) if lost else None

@@ -1,0 +1,81 @@
+"""A teacher inside a LightningModule that nothing there can change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+from torch.fx.experimental.optimization import fuse
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from kd_lightning.distributed.collectives import world
+from kd_lightning.errors import TeacherError
+
+
+class FrozenTeacher(nn.Module):
+    """Follows its owner to a device or dtype, but owns no parameter, buffer or checkpoint key.
+
+    It stays in eval mode whatever its owner does, gradients pass through it to the images and never
+    reach its weights.
+
+    Args:
+        net: images (N, C, H, W) in [0, 1] -> logits (N, K); put in eval mode, and frozen.
+    """
+
+    access = "white"
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self._held = [net.eval().requires_grad_(False)]
+        self._only_in_net: list[nn.Module] = []
+        self.asked = 0
+
+    @property
+    def net(self) -> nn.Module:
+        """The network itself, for methods that read its features or batch-norm statistics."""
+        return self._held[0]
+
+    def fold_batchnorm(self) -> None:
+        """Answer as one network in which batch norms are part of the convolutions that they follow.
+
+        It shares all other layers with ``net``, which still answers whenever a hook sits on what only ``net`` has.
+
+        Raises:
+            TeacherError: there are batch norms, in a forward that cannot be traced.
+        """
+        if not any(isinstance(module, _BatchNorm) for module in self.net.modules()):
+            return
+        try:
+            folded = fuse(self.net, inplace=True)  # a graph of its own: "in place" copies no layers
+        except Exception as error:  # whatever a forward raises when its images are symbols
+            reason = str(error).partition(". ")[0]
+            name = type(getattr(self.net, "net", self.net)).__name__
+            raise TeacherError(
+                f"fold_batchnorm: torch.fx cannot trace {name}: {reason}. Type fold_batchnorm=false"
+            ) from error
+        shared = set(folded.modules())
+        self._held[1:] = [folded]
+        self._only_in_net = [module for module in self.net.modules() if module not in shared]
+
+    def compile_with(self, backend: str) -> None:
+        """Compile what answers, each network when it is first called."""
+        for net in self._held:
+            net.compile(backend=backend)
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> FrozenTeacher:
+        for net in self._held:
+            net._apply(fn)
+        super()._apply(fn, recurse)
+        return self
+
+    def train(self, mode: bool = True) -> FrozenTeacher:
+        """Stay in eval mode."""
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Answer images (N, C, H, W) in [0, 1] with logits (N, K)."""
+        self.asked += len(x) * world()
+        watched = any(module._forward_hooks or module._forward_pre_hooks for module in self._only_in_net)
+        answers: Tensor = (self.net if watched else self._held[-1])(x)
+        return answers

@@ -1,0 +1,1 @@
+"""Curves, dashboards and pictures."""

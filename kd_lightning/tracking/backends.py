@@ -1,0 +1,218 @@
+"""W&B, TensorBoard or any other logger of Lightning's: opened, fed and closed here; a method never names one."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from hydra.utils import instantiate
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig, OmegaConf
+from PIL import Image
+from torch import Tensor
+
+from kd_lightning.distributed import collectives
+from kd_lightning.errors import UserError
+
+MOST_CLASSES = 100
+"""Confusion matrices of more classes are shown as pictures alone: W&B gets a row for every cell."""
+
+
+@dataclass
+class Boards:
+    """The dashboards of a run, as one fit is given them; none is fine.
+
+    Args:
+        loggers: Lightning's.
+        prefix: before every key, so that the curves of stages stand beside the student's.
+    """
+
+    loggers: Sequence[Any] = ()
+    prefix: str = ""
+
+    def of(self, phase: str) -> Boards:
+        """The same dashboards as a fit of that name is given them."""
+        return self if phase == "student" else Boards(self.loggers, f"{phase}/")
+
+    @rank_zero_only
+    def numbers(self, values: Mapping[str, float], step: int | None) -> None:
+        """Add to the curves; what a curve may be drawn over keeps its name."""
+        named = {k if "/" not in k else self.prefix + k: v for k, v in values.items()}
+        for logger in self.loggers:
+            logger.log_metrics(named, step=step)
+
+    @rank_zero_only
+    def images(self, key: str, images: Tensor, captions: Sequence[str], step: int) -> None:
+        """Show uint8 images (N, C, H, W), each with its caption where the dashboard has captions."""
+        for logger in self.loggers:
+            if isinstance(logger, WandbLogger):
+                pictures = [image.permute(1, 2, 0).numpy().squeeze() for image in images]
+                logger.log_image(self.prefix + key, pictures, step=step, caption=list(captions))
+            elif hasattr(board := getattr(logger, "experiment", None), "add_images"):
+                board.add_images(self.prefix + key, images, step)  # type: ignore[union-attr]
+
+    @rank_zero_only
+    def picture(self, key: str, picture: Image.Image, step: int | None) -> None:
+        """Show one picture."""
+        for logger in self.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.log_image(self.prefix + key, [picture], step=step)
+            elif hasattr(board := getattr(logger, "experiment", None), "add_image"):
+                pixels = np.asarray(picture.convert("RGB"))
+                board.add_image(self.prefix + key, pixels, step, dataformats="HWC")  # type: ignore[union-attr]
+
+    @rank_zero_only
+    def class_counts(self, key: str, counts: Tensor, step: int) -> None:
+        """How often each class came, int64 (K,), as a histogram that dashboards draw over time."""
+        for logger in self.loggers:
+            if isinstance(logger, WandbLogger):
+                import wandb
+
+                edges = np.arange(len(counts) + 1) - 0.5
+                histogram = wandb.Histogram(np_histogram=(counts.numpy(), edges))
+                logger.log_metrics({self.prefix + key: histogram}, step=step)  # type: ignore[dict-item]
+            elif hasattr(board := getattr(logger, "experiment", None), "add_histogram"):
+                drawn = np.repeat(np.arange(len(counts)), counts.numpy())
+                board.add_histogram(self.prefix + key, drawn, step, bins=len(counts))  # type: ignore[union-attr]
+
+    @rank_zero_only
+    def confusion(self, key: str, picture: Image.Image, rows: Tensor, columns: Tensor, classes: Sequence[str]) -> None:
+        """Show a confusion matrix of classes (N,) against classes (N,): its picture, and W&B's own chart."""
+        self.picture(key, picture, None)
+        for logger in self.loggers:
+            if isinstance(logger, WandbLogger) and len(classes) <= MOST_CLASSES:
+                import wandb
+
+                chart = wandb.plot.confusion_matrix(
+                    y_true=rows.tolist(), preds=columns.tolist(), class_names=list(classes), title=key
+                )
+                logger.experiment.log({f"{key}_chart": chart})
+
+    @rank_zero_only
+    def student(self, folder: Path, card: Mapping[str, Any]) -> None:
+        """Keep ``student.safetensors`` and ``student.json`` as a W&B artifact whose metadata are the metrics."""
+        for logger in self.loggers:
+            if isinstance(logger, WandbLogger):
+                import wandb
+
+                name = re.sub(r"[^\w.-]", "_", f"student-{logger.experiment.name}")
+                metadata = {**card["metrics"], "image_shape": list(card["image_shape"]), "seed": card["seed"]}
+                artifact = wandb.Artifact(name, "model", metadata=metadata)
+                for file in ("student.safetensors", "student.json"):
+                    artifact.add_file(str(folder / file))
+                logger.experiment.log_artifact(artifact)
+
+
+@contextmanager
+def watching(cfg: DictConfig, work: Path, folder: Path) -> Iterator[Boards]:
+    """Open the loggers of a composition; they close however the block ends.
+
+    Args:
+        cfg: the composition.
+        work: where they write.
+        folder: where that will be found when the block has ended well.
+
+    Raises:
+        UserError: TensorBoard is wanted and not installed.
+    """
+    nodes = (cfg.logger or {}).values() if collectives.rank() == 0 else ()
+    for leftover in ("wandb", "tensorboard") if nodes else ():  # of a killed run, whose curves are told again
+        shutil.rmtree(work / leftover, ignore_errors=True)
+    boards = Boards([_opened(node, work) for node in nodes])
+    status = "failed"
+    try:
+        if boards.loggers:
+            composition: Any = OmegaConf.to_container(cfg, resolve=True)
+            composition.pop("main", None)  # repeats what stands elsewhere
+            for logger in boards.loggers:
+                logger.log_hyperparams(composition)
+        yield boards
+        status = "success"
+    finally:
+        for logger in boards.loggers:
+            _close(logger, status, folder)
+
+
+def _opened(node: DictConfig, work: Path) -> Any:
+    try:
+        return instantiate(node, save_dir=str(work), _convert_="all")
+    except ModuleNotFoundError as error:
+        raise _missing(error) from error
+    except Exception as error:  # Hydra wraps what a constructor raises
+        if isinstance(error.__cause__, ModuleNotFoundError):
+            raise _missing(error.__cause__) from error
+        raise
+
+
+def _missing(error: ModuleNotFoundError) -> UserError:
+    if "tensorboard" in str(error):
+        return UserError("logger=tensorboard needs TensorBoard: pip install 'kd-lightning[tensorboard]'")
+    return UserError(f"logger: {str(error).splitlines()[0]}")
+
+
+def tensorboard(save_dir: str, **settings: Any) -> TensorBoardLogger:
+    """TensorBoard's files in ``save_dir/tensorboard``.
+
+    Raises:
+        ModuleNotFoundError: it is not installed.
+    """
+    return TensorBoardLogger(save_dir, name="tensorboard", version="", **{"default_hp_metric": False, **settings})
+
+
+def weights_and_biases(
+    save_dir: str, *, name: str | None = None, offline: bool = False, init_timeout: float = 20.0, **settings: Any
+) -> WandbLogger:
+    """A run on W&B, or where there is no key or no network one in ``save_dir`` that can be sent later.
+
+    Args:
+        save_dir: of its files.
+        name: of the run.
+        offline: do not even try to reach W&B.
+        init_timeout: seconds to try for.
+        **settings: more of what ``wandb.init`` takes, such as project, entity, group, job_type and tags.
+    """
+    if rank_zero_only.rank:  # type: ignore[attr-defined]
+        return WandbLogger(name=name, save_dir=save_dir)  # mute: Lightning opens no run on this rank
+    import wandb
+
+    def begin(**mode: Any) -> Any:
+        quick = wandb.Settings(init_timeout=init_timeout)
+        return wandb.init(dir=save_dir, name=name, settings=quick, **settings, **mode)
+
+    wanted = os.environ.get("WANDB_MODE", "online")
+    try:
+        if not offline and wanted == "online" and not wandb.login(prompt=False):
+            raise wandb.errors.UsageError("no API key here, wandb login stores one")
+        run = begin(mode="offline") if offline else begin()
+    except wandb.errors.Error as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        print(f"W&B cannot be used ({reason}): this run is recorded offline", file=sys.stderr, flush=True)
+        shutil.rmtree(Path(save_dir) / "wandb", ignore_errors=True)
+        run = begin(mode="offline")
+    run.define_metric("trainer/global_step")
+    run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+    return WandbLogger(experiment=run)
+
+
+def _close(logger: Any, status: str, folder: Path) -> None:
+    logger.finalize(status)
+    if rank_zero_only.rank or not isinstance(logger, WandbLogger):  # type: ignore[attr-defined]
+        return
+    import wandb
+
+    run = logger.experiment
+    run.finish(exit_code=0 if status == "success" else 1)
+    wandb.teardown()  # without it the file is written on after finish has returned, and would be copied half
+    if status == "success" and run.settings.mode in ("offline", "dryrun"):
+        at = folder / "wandb" / Path(run.dir).parent.name
+        near = at.relative_to(Path.cwd()) if at.is_relative_to(Path.cwd()) else at
+        print(f"W&B has nothing of this run yet; send it with: wandb sync {near}", file=sys.stderr, flush=True)

@@ -1,0 +1,202 @@
+"""Pictures drawn with Pillow alone: grids of images, histograms, confusion matrices, numbers against numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+from torchvision.utils import make_grid
+
+from kd_lightning.store.artifacts import writing
+
+INK, PAPER, GREY, RED = (30, 30, 30), (255, 255, 255), (140, 140, 140), (190, 30, 30)
+BAR = (54, 108, 166)
+DEEP = (8, 48, 107)
+"""Colour of a matrix cell that holds its whole row."""
+LEGIBLE = 18
+"""Columns of fewer pixels get no name and no number."""
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Images in data units, clamped to [0, 1], as uint8 (N, C, H, W) on the CPU."""
+    return (images.detach().float().clamp(0, 1) * 255).round().to(torch.uint8).cpu()
+
+
+def save_grid(
+    images: Tensor, path: Path, *, columns: int = 10, zoom: int | None = None, rows: Sequence[str] = ()
+) -> None:
+    """Write uint8 images (N, C, H, W) as one PNG, enlarged so that each is at least about 48 pixels wide.
+
+    Args:
+        images: row after row.
+        path: of the PNG.
+        columns: images of a row.
+        zoom: pixels of one side for each of an image's.
+        rows: names of the rows, put on their left; none without.
+    """
+    zoom = zoom or max(1, 48 // images.shape[-1])
+    enlarged = images.repeat_interleave(zoom, -1).repeat_interleave(zoom, -2)
+    grid = make_grid(enlarged, nrow=columns, padding=max(2, zoom // 2), pad_value=255)
+    picture = Image.fromarray(grid.permute(1, 2, 0).numpy())
+    save(_beside(picture, [_text(row) for row in rows]) if rows else picture, path)
+
+
+def _beside(picture: Image.Image, words: Sequence[Image.Image]) -> Image.Image:
+    left, pitch = max(word.width for word in words) + 16, picture.height / len(words)
+    wider = Image.new("RGB", (left + picture.width, picture.height), PAPER)
+    wider.paste(picture, (left, 0))
+    for i, word in enumerate(words):
+        wider.paste(word, (left - 8 - word.width, round((i + 0.5) * pitch - word.height / 2)))
+    return wider
+
+
+def save(picture: Image.Image, path: Path) -> None:
+    """Write a PNG, making its folder."""
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(path)
+
+
+def bars(counts: Tensor, names: Sequence[str], title: str) -> Image.Image:
+    """A histogram over classes: numbers above the bars, red where there is nothing, a line where all would be equal.
+
+    Args:
+        counts: int64 (K,).
+        names: of the classes.
+        title: above it.
+    """
+    wide, height, left, top = _pitch(len(counts), most=46, room=1200), 200, 16, 58
+    legible, head = wide >= LEGIBLE, _font(14)
+    labels = _labels(names, wide, hang=True) if legible else _text(f"classes 0 to {len(counts) - 1}", GREY)
+    width = 2 * left + max(wide * len(counts), labels.width, round(head.getlength(title)))
+    picture = Image.new("RGB", (width, top + height + labels.height + 20), PAPER)
+    draw = ImageDraw.Draw(picture)
+    draw.text((left, 10), title, INK, head)
+    floor, right, most = top + height, left + wide * len(counts), max(int(counts.max()), 1)
+    equal = floor - round(height * float(counts.float().mean()) / most)
+    draw.line((left, equal, right, equal), GREY)
+    for i, count in enumerate(counts.tolist()):
+        x, y = left + i * wide, floor - max(round(height * count / most), 2)
+        draw.rectangle((x + wide // 8, y, x + wide - 1 - wide // 8, floor), BAR if count else RED)
+        if legible:
+            at, font = (x + wide / 2, y - 4), _fitting(count, wide)
+            draw.rectangle(draw.textbbox(at, str(count), font, anchor="mb"), PAPER)  # lest the line cross it
+            draw.text(at, str(count), INK if count else RED, font, anchor="mb")
+    draw.line((left, floor, right, floor), INK)
+    picture.paste(labels, (left, floor + 6))
+    return picture
+
+
+def matrix(counts: Tensor, names: Sequence[str], title: str, *, rows: str, columns: str) -> Image.Image:
+    """A confusion matrix: dark where much of a row is, the numbers in the cells where there is room.
+
+    Args:
+        counts: int64 (K, K); how often what is ``i`` by its row was called ``j``.
+        names: of the classes.
+        title: above it.
+        rows: what the rows are, such as ``label``.
+        columns: what the columns are, such as ``student``.
+    """
+    k = len(counts)
+    cell, head, font = _pitch(k, most=40, room=1000), _font(14), _font(12)
+    legible = cell >= LEGIBLE
+    shown = [_cut(name) for name in names] if legible else []
+    above = _labels(names, cell, hang=False) if legible else None
+    left = 34 + round(max((font.getlength(name) for name in shown), default=0))
+    top = 60 + (above.height if above else 0)
+    width = max(left + cell * k, 16 + round(head.getlength(title))) + 16
+    picture = Image.new("RGB", (width, top + cell * k + 16), PAPER)
+    draw = ImageDraw.Draw(picture)
+    draw.text((16, 10), title, INK, head)
+    draw.text((left, 36), columns if legible else f"{columns}, classes 0 to {k - 1}", GREY, font)
+    side = _text(rows, GREY).rotate(90, expand=True)
+    picture.paste(side, (8, top))
+    share = counts / counts.sum(1, keepdim=True).clamp(min=1)
+    shade = share.sqrt()[..., None]  # a few mistakes are to be seen beside many right answers
+    colours = (torch.tensor(PAPER) * (1 - shade) + torch.tensor(DEEP) * shade).round().to(torch.uint8)
+    cells = Image.fromarray(colours.numpy()).resize((cell * k, cell * k), Image.Resampling.NEAREST)
+    picture.paste(cells, (left, top))
+    for i, name in enumerate(shown):
+        middle = top + (i + 0.5) * cell
+        draw.text((left - 6, middle), name, INK, font, anchor="rm")
+        for j in counts[i].nonzero().flatten().tolist():
+            count, ink = int(counts[i, j]), PAPER if shade[i, j] > 0.55 else INK
+            draw.text((left + (j + 0.5) * cell, middle), str(count), ink, _fitting(count, cell), anchor="mm")
+    draw.rectangle((left - 1, top - 1, left + cell * k, top + cell * k), outline=GREY)
+    if above:
+        picture.paste(above, (left, top - 4 - above.height))
+    return picture
+
+
+def scatter(across: Tensor, up: Tensor, *, low: float, high: float, title: str, columns: str, rows: str) -> Image.Image:
+    """Numbers against numbers of the same range, dark where many are, with the line where both are equal.
+
+    Args:
+        across: (N,), to the right.
+        up: (N,), upwards.
+        low: of the range of both.
+        high: of the range of both.
+        title: above it.
+        columns: what ``across`` is.
+        rows: what ``up`` is.
+    """
+    cells, zoom, left, top = 121, 3, 64, 60
+    side = cells * zoom
+    places = [((v.float() - low) / (high - low) * (cells - 1)).round().long().clamp(0, cells - 1) for v in (across, up)]
+    counts = torch.bincount((cells - 1 - places[1]) * cells + places[0], minlength=cells**2).view(cells, cells)
+    shade = (0.35 + 0.65 * counts / counts.max().clamp(min=1)).where(counts > 0, 0.0)[..., None]
+    colours = (torch.tensor(PAPER) * (1 - shade) + torch.tensor(DEEP) * shade).round().to(torch.uint8)
+    head, font = _font(14), _font(12)
+    width = max(left + side, 16 + round(head.getlength(title))) + 24
+    picture = Image.new("RGB", (width, top + side + 46), PAPER)
+    draw = ImageDraw.Draw(picture)
+    picture.paste(Image.fromarray(colours.numpy()).resize((side, side), Image.Resampling.NEAREST), (left, top))
+    draw.line((left, top + side, left + side, top), GREY)
+    draw.rectangle((left - 1, top - 1, left + side, top + side), outline=GREY)
+    draw.text((16, 10), title, INK, head)
+    for number in (low, (low + high) / 2, high):
+        at = round((number - low) / (high - low) * side)
+        draw.text((left + at, top + side + 6), f"{number:.4g}", INK, font, anchor="mt")
+        draw.text((left - 6, top + side - at), f"{number:.4g}", INK, font, anchor="rm")
+    draw.text((left + side / 2, top + side + 24), columns, GREY, font, anchor="mt")
+    draw.text((left, top - 18), rows, GREY, font)
+    return picture
+
+
+def _font(size: int) -> Any:
+    return ImageFont.load_default(size)
+
+
+def _fitting(number: int, width: int) -> Any:
+    """A font in which a number is no wider than its column."""
+    return _font(max(7, min(12, round((width - 4) * 1.7 / len(str(number))))))
+
+
+def _pitch(columns: int, *, most: int, room: int) -> int:
+    return max(1, min(most, room // columns))
+
+
+def _cut(name: str, length: int = 20) -> str:
+    return name if len(name) <= length else name[: length - 1] + "…"
+
+
+def _text(text: str, ink: tuple[int, int, int] = INK) -> Image.Image:
+    font = _font(12)
+    picture = Image.new("RGB", (max(1, round(font.getlength(text))), 16), PAPER)
+    ImageDraw.Draw(picture).text((0, 1), text, ink, font)
+    return picture
+
+
+def _labels(names: Sequence[str], pitch: int, *, hang: bool) -> Image.Image:
+    """Names over or under columns: level where all fit, else upright, hanging from the top or standing below."""
+    words = [_text(_cut(name)) for name in names]
+    if max(word.width for word in words) > pitch - 4:
+        words = [word.rotate(90, expand=True) for word in words]
+    strip = Image.new("RGB", (pitch * len(words), max(word.height for word in words)), PAPER)
+    for i, word in enumerate(words):
+        strip.paste(word, (i * pitch + (pitch - word.width) // 2, 0 if hang else strip.height - word.height))
+    return strip
