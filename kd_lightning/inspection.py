@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from kd_lightning.core.feature_hooks import capture
 from kd_lightning.core.inference import predict
 from kd_lightning.errors import UserError
+from kd_lightning.metrics.confusion_matrix import confusion
 from kd_lightning.networks import head_of
 from kd_lightning.results.run_index import collect
 from kd_lightning.results.run_loader import (
@@ -61,11 +62,6 @@ __all__ = [
     "real_images",
     "table",
 ]
-
-
-def confusion(predicted: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """How many images of class ``i`` were put in class ``j``: int64 (K, K), from classes (N,) and (N,)."""
-    return torch.bincount(labels * num_classes + predicted, minlength=num_classes**2).view(num_classes, num_classes)
 
 
 def per_class_accuracy(counts: Tensor) -> Tensor:

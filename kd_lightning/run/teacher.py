@@ -19,7 +19,7 @@ from kd_lightning.distributed import collectives
 from kd_lightning.distributed.device import device_of
 from kd_lightning.engine.fit import Bench, Fitted, fit
 from kd_lightning.errors import TeacherError, UserError
-from kd_lightning.methods.base.distiller import Teacher
+from kd_lightning.methods.base.protocols import Teacher
 from kd_lightning.networks.normalized import Normalized
 from kd_lightning.networks.weights import load_weights
 from kd_lightning.results.student_files import load_student

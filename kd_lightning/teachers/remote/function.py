@@ -30,7 +30,7 @@ class Function:
 
     Args:
         function: images uint8 (N, H, W, C) to a list with, for each, K probabilities, ``{class: probability}``, a
-            class, or None where it will not say. It raises :class:`~kd_lightning.teachers.answer_types.Unanswered`, or the
+            class, or None where it will not say. It raises ``Unanswered``, or the
             exception of an HTTP library, of whose status code the same is made; a connection that breaks may
             have been counted.
         name: who is asked; answers are kept under it.
