@@ -90,8 +90,8 @@ class Memory:
         self._hash.update(content)
         if self._hash.hexdigest() != state["sha256"]:
             raise ConfigError(
-                f"cannot go on: {file} no longer holds the {state['logged']} rows that the checkpoint beside it was "
-                "saved with. Start anew with artifacts.reuse=false"
+                f"cannot resume: {file} no longer holds the {state['logged']} rows that the checkpoint beside it was "
+                "saved with. Start over with artifacts.reuse=false"
             )
         logged = torch.frombuffer(bytearray(content), dtype=self.dtype).view(-1, *state["shape"])
         kept = min(state["added"], self.capacity or state["added"])

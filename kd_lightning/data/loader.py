@@ -139,8 +139,8 @@ class TensorLoader:
         before = {key: state[key] for key in self._shape()}
         if before != self._shape():
             raise ConfigError(
-                f"cannot go on in the middle of an epoch with other batches: saved with {before}, now "
-                f"{self._shape()}. Restore those settings, or start anew with artifacts.reuse=false"
+                f"cannot resume in the middle of an epoch with different batches: saved with {before}, now "
+                f"{self._shape()}. Restore those settings, or start over with artifacts.reuse=false"
             )
         self.seed, self.epoch = state["seed"], state["epoch"]
         self.turn, self.cursor = state["turn"], state["cursor"]

@@ -44,11 +44,11 @@ def _confusions(
     classes, said = dataset.classes, student.argmax(1)
     others = {"labels": ("label", labels)}
     if teacher is not None:
-        others["teacher"] = ("teacher says", teacher.argmax(1))
+        others["teacher"] = ("teacher", teacher.argmax(1))
     for name, (rows, true) in others.items():
         counts = confusion(said, true, len(classes))
         same = f"{int(counts.diagonal().sum()):,} of {len(said):,} test images alike"
-        picture = matrix(counts, classes, f"Student against {name}: {same}", rows=rows, columns="student says")
+        picture = matrix(counts, classes, f"Student against {name}: {same}", rows=rows, columns="student")
         save(picture, folder / f"confusion_{name}.png")
         boards.confusion(f"confusion/{name}", picture, true, said, classes)
 
@@ -61,10 +61,10 @@ def _numbers(
     said = task.numbers(student)
     others = {"labels": ("label", labels.float())}
     if teacher is not None:
-        others["teacher"] = ("teacher says", task.numbers(teacher))
+        others["teacher"] = ("teacher", task.numbers(teacher))
     for name, (columns, true) in others.items():
         apart = f"{float((said - true).abs().mean()):.2f} {task.unit} apart on {len(said):,} test images"
         title = f"Student against {name}: {apart}"
-        picture = scatter(true, said, low=task.low, high=task.high, title=title, columns=columns, rows="student says")
+        picture = scatter(true, said, low=task.low, high=task.high, title=title, columns=columns, rows="student")
         save(picture, folder / f"numbers_{name}.png")
         boards.picture(f"numbers/{name}", picture, None)

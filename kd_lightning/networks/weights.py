@@ -147,7 +147,7 @@ def _tensors(content: Any, path: Path) -> dict[str, Tensor]:
         if not isinstance(name, str):
             raise TeacherError(f"weights: {path} names a tensor {name!r:.40}, expected text: save net.state_dict()")
         if isinstance(value, Tensor) and (odd := odd_kind(value)):
-            raise TeacherError(f"weights: {path}: {name} is a {odd} tensor, expected a plain one: save it anew")
+            raise TeacherError(f"weights: {path}: {name} is a {odd} tensor, expected a plain one: save it again")
     return {name: value for name, value in content.items() if isinstance(value, Tensor)}
 
 
@@ -193,7 +193,7 @@ def refuse_misfits(
     if not (problems := [*missing, *extra, *reshaped]):
         for name, value in found.items():
             if odd := _odd_values(value, wanted[name]):
-                raise TeacherError(f"weights: {path}: {name} {odd}. Save it anew from a sound network")
+                raise TeacherError(f"weights: {path}: {name} {odd}. Save it again from a network without such values")
         return
     lines = [f"{name}: missing{_nearest(name, extra or found, 'file')}" for name in missing[:shown]]
     lines += [f"{name}: not in the network{_nearest(name, missing or wanted, 'network')}" for name in extra[:shown]]

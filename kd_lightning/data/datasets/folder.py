@@ -97,7 +97,7 @@ def _list(folder: Path, part: str, names: list[str]) -> list[File]:
     found = class_names(folder)
     if unknown := [name for name in found if name not in names]:
         raise DataError(
-            f"class folder {folder / unknown[0]} is none of the {len(names)} classes that training knows "
+            f"class folder {folder / unknown[0]} is none of the {len(names)} classes of the training folder "
             f"({', '.join(names[:5])}{' ...' if len(names) > 5 else ''}): rename it, remove it, or add the "
             "class to the training folder"
         )

@@ -31,6 +31,6 @@ class DenseNet(models.DenseNet):
         self.features.conv0 = stem_conv(in_channels, 2 * growth, stem)
         nn.init.kaiming_normal_(self.features.conv0.weight)
         self.features.pool0 = stem_pool(stem)
-        if stem == "full":  # the first block begins with a BatchNorm of its own
+        if stem == "full":  # the first block starts with a BatchNorm
             self.features.norm0 = nn.Identity()
             self.features.relu0 = nn.Identity()

@@ -139,5 +139,5 @@ def _conv(inputs: int, outputs: int, kernel: int, *, stride: int = 1, groups: in
 
 
 def _shuffled(x: Tensor, groups: int) -> Tensor:
-    """Channels (g, C/g) in the order (C/g, g), so that the next grouped convolution sees all groups."""
+    """Channels (g, C/g) in the order (C/g, g), so that the next grouped convolution mixes all groups."""
     return x.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
