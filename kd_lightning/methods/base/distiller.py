@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, cast
 
 from lightning.pytorch.core.optimizer import LightningOptimizer
@@ -13,6 +12,7 @@ from torchmetrics import Metric
 
 from kd_lightning.distributed import collectives
 from kd_lightning.methods.base.checkpointing import Repeatable, Teacher
+from kd_lightning.methods.base.phases import frozen
 
 OptimizerFactory = Callable[..., Optimizer]
 SchedulerFactory = Callable[[Optimizer], Any]
@@ -46,6 +46,7 @@ class Distiller(Repeatable):
     """What to lower where the generator collapses."""
     instead_of_gradients = "set teacher.access=white, or ask with method=kd source=queried"
     """What to type where the method needs the teacher's gradients and the teacher gives none."""
+    frozen = staticmethod(frozen)
     version = 1
     """Raised whenever the method's numbers would change, so that kept fits are not mistaken for new ones."""
 
@@ -82,7 +83,7 @@ class Distiller(Repeatable):
         """The same for the first ``rounds`` rounds, which need not be alike."""
         return rounds * self.student_updates_per_round()
 
-    def findings(self) -> dict[str, float]:
+    def findings(self) -> dict[str, Any]:
         """What the fit found out about what it trained, for its report."""
         return {}
 
@@ -100,18 +101,6 @@ class Distiller(Repeatable):
         opt.zero_grad()
         self.manual_backward(loss)
         opt.step()
-
-    @contextmanager
-    def frozen(self, net: nn.Module) -> Iterator[None]:
-        """Inside, gradients cross ``net`` without reaching its weights, which saves computing them."""
-        learning = [p for p in net.parameters() if p.requires_grad]
-        for p in learning:
-            p.requires_grad_(False)
-        try:
-            yield
-        finally:
-            for p in learning:
-                p.requires_grad_(True)
 
     def record(self, **terms: Tensor) -> None:
         """Note this round's scalars: reported every ``log_every`` rounds, and watched for NaN in every round."""

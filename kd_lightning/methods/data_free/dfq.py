@@ -72,8 +72,7 @@ class Dfq(Generative):
         opt_s, opt_g = self.opts()
 
         # Generator: disagreement, where the teacher's statistics, certainty and balance allow it
-        self.student.eval()
-        with self.frozen(self.student):
+        with self.frozen(self.student, in_eval=True):
             x = self.generate(self.batch_size)
             with BatchNormTap(self.teacher.net) as tap:
                 t = self.teacher(x)
@@ -84,7 +83,6 @@ class Dfq(Generative):
                 "balance": self.balance * information_entropy(self.gathered(t)),
             }
             self.update(opt_g, torch.stack(list(losses.values())).sum())
-        self.student.train()
         self.show(x, t)
 
         # Student: imitate on images that it did not see before
