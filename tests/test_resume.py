@@ -22,7 +22,7 @@ CROPPED = "data.recipe.augment=[{_target_: kd_lightning.data.augment.RandomCrop,
 TURNED = "source.augment=[{_target_: kd_lightning.data.augment.RandomAffine}]"
 HALVES = "data.recipe.batch_size=600"  # two or three rounds an epoch
 POOLED = (
-    *("teacher=small_conv_bn", "source.rounds=3", "method.per_batch=2", CROPPED),
+    *("teacher=small_conv_bn", "method.per_batch=2", CROPPED),
     *("method.generator.ngf=4", "method.latent=8", "method.batch_size=16", "method.kd_batch_size=16"),
 )
 CHAINS = {
@@ -31,7 +31,6 @@ CHAINS = {
     "bss": ("method.n_adv=8", "method.until=2.0", HALVES),
     "adaptive_deep_inversion": (
         "teacher=small_conv_bn",
-        "source.rounds=3",
         *(f"method.{key}" for key in ("inverted=8", "steps=4", "kd_steps=2", "kd_batch_size=8", "per_batch=2")),
     ),
     "fast_dfkd": (*POOLED, "method.warmup=1", "method.steps=2", "method.kd_steps=4"),

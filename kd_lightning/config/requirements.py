@@ -75,9 +75,25 @@ def needs_faults(path: str, cfg: Mapping[str, Any]) -> Iterator[str]:
     }
     if "source.labels" in method.needs(**_settings(cfg["method"]) | {"label": 0}):
         ways["source.labels"] = "trains on labels: use source=real or few_shot"
+    yield from _rounds_faults(f"{beside}.rounds", method, as_dict(cfg.get("source")))
     lacking = sorted(need for need in needs if need.startswith("source.") and need not in source.offers)
     if lacking:
         yield f"{path}: {name} {ways.get(lacking[0], f'needs {lacking[0]}')}"
+
+
+def _rounds_faults(path: str, method: type[Distiller], source: Mapping[str, Any]) -> Iterator[str]:
+    """One line where the length of an epoch is said twice, or not at all."""
+    own = method.rounds_an_epoch is not Distiller.rounds_an_epoch
+    rounds = source.get("rounds", UNKNOWN)
+    if own and isinstance(rounds, int):
+        yield (
+            f"{path}={rounds}: an epoch of {method.__name__} is as long as its own settings say: set {path}=null, "
+            "and trainer.max_epochs to the number of epochs"
+        )
+    if rounds is None and not own:
+        yield (
+            f"{path}: required, for {method.__name__} does not say how many rounds an epoch has; give it with {path}=..."
+        )
 
 
 def needs_of(method: Mapping[str, Any]) -> set[str]:

@@ -204,6 +204,7 @@ def _train(
         method.teacher.fold_batchnorm()
     if cfg.compile:
         compile_networks(method, cfg.compile)
+    context.rounds = method.rounds_an_epoch()
     source = instantiate(cfg.source, _convert_="all")
     loader = source.prepare(context)
     val = bench.dataset.val

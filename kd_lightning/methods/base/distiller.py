@@ -83,6 +83,10 @@ class Distiller(Repeatable):
         """The same for the first ``rounds`` rounds, which need not be alike."""
         return rounds * self.student_updates_per_round()
 
+    def rounds_an_epoch(self) -> int | None:
+        """Rounds of one epoch where the method's own settings say it; None where ``source.rounds`` does."""
+        return None
+
     def findings(self) -> dict[str, Any]:
         """What the fit found out about what it trained, for its report."""
         return {}

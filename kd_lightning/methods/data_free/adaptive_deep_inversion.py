@@ -75,18 +75,17 @@ class AdaptiveDeepInversion(ImagePool):
         self.pixels = torch.empty(0, *self.image)
         self.adam: torch.optim.Adam | None = None
 
-    @property
-    def period(self) -> int:
-        """Rounds from one new batch to the next."""
+    def rounds_an_epoch(self) -> int:
+        """From one new batch to the next."""
         return (self.steps + self.kd_steps) // self.per_batch
 
     def distils(self, n: int) -> bool:
-        """Once the pixels of a period are done."""
-        return n % self.period * self.per_batch >= self.steps
+        """Once the pixels of a round of the paper are done."""
+        return n % self.rounds_an_epoch() * self.per_batch >= self.steps
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """What comes next: pixels, their way into the pool, or the student."""
-        place = self.rounds_done % self.period * self.per_batch
+        place = self.rounds_done % self.rounds_an_epoch() * self.per_batch
         if place == 0:
             self.begin(torch.randn(self.inverted, *self.image, device=self.device, generator=self.rng))
         if place < self.steps:

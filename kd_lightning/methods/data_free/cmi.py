@@ -118,7 +118,11 @@ class Cmi(ImagePool):
 
     def place(self, n: int) -> int:
         """Of training batch ``n`` of the fit in its round of the paper: first the slices, then the student's."""
-        return n % (self.slices + self.kd_steps // self.per_batch)
+        return n % self.rounds_an_epoch()
+
+    def rounds_an_epoch(self) -> int:
+        """Training batches of one round of the paper."""
+        return self.slices + self.kd_steps // self.per_batch
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """Make images, or learn from them."""

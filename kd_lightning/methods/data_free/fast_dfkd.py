@@ -95,7 +95,11 @@ class FastDfkd(ImagePool):
 
     def distils(self, n: int) -> bool:
         """All but the first of each round of the paper, once the rounds of warm-up are over."""
-        return n > self.warmup and n % (1 + self.kd_steps // self.per_batch) != 0
+        return n > self.warmup and n % self.rounds_an_epoch() != 0
+
+    def rounds_an_epoch(self) -> int:
+        """Training batches of one round of the paper."""
+        return 1 + self.kd_steps // self.per_batch
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """Make images, or learn from them."""
