@@ -92,7 +92,7 @@ def _rounds_faults(path: str, method: type[Distiller], source: Mapping[str, Any]
         )
     if rounds is None and not own:
         yield (
-            f"{path}: required, for {method.__name__} does not say how many rounds an epoch has; give it with {path}=..."
+            f"{path}: required, for {method.__name__} does not say how many rounds an epoch has: give {path}=..."
         )
 
 
