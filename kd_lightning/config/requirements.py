@@ -91,9 +91,7 @@ def _rounds_faults(path: str, method: type[Distiller], source: Mapping[str, Any]
             "and trainer.max_epochs to the number of epochs"
         )
     if rounds is None and not own:
-        yield (
-            f"{path}: required, for {method.__name__} does not say how many rounds an epoch has: give {path}=..."
-        )
+        yield (f"{path}: required, for {method.__name__} does not say how many rounds an epoch has: give {path}=...")
 
 
 def needs_of(method: Mapping[str, Any]) -> set[str]:

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from cases import adi
 from conftest import composed
 from test_rounds import gradients, state
-from test_toy import adi
 from torch import Tensor, nn
 from toy import CLASSES, fit, trained_teacher
 

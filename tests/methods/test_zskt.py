@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_toy import zskt
+from cases import zskt
 from torch import Tensor, nn
 from toy import fit, generator, trained_teacher
 
