@@ -15,8 +15,8 @@ from toy import CLASSES, fit, trained_teacher
 
 from kd_lightning.config.check import faults
 from kd_lightning.losses.adversarial import jensen_shannon
+from kd_lightning.losses.deep_inversion import inversion_losses
 from kd_lightning.methods.data_free.adaptive_deep_inversion import AdaptiveDeepInversion
-from kd_lightning.sources.deep_inversion import inversion_losses
 
 
 @pytest.fixture(scope="module")

@@ -24,9 +24,9 @@ import torch
 from torch import Tensor
 
 from kd_lightning.losses.adversarial import jensen_shannon
+from kd_lightning.losses.deep_inversion import inversion_step
 from kd_lightning.methods.base.image_pool import ImagePool
 from kd_lightning.networks.normalized import Normalized
-from kd_lightning.sources.deep_inversion import inversion_losses, jittered, keep_in_range
 from kd_lightning.teachers.white_box import FrozenTeacher
 
 
@@ -113,16 +113,25 @@ class AdaptiveDeepInversion(ImagePool):
         mirrored = (torch.rand(self.per_batch, **draws) < 0.5).tolist()
         with self.frozen(self.student, in_eval=True), torch.autocast(self.device.type, enabled=False):
             for shift, mirror in zip(shifts, mirrored, strict=True):
-                v = jittered(self.pixels, shift, mirrored=self.flip and mirror)
-                t, losses = inversion_losses(net, v, y, bn=self.bn, tv=self.tv, l2=self.l2)
-                if self.compete:
-                    losses["compete"] = self.compete * self.competition(self.student(v * net.std + net.mean), t)
-                (self.pixels.grad,) = torch.autograd.grad(torch.stack(list(losses.values())).sum(), self.pixels)
-                self.adam.step()
-                if self.clip:
-                    keep_in_range(self.pixels, net)
+                losses = inversion_step(
+                    net,
+                    self.pixels,
+                    y,
+                    self.adam,
+                    shift=shift,
+                    mirrored=self.flip and mirror,
+                    bn=self.bn,
+                    tv=self.tv,
+                    l2=self.l2,
+                    clip=self.clip,
+                    compete=self.rivalry if self.compete else None,
+                )
         self.teacher.asked += self.per_batch * self.inverted
         self.record(**losses)
+
+    def rivalry(self, x: Tensor, t: Tensor) -> Tensor:
+        """alpha_c R_compete of images (N, C, H, W) and the teacher's logits (N, K) for them."""
+        return self.compete * self.competition(self.student(x), t)
 
     def competition(self, s: Tensor, t: Tensor) -> Tensor:
         """R_compete = 1 - JS(T, S), in [0, 1], of logits (N, K)."""

@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -33,7 +35,6 @@ from kd_lightning.losses.image_prior import BatchNormTap
 from kd_lightning.methods.base.distiller import OptimizerFactory
 from kd_lightning.methods.base.image_pool import ImagePool
 from kd_lightning.methods.base.phases import BatchNormMixture, Best, redraw, restart
-from kd_lightning.networks.weights import read_weights
 from kd_lightning.teachers.white_box import FrozenTeacher
 
 
@@ -201,8 +202,12 @@ def read_embeddings(file: str, classes: int) -> Tensor:
     Raises:
         ConfigError: there is no such file, or it holds other rows or such that are not finite.
     """
-    found = read_weights(file).get("embedding") if Path(file).is_file() else None
+    try:
+        found = load_file(file).get("embedding")
+    except (OSError, SafetensorError) as error:
+        found, what = None, str(error)
+    else:
+        what = "the file holds none" if found is None else f"found {tuple(found.shape)} or values that are not finite"
     if found is None or found.ndim != 2 or len(found) != classes or not found.isfinite().all():
-        what = "there is none" if found is None else f"found shape {tuple(found.shape)} or values that are not finite"
         raise ConfigError(f"method.embeddings={file}: expected a finite tensor 'embedding' ({classes}, D): {what}")
     return found.float()
