@@ -143,18 +143,18 @@ def _task(cfg: DictConfig) -> float | None:
 
     quiet()
     from kd_lightning.cli.summary import summary
-    from kd_lightning.distributed import collectives
+    from kd_lightning.distributed import collectives, process_group
     from kd_lightning.distributed.device import device_of
     from kd_lightning.run.run import run
 
     plain_warnings()
     try:
-        with collectives.losing():
+        with process_group.losing():
             if place is not None:
-                collectives.join(place, device_of(cfg))
+                process_group.join(place, device_of(cfg))
                 folder = Path(collectives.decided(lambda: str(folder)))
             result = run(cfg, folder, names)
-            collectives.leave()
+            process_group.leave()
     except UserError as error:
         if config.mode == RunMode.MULTIRUN:
             raise CompactHydraException(str(error)) from error  # exiting would end the launcher's other jobs
@@ -169,9 +169,11 @@ def _task(cfg: DictConfig) -> float | None:
 
 def _on_ranks(number: int, cfg: DictConfig, folder: Path, names: dict[str, str | None]) -> float | None:
     """Let as many processes run the page as the trainer has devices."""
+    from kd_lightning.results.provenance import amend
+
     code, reason = start.start(HydraConfig.get(), number)
     if reason is not None:
-        start.amend(cfg, names, folder, code, reason)
+        amend(cfg, names, folder, code, reason)
         print(reason if code == 130 else f"error: {reason}", file=sys.stderr)
     if code:
         sys.exit(code)

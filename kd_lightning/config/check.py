@@ -20,6 +20,7 @@ from omegaconf.errors import (
 
 from kd_lightning.config.derive import MERGED, REPLACED
 from kd_lightning.config.overrides import dotted, refusal, suggest
+from kd_lightning.config.ranks import rank_faults
 from kd_lightning.config.requirements import (
     answer_faults,
     door_faults,
@@ -31,7 +32,6 @@ from kd_lightning.config.requirements import (
 from kd_lightning.config.schema import KEYS
 from kd_lightning.config.signatures import UNKNOWN, as_dict, at, fits, signature_faults, wrong
 from kd_lightning.core.time_limit import duration
-from kd_lightning.distributed.collectives import rank_faults
 from kd_lightning.errors import ConfigError
 
 FORBIDDEN_TRAINER = {

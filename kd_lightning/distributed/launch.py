@@ -222,15 +222,6 @@ def _watch(ranks: list[Rank], patience: float) -> tuple[int, str | None]:
     return code if code > 0 else 128 - code, reason
 
 
-def amend(cfg: DictConfig, names: Mapping[str, str | None], folder: Path, code: int, reason: str) -> None:
-    """Leave in ``result.json`` why the ranks were ended, where the first one could not know or say it."""
-    from kd_lightning.results.provenance import header
-    from kd_lightning.store.artifacts import write_json
-
-    status = "stopped" if code == 130 else "failed"
-    write_json(folder / "result.json", {**header(cfg, names), "status": status, "reason": reason, "metrics": {}})
-
-
 def objective(folder: Path) -> float | None:
     """What the ranks' result says."""
     result: dict[str, Any] = json.loads((folder / "result.json").read_text())

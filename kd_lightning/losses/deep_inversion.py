@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kd_lightning.losses.image_prior import BatchNormTap, batch_norm_statistics, l2_norm, total_variation
+from kd_lightning.losses.batch_norm import BatchNormTap, batch_norm_statistics
+from kd_lightning.losses.image_prior import l2_norm, total_variation
 
 
 def inversion_step(

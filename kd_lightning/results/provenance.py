@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from kd_lightning.store.artifacts import FORMAT_VERSION
+from kd_lightning.store.artifacts import FORMAT_VERSION, write_json
 
 
 def header(cfg: DictConfig, names: Mapping[str, str | None]) -> dict[str, Any]:
@@ -64,3 +64,9 @@ def git_commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return head.stdout.strip() + ("+changes" if dirty.stdout.strip() else "")
+
+
+def amend(cfg: DictConfig, names: Mapping[str, str | None], folder: Path, code: int, reason: str) -> None:
+    """Leave in ``result.json`` why the ranks were ended, where the first one could not know or say it."""
+    status = "stopped" if code == 130 else "failed"
+    write_json(folder / "result.json", {**header(cfg, names), "status": status, "reason": reason, "metrics": {}})

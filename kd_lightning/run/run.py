@@ -16,6 +16,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from kd_lightning.config import ranks
 from kd_lightning.config.check import check
 from kd_lightning.config.signatures import versions
 from kd_lightning.core.inference import predict
@@ -83,7 +84,7 @@ def settle(cfg: DictConfig, names: Mapping[str, str | None], *, planning: bool =
         cfg.names = {**cfg.names, **names}
         if cfg.trainer.precision == "auto":
             cfg.trainer.precision = collectives.decided(lambda: fast_precision(cfg.trainer.accelerator))
-    collectives.settle(cfg.trainer, planning=planning)
+    ranks.settle(cfg.trainer, planning=planning)
 
 
 def identity(cfg: DictConfig, data_key: str) -> dict[str, Any]:
@@ -104,7 +105,7 @@ def _files(node: Any) -> Iterator[str]:
 
 def _kept_or_made(cfg: DictConfig, folder: Path, names: Mapping[str, str | None]) -> dict[str, Any]:
     settle(cfg, names)
-    store = Store(cfg.artifacts.root, reuse=cfg.artifacts.reuse)
+    store = Store(cfg.artifacts.root, reuse=cfg.artifacts.reuse, decided=collectives.decided)
     clock = Clock()
     with clock("data"):
         dataset = load_data(cfg, store)

@@ -25,8 +25,8 @@ from torch import Tensor
 
 from kd_lightning.data.loader import Augmentation, TensorLoader
 from kd_lightning.errors import ConfigError
+from kd_lightning.losses.batch_norm import BatchNormTap
 from kd_lightning.losses.deep_inversion import inversion_step
-from kd_lightning.losses.image_prior import BatchNormTap
 from kd_lightning.networks.normalized import Normalized
 from kd_lightning.sources.context import Context
 from kd_lightning.sources.pool import noise_on, obtain_pool, teacher_of

@@ -16,7 +16,7 @@ from toy import CLASSES, fit, generator, network, trained_teacher
 
 from kd_lightning.errors import ConfigError
 from kd_lightning.losses.adversarial import masked_kl
-from kd_lightning.losses.image_prior import BatchNormTap, batch_norm_statistics
+from kd_lightning.losses.batch_norm import BatchNormTap, batch_norm_statistics
 from kd_lightning.methods.data_free.nayer import Nayer, orthonormal, read_embeddings
 
 B = 64

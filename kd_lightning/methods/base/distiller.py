@@ -11,8 +11,9 @@ from torch.optim import Optimizer
 from torchmetrics import Metric
 
 from kd_lightning.distributed import collectives
-from kd_lightning.methods.base.checkpointing import Repeatable, Teacher
+from kd_lightning.methods.base.checkpointing import Repeatable
 from kd_lightning.methods.base.phases import frozen
+from kd_lightning.methods.base.protocols import Teacher
 
 OptimizerFactory = Callable[..., Optimizer]
 SchedulerFactory = Callable[[Optimizer], Any]

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kd_lightning.losses.image_prior import BatchNormTap, MeanVar, batch_norm_statistics
+from kd_lightning.losses.batch_norm import BatchNormTap, batch_norm_statistics
+from kd_lightning.losses.moments import MeanVar
 
 
 @contextmanager

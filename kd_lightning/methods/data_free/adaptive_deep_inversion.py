@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -27,7 +27,6 @@ from kd_lightning.losses.adversarial import jensen_shannon
 from kd_lightning.losses.deep_inversion import inversion_step
 from kd_lightning.methods.base.image_pool import ImagePool
 from kd_lightning.networks.normalized import Normalized
-from kd_lightning.teachers.white_box import FrozenTeacher
 
 
 class AdaptiveDeepInversion(ImagePool):
@@ -102,10 +101,8 @@ class AdaptiveDeepInversion(ImagePool):
 
     def synthesise(self) -> None:
         """``per_batch`` steps on the pixels; neither network changes."""
-        assert isinstance(self.teacher, FrozenTeacher)
-        assert isinstance(self.teacher.net, Normalized)
         assert self.adam is not None
-        net = self.teacher.net
+        net = cast(Normalized, self.white.net)
         # every class equally often, over the whole pool
         y = torch.arange(self.images_made, self.images_made + self.inverted, device=self.device) % self.task.num_classes
         draws: dict[str, Any] = {"device": self.device, "generator": self.rng}
@@ -126,7 +123,7 @@ class AdaptiveDeepInversion(ImagePool):
                     clip=self.clip,
                     compete=self.rivalry if self.compete else None,
                 )
-        self.teacher.asked += self.per_batch * self.inverted
+        self.white.asked += self.per_batch * self.inverted
         self.record(**losses)
 
     def rivalry(self, x: Tensor, t: Tensor) -> Tensor:
@@ -142,13 +139,11 @@ class AdaptiveDeepInversion(ImagePool):
     @torch.no_grad()
     def commit(self) -> None:
         """The finished batch joins the pool, rounded to 8 bits."""
-        assert isinstance(self.teacher, FrozenTeacher)
-        assert isinstance(self.teacher.net, Normalized)
-        net = self.teacher.net
+        net = cast(Normalized, self.white.net)
         self.pool.add(self.pixels * net.std + net.mean)
         self.pixels, self.adam = torch.empty(0, *self.image), None
         x = self.pool.rows[-self.inverted :].float() / 255
-        self.show(x, self.teacher(x))
+        self.show(x, self.white(x))
 
     def rank_state(self) -> dict[str, Any]:
         """The pixels on their way into the pool as well."""

@@ -27,11 +27,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kd_lightning.losses.adversarial import masked_kl
-from kd_lightning.losses.image_prior import BatchNormTap
+from kd_lightning.losses.batch_norm import BatchNormTap
 from kd_lightning.methods.base.distiller import OptimizerFactory
 from kd_lightning.methods.base.image_pool import ImagePool
 from kd_lightning.methods.base.phases import BatchNormMixture, Best
-from kd_lightning.teachers.white_box import FrozenTeacher
 
 
 class FastDfkd(ImagePool):
@@ -110,7 +109,6 @@ class FastDfkd(ImagePool):
 
     def synthesise(self) -> dict[str, Tensor]:
         """A batch of images for the pool; the generator learns to be a better start for the next."""
-        assert isinstance(self.teacher, FrozenTeacher)
         opt_meta = self.opts()[1]
         made = self.pool.added // self.batch_size
         adversarial = self.adv > 0 and made >= self.warmup
@@ -128,8 +126,8 @@ class FastDfkd(ImagePool):
             for step in range(self.steps):
                 x = fast(z)
                 view = self.view(x)
-                with BatchNormTap(self.teacher.net) as tap:
-                    t = self.teacher(view)
+                with BatchNormTap(self.white.net) as tap:
+                    t = self.white(view)
                 losses = {"bn": self.bn * self.mixture.loss(tap), "oh": self.oh * F.cross_entropy(t.float(), y)}
                 if adversarial:
                     losses["adv"] = self.adv * masked_kl(self.student(view), t)

@@ -31,11 +31,10 @@ from torch.nn import functional as F
 
 from kd_lightning.errors import ConfigError
 from kd_lightning.losses.adversarial import masked_kl
-from kd_lightning.losses.image_prior import BatchNormTap
+from kd_lightning.losses.batch_norm import BatchNormTap
 from kd_lightning.methods.base.distiller import OptimizerFactory
 from kd_lightning.methods.base.image_pool import ImagePool
 from kd_lightning.methods.base.phases import BatchNormMixture, Best, redraw, restart
-from kd_lightning.teachers.white_box import FrozenTeacher
 
 
 class Nayer(ImagePool):
@@ -137,7 +136,6 @@ class Nayer(ImagePool):
 
     def synthesise(self) -> dict[str, Tensor]:
         """A batch of images for the pool."""
-        assert isinstance(self.teacher, FrozenTeacher)
 
         # Noisy layers: W ~ N(0, 1), b = 0, one for each run of the classes; optimisers without a past
         weight = self.noise(self.runs, self.embedding.shape[1], self.hidden).requires_grad_()
@@ -152,8 +150,8 @@ class Nayer(ImagePool):
             for _ in range(self.g_steps):
                 x = self.images(weight, bias)
                 view = self.view(x)
-                with BatchNormTap(self.teacher.net) as tap:
-                    t = self.teacher(view)
+                with BatchNormTap(self.white.net) as tap:
+                    t = self.white(view)
                 losses = {"bn": self.bn * self.mixture.loss(tap), "oh": self.oh * F.cross_entropy(t.float(), y)}
                 if self.adv and not self.warms_up(self.rounds_done):
                     losses["adv"] = self.adv * masked_kl(self.student(view), t)
