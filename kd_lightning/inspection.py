@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from kd_lightning.core.feature_hooks import capture
 from kd_lightning.core.inference import predict
 from kd_lightning.errors import UserError
+from kd_lightning.metrics.confusion_matrix import confusion
 from kd_lightning.networks import head_of
 from kd_lightning.results.run_index import collect
 from kd_lightning.results.run_loader import (
@@ -42,6 +43,7 @@ __all__ = [
     "captions",
     "class_counts",
     "confident_errors",
+    "confusion",
     "curves",
     "data_of",
     "feature_map",

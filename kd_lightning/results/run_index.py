@@ -34,6 +34,11 @@ class Stat(NamedTuple):
     std: float | None
     n: int
 
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Stat:
+        """Of one value or more."""
+        return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
+
 
 @dataclass
 class Run:
@@ -92,9 +97,7 @@ class Group:
     def stat(self, key: str) -> Stat | None:
         """Mean and spread of one metric over the finished runs that have it."""
         values = [value for run in self.runs if (value := run.metric(key)) is not None]
-        if not values:
-            return None
-        return Stat(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
+        return Stat.of(values) if values else None
 
     def cost(self, *path: str) -> float | None:
         """Mean of one entry of the results' ``cost``."""
