@@ -60,7 +60,7 @@ def teacher_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Weights of a teacher that knows the digits well."""
     return tiny_run(
         tmp_path_factory.mktemp("teacher"),
-        *("method=supervised", "teacher=none", "student=small_conv", "data.recipe.batch_size=32"),
+        *("method=supervised", "teacher=none", "student=small_conv_bn", "data.recipe.batch_size=32"),
         *("trainer.max_epochs=8", "data.recipe.epochs=8"),
         root=tmp_path_factory.mktemp("teacher_store"),
     ).folder.joinpath("student.safetensors")

@@ -122,6 +122,7 @@ def dfq(lr_g: float) -> Callable[..., Dfq]:
 
 def nayer(lr_g: float, **settings: Any) -> Callable[..., Nayer]:
     chosen = {"g_steps": 10, "g_loops": 1, "g_life": 3, "warmup": 1, "warmup_loops": 3, "kd_steps": 20, "per_batch": 5}
+    chosen |= {"dim": 8, "hidden": 16, "batch_size": 64, "kd_batch_size": 64}
     return partial(
         Nayer,
         **{**chosen, **settings},
@@ -129,11 +130,7 @@ def nayer(lr_g: float, **settings: Any) -> Callable[..., Nayer]:
         generator=generator(tail="sigmoid", conv_bias=False),
         optimizer=partial(sgd, lr=0.02),
         optimizer_g=partial(adam, lr=lr_g, betas=(0.5, 0.999)),
-        kd_batch_size=64,
         temperature=4.0,
-        dim=8,
-        hidden=16,
-        batch_size=64,
     )
 
 
