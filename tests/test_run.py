@@ -178,7 +178,7 @@ def test_the_teacher_stays_as_it_is(method: str, tiny: Tiny, tmp_path: Path, mon
 
     monkeypatch.setattr(Distiller, "record", watch)
     result = tiny(
-        f"method={method}", f"teacher.weights={file}", "teacher.net.widths=[4,8]", "+teacher.net.batch_norm=true",
+        f"method={method}", f"teacher.weights={file}", "teacher.net.widths=[4,8]", "teacher.net.batch_norm=true",
         "+student.batch_norm=true",
     )  # fmt: skip
     assert modes == {(True, True, False), (False,)}

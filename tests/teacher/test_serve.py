@@ -28,7 +28,7 @@ from kd_lightning.run.teacher import load_net
 from kd_lightning.teachers.answer_types import Abstained, Label, Probs, TopK
 from kd_lightning.teachers.remote.http import HttpTeacher
 
-CPU = ("data=digits", "teacher=small_conv", "trainer.accelerator=cpu", "port=0")
+CPU = ("data=digits", "teacher=small_conv_bn", "trainer.accelerator=cpu", "port=0")
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ def test_a_teacher_without_weights_is_trained_once_and_kept(
     store: Path, tiny: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     quick = ("teacher.check=false", "data.recipe.epochs=2", "data.recipe.batch_size=320")
-    tiny("method=kd", "teacher=small_conv")
+    tiny("method=kd", "teacher=small_conv_bn")
     kept = sorted(folder.name for folder in store.glob("fit-*"))
     service = service_of(compose([*CPU, *quick, "teacher.access=label"]))
     assert sorted(folder.name for folder in store.glob("fit-*")) == kept  # the one of the run
