@@ -53,14 +53,14 @@ def test_truncated_weights(suffix: str, tiny: Tiny, teacher_file: Path, tmp_path
 
 def test_weights_of_another_network(tiny: Tiny, teacher_file: Path) -> None:
     with pytest.raises(TeacherError, match=r"shape \(32, 1, 3, 3\), the network has \(8, 1, 3, 3\)"):
-        tiny(f"teacher.weights={teacher_file}", "teacher=small_conv_narrow")
+        tiny(f"teacher.weights={teacher_file}", "teacher=small_conv_narrow", "+teacher.net.batch_norm=true")
 
 
 def test_a_student_does_not_start_from_other_widths(tiny: Tiny, teacher_file: Path) -> None:
     with pytest.raises(
         TeacherError, match=r"(?s)does not fit SmallConvNet:.*shape \(32, 1, 3, 3\), the network has \(8"
     ):
-        tiny("method=kd", f"init={teacher_file}", f"teacher.weights={teacher_file}")
+        tiny("method=kd", f"init={teacher_file}", f"teacher.weights={teacher_file}", "+student.batch_norm=true")
 
 
 GENERATED = (
@@ -233,7 +233,8 @@ def test_nothing_is_loaded_that_could_run_code() -> None:
 
 def test_teacher_near_chance(tiny: Tiny, teacher_file: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    save_file({k: torch.randn_like(v) for k, v in bare(teacher_file).items()}, tmp_path / "w.safetensors")
+    state = {k: torch.randn_like(v) if k.endswith("weight") else v for k, v in bare(teacher_file).items()}
+    save_file(state, tmp_path / "w.safetensors")
     settings = (f"teacher.weights={tmp_path / 'w.safetensors'}", "teacher.check=true")
     with pytest.raises(TeacherError, match="nothing can be learned from it"):
         tiny(*settings)
