@@ -28,6 +28,8 @@ from kd_lightning.results.run_loader import (
     real_images,
 )
 from kd_lightning.results.table import Table, fold
+from kd_lightning.results.trusted import LARGEST
+from kd_lightning.store import strangers
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -153,6 +155,8 @@ def feature_map(points: Tensor, *, how: str = "pca", seed: int = 0) -> np.ndarra
 def latents(run: Finished, n: int, *, seed: int = 0) -> Tensor:
     """Standard normal latents (n, latent) as long as the run's generator wants them."""
     size = OmegaConf.select(run.cfg, "method.generator.latent") or OmegaConf.select(run.cfg, "method.latent")
+    if type(size) is not int or not 0 < size <= LARGEST:
+        raise UserError(f"{run.folder}: its composition has no latent of a generator, or {size!r:.40} as its length")
     return torch.randn(n, int(size), generator=torch.Generator().manual_seed(seed))
 
 
@@ -256,9 +260,8 @@ def curves(folder: str | Path) -> dict[str, Curve]:
         UserError: there is no such file, or it is none of ours.
     """
     path = Path(folder) / "metrics.csv"
-    try:
-        with path.open(newline="") as file:
-            rows = list(csv.DictReader(file))
+    with strangers.reading(path, said=f"{path} holds no curves of kd_lightning"):
+        rows = list(csv.DictReader(strangers.read_text(path, strangers.MOST_TABLE).splitlines()))
         names = [name for name in (rows[0] if rows else ()) if name not in ("round", "seconds", "epoch", "queries")]
         asked = ["queries"] if rows and "queries" in rows[0] else []
         found = {}
@@ -266,10 +269,6 @@ def curves(folder: str | Path) -> dict[str, Curve]:
             there = [row for row in rows if row[name]]
             columns = [[float(row[key]) for row in there] for key in ("round", "seconds", name, *asked)]
             found[name] = Curve(*map(np.array, columns))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} holds no curves of kd_lightning") from error
     return found
 
 

@@ -8,26 +8,25 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import DAFL, FORKS, TINY, tiny_run
+from conftest import DAFL, FORKS, PATIENCE, TINY, tiny_run, wait_until
 from safetensors.torch import load_file
 
 sys.path.append(str(Path(__file__).parent / "methods"))
 from cases import CASES, CROPPED, SCHEDULED
 
 KILLED: dict[str, tuple[str, ...]] = {
-    name: (f"method={name}", *case.tiny, *(("teacher=small_conv_bn",) if case.batch_norm else ()))
+    name: (f"method={name}", *case.tiny, *(("teacher.net.batch_norm=true",) if case.batch_norm else ()))
     for name, case in CASES.items()
     if case.tiny
 }
 KILLED["kd of numbers"] = (
     *("method=kd", "data=rotated_digits", "data.base=digits", "data.size=8", "data.train=640", "data.val=100"),
-    *("teacher=small_conv_bn", SCHEDULED, CROPPED),
+    *("teacher.net.batch_norm=true", SCHEDULED, CROPPED),
 )
 
 
@@ -109,7 +108,7 @@ def assert_same_runs(one: Path, other: Path) -> None:
 @pytest.mark.parametrize("name", KILLED)
 def test_killed_after_every_checkpoint(name: str, tmp_path: Path, teacher_file: Path) -> None:
     overrides = KILLED[name]
-    if "teacher=small_conv_bn" not in overrides:  # theirs has batch norm
+    if "teacher.net.batch_norm=true" not in overrides:  # theirs has batch norm
         overrides += (f"teacher.weights={teacher_file}",)
     whole = tiny_run(tmp_path / "whole", *overrides, root=tmp_path / "a")
     kills = 0
@@ -202,15 +201,15 @@ def test_interrupted_at_the_keyboard(tmp_path: Path) -> None:
     environment = os.environ | {"KD_CHECKPOINT_SECONDS": "0", "KD_ARTIFACTS": str(tmp_path / "store")}
     command = [sys.executable, "-m", "kd_lightning.cli.main", *overrides]
     run = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while not list((tmp_path / "store").glob("run-*.unfinished/../fit-*.unfinished/last.ckpt")) or not list(
-        (tmp_path / "store").glob("fit-????????????")
-    ):
-        assert run.poll() is None, run.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    store = tmp_path / "store"
+    wait_until(
+        lambda: (
+            list(store.glob("run-*.unfinished/../fit-*.unfinished/last.ckpt")) and list(store.glob("fit-????????????"))
+        ),
+        run,
+    )
     run.send_signal(signal.SIGINT)
-    _, said = run.communicate(timeout=200)
+    _, said = run.communicate(timeout=PATIENCE)
     assert run.returncode == 130, said
     assert said.splitlines()[-1] == "stopped; the same command goes on from the last checkpoint"
     assert "Traceback" not in said

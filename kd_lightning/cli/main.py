@@ -7,7 +7,8 @@ import sys
 import tempfile
 import warnings
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -135,10 +136,17 @@ def _task(cfg: DictConfig) -> float | None:
         return None
     config = HydraConfig.get()
     folder = Path(config.runtime.output_dir)
-    names = {name: config.runtime.choices.get(name) for name in NAMED}
+    names = chosen(config.runtime.choices)
     place = start.placed()
-    if place is None and (number := start.wanted(cfg.trainer)) > 1:
-        return _on_ranks(number, cfg, folder, names)
+    from kd_lightning.results.run_index import running
+
+    with running(folder) if place is None or place.rank == 0 else nullcontext():
+        if place is None and (number := start.wanted(cfg.trainer)) > 1:
+            return _on_ranks(number, cfg, folder, names)
+        return _run(cfg, folder, names)
+
+
+def _run(cfg: DictConfig, folder: Path, names: dict[str, str | None]) -> float | None:
     from kd_lightning.core.log_filters import plain_warnings, quiet
 
     quiet()
@@ -148,6 +156,7 @@ def _task(cfg: DictConfig) -> float | None:
     from kd_lightning.run.run import run
 
     plain_warnings()
+    place, mode = start.placed(), HydraConfig.get().mode
     try:
         with process_group.losing():
             if place is not None:
@@ -156,7 +165,7 @@ def _task(cfg: DictConfig) -> float | None:
             result = run(cfg, folder, names)
             process_group.leave()
     except UserError as error:
-        if config.mode == RunMode.MULTIRUN:
+        if mode == RunMode.MULTIRUN:
             raise CompactHydraException(str(error)) from error  # exiting would end the launcher's other jobs
         _fail(error)
     except KeyboardInterrupt:
@@ -165,6 +174,15 @@ def _task(cfg: DictConfig) -> float | None:
     if place is None or place.rank == 0:
         print(summary(result, _worth_opening(folder)), end="")
     return result["objective"]
+
+
+def chosen(choices: Mapping[str, str | None] | DictConfig) -> dict[str, str | None]:
+    """The member chosen of each group; of ``teacher=network network@teacher.net=NAME`` it is the network."""
+    names = {name: choices.get(name) for name in NAMED}
+    for word, place in {"teacher": "teacher.net", "student": "student"}.items():
+        networks = [choices.get(key) for key in (f"network@{place}", f"network@{place}.net")]  # outer, inner
+        names[word] = "/".join(filter(None, networks)) or names[word]
+    return names
 
 
 def _on_ranks(number: int, cfg: DictConfig, folder: Path, names: dict[str, str | None]) -> float | None:
@@ -185,9 +203,8 @@ def _plan(cfg: DictConfig) -> None:
     from kd_lightning.planning.plan import plan, render
 
     quiet()
-    choices = HydraConfig.get().runtime.choices
     try:
-        made = plan(cfg, {name: choices.get(name) for name in NAMED}, _PROMISED)
+        made = plan(cfg, chosen(HydraConfig.get().runtime.choices), _PROMISED)
     except UserError as error:
         _fail(error)
     _PLANS.append((made.seconds, made.size))

@@ -12,8 +12,10 @@ from hydra.utils import instantiate
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from kd_lightning.config.derive import REPLACED
+from kd_lightning.config.overrides import nearest
 from kd_lightning.config.signatures import UNKNOWN, as_dict, at, located
 from kd_lightning.core.tasks import Regression
+from kd_lightning.distributed.device import fast_precision
 from kd_lightning.methods.base.distiller import Distiller
 from kd_lightning.teachers.access import LEVELS
 
@@ -56,6 +58,9 @@ def needs_faults(path: str, cfg: Mapping[str, Any]) -> Iterator[str]:
     needs, name = method.needs(**_settings(cfg["method"])), method.__name__
     yield from _teacher_faults(path, name, needs, cfg, method.instead_of_gradients)
     yield from _task_faults(path, name, needs, cfg)
+    yield from _block_faults(path, cfg)
+    if method.clips_gradients:
+        yield from _clip_faults(path, cfg)
     if source is None:
         return
     beside = f"{path.removesuffix('method')}source"
@@ -91,7 +96,48 @@ def _rounds_faults(path: str, method: type[Distiller], source: Mapping[str, Any]
             "and trainer.max_epochs to the number of epochs"
         )
     if rounds is None and not own:
-        yield (f"{path}: required, for {method.__name__} does not say how many rounds an epoch has: give {path}=...")
+        yield f"{path}: required, for {method.__name__} does not say how many rounds an epoch has: give {path}=..."
+
+
+def _block_faults(path: str, cfg: Mapping[str, Any]) -> Iterator[str]:
+    """One line for each module that a network lacks: of ``blocks``, in both, or of ``features``, in the teacher."""
+    for key, nets in {"blocks": ("student", "teacher.net"), "features": ("teacher.net",)}.items():
+        wanted = cfg["method"].get(key)
+        if not isinstance(wanted, list):
+            continue
+        for net in nets:
+            node = at(cfg, net)
+            there = _paths(node) if isinstance(node, dict) else None
+            for block in [block for block in wanted if there and block not in there]:
+                of = node["_target_"].rpartition(".")[2]
+                parts = [part for part in there or () if part.count(".") == 1]
+                has = "".join(f"did you mean {part}? It has " for part in nearest(block, parts)) or "it has "
+                none = f"; {path}.{key}=[] compares none" if key == "blocks" else ""
+                yield f"{path}.{key}: {of} ({net}) has no {block}; {has}{', '.join(parts)}{none}"
+
+
+def _paths(net: Mapping[str, Any]) -> list[str]:
+    """Of the modules of a network, as methods name them: within what normalises its input."""
+    try:
+        with torch.device("meta"):
+            return [f"net.{name}" for name, _ in instantiate(dict(net)).named_modules() if name]
+    except Exception:
+        return []  # noted elsewhere
+
+
+def _clip_faults(path: str, cfg: Mapping[str, Any]) -> Iterator[str]:
+    """One line for each fused optimiser of a method that clips gradients, in mixed precision."""
+    precision = at(cfg, "trainer.precision")
+    if precision == "auto":
+        precision = fast_precision(at(cfg, "trainer.accelerator"))
+    if "mixed" not in str(precision):
+        return
+    for key, node in cfg["method"].items():
+        if str(key).startswith("optimizer") and as_dict(node).get("fused"):
+            yield (
+                f"{path}.{key}.fused=true: this method clips gradients, which Lightning refuses for a fused optimiser "
+                f"at trainer.precision={precision}: set {path}.{key}.fused=false"
+            )
 
 
 def needs_of(method: Mapping[str, Any]) -> set[str]:
@@ -178,9 +224,11 @@ def _teacher_faults(
         )
     net = at(cfg, "teacher.net")
     if "teacher.batch_norm" in needs and isinstance(net, dict) and not _has_batch_norm(net):
+        by_setting = "batch_norm" in net
+        how = "set teacher.net.batch_norm=true" if by_setting else "choose another teacher, such as teacher=resnet34"
         yield (
             f"{path}: {name} reads the teacher's batch-norm statistics, but {net['_target_'].rpartition('.')[2]} "
-            "as it is set has no batch norm: choose another teacher, such as teacher=resnet34"
+            f"as it is set has no batch norm: {how}"
         )
 
 

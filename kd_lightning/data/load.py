@@ -22,13 +22,20 @@ def load_data(cfg: DictConfig, store: Store) -> Dataset:
         dataset = instantiate(cfg.data.load, _convert_="all", **({"store": store} if takes_store else {}))
     except InstantiationException as error:  # Hydra's wrapping hides what the user can mend
         raise error.__cause__ if isinstance(error.__cause__, UserError) else error from None
-    outputs = dataset.task.outputs
-    if outputs != cfg.data.num_classes:
-        has = f"{outputs} classes" if dataset.classes else "numbers as labels, for which a network has one output"
-        raise DataError(
-            f"data.num_classes={cfg.data.num_classes}, but {dataset.name} has {has}: set data.num_classes={outputs}"
-        )
+    refuse_other_classes(dataset, cfg.data.num_classes)
     return dataset
+
+
+def refuse_other_classes(dataset: Dataset, num_classes: int) -> None:
+    """Let a data set pass that has as many classes as its composition says.
+
+    Raises:
+        DataError: it has others.
+    """
+    outputs = dataset.task.outputs
+    if outputs != num_classes:
+        has = f"{outputs} classes" if dataset.classes else "numbers as labels, for which a network has one output"
+        raise DataError(f"data.num_classes={num_classes}, but {dataset.name} has {has}: set data.num_classes={outputs}")
 
 
 def dataset_digest(dataset: Dataset) -> str:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import lightning as L
-from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -17,7 +16,7 @@ from kd_lightning.config.requirements import needs_of
 from kd_lightning.data.loader import TensorLoader
 from kd_lightning.distributed.device import device_of
 from kd_lightning.engine.checkpoint_reader import read_checkpoint
-from kd_lightning.engine.fit import Bench, Fitted, fit, fit_config
+from kd_lightning.engine.fit import Bench, Fitted, build_source, fit, fit_config
 from kd_lightning.errors import UserError
 from kd_lightning.methods.base.protocols import Teacher
 from kd_lightning.planning.dry_run_store import Missing, Overlay, Probe, now_on_device
@@ -120,19 +119,24 @@ class Planner:
         phase: str,
         teacher: Teacher | None = None,
         teacher_key: str = "none",
+        source_teacher: Teacher | None = None,
+        source_teacher_key: str | None = None,
     ) -> Fitted:
         """What the fit left, or what a few rounds of it leave, with a report as of all of them."""
-        config = fit_config(cfg, bench, teacher_key)
+        config = fit_config(cfg, bench, teacher_key, source_teacher_key)
         folder = bench.store.path("fit", config)
         if folder.name in self.fits:  # a stage that is a control as well
             return self.fits[folder.name]
         how: dict[str, Any] = {"phase": f"try {phase}", "teacher": teacher, "teacher_key": teacher_key}
+        how |= {"source_teacher": source_teacher, "source_teacher_key": source_teacher_key}
         if (folder / "artifact.json").is_file():
             fitted = self.fits[folder.name] = fit(cfg, bench, **how)
             state = PROMISED if folder.name in self.promised else KEPT
             self.steps.append(Step(phase, state, size=size_of(folder.resolve()), rounds=fitted.report["rounds"]))
             return fitted
-        short, more, asked_before, prepares = self._shortened(cfg, teacher, teacher_key, phase)
+        short, more, asked_before, prepares = self._shortened(
+            cfg, source_teacher or teacher, source_teacher_key or teacher_key, phase
+        )
         unpaid = 0 if self.door is None else len(self.door.unpaid)
         fitted = fit(short, bench, **how)
         if fitted.folder != folder:
@@ -172,7 +176,7 @@ class Planner:
             short.trainer.devices = 1
             for key in ("strategy", "num_nodes"):
                 short.trainer.pop(key, None)
-        source = instantiate(cfg.source, _convert_="all")
+        source = build_source(cfg)
         context = self._context(cfg, teacher, teacher_key)
         if isinstance(source, FewAsked):  # made in seconds, and what is asked about depends on it
             context.store = self.bench.store

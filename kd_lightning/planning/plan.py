@@ -26,7 +26,7 @@ from kd_lightning.planning.dry_run import KEPT, MISSING, PROMISED, ROUNDS, Plann
 from kd_lightning.planning.dry_run_store import Overlay, now_on_device
 from kd_lightning.run.run import identity, settle
 from kd_lightning.run.stages_and_controls import control_of, handed, referring, stage_of
-from kd_lightning.run.teacher import Obtained, obtain_teacher
+from kd_lightning.run.teacher import Obtained, obtain_source_teacher, obtain_teacher
 from kd_lightning.store.artifacts import Store, in_words, size_of
 from kd_lightning.teachers.remote.client import Asking
 from kd_lightning.teachers.remote.dry_run import Planned
@@ -102,10 +102,12 @@ def _walk(cfg: DictConfig, planner: Planner, made: Plan) -> None:
     stages: dict[str, Fitted] = {}
     for stage in cfg.stages:
         own = stage_of(cfg, stage, stages)
-        stages[stage.name] = planner.fit(own, bench, phase=stage.name, **handed(teacher, stage))
+        source_teacher = obtain_source_teacher(own, bench, planner.fit)
+        stages[stage.name] = planner.fit(own, bench, phase=stage.name, **handed(teacher, stage, source_teacher))
         fits.append(stages[stage.name])
     cfg = referring(cfg, stages)
-    student = planner.fit(cfg, bench, phase="student", **handed(teacher))
+    source_teacher = obtain_source_teacher(cfg, bench, planner.fit)
+    student = planner.fit(cfg, bench, phase="student", **handed(teacher, source_teacher=source_teacher))
     fits.append(student)
     white = teacher is None or teacher.white
     asked = planner.door.in_all() if planner.door else sum(f.report["teacher_images"] for f in fits)
@@ -116,7 +118,8 @@ def _walk(cfg: DictConfig, planner: Planner, made: Plan) -> None:
     for name, node in cfg.controls.items():
         own_control = control_of(node, cfg, bench.dataset, teacher, student)
         if own_control is not None:
-            planner.fit(own_control, bench, phase=str(name), **handed(teacher, node))
+            source_teacher = obtain_source_teacher(own_control, bench, planner.fit)
+            planner.fit(own_control, bench, phase=str(name), **handed(teacher, node, source_teacher))
             networks += 1
     _measure(planner, cfg, teacher, student, networks)
     if planner.door is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 import warnings
@@ -30,12 +29,13 @@ from kd_lightning.metrics.confusion_matrix import draw_answers
 from kd_lightning.results.provenance import header, parameters, peak_memory
 from kd_lightning.results.student_files import save_student
 from kd_lightning.run.stages_and_controls import control_of, handed, referring, stage_of, weak_teacher
-from kd_lightning.run.teacher import Obtained, obtain_teacher
-from kd_lightning.store.artifacts import Store, file_digest, names_file, write_json, writing
+from kd_lightning.run.teacher import Obtained, obtain_source_teacher, obtain_teacher
+from kd_lightning.store.artifacts import Store, copy_into, file_digest, names_file, remedy, write_json, writing
+from kd_lightning.store.strangers import read_json
 from kd_lightning.tracking.backends import watching
 
 UNIMPORTANT = ("artifacts", "sweep", "main", "plan")
-NOT_COPIED = shutil.ignore_patterns("artifact.json", "latest-run", "debug*.log")  # W&B's links lead out of the folder
+NOT_COPIED = ("artifact.json", "latest-run", "debug*.log")  # W&B's links lead out of the folder
 
 
 def run(cfg: DictConfig, folder: Path, names: Mapping[str, str | None]) -> dict[str, Any]:
@@ -101,10 +101,13 @@ def _files(node: Any) -> Iterator[str]:
         yield from _files(value)
     if names_file(node):
         yield node
+    elif isinstance(node, str) and "/" in node:  # a run folder, whose student is read
+        yield from filter(names_file, (f"{node}/student.safetensors", f"{node}/student.json"))
 
 
 def _kept_or_made(cfg: DictConfig, folder: Path, names: Mapping[str, str | None]) -> dict[str, Any]:
     settle(cfg, names)
+    collectives.decided(lambda: _leave_composition(cfg, folder))
     store = Store(cfg.artifacts.root, reuse=cfg.artifacts.reuse, decided=collectives.decided)
     clock = Clock()
     with clock("data"):
@@ -123,7 +126,7 @@ def _kept_or_made(cfg: DictConfig, folder: Path, names: Mapping[str, str | None]
     before = time.time()
     kept = store.obtain("run", made_of, build, everywhere=True)
     collectives.decided(lambda: _copied(kept, folder))
-    result = json.loads((kept / "result.json").read_text())
+    result = read_json(kept / "result.json", advice=remedy(kept))
     result["stored"] = kept not in store.built
     if result["stored"] and collectives.rank() == 0:
         made = time.strftime("%Y-%m-%d %H:%M", time.localtime((kept / "result.json").stat().st_mtime or before))
@@ -133,9 +136,19 @@ def _kept_or_made(cfg: DictConfig, folder: Path, names: Mapping[str, str | None]
     return result
 
 
+def _leave_composition(cfg: DictConfig, folder: Path) -> None:
+    """Write what the composition comes to over what Hydra noted: plain values, which others read without resolving."""
+    file = folder / ".hydra" / "config.yaml"
+    with writing(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part = file.with_name(".config.yaml.part")
+        part.write_text(OmegaConf.to_yaml(cfg, resolve=True))
+        part.replace(file)
+
+
 def _copied(kept: Path, folder: Path) -> None:
     with writing(folder):
-        shutil.copytree(kept, folder, dirs_exist_ok=True, ignore=NOT_COPIED)
+        copy_into(kept, folder, NOT_COPIED)
 
 
 def _produce(
@@ -149,10 +162,13 @@ def _produce(
     stages: dict[str, Fitted] = {}
     for stage in cfg.stages:
         own = stage_of(cfg, stage, stages)
-        stages[stage.name] = fit(own, bench, phase=stage.name, watched=True, **handed(teacher, stage))
+        given = handed(teacher, stage, obtain_source_teacher(own, bench))
+        stages[stage.name] = fit(own, bench, phase=stage.name, watched=True, **given)
     cfg = referring(cfg, stages)
     val_answers = teacher.answers(dataset.val) if teacher else None
-    student = fit(cfg, bench, phase="student", val_answers=val_answers, watched=True, **handed(teacher))
+    asked = obtain_source_teacher(cfg, bench)
+    given = handed(teacher, source_teacher=asked)
+    student = fit(cfg, bench, phase="student", val_answers=val_answers, watched=True, **given)
     controls = {name: _control(name, node, cfg, bench, teacher, student) for name, node in cfg.controls.items()}
 
     with clock("test"):
@@ -190,7 +206,7 @@ def _produce(
         networks["student"] = student.network
     spent = teacher.spent() if teacher else {}
     seconds = {"teacher": teacher.seconds if teacher else 0.0, **{k: v.seconds for k, v in stages.items()}}
-    seconds["student"] = student.seconds
+    seconds |= {"student": student.seconds, **({"source_teacher": asked.seconds} if asked else {})}
     seconds |= {name: fitted.seconds for name, fitted in controls.items() if fitted} | clock.seconds
     card = _card(cfg, dataset, metrics, teacher)
     collectives.decided(lambda: _keep(stages, student, card, work))
@@ -211,6 +227,7 @@ def _produce(
         "called": cfg.called,
         "task": bench.task.described(),
         "paper": OmegaConf.to_container(cfg.paper.get(names.get("method"), OmegaConf.create({}))),
+        "teacher_kept": teacher.kept if teacher else None,
         "models": {k: {"parameters": parameters(net)} for k, net in networks.items()},
         "cost": {
             "seconds": {k: round(v, 2) for k, v in {**seconds, "total": sum(seconds.values())}.items()},
@@ -250,7 +267,7 @@ def _control(
     own = control_of(node, cfg, bench.dataset, teacher, student)
     if own is None:
         return None
-    return fit(own, bench, phase=name, **handed(teacher, node))
+    return fit(own, bench, phase=name, **handed(teacher, node, obtain_source_teacher(own, bench)))
 
 
 class Clock:
@@ -287,15 +304,15 @@ def _keep(stages: Mapping[str, Fitted], student: Fitted, card: Mapping[str, Any]
         for fitted in (*stages.values(), student):
             for name in ("last.ckpt", "metrics.csv"):
                 if (fitted.folder / name).is_file():
-                    shutil.copy2(fitted.folder / name, work / name)
+                    shutil.copyfile(fitted.folder / name, work / name)
             if (fitted.folder / "samples").is_dir():
-                shutil.copytree(fitted.folder / "samples", work / "samples", dirs_exist_ok=True)
+                copy_into(fitted.folder / "samples", work / "samples")
         for name, stage in stages.items():
             (work / "stages" / name).mkdir(parents=True, exist_ok=True)
             for file in stage.folder.glob("*.safetensors"):
                 if file.name != "student.safetensors" or trained(stage):
-                    shutil.copy2(file, work / "stages" / name)
+                    shutil.copyfile(file, work / "stages" / name / file.name)
         if not trained(student):
-            shutil.copy2(student.folder / "generator.safetensors", work / "generator.safetensors")
+            shutil.copyfile(student.folder / "generator.safetensors", work / "generator.safetensors")
     if trained(student):
         save_student(student.network, work, card)

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor, nn
 
 from kd_lightning.config.derive import variant
@@ -51,6 +51,7 @@ class Obtained:
         described: below ``white``, what it says of itself.
         door: below ``white``, who asks it; the first rank's alone.
         reference: a network that is measured in its place.
+        kept: the name of the artefact, if it was trained here.
     """
 
     net: Normalized | None
@@ -62,6 +63,7 @@ class Obtained:
     described: Described | None = None
     door: Door | None = None
     reference: nn.Module | None = None
+    kept: str | None = None
 
     @property
     def white(self) -> bool:
@@ -137,18 +139,18 @@ def obtain_teacher(cfg: DictConfig, bench: Bench, train: Callable[..., Fitted] =
         return None
     device = device_of(cfg)
     net: Normalized | None = None
-    key, seconds, report = "", 0.0, dict[str, Any]()
+    key, seconds, report, kept = "", 0.0, dict[str, Any](), None
     if settings.net is not None:
         if settings.weights:
             net, key = load_net(settings)
         else:
-            net, key, seconds, report = _trained(cfg, bench, train)
+            net, key, seconds, report, kept = _trained(cfg, bench, train)
         net.eval()
         if settings.access == "white":
             labelled = bench.dataset.val or bench.dataset.test
             if settings.check and labelled is not None:
                 diagnose(net, labelled, task=bench.task, device=device)
-            return Obtained(net, key, seconds, settings, device, report)
+            return Obtained(net, key, seconds, settings, device, report, kept=kept)
     door: Asking | None = None
 
     def open_door() -> Described:
@@ -164,7 +166,25 @@ def obtain_teacher(cfg: DictConfig, bench: Bench, train: Callable[..., Fitted] =
     said = asdict(described)
     key = digest([key, *(said[k] for k in ("name", "version", "access", "decimals", "k")), settings.smoothing])
     reference = _reference(settings) if settings.reference else None
-    return Obtained(net, key, seconds, settings, device, report, described, door, reference)
+    return Obtained(net, key, seconds, settings, device, report, described, door, reference, kept)
+
+
+def obtain_source_teacher(cfg: DictConfig, bench: Bench, train: Callable[..., Fitted] = fit) -> Obtained | None:
+    """The teacher that ``cfg.source.teacher`` names, which only the source asks; None where it asks the run's.
+
+    Its node says what differs from the run's teacher: ``net``, and ``weights`` if it is not to be trained here.
+
+    Raises:
+        TeacherError: see :func:`obtain_teacher`.
+    """
+    if (named := cfg.source.get("teacher")) is None:
+        return None
+    own = cfg.copy()
+    with open_dict(own):
+        own.teacher.update({"net": None, "weights": None, "asker": None, "class_order": None, "access": "white"})
+        own.teacher.update({"mean": list(cfg.data.mean), "std": list(cfg.data.std)})
+        own.teacher = OmegaConf.merge(own.teacher, named)
+    return obtain_teacher(own, bench, train)
 
 
 def _terms(settings: DictConfig, bench: Bench) -> Terms:
@@ -242,11 +262,11 @@ def teachers_own(cfg: DictConfig) -> DictConfig:
 
 def _trained(
     cfg: DictConfig, bench: Bench, train: Callable[..., Fitted]
-) -> tuple[Normalized, str, float, dict[str, Any]]:
+) -> tuple[Normalized, str, float, dict[str, Any], str]:
     if bench.dataset.train is None:
         raise TeacherError(
             f"data={bench.dataset.name} has no training images to train a teacher on: "
             "give the teacher's weights with teacher.weights=FILE"
         )
     fitted = train(teachers_own(cfg), bench, phase="teacher")
-    return fitted.network, digest([fitted.key]), fitted.seconds, fitted.report
+    return fitted.network, digest([fitted.key]), fitted.seconds, fitted.report, fitted.folder.name

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import PATIENCE
 from loopback import serving
 from omegaconf import DictConfig, open_dict
 
@@ -28,7 +29,7 @@ from kd_lightning.run.teacher import load_net
 from kd_lightning.teachers.answer_types import Abstained, Label, Probs, TopK
 from kd_lightning.teachers.remote.http import HttpTeacher
 
-CPU = ("data=digits", "teacher=small_conv_bn", "trainer.accelerator=cpu", "port=0")
+CPU = ("data=digits", "teacher=small_conv", "trainer.accelerator=cpu", "port=0")
 
 
 @pytest.fixture
@@ -113,7 +114,7 @@ def test_a_teacher_without_weights_is_trained_once_and_kept(
     store: Path, tiny: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     quick = ("teacher.check=false", "data.recipe.epochs=2", "data.recipe.batch_size=320")
-    tiny("method=kd", "teacher=small_conv_bn")
+    tiny("method=kd", "teacher=small_conv")
     kept = sorted(folder.name for folder in store.glob("fit-*"))
     service = service_of(compose([*CPU, *quick, "teacher.access=label"]))
     assert sorted(folder.name for folder in store.glob("fit-*")) == kept  # the one of the run
@@ -236,7 +237,7 @@ def test_the_command_from_start_to_end(teacher_file: Path, tmp_path: Path) -> No
             patch.setenv("OTHER_KEY", key)
             answers = asker.ask(pixels(digits())[:20])
         process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=200)
+        out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0
     assert out == ""
     assert err == (

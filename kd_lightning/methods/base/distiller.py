@@ -48,6 +48,8 @@ class Distiller(Repeatable):
     instead_of_gradients = "set teacher.access=white, or ask with method=kd source=queried"
     """What to type where the method needs the teacher's gradients and the teacher gives none."""
     frozen = staticmethod(frozen)
+    clips_gradients = False
+    """Whether it clips gradients, which Lightning refuses for fused optimisers in mixed precision."""
     version = 1
     """Raised whenever the method's numbers would change, so that kept fits are not mistaken for new ones."""
 
