@@ -92,13 +92,11 @@ def _rounds_faults(path: str, method: type[Distiller], source: Mapping[str, Any]
     rounds = source.get("rounds", UNKNOWN)
     if own and isinstance(rounds, int):
         yield (
-            f"{path}={rounds}: an epoch of {method.__name__} is one round of its paper, whose length follows from "
-            f"method.steps, method.kd_steps and method.per_batch: set {path}=null, and trainer.max_epochs to the "
-            "number of rounds of the paper"
+            f"{path}={rounds}: an epoch of {method.__name__} is as long as its own settings say: set {path}=null, "
+            "and trainer.max_epochs to the number of epochs"
         )
     if rounds is None and not own:
-        does_not = f"{method.__name__} does not say how many rounds an epoch has"
-        yield f"{path}: required, for {does_not}; give it with {path}=..."
+        yield f"{path}: required, for {method.__name__} does not say how many rounds an epoch has: give {path}=..."
 
 
 def _block_faults(path: str, cfg: Mapping[str, Any]) -> Iterator[str]:

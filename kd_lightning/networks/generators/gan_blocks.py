@@ -100,9 +100,42 @@ class UpBlock(nn.Module):
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         """The enlarged map (N, outputs, 2H, 2W)."""
-        h = self.conv1(_doubled(F.relu(self.norm1(x, condition))))
+        h = self.conv1(doubled(F.relu(self.norm1(x, condition))))
         h = self.conv2(F.relu(self.norm2(h, condition)))
-        return h + _doubled(self.skip(x))  # a 1x1 convolution commutes with repeating pixels
+        return h + doubled(self.skip(x))  # a 1x1 convolution commutes with repeating pixels
+
+
+class BottleneckUpBlock(nn.Module):
+    """Residual block through a quarter of the channels: (N, inputs, H, W) -> (N, outputs, H, W), or twice as high.
+
+    Its skip has no weights of its own: it drops channels.
+
+    Args:
+        inputs: channels.
+        outputs: channels, at most as many.
+        layers: makes the convolutions.
+        norm: channels -> a module called with a map and whatever the block is called with beside it.
+        double: height and width.
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, *, layers: Layers, norm: Callable[[int], nn.Module], double: bool
+    ) -> None:
+        super().__init__()
+        self.outputs, self.doubles = outputs, double
+        inside = max(1, inputs // 4)
+        self.norms = nn.ModuleList(norm(width) for width in (inputs, inside, inside, inside))
+        widths = ((inputs, inside, 1), (inside, inside, 3), (inside, inside, 3), (inside, outputs, 1))
+        self.convs = nn.ModuleList(layers.conv(*each) for each in widths)
+
+    def forward(self, x: Tensor, *condition: Any) -> Tensor:
+        """The map, and what its norms follow."""
+        h = x
+        for i, (norm, conv) in enumerate(zip(self.norms, self.convs, strict=True)):
+            h = F.relu(norm(h, *condition))
+            h = conv(doubled(h) if self.doubles and i == 1 else h)
+        skip = x[:, : self.outputs]
+        return h + (doubled(skip) if self.doubles else skip)
 
 
 class DownBlock(nn.Module):
@@ -183,6 +216,16 @@ def widths_of(widths: int | Sequence[int], number: int, *, of: str) -> list[int]
     return list(widths)
 
 
+def verdict(h: Tensor, linear: nn.Module, embedded: Tensor) -> Tensor:
+    """What a projection discriminator says (N,) of features h (N, D): w h, and the part of the label e, <e, h>."""
+    return linear(h).squeeze(1) + (embedded * h).sum(1)
+
+
+def doubled(x: Tensor) -> Tensor:
+    """Maps (N, C, H, W) of twice the height and width, every pixel repeated."""
+    return F.interpolate(x, scale_factor=2.0, mode="nearest")
+
+
 def to_pixels(x: Tensor) -> Tensor:
     """Convert [-1, 1], the range of tanh and of both papers, to data units [0, 1]."""
     return (x + 1) / 2
@@ -191,7 +234,3 @@ def to_pixels(x: Tensor) -> Tensor:
 def from_pixels(x: Tensor) -> Tensor:
     """Convert data units [0, 1] to [-1, 1]."""
     return 2 * x - 1
-
-
-def _doubled(x: Tensor) -> Tensor:
-    return F.interpolate(x, scale_factor=2.0, mode="nearest")

@@ -28,6 +28,7 @@ from kd_lightning.networks.generators.gan_blocks import (
     doublings,
     from_pixels,
     to_pixels,
+    verdict,
     widths_of,
 )
 
@@ -133,4 +134,4 @@ class Discriminator(nn.Module):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Scores w h + <P e(y), h>, where h is the flattened last map and e(y) the label's vector."""
         h = F.relu(self.blocks(from_pixels(x))).flatten(1)
-        return self.linear(h).squeeze(1) + (self.project(self.embedding(y)) * h).sum(1)
+        return verdict(h, self.linear, self.project(self.embedding(y)))

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
-from kd_lightning.networks.generators.gan_blocks import from_pixels, to_pixels
+from kd_lightning.networks.generators.gan_blocks import from_pixels, to_pixels, verdict
 
 CbnInit = Literal["fixed", "reference"]
 
@@ -117,7 +117,7 @@ class Discriminator(nn.Module):
             h = F.leaky_relu(layer(h), 0.01)
             features.append(h)
         pooled = h.sum((2, 3))
-        return self.fc_src(pooled).squeeze(1) + (self.embedding(y) * pooled).sum(1), features
+        return verdict(pooled, self.fc_src, self.embedding(y)), features
 
 
 class _ConditionalBatchNorm(nn.Module):
