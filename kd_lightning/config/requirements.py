@@ -8,59 +8,53 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from kd_lightning.config.derive import REPLACED
-from kd_lightning.config.signatures import UNKNOWN, as_dict, at, located
+from kd_lightning.config.composition import Composition, TeacherSettings, Training
+from kd_lightning.config.node import Node, located
 from kd_lightning.core.tasks import Regression
 from kd_lightning.methods.base.distiller import Distiller
 from kd_lightning.teachers.access import LEVELS
 
 
-def fits_of(plain: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Whatever will be trained: the place of its method, and the composition it sees.
-
-    Args:
-        plain: the composition as nested dicts and lists.
-    """
-    yield "method", plain
-    teacher = as_dict(plain.get("teacher"))
-    untrained = isinstance(teacher.get("net"), dict) and teacher.get("weights") is None
-    if untrained and isinstance(teacher.get("fit"), dict):
-        yield "teacher.fit.method", {**plain, **teacher["fit"], "teacher": {**teacher, "net": None}}
-    for number, stage in enumerate(plain.get("stages") or []):
-        changes = {k: v for k, v in as_dict(stage).items() if k in REPLACED}
-        yield f"stages[{number}].method", {**plain, **changes}
-    asked = _teacher_of(plain) is not None and teacher.get("access") == "white"
-    for name, node in as_dict(plain.get("controls")).items():
-        changes = {k: v for k, v in as_dict(node).items() if k in REPLACED}
-        if asked or as_dict(node).get("teacher") is False:  # the others are left out by the run
-            yield f"controls.{name}.method", {**plain, **changes}
+def fit_faults(composition: Composition) -> Iterator[str]:
+    """One line for each thing that a method lacks, of all that will be trained."""
+    teacher, numbers = composition.teacher, of_numbers(composition.data.load)
+    yield from needs_faults("method", composition, teacher, numbers=numbers)
+    if teacher is not None and teacher.training is not None:
+        yield from needs_faults("teacher.fit.method", teacher.training, None, numbers=numbers)
+    for number, stage in enumerate(composition.stages.values()):
+        yield from needs_faults(f"stages[{number}].method", stage, teacher, numbers=numbers)
+    asked = teacher is not None and teacher.access == "white"
+    for name, control in composition.controls.items():
+        if asked or not control.asks:  # the others are left out by the run
+            yield from needs_faults(f"controls.{name}.method", control, teacher, numbers=numbers)
 
 
-def needs_faults(path: str, cfg: Mapping[str, Any]) -> Iterator[str]:
+def needs_faults(path: str, fit: Training, teacher: TeacherSettings | None, *, numbers: bool) -> Iterator[str]:
     """One line for each thing that a method lacks.
 
     Args:
         path: where the method stands.
-        cfg: the composition it sees.
+        fit: of which it is the method.
+        teacher: that it may be handed.
+        numbers: whether the labels are numbers.
     """
-    method, source = _class_of(cfg.get("method")), _class_of(cfg.get("source"))
+    method, source = _class_of(fit.method), _class_of(fit.source)
     if method is None:
         return
     if not (inspect.isclass(method) and issubclass(method, Distiller)):
         base = f"{Distiller.__module__}.{Distiller.__name__}"
         yield f"{path}._target_: {getattr(method, '__name__', method)} is not a method: expected a subclass of {base}"
         return
-    needs, name = method.needs(**_settings(cfg["method"])), method.__name__
-    yield from _teacher_faults(path, name, needs, cfg, method.instead_of_gradients)
-    yield from _task_faults(path, name, needs, cfg)
+    needs, name = fit.method.requirements(), method.__name__
+    yield from _teacher_faults(path, name, needs, teacher, method.instead_of_gradients)
+    yield from _task_faults(path, name, needs, numbers)
     if source is None:
         return
     beside = f"{path.removesuffix('method')}source"
-    yield from _task_faults(beside, source.__name__, getattr(source, "needs", set()), cfg)
-    yield from _teacher_faults(beside, source.__name__, getattr(source, "needs", set()), cfg)
+    yield from _task_faults(beside, source.__name__, fit.source.requirements(), numbers)
+    yield from _teacher_faults(beside, source.__name__, fit.source.requirements(), teacher)
     if not hasattr(source, "offers"):
         yield f"{beside}._target_: {source.__name__} is not a source: it lacks `offers`"
         return
@@ -73,62 +67,56 @@ def needs_faults(path: str, cfg: Mapping[str, Any]) -> Iterator[str]:
         "source.labels": "trains on labels: use source=real or few_shot, or set method.label=0",
         "source.answers": "trains on the teacher's answers: use source=queried or few_asked",
     }
-    if "source.labels" in method.needs(**_settings(cfg["method"]) | {"label": 0}):
+    if "source.labels" in fit.method.replace(label=0).requirements():
         ways["source.labels"] = "trains on labels: use source=real or few_shot"
     lacking = sorted(need for need in needs if need.startswith("source.") and need not in source.offers)
     if lacking:
         yield f"{path}: {name} {ways.get(lacking[0], f'needs {lacking[0]}')}"
 
 
-def needs_of(method: Mapping[str, Any]) -> set[str]:
-    """What the method of a composition needs, as it is set.
-
-    Args:
-        method: the node, as plain data.
-    """
-    return located(method["_target_"]).needs(**_settings(method))
-
-
-def _settings(method: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in method.items() if not k.startswith("_") and v is not UNKNOWN}
-
-
-def metric_faults(plain: Mapping[str, Any]) -> Iterator[str]:
+def metric_faults(composition: Composition) -> Iterator[str]:
     """One line for each further metric that asks for more than the teacher or the data give."""
-    net, access = _teacher_of(plain), at(plain, "teacher.access")
-    for name, node in as_dict(plain.get("metrics")).items():
-        needs: Set[str] = getattr(_class_of(node), "needs", frozenset())
-        yield from _task_faults(f"metrics.{name}", getattr(_class_of(node), "__name__", name), needs, plain)
-        if "teacher.gradients" in needs and (net is None or access != "white"):
-            offered = "teacher=none" if net is None else f"teacher.access={access} gives answers alone"
+    teacher, numbers = composition.teacher, of_numbers(composition.data.load)
+    for name, node in composition.metrics.items():
+        if (metric := _class_of(node)) is None:
+            continue
+        needs = node.requirements()
+        yield from _task_faults(f"metrics.{name}", getattr(metric, "__name__", name), needs, numbers)
+        if "teacher.gradients" in needs and (teacher is None or teacher.access != "white"):
+            offered = "teacher=none" if teacher is None else f"teacher.access={teacher.access} gives answers alone"
             yield f"metrics.{name}: follows the teacher's gradients, but {offered}: leave it out with metrics=none"
 
 
-def answer_faults(plain: Mapping[str, Any]) -> Iterator[str]:
+def answer_faults(composition: Composition) -> Iterator[str]:
     """One line for each network that answers what the labels are not, or is to tell it as only classes can be told."""
-    for path in ("student", "teacher.net"):
-        net = _class_of(at(plain, path))
-        yield from _task_faults(path, getattr(net, "__name__", path), getattr(net, "needs", frozenset()), plain)
-    if of_numbers(plain) and (access := at(plain, "teacher.access")) in LEVELS and access not in ("white", "logits"):
+    teacher, numbers = composition.teacher, of_numbers(composition.data.load)
+    for path, net in {"student": composition.student, "teacher.net": teacher and teacher.net}.items():
+        if net is not None and (network := _class_of(net)) is not None:
+            yield from _task_faults(path, getattr(network, "__name__", path), net.requirements(), numbers)
+    if numbers and teacher is not None and teacher.access in LEVELS and teacher.access not in ("white", "logits"):
         yield (
-            f"teacher.access={access}: a number is told whole or not at all: choose teacher.access=white, or logits "
-            "for a teacher that only answers"
+            f"teacher.access={teacher.access}: a number is told whole or not at all: choose teacher.access=white, or "
+            "logits for a teacher that only answers"
         )
 
 
-def of_numbers(cfg: Mapping[str, Any]) -> bool:
-    """Whether the labels of a composition's data are numbers."""
-    task = _class_of(at(cfg, "data.load.task"))
+def of_numbers(load: Node | None) -> bool:
+    """Whether the labels of the data that ``load`` reads are numbers.
+
+    Args:
+        load: its node; None where there is none.
+    """
+    task = _class_of(load and Node.of(load.get("task")))
     return inspect.isclass(task) and issubclass(task, Regression)
 
 
-def _task_faults(path: str, name: str, needs: Set[str], cfg: Mapping[str, Any]) -> Iterator[str]:
-    if "task.classification" in needs and of_numbers(cfg):
+def _task_faults(path: str, name: str, needs: Set[str], numbers: bool) -> Iterator[str]:
+    if "task.classification" in needs and numbers:
         yield (
             f"{path}: {name} as it is set is made for classes, but the labels of these data are numbers: use method=kd "
             "or supervised with source=real, and controls and metrics that need no class"
         )
-    if "task.regression" in needs and not of_numbers(cfg):
+    if "task.regression" in needs and not numbers:
         yield f"{path}: {name} is made for numbers, but the labels of these data are classes"
 
 
@@ -149,40 +137,32 @@ def door_faults(teacher: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _teacher_faults(
-    path: str,
-    name: str,
-    needs: Set[str],
-    cfg: Mapping[str, Any],
-    instead: str = Distiller.instead_of_gradients,
+    path: str, name: str, needs: Set[str], teacher: TeacherSettings | None, instead: str = Distiller.instead_of_gradients
 ) -> Iterator[str]:
-    net, access = _teacher_of(cfg), at(cfg, "teacher.access")
-    if any(need.startswith("teacher") for need in needs) and net is None:
-        yield f"{path}: {name} needs a teacher, but teacher=none: choose one with teacher=NAME"
-    if "teacher.gradients" in needs and net is not None and access != "white" and access in LEVELS:
+    if teacher is None:
+        if any(need.startswith("teacher") for need in needs):
+            yield f"{path}: {name} needs a teacher, but teacher=none: choose one with teacher=NAME"
+        return
+    if "teacher.gradients" in needs and teacher.access != "white" and teacher.access in LEVELS:
         yield (
-            f"{path}: {name} needs the teacher's gradients, but teacher.access={access} gives answers alone: {instead}"
+            f"{path}: {name} needs the teacher's gradients, but teacher.access={teacher.access} gives answers alone: "
+            f"{instead}"
         )
-    net = at(cfg, "teacher.net")
-    if "teacher.batch_norm" in needs and isinstance(net, dict) and not _has_batch_norm(net):
+    net = teacher.net
+    if "teacher.batch_norm" in needs and net is not None and not _has_batch_norm(net):
         yield (
-            f"{path}: {name} reads the teacher's batch-norm statistics, but {net['_target_'].rpartition('.')[2]} "
+            f"{path}: {name} reads the teacher's batch-norm statistics, but {net.target.rpartition('.')[2]} "
             "as it is set has no batch norm: choose another teacher, such as teacher=resnet34"
         )
 
 
-def _teacher_of(cfg: Mapping[str, Any]) -> Any:
-    """The node of its network or, where it has none here, of who asks it; None without a teacher."""
-    net = at(cfg, "teacher.net")
-    return as_dict(cfg.get("teacher")).get("asker") if net is None else net
-
-
-def _class_of(node: Any) -> Any:
+def _class_of(node: Node | None) -> Any:
     try:
-        return located(node["_target_"])
-    except (ImportError, KeyError, TypeError):
+        return None if node is None else located(node.target)
+    except ImportError:
         return None  # noted elsewhere
 
 
-def _has_batch_norm(net: Mapping[str, Any]) -> bool:
+def _has_batch_norm(net: Node) -> bool:
     with torch.device("meta"):
-        return any(isinstance(m, _BatchNorm) for m in instantiate(dict(net)).modules())
+        return any(isinstance(m, _BatchNorm) for m in net.build().modules())

@@ -1,34 +1,11 @@
-"""The data set that a composition names."""
+"""What a data set is known by."""
 
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 
-from hydra.errors import InstantiationException
-from hydra.utils import get_method, instantiate
-from omegaconf import DictConfig
-
 from kd_lightning.data.dataset import Dataset
-from kd_lightning.errors import DataError, UserError
-from kd_lightning.store.artifacts import Store
-
-
-def load_data(cfg: DictConfig, store: Store) -> Dataset:
-    """The data set that the composition names; folders of images keep their decoded form in the store."""
-    takes_store = "store" in inspect.signature(get_method(cfg.data.load._target_)).parameters
-    try:
-        dataset = instantiate(cfg.data.load, _convert_="all", **({"store": store} if takes_store else {}))
-    except InstantiationException as error:  # Hydra's wrapping hides what the user can mend
-        raise error.__cause__ if isinstance(error.__cause__, UserError) else error from None
-    outputs = dataset.task.outputs
-    if outputs != cfg.data.num_classes:
-        has = f"{outputs} classes" if dataset.classes else "numbers as labels, for which a network has one output"
-        raise DataError(
-            f"data.num_classes={cfg.data.num_classes}, but {dataset.name} has {has}: set data.num_classes={outputs}"
-        )
-    return dataset
 
 
 def dataset_digest(dataset: Dataset) -> str:
