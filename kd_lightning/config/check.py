@@ -32,6 +32,7 @@ FORBIDDEN_TRAINER = {
 
 PER_CONTROL = {*REPLACED, *MERGED, "updates"}
 
+
 def check(cfg: DictConfig, names: Mapping[str, str | None] | None = None) -> Composition:
     """The composition that a configuration describes, if nothing is wrong with it.
 

@@ -14,7 +14,17 @@ from typing import Any, TypeVar, cast
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from kd_lightning.config.composition import EPOCHS, ROUNDS, Artifacts, Composition, Data, Keys, Runtime, TeacherSettings, Training
+from kd_lightning.config.composition import (
+    EPOCHS,
+    ROUNDS,
+    Artifacts,
+    Composition,
+    Data,
+    Keys,
+    Runtime,
+    TeacherSettings,
+    Training,
+)
 from kd_lightning.config.node import UNKNOWN, Node, freeze
 from kd_lightning.config.reader import Reader
 from kd_lightning.config.signatures import as_dict
@@ -151,7 +161,9 @@ def _words(plain: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _teacher(plain: Mapping[str, Any], training: Training | None) -> TeacherSettings:
-    return _record(TeacherSettings, plain, training=training, **{key: Node.of(plain.get(key)) for key in ("net", "asker", "pace")})
+    return _record(
+        TeacherSettings, plain, training=training, **{key: Node.of(plain.get(key)) for key in ("net", "asker", "pace")}
+    )
 
 
 def _nodes(plain: Any) -> Mapping[str, Any]:

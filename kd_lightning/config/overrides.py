@@ -24,8 +24,8 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError
 
+from kd_lightning.config.resolvers import conf_dir
 from kd_lightning.errors import ConfigError
-from kd_lightning.resolvers import conf_dir
 
 REFUSALS = (HydraException, OmegaConfBaseException, MarkedYAMLError)
 

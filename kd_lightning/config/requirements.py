@@ -137,7 +137,11 @@ def door_faults(teacher: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _teacher_faults(
-    path: str, name: str, needs: Set[str], teacher: TeacherSettings | None, instead: str = Distiller.instead_of_gradients
+    path: str,
+    name: str,
+    needs: Set[str],
+    teacher: TeacherSettings | None,
+    instead: str = Distiller.instead_of_gradients,
 ) -> Iterator[str]:
     if teacher is None:
         if any(need.startswith("teacher") for need in needs):

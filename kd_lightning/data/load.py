@@ -1,4 +1,4 @@
-"""What a data set is known by."""
+"""Whether a data set is the one that was asked for, and what it is known by."""
 
 from __future__ import annotations
 
@@ -6,6 +6,19 @@ import hashlib
 import json
 
 from kd_lightning.data.dataset import Dataset
+from kd_lightning.errors import DataError
+
+
+def refuse_other_classes(dataset: Dataset, num_classes: int) -> None:
+    """Let a data set pass that has as many classes as its composition says.
+
+    Raises:
+        DataError: it has others.
+    """
+    outputs = dataset.task.outputs
+    if outputs != num_classes:
+        has = f"{outputs} classes" if dataset.classes else "numbers as labels, for which a network has one output"
+        raise DataError(f"data.num_classes={num_classes}, but {dataset.name} has {has}: set data.num_classes={outputs}")
 
 
 def dataset_digest(dataset: Dataset) -> str:

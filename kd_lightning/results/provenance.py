@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from kd_lightning.config.composition import Composition
 from kd_lightning.store.artifacts import FORMAT_VERSION, write_json
 
 
@@ -38,6 +39,11 @@ def header(names: Mapping[str, str | None], seed: int | None, *, teacher: bool =
         | {"python": platform.python_version()},
         "git": git_commit(),
     }
+
+
+def header_of(composition: Composition) -> dict[str, Any]:
+    """What the result of a composition begins with."""
+    return header(composition.names, composition.seed, teacher=composition.teacher is not None)
 
 
 def leave_reason(folder: Path, head: Mapping[str, Any], status: str, reason: str) -> None:

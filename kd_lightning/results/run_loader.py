@@ -15,17 +15,20 @@ from torch import nn
 from yaml import YAMLError
 
 from kd_lightning.config import resolvers
+from kd_lightning.config.check import examined
+from kd_lightning.config.composition import Composition
 from kd_lightning.core.tasks import Regression, Task, task_of
 from kd_lightning.data.dataset import Dataset, Split
-from kd_lightning.data.load import dataset_digest, load_data
+from kd_lightning.data.load import dataset_digest
 from kd_lightning.engine.checkpoint_reader import read_checkpoint
+from kd_lightning.engine.data import load_data
 from kd_lightning.engine.fit import Bench, build_network, fit_config
 from kd_lightning.errors import UserError
 from kd_lightning.networks.normalized import Normalized
 from kd_lightning.networks.weights import load_weights
 from kd_lightning.results.run_index import read_result
 from kd_lightning.results.student_files import DATA_IN_MEMORY, Student, load_student, named, trusted
-from kd_lightning.run.teacher import load_net, teachers_own
+from kd_lightning.run.teacher import load_net
 from kd_lightning.store.artifacts import Store
 from kd_lightning.tracking.backends import Boards
 
@@ -138,7 +141,14 @@ def data_of(run: Finished) -> Dataset:
         raise UserError(f"{run.folder}: its data were handed over in memory and are not kept")
     if not (run.trust or _loads_our_data(target)):
         raise UserError(f"{run.folder}: its data come from {target}, which is none of ours; trust=True runs it")
-    return load_data(run.cfg, Store(run.cfg.artifacts.root))
+    return load_data(_composition(run).data, Store(run.cfg.artifacts.root))
+
+
+def _composition(run: Finished) -> Composition:
+    _, composition = examined(run.cfg)
+    if composition is None:
+        raise UserError(f"{run.folder}: its composition cannot be read")
+    return composition
 
 
 def _loads_our_data(target: str) -> bool:
@@ -176,10 +186,12 @@ def load_teacher(run: Finished) -> Normalized:
     made_of: Any = OmegaConf.to_container(settings, resolve=True)
     if not (run.trust or (trusted(made_of["net"]) and _is_our_method(made_of["fit"]["method"]["_target_"]))):
         raise UserError(f"{run.folder}: its teacher {made_of['net']['_target_']} is none of ours; trust=True builds it")
-    if settings.weights:
-        return load_net(settings)[0].eval()
-    store = Store(run.cfg.artifacts.root)
-    own = teachers_own(run.cfg)
+    teacher = _composition(run).teacher
+    assert teacher is not None
+    if teacher.weights:
+        return load_net(teacher)[0].eval()
+    store, own = Store(run.cfg.artifacts.root), teacher.training
+    assert own is not None
     dataset = data_of(run)
     bench = Bench(store, dataset, dataset_digest(dataset), dataset.task, Boards())
     folder = store.path("fit", fit_config(own, bench, "none"))

@@ -28,7 +28,7 @@ from kd_lightning.distributed.device import fast_precision
 from kd_lightning.engine.data import load_data
 from kd_lightning.engine.fit import Bench, Fitted, fit
 from kd_lightning.metrics.confusion_matrix import draw_answers
-from kd_lightning.results.provenance import header, leave_reason, parameters, peak_memory
+from kd_lightning.results.provenance import header_of, leave_reason, parameters, peak_memory
 from kd_lightning.results.student_files import save_student
 from kd_lightning.run.stages_and_controls import control_of, handed, weak_teacher
 from kd_lightning.run.teacher import Obtained, obtain_teacher
@@ -61,7 +61,7 @@ def run(composition: Composition, folder: Path) -> dict[str, Any]:
         if isinstance(error, KeyboardInterrupt):
             status, reason = "stopped", "interrupted; the same command goes on from the last checkpoint"
         if collectives.rank() == 0:
-            leave_reason(folder, _header(composition), status, reason)
+            leave_reason(folder, header_of(composition), status, reason)
         raise
     if collectives.rank() == 0:
         write_json(folder / "result.json", result)
@@ -205,9 +205,7 @@ def _tested(composition: Composition, bench: Bench, fits: Fits, work: Path) -> d
             metrics |= {f"{composition.called}/{k}": v for k, v in measured.items()}
     for name, node in composition.metrics.items():
         metrics |= _further(name, node.build(), student, fits.teacher, test, composition.device, work / "samples")
-    metrics |= {
-        f"gate/{name}": gate["value"] for name, gate in student.report.get("pool", {}).get("gates", {}).items()
-    }
+    metrics |= {f"gate/{name}": gate["value"] for name, gate in student.report.get("pool", {}).get("gates", {}).items()}
     if "generated/agreement" in student.report:
         metrics["generated/agreement"] = student.report["generated/agreement"]
     return metrics
@@ -237,7 +235,7 @@ def _result(
     seconds["student"] = student.seconds
     seconds |= {name: fitted.seconds for name, fitted in controls.items() if fitted} | clock.seconds
     return {
-        **_header(composition),
+        **header_of(composition),
         "status": "ok",
         "reason": None,
         "ended_by": {
@@ -265,10 +263,6 @@ def _result(
         **{key: student.report.get(key) for key in ("precision", "memory_format", "compile", "fold_batchnorm")},
         "device": torch.cuda.get_device_name() if device != "cpu" else f"cpu x{torch.get_num_threads()}",
     }
-
-
-def _header(composition: Composition) -> dict[str, Any]:
-    return header(composition.names, composition.seed, teacher=composition.teacher is not None)
 
 
 def trained(fitted: Fitted) -> bool:

@@ -223,9 +223,7 @@ def load_net(settings: TeacherSettings) -> tuple[Normalized, str]:
     """The network of a teacher with its weights file, and its key."""
     assert settings.net is not None
     assert settings.weights is not None
-    net = Normalized(
-        settings.net.build(), mean=settings.mean, std=settings.std, class_order=settings.class_order
-    )
+    net = Normalized(settings.net.build(), mean=settings.mean, std=settings.std, class_order=settings.class_order)
     load_weights(net, settings.weights)
     kept = {k: thaw(getattr(settings, k)) for k in ("net", "mean", "std", "class_order")}
     return net, digest({**kept, "weights": file_digest(settings.weights)})
