@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from kd_lightning.config import resolvers
+from kd_lightning.config.check import check
+from kd_lightning.config.composition import Composition
 
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
@@ -46,6 +48,11 @@ def composed(*overrides: str) -> DictConfig:
     resolvers.register()
     with initialize_config_dir(str(resolvers.conf_dir()), version_base="1.3"):
         return compose("run", list(overrides))
+
+
+def composition(*overrides: str, names: Mapping[str, str | None] | None = None) -> Composition:
+    """The same, checked and as a run gets it."""
+    return check(composed(*overrides), names)
 
 
 @pytest.fixture
@@ -83,7 +90,8 @@ def tiny_run(folder: Path, *overrides: str, root: Path | None = None) -> Outcome
     rest = [o for o in overrides if not o.startswith("method=")]
     own = DAFL if names["method"] in ("dafl", "dfad") else ()
     at = [f"artifacts.root={root}"] if root else []
-    result = Outcome(run(composed(*TINY, f"method={names['method']}", *own, *rest, *at), folder, names))
+    whole = composition(*TINY, f"method={names['method']}", *own, *rest, *at, names=names)
+    result = Outcome(run(whole, folder))
     result.folder = folder
     return result
 
