@@ -42,7 +42,6 @@ __all__ = [
     "captions",
     "class_counts",
     "confident_errors",
-    "confusion",
     "curves",
     "data_of",
     "feature_map",
@@ -61,11 +60,6 @@ __all__ = [
     "real_images",
     "table",
 ]
-
-
-def confusion(predicted: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """How many images of class ``i`` were put in class ``j``: int64 (K, K), from classes (N,) and (N,)."""
-    return torch.bincount(labels * num_classes + predicted, minlength=num_classes**2).view(num_classes, num_classes)
 
 
 def per_class_accuracy(counts: Tensor) -> Tensor:

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from kd_lightning.errors import BudgetExceeded, TeacherError
 from kd_lightning.teachers.access import told, usable
+from kd_lightning.teachers.answer_types import Answer, Busy, Described, Label, Probs, Unanswered, Unclear
 from kd_lightning.teachers.black_box import QueryTeacher
-from kd_lightning.teachers.remote.answer_types import Answer, Busy, Described, Label, Probs, Unanswered, Unclear
 from kd_lightning.teachers.remote.client import Asking, Terms
 
 

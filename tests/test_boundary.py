@@ -18,7 +18,8 @@ from kd_lightning.cli.boundary import main
 from kd_lightning.config.check import faults
 from kd_lightning.data.dataset import Split
 from kd_lightning.errors import UserError
-from kd_lightning.metrics.boundary import CROSSED, STEPS, THIRD, Boundary, boundary_walk, compare
+from kd_lightning.losses.boundary_walk import CROSSED, STEPS, THIRD, boundary_walk
+from kd_lightning.metrics.boundary import Boundary, compare
 from kd_lightning.networks.classifiers.small import SmallConvNet
 from kd_lightning.networks.normalized import Normalized
 from kd_lightning.results.run_loader import load_teacher, open_run

@@ -15,7 +15,7 @@ from doors import Fake, closed
 from PIL import Image
 
 from kd_lightning.core.tasks import Classification
-from kd_lightning.data.loader import Batch
+from kd_lightning.data.batches import Batch
 from kd_lightning.engine.callbacks import PhaseBar, WatchGenerator, generator_health, with_answers
 from kd_lightning.inspection import curves
 from kd_lightning.methods.base.distiller import Distiller, Seen

@@ -14,7 +14,7 @@ from torch._dynamo.utils import counters
 
 from kd_lightning.config.check import faults
 from kd_lightning.core.feature_hooks import capture
-from kd_lightning.losses.image_prior import BatchNormTap
+from kd_lightning.losses.batch_norm import BatchNormTap
 
 
 def test_a_compiled_run_gives_the_same_numbers_by_a_fit_of_its_own(tiny: Callable[..., Outcome], store: Path) -> None:

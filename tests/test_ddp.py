@@ -28,16 +28,18 @@ sys.path.append(str(Path(__file__).parent / "methods"))
 from bars import bars
 from toy import CLASSES, context, generator, network, patterns, sgd
 
+from kd_lightning.config import ranks
 from kd_lightning.config.check import faults
 from kd_lightning.core.log_filters import quiet
 from kd_lightning.core.tasks import Classification
+from kd_lightning.data.batches import VicinalBatch
 from kd_lightning.data.loader import TensorLoader
 from kd_lightning.data.module import Images
-from kd_lightning.distributed import collectives
+from kd_lightning.distributed import collectives, process_group
 from kd_lightning.distributed.launch import MEETING, Place, place_in, wanted
 from kd_lightning.engine.checkpoint_writer import Resumable
 from kd_lightning.errors import ConfigError, UserError
-from kd_lightning.losses.image_prior import pooled
+from kd_lightning.losses.moments import pooled
 from kd_lightning.losses.response import kl
 from kd_lightning.methods.base.conditional_gan import ConditionalGan
 from kd_lightning.methods.base.distiller import Distiller
@@ -59,7 +61,7 @@ from kd_lightning.networks.label_embedding import LabelToHidden
 from kd_lightning.sources.context import Context
 from kd_lightning.sources.data_free import Rounds
 from kd_lightning.sources.frozen_generator import GeneratedLoader
-from kd_lightning.sources.vicinal import Vicinal, VicinalBatch
+from kd_lightning.sources.vicinal import Vicinal
 from kd_lightning.store.artifacts import Store
 from kd_lightning.teachers.black_box import QueryTeacher
 from kd_lightning.teachers.white_box import FrozenTeacher
@@ -225,7 +227,7 @@ def fitted(
 ) -> None:
     method.train()
     several = (
-        {"strategy": collectives.taking_turns(), "devices": 2, **collectives.environment()}
+        {"strategy": process_group.taking_turns(), "devices": 2, **process_group.environment()}
         if collectives.world() > 1
         else {}
     )
@@ -355,7 +357,7 @@ def serve(rank: int, meeting: str, tasks: Connection) -> None:
     """Stand by as one of two ranks."""
     os.environ |= {MEETING: meeting, "LOCAL_RANK": str(rank), "TORCH_CPP_LOG_LEVEL": "ERROR"}
     torch.set_num_threads(1)
-    collectives.join(Place(rank, 2, rank, 2), "cpu")
+    process_group.join(Place(rank, 2, rank, 2), "cpu")
     while True:
         task = tasks.recv()
         try:
@@ -464,7 +466,7 @@ def test_ranks_go_on_to_the_same_bits(name: str, pair: Pair, tmp_path: Path) -> 
 
 
 def obtained(root: str, everywhere: bool) -> tuple[str, str, int]:
-    store = Store(root)
+    store = Store(root, decided=collectives.decided)
     calls = []
 
     def build(folder: Path) -> None:
@@ -495,7 +497,7 @@ def refused(root: str) -> str:
         raise UserError("no: type this instead")
 
     with pytest.raises(UserError) as caught:
-        Store(root).obtain("thing", {}, build)
+        Store(root, decided=collectives.decided).obtain("thing", {}, build)
     return str(caught.value)
 
 
@@ -620,19 +622,19 @@ def test_trainers_are_accepted(name: str) -> None:
 
 
 def test_one_device_is_the_default_trainer() -> None:
-    alone = collectives.settle(composition("trainer=ddp", "trainer.accelerator=cpu").trainer.settings)
+    alone = ranks.settle(composition("trainer=ddp", "trainer.accelerator=cpu").trainer.settings)
     assert alone == composition("trainer.accelerator=cpu").trainer.settings
 
 
 def test_a_process_alone_refuses_to_be_two() -> None:
     with pytest.raises(ConfigError, match="this process is alone: the command kd-lightning starts"):
-        collectives.settle(composition("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2").trainer.settings)
+        ranks.settle(composition("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2").trainer.settings)
 
 
 def settled(*overrides: str) -> Any:
     trainer = composition("trainer=ddp", "trainer.accelerator=cpu", *overrides).trainer
     try:
-        found = collectives.settle(trainer.settings)
+        found = ranks.settle(trainer.settings)
     except ConfigError as error:
         return str(error)
     return {key: found[key] for key in ("devices", "num_nodes", "sync_batchnorm", "global_batch_losses")}

@@ -24,9 +24,9 @@ from kd_lightning.networks.normalized import Normalized
 from kd_lightning.networks.weights import load_weights
 from kd_lightning.run import teacher as obtain
 from kd_lightning.run.stages_and_controls import weak_teacher
+from kd_lightning.teachers.answer_types import Answer
 from kd_lightning.teachers.black_box import QueryTeacher, to_bytes
 from kd_lightning.teachers.budget.codec import keys_of
-from kd_lightning.teachers.remote.answer_types import Answer
 from kd_lightning.teachers.remote.local import LocalAsker
 
 Tiny = Callable[..., Outcome]

@@ -154,7 +154,7 @@ def _task(cfg: DictConfig) -> float | None:
     resolvers.register()  # a launcher may have brought this function to a process that main never saw
     from kd_lightning.cli.summary import summary
     from kd_lightning.core.log_filters import plain_warnings, quiet
-    from kd_lightning.distributed import collectives
+    from kd_lightning.distributed import collectives, process_group
     from kd_lightning.run.run import run
 
     quiet()
@@ -169,12 +169,12 @@ def _task(cfg: DictConfig) -> float | None:
         if place is None and (number := start.wanted(composition.trainer.settings)) > 1:
             return _on_ranks(number, composition, folder)
         plain_warnings()
-        with collectives.losing():
+        with process_group.losing():
             if place is not None:
-                collectives.join(place, composition.device)
+                process_group.join(place, composition.device)
                 folder = Path(collectives.decided(lambda: str(folder)))
             result = run(composition, folder)
-            collectives.leave()
+            process_group.leave()
     except UserError as error:
         if config.mode == RunMode.MULTIRUN:
             raise CompactHydraException(str(error)) from error  # exiting would end the launcher's other jobs

@@ -16,12 +16,12 @@ from kd_lightning.config.composition import Composition
 from kd_lightning.config.derive import MERGED, REPLACED, draft
 from kd_lightning.config.node import UNKNOWN, Node
 from kd_lightning.config.overrides import dotted, refusal, suggest
+from kd_lightning.config.ranks import rank_faults
 from kd_lightning.config.reader import Reader
 from kd_lightning.config.requirements import answer_faults, door_faults, fit_faults, metric_faults, of_numbers
 from kd_lightning.config.schema import KEYS
 from kd_lightning.config.signatures import as_dict, at, fits, signature_faults, wrong
 from kd_lightning.core.time_limit import duration
-from kd_lightning.distributed.collectives import rank_faults
 from kd_lightning.errors import ConfigError
 
 FORBIDDEN_TRAINER = {

@@ -129,9 +129,11 @@ def _stretch(own: DictConfig, path: str, reader: Reader) -> tuple[Keys, ...]:
     follows = [keys for keys, value in after.items() if value != before.get(keys) and keys != first]
     for keys in follows:
         if after[keys] != PROBE:
-            where = f"{path}.{'.'.join(map(str, keys))}"
-            reader.found[f"{where}: it follows {'.'.join(map(str, first))} without being equal to it, so a control with "
-                         "updates: student cannot be made as long as the student: write a number"] = None  # fmt: skip
+            where, what = ".".join(map(str, keys)), ".".join(map(str, first))
+            reader.found[
+                f"{path}.{where}: follows {what} without being equal to it, so this control cannot be made as long as "
+                "the student (updates: student): write a number"
+            ] = None
     return (first, *follows)
 
 

@@ -14,7 +14,6 @@ from typing import Any, ClassVar, NamedTuple
 from hydra import compose, initialize_config_dir, initialize_config_module
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
@@ -24,6 +23,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError
 
+from kd_lightning.config.groups import members
 from kd_lightning.config.resolvers import conf_dir
 from kd_lightning.errors import ConfigError
 
@@ -166,15 +166,6 @@ def swept(
         if cfg.hydra.mode != RunMode.MULTIRUN:
             return None
         return [f"{key}={values}" for key, values in (cfg.hydra.sweeper.get("params") or {}).items()]
-
-
-def members(group: str) -> list[str]:
-    """Every member of a group, those in its folders as ``folder/name``; Hydra must be loaded."""
-    loader = GlobalHydra.instance().config_loader()
-    names = loader.get_group_options(group, ObjectType.CONFIG)
-    for folder in loader.get_group_options(group, ObjectType.GROUP):
-        names += [f"{folder}/{name}" for name in members(f"{group}/{folder}")]
-    return sorted(set(names))
 
 
 def _explain(override: str, error: Exception, cfg: DictConfig | None = None) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from kd_lightning.config.groups import members
 from kd_lightning.errors import ConfigError
 
 
@@ -62,8 +63,6 @@ def _merged(node: DictConfig, changes: DictConfig) -> DictConfig:
 
 def _members(group: str, indent: int = 0, width: int = 98) -> str:
     """The members of a group for ``--help``, the user's own among them; folders that hold the same share a line."""
-    from kd_lightning.config.overrides import members
-
     folders: dict[str, list[str]] = {}
     for member in members(group):
         folder, _, name = member.rpartition("/")

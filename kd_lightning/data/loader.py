@@ -4,29 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from kd_lightning.data.batches import Batch
 from kd_lightning.errors import ConfigError, DataError
 
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
 Mix = Callable[[Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]]
-
-
-class Batch(NamedTuple):
-    """One batch.
-
-    ``x``: float images (N,C,H,W) in [0,1]; ``y``: int64 labels or float targets; ``t``: the teacher's stored
-    answers (N,K), or the latents from which a teacher drew ``x``; ``index``: int64 positions in the set.
-    """
-
-    x: Tensor
-    y: Tensor | None
-    t: Tensor | None = None
-    index: Tensor | None = None  # type: ignore[assignment]  # hides tuple.index
 
 
 class TensorLoader:

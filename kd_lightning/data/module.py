@@ -6,7 +6,8 @@ from typing import Any
 
 import lightning as L
 
-from kd_lightning.data.loader import Batch, TensorLoader
+from kd_lightning.data.batches import Batch
+from kd_lightning.data.loader import TensorLoader
 from kd_lightning.teachers.black_box import eight_bits
 
 

@@ -5,7 +5,6 @@ The launcher is loaded by every ``kd-lightning`` command, so nothing heavy is im
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
 import os
@@ -105,28 +104,6 @@ def resume_override(sweep_dir: Path) -> str:
     """What to add to the command line, as a shell takes it, to go on with a sweep."""
     plain = re.fullmatch(r"[\w./-]+", str(sweep_dir))
     return shlex.quote(f"sweep.resume={sweep_dir if plain else quoted(str(sweep_dir))}")
-
-
-def numbers(sweep_dir: Path, jobs: Sequence[Sequence[str]], first: int) -> list[int]:
-    """The folder of each job in a sweep that is resumed.
-
-    A job returns to the folder with its overrides; a new one takes its position, or where that is
-    taken by other overrides, a number after all others.
-    """
-    from kd_lightning.results.run_index import read_overrides
-
-    folders = [folder for folder in sweep_dir.iterdir() if folder.name.isdigit()]
-    found = {int(folder.name): read_overrides(folder) for folder in folders}
-    taken = {number for number, overrides in found.items() if overrides is not None}
-    known = {tuple(found[number] or ()): number for number in sorted(taken, reverse=True)}
-    beyond = itertools.count(max([first + len(jobs) - 1, *taken]) + 1)
-    chosen = []
-    for position, overrides in enumerate(jobs, start=first):
-        number = known.pop(tuple(overrides), None)
-        if number is None:
-            number = next(beyond) if position in taken else position
-        chosen.append(number)
-    return chosen
 
 
 def signal_group(job: Job, which: signal.Signals) -> None:

@@ -17,10 +17,12 @@ from lightning.pytorch.utilities import rank_zero_only
 from tqdm import tqdm
 
 from kd_lightning.core.tasks import Regression, Task
-from kd_lightning.data.loader import Batch
+from kd_lightning.data.batches import Batch
 from kd_lightning.distributed import collectives
-from kd_lightning.engine.restart import REMEDY, Collapsed
-from kd_lightning.methods.base.distiller import Distiller, Seen, Teacher
+from kd_lightning.engine.restart import REMEDY
+from kd_lightning.errors import Collapsed
+from kd_lightning.methods.base.distiller import Distiller, Seen
+from kd_lightning.methods.base.protocols import Teacher
 from kd_lightning.teachers.white_box import FrozenTeacher
 from kd_lightning.tracking.backends import Boards
 from kd_lightning.tracking.image_grids import bars, save, save_grid, to_uint8

@@ -21,12 +21,14 @@ from kd_lightning.core.time_limit import cut_short, duration
 from kd_lightning.data.dataset import Dataset
 from kd_lightning.data.loader import TensorLoader
 from kd_lightning.data.module import Images
-from kd_lightning.distributed import collectives
+from kd_lightning.distributed import collectives, process_group
 from kd_lightning.engine.callbacks import PhaseBar, WatchGenerator
 from kd_lightning.engine.checkpoint_reader import Marked, resumable
 from kd_lightning.engine.checkpoint_writer import Resumable
-from kd_lightning.engine.restart import Collapsed, begin_again, next_seed, restarts
-from kd_lightning.methods.base.distiller import Distiller, Teacher
+from kd_lightning.engine.restart import begin_again, next_seed, restarts
+from kd_lightning.errors import Collapsed
+from kd_lightning.methods.base.distiller import Distiller
+from kd_lightning.methods.base.protocols import Teacher
 from kd_lightning.networks.normalized import Normalized
 from kd_lightning.networks.weights import load_weights
 from kd_lightning.sources.context import Context
@@ -226,7 +228,7 @@ def _train(
     goes_on_from = resumable(checkpoint, method) if interrupted_before else None
     watching = [PhaseBar(phase), watch, KeepCurves(curves)]
     trainer = settings.without("global_batch_losses").build(
-        **collectives.environment(),
+        **process_group.environment(),
         default_root_dir=work,
         enable_checkpointing=True,
         logger=curves,

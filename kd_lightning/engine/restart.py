@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from kd_lightning.errors import TrainingError
+from kd_lightning.errors import Collapsed, TrainingError
 from kd_lightning.store.artifacts import write_json, writing
 
 REMEDY = (
@@ -19,23 +19,6 @@ REMEDY = (
 )
 TRIES = 3
 """A fit begins again so often at most."""
-
-
-class Collapsed(Exception):
-    """Training was ended because the generator makes nothing that a student could learn from.
-
-    Args:
-        round_: after which it was noticed.
-        words: what its images are like.
-        remedy: what to try.
-    """
-
-    def __init__(self, round_: int, words: str, remedy: str) -> None:
-        super().__init__(round_, words, remedy)  # so that it pickles: all ranks are told
-        self.round, self.words, self.remedy = round_, words, remedy
-
-    def __str__(self) -> str:
-        return f"the generator has collapsed (round {self.round}): {self.words}"
 
 
 def restarts(work: Path) -> list[dict[str, Any]]:

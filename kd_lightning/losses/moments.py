@@ -1,4 +1,4 @@
-"""Mean and variance of every channel, with gradients: losses on batch-norm statistics take them of every layer."""
+"""Mean and variance of every channel, with gradients, for losses on batch-norm statistics."""
 
 from __future__ import annotations
 
@@ -8,14 +8,21 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+MeanVar = tuple[Tensor, Tensor]
 
-def mean_var(x: Tensor) -> tuple[Tensor, Tensor]:
+
+def mean_var(x: Tensor) -> MeanVar:
     """Mean and biased variance (C,) of x (N,C,...), in its dtype.
 
     The same as ``torch.var_mean(x, dims, correction=0)`` up to rounding. On the CPU that takes one number after
     another, here the sums that batch norm itself runs on take several at once.
     """
     return _MeanVar.apply(x)
+
+
+def pooled(means: Tensor, variances: Tensor) -> MeanVar:
+    """Mean and biased variance (C,) of equally large batches put together, from those of each, (batches, C)."""
+    return means.mean(0), variances.mean(0) + means.var(0, correction=0)
 
 
 class _MeanVar(torch.autograd.Function):

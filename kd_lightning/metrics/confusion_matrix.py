@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from kd_lightning.core.tasks import Regression
 from kd_lightning.data.dataset import Dataset
-from kd_lightning.inspection import confusion
 from kd_lightning.tracking.backends import Boards
 from kd_lightning.tracking.image_grids import matrix, save, scatter
+
+
+def confusion(predicted: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """How many images of class ``i`` were put in class ``j``: int64 (K, K), from classes (N,) and (N,)."""
+    return torch.bincount(labels * num_classes + predicted, minlength=num_classes**2).view(num_classes, num_classes)
 
 
 def draw_answers(

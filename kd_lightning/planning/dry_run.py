@@ -16,7 +16,7 @@ from kd_lightning.data.loader import TensorLoader
 from kd_lightning.engine.checkpoint_reader import read_checkpoint
 from kd_lightning.engine.fit import Bench, Fitted, fit, fit_config
 from kd_lightning.errors import UserError
-from kd_lightning.methods.base.distiller import Teacher
+from kd_lightning.methods.base.protocols import Teacher
 from kd_lightning.planning.dry_run_store import Missing, Overlay, Probe, now_on_device
 from kd_lightning.planning.pool_cost import TRIED, Outlook, outlook, shortened
 from kd_lightning.sources.context import Context

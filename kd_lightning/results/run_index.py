@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -245,3 +246,23 @@ def group(runs: Sequence[Run]) -> list[Group]:
         newest = list({seeds_of(run): run for run in by_age}.values())
         at.runs = [run for run in at.runs if run in newest]
     return list(groups.values())
+
+
+def job_numbers(sweep_dir: Path, jobs: Sequence[Sequence[str]], first: int) -> list[int]:
+    """The folder of each job in a sweep that is resumed.
+
+    A job returns to the folder with its overrides; a new one takes its position, or where that is
+    taken by other overrides, a number after all others.
+    """
+    folders = [folder for folder in sweep_dir.iterdir() if folder.name.isdigit()]
+    found = {int(folder.name): read_overrides(folder) for folder in folders}
+    taken = {number for number, overrides in found.items() if overrides is not None}
+    known = {tuple(found[number] or ()): number for number in sorted(taken, reverse=True)}
+    beyond = itertools.count(max([first + len(jobs) - 1, *taken]) + 1)
+    chosen = []
+    for position, overrides in enumerate(jobs, start=first):
+        number = known.pop(tuple(overrides), None)
+        if number is None:
+            number = next(beyond) if position in taken else position
+        chosen.append(number)
+    return chosen

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kd_lightning.config import ranks
 from kd_lightning.config.composition import Composition, Training
 from kd_lightning.config.node import Node, freeze, thaw
 from kd_lightning.config.signatures import versions
@@ -80,7 +81,7 @@ def settle(composition: Composition, *, planning: bool = False) -> Composition:
     """
 
     def settled(training: Training) -> Training:
-        trainer = collectives.settle(training.trainer.settings, planning=planning)
+        trainer = ranks.settle(training.trainer.settings, planning=planning)
         if trainer.get("precision") == "auto":
             trainer["precision"] = collectives.decided(lambda: fast_precision(trainer["accelerator"]))
         return training.derive(trainer=Node(training.trainer.target, freeze(trainer)))
@@ -105,7 +106,7 @@ def _files(node: Any) -> Iterator[str]:
 
 
 def _kept_or_made(composition: Composition, folder: Path) -> dict[str, Any]:
-    store = Store(composition.artifacts.root, reuse=composition.artifacts.reuse)
+    store = Store(composition.artifacts.root, reuse=composition.artifacts.reuse, decided=collectives.decided)
     clock = Clock()
     with clock("data"):
         dataset = load_data(composition.data, store)

@@ -16,14 +16,14 @@ from kd_lightning.data.dataset import Dataset, Split
 from kd_lightning.distributed import collectives
 from kd_lightning.engine.fit import Bench, Fitted, fit
 from kd_lightning.errors import TeacherError
-from kd_lightning.methods.base.distiller import Teacher
+from kd_lightning.methods.base.protocols import Teacher
 from kd_lightning.networks.normalized import Normalized
 from kd_lightning.networks.weights import load_weights
 from kd_lightning.results.student_files import load_student
 from kd_lightning.run.teacher_check import diagnose
 from kd_lightning.store.artifacts import Store, digest, file_digest
+from kd_lightning.teachers.answer_types import Asker, Described
 from kd_lightning.teachers.black_box import Door, QueryTeacher
-from kd_lightning.teachers.remote.answer_types import Asker, Described
 from kd_lightning.teachers.remote.client import Asking, Terms
 from kd_lightning.teachers.remote.local import LocalAsker
 from kd_lightning.teachers.white_box import FrozenTeacher

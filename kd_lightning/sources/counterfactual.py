@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kd_lightning.data.loader import Batch, TensorLoader
+from kd_lightning.data.batches import Batch
+from kd_lightning.data.loader import TensorLoader
 from kd_lightning.errors import ConfigError
 from kd_lightning.losses.counterfactual import MECHANISMS, compose
 from kd_lightning.networks.generators.cgn import shifted

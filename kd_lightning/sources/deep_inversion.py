@@ -26,7 +26,8 @@ from torch.nn import functional as F
 
 from kd_lightning.data.loader import Augmentation, TensorLoader
 from kd_lightning.errors import ConfigError
-from kd_lightning.losses.image_prior import BatchNormTap, batch_norm_statistics, l2_norm, total_variation
+from kd_lightning.losses.batch_norm import BatchNormTap, batch_norm_statistics
+from kd_lightning.losses.image_prior import l2_norm, total_variation
 from kd_lightning.networks.normalized import Normalized
 from kd_lightning.sources.context import Context
 from kd_lightning.sources.pool import noise_on, obtain_pool, teacher_of

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kd_lightning.data.loader import Batch
+from kd_lightning.data.batches import Batch
 from kd_lightning.networks.weights import load_weights
 from kd_lightning.sources.context import Context
 from kd_lightning.sources.data_free import Rounds

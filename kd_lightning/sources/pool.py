@@ -110,11 +110,6 @@ def gathered(parts: Sequence[dict[str, Tensor]], rows: Tensor) -> Tensor:
     return torch.cat(found)
 
 
-def rounded(images: Tensor) -> Tensor:
-    """Images as a pool will keep them: in [0, 1], in steps of 1/255."""
-    return images.float().clamp(0, 1).mul(255).round().div(255)
-
-
 def noise_on(context: Context, random: np.random.Generator) -> torch.Generator:
     """The same randomness for tensors on the device."""
     return torch.Generator(context.device).manual_seed(int(random.integers(2**63)))

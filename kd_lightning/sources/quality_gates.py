@@ -12,10 +12,10 @@ from torch.nn import functional as F
 
 from kd_lightning.core.inference import predict
 from kd_lightning.core.tasks import Classification, Task
+from kd_lightning.data.batches import rounded
 from kd_lightning.errors import TrainingError
 from kd_lightning.losses.density_ratio import CONSTANT, softplus_ratio
 from kd_lightning.sources.context import Context
-from kd_lightning.sources.pool import rounded
 from kd_lightning.sources.vicinity import places
 from kd_lightning.teachers.white_box import FrozenTeacher
 

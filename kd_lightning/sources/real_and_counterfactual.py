@@ -10,32 +10,19 @@ import csv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from kd_lightning.data.batches import CounterfactualBatch
 from kd_lightning.data.datasets.folder import decoded
 from kd_lightning.data.loader import Augmentation, TensorLoader
 from kd_lightning.errors import DataError
 from kd_lightning.sources.context import Context
 
 COLUMNS = ("im_name", "shape_cls", "texture_cls", "bg_cls")
-
-
-class CounterfactualBatch(NamedTuple):
-    """One batch.
-
-    ``x``: float images (N,C,H,W) in [0,1]; ``y``: their labels, int64 (N,); ``made``: counterfactual images
-    (M,C,H,W), of which there may be none; ``causes``: the classes of their shapes, textures and backgrounds, int64
-    (M,3).
-    """
-
-    x: Tensor
-    y: Tensor
-    made: Tensor
-    causes: Tensor
 
 
 class RealAndCounterfactual:

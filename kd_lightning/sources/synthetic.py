@@ -29,11 +29,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from kd_lightning.core.tasks import Classification
+from kd_lightning.data.batches import rounded
 from kd_lightning.data.loader import Augmentation, TensorLoader
 from kd_lightning.errors import ConfigError, DataError
 from kd_lightning.networks.weights import load_weights
 from kd_lightning.sources.context import Context
-from kd_lightning.sources.pool import gathered, noise_on, obtain_parts, rounded
+from kd_lightning.sources.pool import gathered, noise_on, obtain_parts
 from kd_lightning.sources.quality_gates import Gate, errors_of, of_acceptance, of_labels, of_ratio, report
 from kd_lightning.sources.queried_once import ask
 from kd_lightning.sources.rejection import Accepted, rejection

@@ -3,33 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from kd_lightning.data.batches import VicinalBatch
 from kd_lightning.data.loader import Augmentation
 from kd_lightning.sources.context import Context
 from kd_lightning.sources.data_free import Rounds
 from kd_lightning.sources.vicinity import Vicinity, places
-
-
-class VicinalBatch(NamedTuple):
-    """One batch; all labels are places in [0, 1], floats (N,).
-
-    ``x``: float images (N,C,H,W) in [0,1]; ``y``: their labels; ``target``: the wanted labels, near those, possibly a
-    little outside [0,1]; ``fake``: labels near ``target`` for images to be made; ``real_weight`` and ``fake_weight``:
-    what x and an image of ``fake`` are worth for ``target``; ``goal``: other wanted labels, which no image is near.
-    """
-
-    x: Tensor
-    y: Tensor
-    target: Tensor
-    fake: Tensor
-    real_weight: Tensor
-    fake_weight: Tensor
-    goal: Tensor
 
 
 class Vicinal:

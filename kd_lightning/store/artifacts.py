@@ -140,19 +140,29 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
+def _by_itself(decide: Callable[[], Any]) -> Any:
+    return decide()
+
+
 class Store:
     """A folder of artefacts.
 
     Args:
         root: where artefacts live; default is the user's cache directory.
         reuse: ``False`` builds anew what this store has not built itself since it was made.
+        decided: called with what one process of several has to do, and returns its result to all of them, as
+            :func:`kd_lightning.distributed.collectives.decided` does; by default there is one process.
     """
 
-    def __init__(self, root: str | Path | None = None, *, reuse: bool = True) -> None:
+    def __init__(
+        self,
+        root: str | Path | None = None,
+        *,
+        reuse: bool = True,
+        decided: Callable[[Callable[[], Any]], Any] = _by_itself,
+    ) -> None:
         self.root = Path(root).expanduser() if root else user_cache_path("kd_lightning")
         self.reuse = reuse
-        from kd_lightning.distributed.collectives import decided  # imports torch, which reports do without
-
         self._decided = decided
         self.built: set[Path] = set()
         self._used: list[set[str]] = []

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kd_lightning.teachers.remote.answer_types import Abstained, Answer, Described, Label, Probs, Told, TopK
+from kd_lightning.teachers.answer_types import Abstained, Answer, Described, Label, Probs, Told, TopK
 
 LEVELS = ("white", "logits", "probs", "topk", "label")
 

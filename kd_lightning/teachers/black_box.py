@@ -12,9 +12,9 @@ from torch import Tensor
 from kd_lightning.distributed import collectives
 from kd_lightning.errors import BudgetExceeded, TeacherError
 from kd_lightning.teachers.access import usable
+from kd_lightning.teachers.answer_types import Abstained, Answer, Described
 from kd_lightning.teachers.budget.codec import Failed, Kept
 from kd_lightning.teachers.budget.tables import Bucket, Spent
-from kd_lightning.teachers.remote.answer_types import Abstained, Answer, Described
 
 
 class Door(Protocol):

@@ -36,6 +36,11 @@ class FrozenTeacher(nn.Module):
         """The network itself, for methods that read its features or batch-norm statistics."""
         return self._held[0]
 
+    def standardise(self, x: Tensor) -> Tensor:
+        """What the network sees of images x (N, C, H, W) in [0, 1]: (x - mean) / std per channel."""
+        net: Any = self.net
+        return net.standardise(x)
+
     def fold_batchnorm(self) -> None:
         """Answer as one network in which batch norms are part of the convolutions that they follow.
 

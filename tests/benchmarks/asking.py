@@ -18,8 +18,8 @@ from kd_lightning.core.inference import predict
 from kd_lightning.networks.classifiers.lenet import LeNet5
 from kd_lightning.networks.normalized import Normalized
 from kd_lightning.run.teacher import AT_ONCE
+from kd_lightning.teachers.answer_types import Described
 from kd_lightning.teachers.black_box import QueryTeacher
-from kd_lightning.teachers.remote.answer_types import Described
 from kd_lightning.teachers.remote.client import Asking, Terms
 from kd_lightning.teachers.remote.local import LocalAsker
 

@@ -22,7 +22,7 @@ from kd_lightning.sources.context import Context
 from kd_lightning.sources.few_shot_queried import FewAsked, mixup_again
 from kd_lightning.sources.fs_bbt import Mixup, MixupCvae, decoded, latents, mixed, pairs, shares
 from kd_lightning.store.artifacts import Store
-from kd_lightning.teachers.remote.answer_types import Answer
+from kd_lightning.teachers.answer_types import Answer
 
 CLASSES = 3
 

@@ -6,7 +6,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from kd_lightning.data.augment import HorizontalFlip, RandomCrop
-from kd_lightning.data.loader import Batch, TensorLoader
+from kd_lightning.data.batches import Batch
+from kd_lightning.data.loader import TensorLoader
 from kd_lightning.errors import ConfigError, DataError
 
 

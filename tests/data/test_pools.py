@@ -17,7 +17,8 @@ from toy import context, network, trained_teacher
 
 from kd_lightning.config.check import faults
 from kd_lightning.errors import ConfigError
-from kd_lightning.losses.image_prior import BatchNormTap, batch_norm_statistics, total_variation
+from kd_lightning.losses.batch_norm import BatchNormTap, batch_norm_statistics
+from kd_lightning.losses.image_prior import total_variation
 from kd_lightning.losses.response import soft_cross_entropy
 from kd_lightning.networks.classifiers.lenet import LeNet5
 from kd_lightning.networks.normalized import Normalized
@@ -30,8 +31,8 @@ from kd_lightning.sources.data_impressions import (
 )
 from kd_lightning.sources.deep_inversion import DeepInversion
 from kd_lightning.store.artifacts import Store
+from kd_lightning.teachers.answer_types import Described
 from kd_lightning.teachers.black_box import QueryTeacher
-from kd_lightning.teachers.remote.answer_types import Described
 
 
 @pytest.fixture(scope="module")

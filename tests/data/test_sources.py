@@ -21,8 +21,8 @@ from kd_lightning.sources.queried import Queried
 from kd_lightning.sources.queried_once import ask
 from kd_lightning.sources.real import FewShot, Real
 from kd_lightning.store.artifacts import Store
+from kd_lightning.teachers.answer_types import Abstained, Unfit
 from kd_lightning.teachers.black_box import QueryTeacher
-from kd_lightning.teachers.remote.answer_types import Abstained, Unfit
 from kd_lightning.teachers.white_box import FrozenTeacher
 
 

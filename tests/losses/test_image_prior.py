@@ -5,19 +5,10 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from kd_lightning.losses.image_prior import (
-    BatchNormTap,
-    ExponentialIncrement,
-    activation,
-    batch_norm_statistics,
-    information_entropy,
-    l2_norm,
-    mode_seeking,
-    one_hot,
-    teacher_ratio_diversity,
-    total_variation,
-    weighted_sum,
-)
+from kd_lightning.losses.batch_norm import BatchNormTap, batch_norm_statistics
+from kd_lightning.losses.diversity import mode_seeking, teacher_ratio_diversity
+from kd_lightning.losses.image_prior import activation, information_entropy, l2_norm, one_hot, total_variation
+from kd_lightning.losses.weighting import ExponentialIncrement, weighted_sum
 
 
 def grad(tensor: torch.Tensor) -> torch.Tensor:

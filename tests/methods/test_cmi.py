@@ -15,8 +15,8 @@ from toy import fit, trained_teacher
 from kd_lightning.core.feature_hooks import capture
 from kd_lightning.core.image_buffer import Memory
 from kd_lightning.losses.adversarial import masked_kl
+from kd_lightning.losses.batch_norm import BatchNormTap, batch_norm_statistics
 from kd_lightning.losses.contrastive import info_nce
-from kd_lightning.losses.image_prior import BatchNormTap, batch_norm_statistics
 from kd_lightning.methods.base.image_pool import Best
 from kd_lightning.methods.data_free.cmi import Cmi, pooled_maps
 

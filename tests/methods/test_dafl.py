@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from toy import STATISTICS, fit, trained_teacher
 
 from kd_lightning.core.feature_hooks import capture
-from kd_lightning.losses.image_prior import activation, information_entropy, mode_seeking, one_hot
+from kd_lightning.losses.diversity import mode_seeking
+from kd_lightning.losses.image_prior import activation, information_entropy, one_hot
 from kd_lightning.losses.response import kl
 from kd_lightning.methods.base.distiller import Distiller
 

@@ -12,7 +12,8 @@ from torch import nn
 from toy import fit, trained_teacher
 
 from kd_lightning.config.check import faults
-from kd_lightning.losses.image_prior import BatchNormTap, batch_norm_statistics, information_entropy, one_hot
+from kd_lightning.losses.batch_norm import BatchNormTap, batch_norm_statistics
+from kd_lightning.losses.image_prior import information_entropy, one_hot
 from kd_lightning.losses.response import kl
 from kd_lightning.methods.base.distiller import Distiller
 from kd_lightning.methods.data_free.dfq import Dfq

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from toy import fit, network, trained_teacher
 
 from kd_lightning.config.check import faults
-from kd_lightning.losses.image_prior import BatchNormTap, batch_norm_statistics
+from kd_lightning.losses.batch_norm import BatchNormTap, batch_norm_statistics
 from kd_lightning.methods.base.distiller import Distiller
 from kd_lightning.methods.data_free.fast_dfkd import FastDfkd
 

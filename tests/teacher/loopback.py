@@ -13,8 +13,8 @@ import httpx
 import numpy as np
 
 from kd_lightning.cli.serve.app import Service, server_of
+from kd_lightning.teachers.answer_types import Answer, Described, Label, Probs, TopK
 from kd_lightning.teachers.remote import protocol as wire
-from kd_lightning.teachers.remote.answer_types import Answer, Described, Label, Probs, TopK
 
 TEACHER = Described("toy", "v1", "probs", num_classes=4, image=(2, 3, 1), max_batch=5, decimals=2, k=2)
 

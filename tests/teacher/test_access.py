@@ -21,8 +21,8 @@ from kd_lightning.methods.real_data.distill import Distill
 from kd_lightning.networks.classifiers.small import SmallConvNet
 from kd_lightning.networks.normalized import Normalized
 from kd_lightning.teachers.access import told, usable
+from kd_lightning.teachers.answer_types import Abstained, Described, Label, TopK
 from kd_lightning.teachers.black_box import QueryTeacher, eight_bits, to_bytes
-from kd_lightning.teachers.remote.answer_types import Abstained, Described, Label, TopK
 from kd_lightning.teachers.remote.local import LocalAsker
 from kd_lightning.teachers.white_box import FrozenTeacher
 
@@ -131,7 +131,7 @@ LEFT_OPEN = """
 import sys, types
 import numpy as np
 from torch import nn
-from kd_lightning.teachers.remote.answer_types import Described
+from kd_lightning.teachers.answer_types import Described
 from kd_lightning.teachers.remote.local import LocalAsker
 
 sys.modules["kept"] = kept = types.ModuleType("kept")  # until the very end

@@ -12,10 +12,10 @@ import pytest
 from doors import Fake, asking, pictures
 
 from kd_lightning.errors import BudgetExceeded, TeacherError
+from kd_lightning.teachers.answer_types import Abstained, Busy, Closed, Label, Probs, Unclear, Unfit
 from kd_lightning.teachers.budget.codec import Failed
 from kd_lightning.teachers.budget.rate_limit import Pace
 from kd_lightning.teachers.budget.tables import Spent
-from kd_lightning.teachers.remote.answer_types import Abstained, Busy, Closed, Label, Probs, Unclear, Unfit
 from kd_lightning.teachers.remote.client import Asking
 
 ALONE = Pace(concurrency=1)

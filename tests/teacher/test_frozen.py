@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from kd_lightning.core.feature_hooks import capture
 from kd_lightning.errors import TeacherError
-from kd_lightning.losses.image_prior import BatchNormTap
+from kd_lightning.losses.batch_norm import BatchNormTap
 from kd_lightning.networks.classifiers.lenet import LeNet5
 from kd_lightning.networks.classifiers.resnet import CifarResNet
 from kd_lightning.networks.classifiers.wide_resnet import WideResNet

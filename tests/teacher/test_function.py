@@ -25,7 +25,7 @@ from kd_lightning.core.log_filters import quiet
 from kd_lightning.errors import TeacherError
 from kd_lightning.planning.plan import plan
 from kd_lightning.results.student_files import load_student
-from kd_lightning.teachers.remote.answer_types import Abstained, Busy, Closed, Label, Probs, TopK, Unclear, Unfit
+from kd_lightning.teachers.answer_types import Abstained, Busy, Closed, Label, Probs, TopK, Unclear, Unfit
 from kd_lightning.teachers.remote.function import Function
 
 CALLABLE = ("teacher=callable", "method=kd", "source=queried", "method.label=0.0")

@@ -23,8 +23,7 @@ from kd_lightning.cli.serve.limits import Limits
 from kd_lightning.config import resolvers
 from kd_lightning.config.overrides import read
 from kd_lightning.errors import ConfigError, TeacherError, UserError
-from kd_lightning.teachers.remote import protocol as wire
-from kd_lightning.teachers.remote.answer_types import (
+from kd_lightning.teachers.answer_types import (
     Abstained,
     Answer,
     Busy,
@@ -37,6 +36,7 @@ from kd_lightning.teachers.remote.answer_types import (
     Unclear,
     Unfit,
 )
+from kd_lightning.teachers.remote import protocol as wire
 from kd_lightning.teachers.remote.http import HttpTeacher
 
 Reply = Callable[[httpx.Request], httpx.Response]

@@ -15,10 +15,10 @@ from conftest import FORKS
 from doors import Fake, asking, asks_slowly, pays, pictures
 
 from kd_lightning.errors import BudgetExceeded, TeacherError, VersionError
+from kd_lightning.teachers.answer_types import Abstained, Described, Label, Probs, TopK
 from kd_lightning.teachers.budget.codec import Failed, keys_of, packed, unpacked
 from kd_lightning.teachers.budget.ledger import Ledger
 from kd_lightning.teachers.budget.tables import Claim, Spent
-from kd_lightning.teachers.remote.answer_types import Abstained, Described, Label, Probs, TopK
 
 TEACHER = Described("t", "1", "label", 3, price=0.5)
 

@@ -24,8 +24,8 @@ from loopback import TEACHER, images, post, probs, serving, toy
 from kd_lightning.cli.serve.app import Service
 from kd_lightning.cli.serve.limits import Limits, Memory, Tally
 from kd_lightning.errors import UserError
+from kd_lightning.teachers.answer_types import Answer, Probs
 from kd_lightning.teachers.remote import protocol as wire
-from kd_lightning.teachers.remote.answer_types import Answer, Probs
 
 TYPE = "application/x-kd-images; format=1; dtype=uint8; shape="
 ONE = images(1).tobytes()

@@ -26,8 +26,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from kd_lightning.cli.serve.limits import Bucket, Limits, Memory, Refused, Tally
+from kd_lightning.teachers.answer_types import Answer, Described
 from kd_lightning.teachers.remote import protocol as wire
-from kd_lightning.teachers.remote.answer_types import Answer, Described
 
 
 class Service:

@@ -25,7 +25,7 @@ from kd_lightning.errors import ConfigError, UserError
 from kd_lightning.run.run import settle
 from kd_lightning.run.teacher import Obtained, obtain_teacher
 from kd_lightning.store.artifacts import Store, digest
-from kd_lightning.teachers.remote.answer_types import Described
+from kd_lightning.teachers.answer_types import Described
 from kd_lightning.teachers.remote.local import LocalAsker
 from kd_lightning.tracking.backends import Boards
 

@@ -10,12 +10,9 @@ import torch
 from torch import Tensor
 
 from kd_lightning.distributed import collectives
-from kd_lightning.losses.image_prior import MeanVar, pooled
+from kd_lightning.losses.moments import MeanVar, pooled
 from kd_lightning.methods.base.loss_monitor import TermWatch
-from kd_lightning.teachers.black_box import QueryTeacher
-from kd_lightning.teachers.white_box import FrozenTeacher
-
-Teacher = FrozenTeacher | QueryTeacher
+from kd_lightning.methods.base.protocols import Teacher
 
 
 class Repeatable(L.LightningModule):

@@ -12,7 +12,7 @@ from kd_lightning.core.tasks import Classification
 from kd_lightning.data.loader import Augmentation
 from kd_lightning.distributed import collectives
 from kd_lightning.methods.base.distiller import Distiller, OptimizerFactory, SchedulerFactory, Seen
-from kd_lightning.teachers.white_box import FrozenTeacher
+from kd_lightning.methods.base.protocols import WhiteTeacher
 
 
 class ConditionalGan(Distiller):
@@ -109,8 +109,8 @@ class ConditionalGan(Distiller):
         y = self.spread(n)
         x = self.generator.eval()(self.noise(n, self.latent), y)
         self.generator.train(training)
-        if isinstance(self.teacher, FrozenTeacher):
-            answers = self.teacher.net(x)
+        if isinstance(self.teacher, WhiteTeacher):
+            answers = self.white.net(x)
         elif isinstance(self.task, Classification):
             answers = 10 * torch.nn.functional.one_hot(y, self.task.num_classes).float()
         else:

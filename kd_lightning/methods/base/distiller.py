@@ -12,7 +12,8 @@ from torch.optim import Optimizer
 from torchmetrics import Metric
 
 from kd_lightning.distributed import collectives
-from kd_lightning.methods.base.checkpointing import Repeatable, Teacher
+from kd_lightning.methods.base.checkpointing import Repeatable
+from kd_lightning.methods.base.protocols import Teacher, WhiteTeacher
 
 OptimizerFactory = Callable[..., Optimizer]
 SchedulerFactory = Callable[[Optimizer], Any]
@@ -66,6 +67,11 @@ class Distiller(Repeatable):
         self.agreement = task.agreement()
         self.seen: Seen | None = None
         self.latest: dict[str, float] = {}
+
+    @property
+    def white(self) -> WhiteTeacher:
+        """The teacher, for methods that need its gradients: its network may be looked into."""
+        return cast(WhiteTeacher, self.teacher)
 
     @classmethod
     def needs(cls, **settings: Any) -> set[str]:

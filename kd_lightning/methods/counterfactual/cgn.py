@@ -34,11 +34,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from kd_lightning.data.loader import Batch
+from kd_lightning.data.batches import Batch
 from kd_lightning.distributed import collectives
 from kd_lightning.losses.counterfactual import MECHANISMS, binary_entropy, compose, edge, style
+from kd_lightning.losses.diversity import mode_seeking
 from kd_lightning.losses.gan import least_squares_d, least_squares_g
-from kd_lightning.losses.image_prior import mode_seeking
 from kd_lightning.methods.base.conditional_gan import ConditionalGan
 from kd_lightning.methods.counterfactual.class_loss_monitor import VerdictWatch
 from kd_lightning.methods.counterfactual.mask_monitor import MaskWatch

@@ -19,10 +19,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from kd_lightning.data.batches import CounterfactualBatch
 from kd_lightning.methods.base.distiller import Distiller, OptimizerFactory, SchedulerFactory
 from kd_lightning.networks.classifiers.invariant_ensemble import Heads, InvariantEnsemble, load_backbone
 from kd_lightning.networks.normalized import Normalized
-from kd_lightning.sources.real_and_counterfactual import CounterfactualBatch
 
 
 class InvariantClassifier(Distiller):

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kd_lightning.data.loader import Batch
+from kd_lightning.data.batches import Batch
 from kd_lightning.distributed import collectives
 from kd_lightning.losses.counterfactual import feature_distance
 from kd_lightning.losses.gan import hinge_d, hinge_g

@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -31,7 +31,6 @@ from kd_lightning.losses.response import kl
 from kd_lightning.methods.base.distiller import Distiller, OptimizerFactory, SchedulerFactory, Seen
 from kd_lightning.networks.normalized import Normalized
 from kd_lightning.sources.deep_inversion import inversion_losses, jittered, keep_in_range
-from kd_lightning.teachers.white_box import FrozenTeacher
 
 
 class AdaptiveDeepInversion(Distiller):
@@ -138,10 +137,8 @@ class AdaptiveDeepInversion(Distiller):
 
     def synthesise(self) -> None:
         """``per_batch`` steps on the pixels; neither network changes."""
-        assert isinstance(self.teacher, FrozenTeacher)
-        assert isinstance(self.teacher.net, Normalized)
         assert self.adam is not None
-        net = self.teacher.net
+        net = cast(Normalized, self.white.net)
         # every class equally often, over the whole pool
         y = torch.arange(self.images_made, self.images_made + self.inverted, device=self.device) % self.task.num_classes
         draws: dict[str, Any] = {"device": self.device, "generator": self.rng}
@@ -159,7 +156,7 @@ class AdaptiveDeepInversion(Distiller):
                 if self.clip:
                     keep_in_range(self.pixels, net)
         self.student.train()
-        self.teacher.asked += self.per_batch * self.inverted
+        self.white.asked += self.per_batch * self.inverted
         self.record(**losses)
 
     def competition(self, s: Tensor, t: Tensor) -> Tensor:
@@ -171,13 +168,11 @@ class AdaptiveDeepInversion(Distiller):
     @torch.no_grad()
     def commit(self) -> None:
         """The finished batch joins the pool, rounded to 8 bits."""
-        assert isinstance(self.teacher, FrozenTeacher)
-        assert isinstance(self.teacher.net, Normalized)
-        net = self.teacher.net
+        net = cast(Normalized, self.white.net)
         self.pool.add(self.pixels * net.std + net.mean)
         self.pixels, self.adam = torch.empty(0, *self.image), None
         x = self.pool.rows[-self.inverted :].float() / 255
-        self.show(x, self.teacher(x))
+        self.show(x, self.white(x))
 
     def distil(self) -> None:
         """``per_batch`` steps of the student on what is in the pool."""
@@ -185,7 +180,7 @@ class AdaptiveDeepInversion(Distiller):
         for _ in range(self.per_batch):
             with torch.no_grad():
                 x = self.draw(self.kd_batch_size)
-                t = self.teacher(x)
+                t = self.white(x)
             loss_kd = kl(self.student(x), t, temperature=self.temperature)
             self.update(self.opts()[0], loss_kd)
         self.record(kd=loss_kd)

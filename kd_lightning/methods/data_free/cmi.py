@@ -31,11 +31,10 @@ from kd_lightning.core.feature_hooks import capture
 from kd_lightning.core.image_buffer import Memory
 from kd_lightning.data.loader import Augmentation
 from kd_lightning.losses.adversarial import masked_kl
+from kd_lightning.losses.batch_norm import BatchNormTap, batch_norm_statistics
 from kd_lightning.losses.contrastive import info_nce
-from kd_lightning.losses.image_prior import BatchNormTap, batch_norm_statistics
 from kd_lightning.methods.base.distiller import OptimizerFactory
 from kd_lightning.methods.base.image_pool import Best, Pooled
-from kd_lightning.teachers.white_box import FrozenTeacher
 
 
 class Cmi(Pooled):
@@ -135,13 +134,12 @@ class Cmi(Pooled):
 
     def synthesise(self) -> dict[str, Tensor]:
         """One step of generator, latents and head."""
-        assert isinstance(self.teacher, FrozenTeacher)
         x = self.generator(self.z)
 
         # Inversion, on the global view
         view = self.view(x)
-        with BatchNormTap(self.teacher.net) as tap, capture(self.teacher.net, inputs=self.taps) as maps:
-            t = self.teacher(view)
+        with BatchNormTap(self.white.net) as tap, capture(self.white.net, inputs=self.taps) as maps:
+            t = self.white(view)
         losses = {
             "bn": self.bn * batch_norm_statistics(tap.statistics, tap.layers),
             "oh": self.oh * F.cross_entropy(t.float(), self.y),
@@ -154,8 +152,8 @@ class Cmi(Pooled):
         part = x
         for augmentation in self.local:
             part = augmentation(part, self.rng)
-        with capture(self.teacher.net, inputs=self.taps) as maps:
-            self.teacher(part)
+        with capture(self.white.net, inputs=self.taps) as maps:
+            self.white(part)
         local_features = pooled_maps(maps)
         cached_local, cached_global = self.cached(local_features)
         query = F.normalize(self.head(torch.cat([local_features, cached_local])))
@@ -202,18 +200,16 @@ class Cmi(Pooled):
 
     def batch_norms(self) -> tuple[str, ...]:
         """Paths of the teacher's batch norms."""
-        assert isinstance(self.teacher, FrozenTeacher)
-        return tuple(path for path, m in self.teacher.net.named_modules() if isinstance(m, _BatchNorm))
+        return tuple(path for path, m in self.white.net.named_modules() if isinstance(m, _BatchNorm))
 
     @torch.no_grad()
     def feature_length(self) -> int:
         """Length D of an image's feature."""
-        assert isinstance(self.teacher, FrozenTeacher)
-        device = next(self.teacher.net.parameters()).device
+        device = next(self.white.net.parameters()).device
         x = self.generator.eval()(torch.zeros(1, self.latent)).to(device)
         self.generator.train()
-        with capture(self.teacher.net, inputs=self.taps) as maps:
-            self.teacher.net(x)
+        with capture(self.white.net, inputs=self.taps) as maps:
+            self.white.net(x)
         return pooled_maps(maps).shape[1]
 
     def rank_state(self) -> dict[str, Any]:

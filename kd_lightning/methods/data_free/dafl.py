@@ -24,12 +24,11 @@ import torch
 from torch import Tensor
 
 from kd_lightning.core.feature_hooks import capture
-from kd_lightning.losses.image_prior import activation, information_entropy, mode_seeking, one_hot
+from kd_lightning.losses.diversity import mode_seeking
+from kd_lightning.losses.image_prior import activation, information_entropy, one_hot
 from kd_lightning.losses.response import kl
 from kd_lightning.methods.base.generator_pair import Generative
 from kd_lightning.networks import head_of
-from kd_lightning.networks.normalized import Normalized
-from kd_lightning.teachers.white_box import FrozenTeacher
 
 
 class Dafl(Generative):
@@ -84,19 +83,15 @@ class Dafl(Generative):
 
     def judge(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The teacher's penultimate features (N, D) and logits (N, K), in one forward that gradients can cross."""
-        assert isinstance(self.teacher, FrozenTeacher)
-        with capture(self.teacher.net, inputs=(self.head,)) as taps:
-            t = self.teacher(x)
+        with capture(self.white.net, inputs=(self.head,)) as taps:
+            t = self.white(x)
         return taps[self.head], t
 
     @cached_property
     def head(self) -> str:
         """Where the teacher's features end."""
-        assert isinstance(self.teacher, FrozenTeacher)
-        return head_of(self.teacher.net)
+        return head_of(self.white.net)
 
     def mode_seeking(self, x: Tensor, z: Tensor) -> Tensor:
         """MSGAN's loss, in the space of its tanh images: standardised, not [0, 1]."""
-        assert isinstance(self.teacher, FrozenTeacher)
-        assert isinstance(self.teacher.net, Normalized)
-        return mode_seeking(self.teacher.net.standardise(x), z)
+        return mode_seeking(self.white.standardise(x), z)

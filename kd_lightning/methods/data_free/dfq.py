@@ -23,10 +23,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kd_lightning.losses.image_prior import BatchNormTap, batch_norm_statistics, information_entropy, one_hot
+from kd_lightning.losses.batch_norm import BatchNormTap, batch_norm_statistics
+from kd_lightning.losses.image_prior import information_entropy, one_hot
 from kd_lightning.losses.response import kl
 from kd_lightning.methods.base.generator_pair import Generative
-from kd_lightning.teachers.white_box import FrozenTeacher
 
 
 class Dfq(Generative):
@@ -68,15 +68,14 @@ class Dfq(Generative):
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """The generator moves, the student follows."""
-        assert isinstance(self.teacher, FrozenTeacher)
         opt_s, opt_g = self.opts()
 
         # Generator: disagreement, where the teacher's statistics, certainty and balance allow it
         self.student.eval()
         with self.frozen(self.student):
             x = self.generate(self.batch_size)
-            with BatchNormTap(self.teacher.net) as tap:
-                t = self.teacher(x)
+            with BatchNormTap(self.white.net) as tap:
+                t = self.white(x)
             losses = {
                 "adv": -self.adv * kl(self.student(x), t),
                 "bn": self.bn * batch_norm_statistics(self.pooled(tap.statistics), tap.layers),
@@ -91,7 +90,7 @@ class Dfq(Generative):
         for _ in range(self.student_steps):
             with torch.no_grad():
                 x = self.draw(self.batch_size)
-                t = self.teacher(x)
+                t = self.white(x)
             loss_kd = kl(self.student(x), t)
             self.update(opt_s, loss_kd)
             self.show(x, t)

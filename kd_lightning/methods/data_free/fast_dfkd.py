@@ -27,9 +27,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kd_lightning.losses.adversarial import masked_kl
-from kd_lightning.losses.image_prior import BatchNormTap, MeanVar, batch_norm_statistics
+from kd_lightning.losses.batch_norm import BatchNormTap, batch_norm_statistics
+from kd_lightning.losses.moments import MeanVar
 from kd_lightning.methods.base.image_pool import Best, Pooled
-from kd_lightning.teachers.white_box import FrozenTeacher
 
 
 class FastDfkd(Pooled):
@@ -96,7 +96,6 @@ class FastDfkd(Pooled):
 
     def synthesise(self) -> dict[str, Tensor]:
         """A batch of images for the pool; the generator learns to be a better start for the next."""
-        assert isinstance(self.teacher, FrozenTeacher)
         opt_meta = self.opts()[1]
         made = self.pool.added // self.batch_size
         adversarial = self.adv > 0 and made >= self.warmup
@@ -115,8 +114,8 @@ class FastDfkd(Pooled):
             for step in range(self.steps):
                 x = fast(z)
                 view = self.view(x)
-                with BatchNormTap(self.teacher.net) as tap:
-                    t = self.teacher(view)
+                with BatchNormTap(self.white.net) as tap:
+                    t = self.white(view)
                 loss_bn = batch_norm_statistics(tap.statistics, tap.layers, ema=self.ema, momentum=self.momentum)
                 losses = {"bn": self.bn * loss_bn, "oh": self.oh * F.cross_entropy(t.float(), y)}
                 if adversarial:

@@ -21,15 +21,10 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from kd_lightning.losses.image_prior import (
-    ExponentialIncrement,
-    information_entropy,
-    one_hot,
-    teacher_ratio_diversity,
-)
+from kd_lightning.losses.diversity import teacher_ratio_diversity
+from kd_lightning.losses.image_prior import information_entropy, one_hot
+from kd_lightning.losses.weighting import ExponentialIncrement
 from kd_lightning.methods.base.distiller import Distiller, OptimizerFactory, SchedulerFactory
-from kd_lightning.networks.normalized import Normalized
-from kd_lightning.teachers.white_box import FrozenTeacher
 
 
 class RdskdGenerator(Distiller):
@@ -89,7 +84,7 @@ class RdskdGenerator(Distiller):
         """Pairs of images, three losses, one step."""
         assert self.teacher is not None
         x = self.generator(self.noise(self.batch_size, self.latent))
-        t = self.teacher(x)
+        t = self.white(x)
 
         every_t = self.gathered(t)
         conflicting = {
@@ -110,8 +105,6 @@ class RdskdGenerator(Distiller):
 
     def diversity(self, x: Tensor, t: Tensor) -> Tensor:
         """||p2 - p1|| / ||x2 - x1|| between the halves of the batch, pixels standardised as the code's are."""
-        assert isinstance(self.teacher, FrozenTeacher)
-        assert isinstance(self.teacher.net, Normalized)
-        x1, x2 = self.teacher.net.standardise(x).chunk(2)
+        x1, x2 = self.white.standardise(x).chunk(2)
         p1, p2 = t.float().softmax(1).chunk(2)
         return teacher_ratio_diversity(x1, x2, p1, p2)

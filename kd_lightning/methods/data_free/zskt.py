@@ -26,7 +26,6 @@ from kd_lightning.core.feature_hooks import capture
 from kd_lightning.losses.adversarial import attention, attention_distance
 from kd_lightning.losses.response import kl
 from kd_lightning.methods.base.generator_pair import Generative
-from kd_lightning.teachers.white_box import FrozenTeacher
 
 
 class Zskt(Generative):
@@ -63,20 +62,19 @@ class Zskt(Generative):
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """One pseudo-batch."""
-        assert isinstance(self.teacher, FrozenTeacher)
         opt_s, opt_g = self.opts()
         z = self.latents(self.batch_size)
 
         # Generator: maximise D_KL(T || S); gradients cross both networks and change neither
         with self.frozen(self.student):
             x = self.generator(z)
-            disagreement = kl(self.student(x), self.teacher(x), reduction=self.reduction)
+            disagreement = kl(self.student(x), self.white(x), reduction=self.reduction)
             self.update(opt_g, -disagreement)
 
         # The same z through the generator as it is now, and what the teacher says and looks at
-        with torch.no_grad(), capture(self.teacher.net, outputs=self.blocks) as maps_t:
+        with torch.no_grad(), capture(self.white.net, outputs=self.blocks) as maps_t:
             x = self.generator(z)
-            t = self.teacher(x)
+            t = self.white(x)
             looked_t = [attention(maps_t[block]) for block in self.blocks]
 
         # Student: D_KL(T || S) + beta * sum over blocks of the attention's distance

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kd_lightning.data.loader import Batch
+from kd_lightning.data.batches import Batch
 from kd_lightning.losses.gan import hinge_d, hinge_g
 from kd_lightning.methods.base.conditional_gan import ConditionalGan
 

@@ -19,10 +19,10 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from kd_lightning.data.batches import VicinalBatch
 from kd_lightning.losses.gan import hinge_d, hinge_g
 from kd_lightning.methods.base.conditional_gan import ConditionalGan
 from kd_lightning.networks.weights import load_weights
-from kd_lightning.sources.vicinal import VicinalBatch
 
 
 class CcGan(ConditionalGan):

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import nn
 
-from kd_lightning.data.loader import Batch
+from kd_lightning.data.batches import Batch
 from kd_lightning.losses.vae import gaussian_kl, pixel_cross_entropy, sample_gaussian
 from kd_lightning.methods.base.distiller import Distiller, OptimizerFactory, SchedulerFactory
 

@@ -18,13 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kd_lightning.data.loader import Batch
+from kd_lightning.data.batches import Batch, VicinalBatch, rounded
 from kd_lightning.distributed import collectives
 from kd_lightning.losses.density_ratio import penalised_softplus, softplus_ratio
 from kd_lightning.methods.base.distiller import Distiller, OptimizerFactory, SchedulerFactory
 from kd_lightning.networks.weights import load_weights
-from kd_lightning.sources.pool import rounded
-from kd_lightning.sources.vicinal import VicinalBatch
 from kd_lightning.sources.vicinity import places
 from kd_lightning.teachers.white_box import FrozenTeacher
 

@@ -14,10 +14,10 @@ from typing import Any, cast
 from torch import nn
 from torch.nn import functional as F
 
+from kd_lightning.data.batches import VicinalBatch
 from kd_lightning.methods.base.distiller import Distiller, OptimizerFactory, SchedulerFactory
 from kd_lightning.networks.label_embedding import ImageToLabel
 from kd_lightning.networks.normalized import Normalized
-from kd_lightning.sources.vicinal import VicinalBatch
 
 
 class LabelEmbedding(Distiller):

@@ -31,11 +31,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from kd_lightning.data.loader import Batch
+from kd_lightning.data.batches import Batch
+from kd_lightning.losses.boundary_walk import boundary_walk
 from kd_lightning.losses.response import soft_cross_entropy
 from kd_lightning.methods.base.distiller import Distiller, OptimizerFactory, SchedulerFactory
-from kd_lightning.metrics.boundary import boundary_walk
-from kd_lightning.teachers.white_box import FrozenTeacher
 
 
 class Bss(Distiller):
@@ -107,12 +106,11 @@ class Bss(Distiller):
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """One batch, one step."""
-        assert isinstance(self.teacher, FrozenTeacher)
         assert batch.y is not None
         alpha, beta = weights(self.progress(), self.alpha, self.beta, self.until)
         s = self.student(batch.x)
         with torch.no_grad():
-            t = self.teacher(batch.x)
+            t = self.white(batch.x)
         losses = {"label": self.label * self.task.loss(s, batch.y), "kd": alpha * self.imitate(s, t)}
 
         # Boundary supporting samples: from the base images, as far as the teacher's boundary to another class
@@ -121,11 +119,11 @@ class Bss(Distiller):
         if len(base):
             label = batch.y[base]
             walk = boundary_walk(
-                self.teacher,
+                self.white,
                 batch.x[base],
                 label,
                 self.targets(t[base], label),
-                std=cast(Tensor, self.teacher.net.std),
+                std=cast(Tensor, self.white.net.std),
                 eta=self.eta,
                 eps=self.eps,
                 max_steps=self.max_steps,

@@ -19,8 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kd_lightning.config.signatures import as_dict
-from kd_lightning.data.loader import Batch
+from kd_lightning.data.batches import Batch
 from kd_lightning.losses import response
 from kd_lightning.losses.response import FOR_CLASSES
 from kd_lightning.methods.base.distiller import Distiller, OptimizerFactory, SchedulerFactory
@@ -57,8 +56,9 @@ class Distill(Distiller):
     def needs(cls, *, label: float = 0.1, terms: Any = None, **settings: Any) -> set[str]:
         """Images; labels and a teacher where their weights ask for them; classes where a loss is made for them."""
         wanted = {"source.images"}
-        losses = [as_dict(as_dict(term).get("loss")) for term in as_dict(terms).values()]
-        if any(str(loss.get("_target_")).removeprefix(f"{response.__name__}.") in FOR_CLASSES for loss in losses):
+        losses = [term["loss"] for term in (terms or {}).values() if isinstance(term, Mapping) and "loss" in term]
+        for_classes = {f"{response.__name__}.{name}" for name in FOR_CLASSES}
+        if any(isinstance(loss, Mapping) and loss.get("_target_") in for_classes for loss in losses):
             wanted.add("task.classification")
         if label:
             wanted.add("source.labels")

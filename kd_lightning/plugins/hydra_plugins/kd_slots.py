@@ -33,7 +33,6 @@ from kd_lightning.distributed.gpu_slots import (
     interruptible,
     last_word,
     missing_gpus,
-    numbers,
     quoted,
     resume_override,
     signal_group,
@@ -129,11 +128,11 @@ class SlotLauncher(Launcher):
 
     def _plan(self, job_overrides: Sequence[Sequence[str]], first: int) -> list[Job]:
         from kd_lightning.errors import UserError, VersionError
-        from kd_lightning.results.run_index import read_result
+        from kd_lightning.results.run_index import job_numbers, read_result
 
         cleaned = [[o for o in job if not o.lstrip("+").startswith("sweep.resume=")] for job in job_overrides]
         common = set.intersection(*map(set, cleaned)) if len(cleaned) > 1 else set()
-        chosen = numbers(self.sweep_dir, cleaned, first) if self.resumes else itertools.count(first)
+        chosen = job_numbers(self.sweep_dir, cleaned, first) if self.resumes else itertools.count(first)
         jobs = []
         for number, overrides in zip(chosen, cleaned, strict=False):
             label = " ".join(override for override in overrides if override not in common)

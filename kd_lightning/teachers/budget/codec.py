@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kd_lightning.teachers.remote.answer_types import Abstained, Answer, Described, Label, Probs, TopK
+from kd_lightning.teachers.answer_types import Abstained, Answer, Described, Label, Probs, TopK
 
 
 @dataclass(frozen=True)

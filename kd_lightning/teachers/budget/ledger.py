@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 
 from kd_lightning.errors import TeacherError, VersionError
 from kd_lightning.store.artifacts import writing
+from kd_lightning.teachers.answer_types import Described
 from kd_lightning.teachers.budget.codec import Failed, Kept, packed, unpacked
 from kd_lightning.teachers.budget.tables import (
     BUCKETS,
@@ -41,7 +42,6 @@ from kd_lightning.teachers.budget.tables import (
     refuse_excess,
     teacher_of,
 )
-from kd_lightning.teachers.remote.answer_types import Described
 
 
 class Ledger:

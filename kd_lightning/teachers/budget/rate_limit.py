@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from kd_lightning.errors import TeacherError
-from kd_lightning.teachers.remote.answer_types import Busy, Unclear
+from kd_lightning.teachers.answer_types import Busy, Unclear
 
 FIRST, LONGEST = 1.0, 60.0
 """Seconds that are waited for after the first failure, at most, and after any."""

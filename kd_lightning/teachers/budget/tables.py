@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from kd_lightning.errors import BudgetExceeded
+from kd_lightning.teachers.answer_types import Described
 from kd_lightning.teachers.budget.codec import Kept
-from kd_lightning.teachers.remote.answer_types import Described
 
 Bucket = Literal["training", "evaluation", "canary"]
 BUCKETS: tuple[Bucket, ...] = ("training", "evaluation", "canary")

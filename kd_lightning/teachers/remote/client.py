@@ -16,11 +16,11 @@ from tqdm import tqdm
 
 from kd_lightning.errors import TeacherError
 from kd_lightning.teachers.access import malformed, usable
+from kd_lightning.teachers.answer_types import Abstained, Asker, Busy, Closed, Described, Unclear, Unfit
 from kd_lightning.teachers.budget.codec import Failed, Kept, keys_of
 from kd_lightning.teachers.budget.ledger import Ledger
 from kd_lightning.teachers.budget.rate_limit import Gate, Pace
 from kd_lightning.teachers.budget.tables import Bucket, Claim, Spent
-from kd_lightning.teachers.remote.answer_types import Abstained, Asker, Busy, Closed, Described, Unclear, Unfit
 
 DRIFT = 0.02
 """Mean distance of the canaries' answers that is still the same teacher: half the sum of |dp| over the classes."""

@@ -13,10 +13,10 @@ from urllib.parse import quote
 import numpy as np
 from torch import Tensor
 
+from kd_lightning.teachers.answer_types import Answer, Described, Label, Probs, TopK
 from kd_lightning.teachers.black_box import channels_last
 from kd_lightning.teachers.budget.codec import Kept, keys_of, unpacked
 from kd_lightning.teachers.budget.tables import Bucket, Spent, found
-from kd_lightning.teachers.remote.answer_types import Answer, Described, Label, Probs, TopK
 from kd_lightning.teachers.remote.client import Asking
 
 TRIED = 500

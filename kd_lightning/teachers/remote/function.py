@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from kd_lightning.errors import TeacherError
-from kd_lightning.teachers.remote.answer_types import (
+from kd_lightning.teachers.answer_types import (
     Abstained,
     Answer,
     Busy,

@@ -19,8 +19,8 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from kd_lightning.errors import ConfigError, TeacherError, UserError
+from kd_lightning.teachers.answer_types import Answer, Busy, Closed, Described, Unanswered, Unclear, Unfit
 from kd_lightning.teachers.remote import protocol as wire
-from kd_lightning.teachers.remote.answer_types import Answer, Busy, Closed, Described, Unanswered, Unclear, Unfit
 
 MOST_BYTES = 64_000_000
 """Of an answer."""

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from kd_lightning.teachers.access import told
-from kd_lightning.teachers.remote.answer_types import Answer, Described
+from kd_lightning.teachers.answer_types import Answer, Described
 
 CHUNK = 500
 """Images of one forward pass."""

@@ -19,7 +19,7 @@ The answer is JSON, one object for each image with its ``index`` and what the ac
 
 Everything else is ``{"error": {"code": ..., "reason": ..., "counted": false}}`` with a status of 400 or more;
 ``counted`` says whether the images were counted. ``GET /describe`` tells the fields of
-:class:`~kd_lightning.teachers.remote.answer_types.Described`, ``GET /count`` what was answered so far.
+:class:`~kd_lightning.teachers.answer_types.Described`, ``GET /count`` what was answered so far.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, NoReturn
 
-from kd_lightning.teachers.remote.answer_types import Abstained, Answer, Described, Label, Probs, TopK
+from kd_lightning.teachers.answer_types import Abstained, Answer, Described, Label, Probs, TopK
 
 FORMAT = 1
 IMAGES = "application/x-kd-images"
