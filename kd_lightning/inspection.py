@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+from kd_lightning.config.record import chosen
 from kd_lightning.core.feature_hooks import capture
 from kd_lightning.core.inference import predict
 from kd_lightning.errors import UserError
+from kd_lightning.metrics.confusion_matrix import confusion
 from kd_lightning.networks import head_of
 from kd_lightning.results.run_index import collect
 from kd_lightning.results.run_loader import (
@@ -42,6 +43,7 @@ __all__ = [
     "captions",
     "class_counts",
     "confident_errors",
+    "confusion",
     "curves",
     "data_of",
     "feature_map",
@@ -150,7 +152,7 @@ def feature_map(points: Tensor, *, how: str = "pca", seed: int = 0) -> np.ndarra
 
 def latents(run: Finished, n: int, *, seed: int = 0) -> Tensor:
     """Standard normal latents (n, latent) as long as the run's generator wants them."""
-    size = OmegaConf.select(run.cfg, "method.generator.latent") or OmegaConf.select(run.cfg, "method.latent")
+    size = chosen(run.cfg, "method.generator.latent") or chosen(run.cfg, "method.latent")
     return torch.randn(n, int(size), generator=torch.Generator().manual_seed(seed))
 
 

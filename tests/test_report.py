@@ -357,3 +357,47 @@ def test_who_watched_is_no_setting(tmp_path):
     run_at(tmp_path / "a", ["seed=0", "logger=wandb", "logger.wandb.project=mine"])
     run_at(tmp_path / "b", ["seed=1"], seed=1)
     assert cell(fold(collect([tmp_path])), 0, "n") == 2
+
+
+def of_methods(tmp_path):
+    for i, (method, lr, seed, accuracy) in enumerate(
+        [
+            ("kd", 0.1, 0, 0.90),
+            ("kd", 0.1, 1, 0.92),
+            ("bss", 0.1, 0, 0.93),
+            ("bss", 0.1, 1, 0.97),
+            ("bss", 0.1, 2, 0.50),
+            ("bss", 0.2, 0, 0.80),
+        ]
+    ):
+        run_at(tmp_path / f"{i}", [f"method={method}", f"lr={lr}", f"seed={seed}"], accuracy, seed=seed)
+    return collect([tmp_path])
+
+
+def test_differences_to_a_method_are_paired_by_seed_among_equal_settings(tmp_path):
+    table = fold(of_methods(tmp_path), against="kd")
+    found = [(row[0], row[1], cell(table, i, "accuracy − kd")) for i, row in enumerate(table.rows)]
+    assert found[0] == ("kd", "0.1", None)
+    assert found[2] == ("bss", "0.2", None), "kd has no run at this learning rate"
+    difference = found[1][2]
+    assert difference.n == 2
+    assert math.isclose(difference.mean, (0.03 + 0.05) / 2)
+    half = 12.706204736 * 0.01  # t of one degree of freedom, times the standard error
+    assert math.isclose(difference.low, 0.04 - half)
+    assert math.isclose(difference.high, 0.04 + half)
+    assert "+0.0400 (-0.0871 to +0.1671) (n 2)" in render(table)
+    assert "interval" not in render(fold(collect([tmp_path])))
+
+
+def test_differences_have_their_interval_in_csv(tmp_path):
+    rows = list(csv.DictReader(io.StringIO(render(fold(of_methods(tmp_path), against="kd"), "csv"))))
+    assert float(rows[1]["accuracy − kd"]) == pytest.approx(0.04)
+    assert float(rows[1]["accuracy − kd low"]) == pytest.approx(0.04 - 0.12706204736)
+    assert float(rows[1]["accuracy − kd high"]) == pytest.approx(0.04 + 0.12706204736)
+    assert rows[0]["accuracy − kd low"] == ""
+
+
+def test_a_method_that_nobody_ran_is_refused_by_name(tmp_path, capsys):
+    of_methods(tmp_path)
+    assert main([str(tmp_path), "--against", "dafl"]) == 2
+    assert "--against dafl: no finished run has this method; these have: kd, bss" in capsys.readouterr().err

@@ -46,7 +46,7 @@ def test_result_says_what_was_done(tiny: Tiny, store: Path) -> None:
     }
     assert all(0 <= value <= 1 for value in result["metrics"].values())
     cost = result["cost"]
-    assert set(cost) == {"seconds", "teacher_images", "queries", "images_synthesised", "peak_memory_bytes"}
+    assert set(cost) == {"seconds", "teacher_images", "queries", "images_synthesised", "updates", "peak_memory_bytes"}
     assert set(cost["seconds"]) == {"data", "teacher", "student", "scratch", "noise", "test", "total"}
     assert (cost["teacher_images"], cost["images_synthesised"], cost["queries"]) == (128, 128, 0)
     assert cost["peak_memory_bytes"] > 1e6

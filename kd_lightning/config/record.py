@@ -1,4 +1,4 @@
-"""What a call of :func:`kd_lightning.distill` puts into a configuration, and the record that it leaves of it."""
+"""A run's record of its configuration: read, written, and values put into it."""
 
 from __future__ import annotations
 
@@ -7,13 +7,46 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
+from kd_lightning.errors import UserError
 from kd_lightning.store.artifacts import writing
 
 
-def chosen(cfg: DictConfig, key: str) -> Any:
-    """What stands at a dotted key; None where nothing does."""
-    return OmegaConf.select(cfg, key)
+def read_record(path: Path) -> Any:
+    """A YAML file that Hydra left in a run folder; what it refers to is resolved when it is read.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        return OmegaConf.load(path)
+    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
+        raise UserError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+
+
+def is_mapping(record: Any) -> bool:
+    """Whether a record holds settings, and not a list."""
+    return isinstance(record, DictConfig)
+
+
+def chosen(cfg: Any, key: str) -> Any:
+    """What stands at a dotted key, nested dicts and lists resolved; None where nothing does.
+
+    Raises:
+        OmegaConfBaseException: it refers to something that cannot be read.
+    """
+    found = OmegaConf.select(cfg, key)
+    return OmegaConf.to_container(found, resolve=True) if OmegaConf.is_config(found) else found
+
+
+def chosen_or_none(cfg: Any, key: str) -> Any:
+    """The same, None where it cannot be read."""
+    try:
+        return chosen(cfg, key)
+    except (OmegaConfBaseException, ValueError):
+        return None
 
 
 def put(cfg: DictConfig, values: Mapping[str, Any]) -> DictConfig:

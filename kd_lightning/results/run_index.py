@@ -13,10 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
-
+from kd_lightning.config.record import chosen_or_none, is_mapping, read_record
 from kd_lightning.errors import UserError
 from kd_lightning.store.artifacts import refuse_format
 
@@ -33,6 +30,11 @@ class Stat(NamedTuple):
     mean: float
     std: float | None
     n: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Stat:
+        """Of one value or more."""
+        return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
 
 
 @dataclass
@@ -53,28 +55,27 @@ class Run:
     reason: str = ""
 
     @cached_property
-    def config(self) -> DictConfig:
+    def config(self) -> Any:
         """Hydra's record of every value, those that no override named among them."""
-        return OmegaConf.create(_load_yaml(self.folder / ".hydra" / "config.yaml") or {})
+        return _record(self.folder / ".hydra" / "config.yaml")
 
     @cached_property
-    def choices(self) -> DictConfig:
+    def choices(self) -> Any:
         """Hydra's record of the member chosen of each group."""
-        hydra = OmegaConf.create(_load_yaml(self.folder / ".hydra" / "hydra.yaml") or {})
-        return OmegaConf.select(hydra, "hydra.runtime.choices") or OmegaConf.create()
+        return chosen_or_none(_record(self.folder / ".hydra" / "hydra.yaml"), "hydra.runtime.choices") or {}
 
     def setting(self, key: str) -> str:
         """The value of ``key``, by override or by default; numbers in one spelling."""
         value = self.settings.get(key)
         if value is None:
             value = self.choices.get(key)
-            value = _select(self.config, key) if value is None else value
+            value = chosen_or_none(self.config, key) if value is None else value
         if isinstance(value, bool):
             return str(value).lower()
         try:
             return f"{float(str(value)):.12g}"
         except ValueError:
-            return NOTHING if str(value) in ("None", "null", "") or OmegaConf.is_config(value) else str(value)
+            return NOTHING if str(value) in ("None", "null", "") or isinstance(value, dict | list) else str(value)
 
     def metric(self, key: str) -> float | None:
         """A metric of the result, or None where it was not measured."""
@@ -92,9 +93,7 @@ class Group:
     def stat(self, key: str) -> Stat | None:
         """Mean and spread of one metric over the finished runs that have it."""
         values = [value for run in self.runs if (value := run.metric(key)) is not None]
-        if not values:
-            return None
-        return Stat(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
+        return Stat.of(values) if values else None
 
     def cost(self, *path: str) -> float | None:
         """Mean of one entry of the results' ``cost``."""
@@ -113,25 +112,17 @@ def pick(result: Any, *path: str) -> Any:
     return result
 
 
-def _select(config: DictConfig, key: str) -> Any:
-    """The value at a dotted key; None where what it refers to cannot be read any more."""
+def _record(path: Path) -> Any:
     try:
-        return OmegaConf.select(config, key)
-    except OmegaConfBaseException:
-        return None
-
-
-def _load_yaml(path: Path) -> Any:
-    try:
-        return OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    except (OSError, ValueError, YAMLError, OmegaConfBaseException):
-        return None
+        return read_record(path)
+    except UserError:
+        return {}
 
 
 def read_overrides(folder: Path) -> list[str] | None:
     """The overrides that a run folder was started with, or None where nothing readable says so."""
-    overrides = _load_yaml(folder / ".hydra" / "overrides.yaml")
-    return [str(entry) for entry in overrides] if isinstance(overrides, list) else None
+    overrides = _record(folder / ".hydra" / "overrides.yaml")
+    return None if is_mapping(overrides) or overrides == {} else [str(entry) for entry in overrides]
 
 
 def read_result(folder: Path) -> dict[str, Any]:

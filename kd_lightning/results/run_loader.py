@@ -9,14 +9,12 @@ from typing import Any
 
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from torch import nn
-from yaml import YAMLError
 
 from kd_lightning.config import resolvers
 from kd_lightning.config.check import examined
 from kd_lightning.config.composition import Composition
+from kd_lightning.config.record import chosen, is_mapping, read_record
 from kd_lightning.core.tasks import Regression, Task, task_of
 from kd_lightning.data.dataset import Dataset, Split
 from kd_lightning.data.load import dataset_digest
@@ -49,7 +47,7 @@ class Finished:
 
     folder: Path
     result: dict[str, Any]
-    cfg: DictConfig
+    cfg: Any
     student: Student
     trust: bool = False
 
@@ -121,11 +119,8 @@ def open_run(folder: str | Path, *, network: nn.Module | None = None, trust: boo
     student = load_student(folder, network=network, trust=trust)
     resolvers.register()
     path = folder / ".hydra" / "config.yaml"
-    try:
-        cfg = OmegaConf.load(path)
-    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
-        raise UserError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
-    if not isinstance(cfg, DictConfig):
+    cfg = read_record(path)
+    if not is_mapping(cfg):
         raise UserError(f"{path} is no composition")
     return Finished(folder, result, cfg, student, trust)
 
@@ -136,7 +131,7 @@ def data_of(run: Finished) -> Dataset:
     Raises:
         UserError: it is not here, or is loaded by code that is none of ours (see ``open_run(..., trust=True)``).
     """
-    target = str(OmegaConf.select(run.cfg, "data.load._target_"))
+    target = str(chosen(run.cfg, "data.load._target_"))
     if target == DATA_IN_MEMORY:
         raise UserError(f"{run.folder}: its data were handed over in memory and are not kept")
     if not (run.trust or _loads_our_data(target)):
@@ -183,7 +178,7 @@ def load_teacher(run: Finished) -> Normalized:
         raise UserError(f"{run.folder}: its composition has no teacher (teacher=none)")
     if settings.access != "white":
         raise UserError(f"{run.folder}: its teacher only answers (teacher.access={settings.access})")
-    made_of: Any = OmegaConf.to_container(settings, resolve=True)
+    made_of = chosen(run.cfg, "teacher")
     if not (run.trust or (trusted(made_of["net"]) and _is_our_method(made_of["fit"]["method"]["_target_"]))):
         raise UserError(f"{run.folder}: its teacher {made_of['net']['_target_']} is none of ours; trust=True builds it")
     teacher = _composition(run).teacher
@@ -215,12 +210,11 @@ def load_generator(run: Finished) -> nn.Module:
     Raises:
         UserError: the run trained none, its checkpoint is missing or unreadable, or holds another generator.
     """
-    node = OmegaConf.select(run.cfg, "method.generator")
-    if node is None:
+    made_of = chosen(run.cfg, "method.generator")
+    if made_of is None:
         raise UserError(f"{run.folder}: its method ({run.result.get('method')}) has no generator")
-    made_of: Any = OmegaConf.to_container(node, resolve=True)
     if not (run.trust or trusted(made_of)):
-        raise UserError(f"{run.folder}: its generator {node.get('_target_')} is none of ours; trust=True builds it")
+        raise UserError(f"{run.folder}: its generator {made_of.get('_target_')} is none of ours; trust=True builds it")
     try:
         generator: nn.Module = instantiate(made_of)
     except InstantiationException as error:

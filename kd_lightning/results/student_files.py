@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra._internal.utils import _locate
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from kd_lightning.config.node import located
 from kd_lightning.core.inference import predict
 from kd_lightning.core.tasks import Regression, task_of
 from kd_lightning.errors import UserError
@@ -267,6 +267,6 @@ def named(target: str) -> Any:
         UserError: it is not installed, or not in this version.
     """
     try:
-        return _locate(target)
+        return located(target)
     except Exception as error:  # whatever importing it raises
         raise UserError(f"there is no {target} here: another version of its package has made this run") from error

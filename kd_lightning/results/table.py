@@ -15,6 +15,9 @@ from typing import Any
 from tabulate import tabulate
 
 from kd_lightning.errors import UserError
+from kd_lightning.results.page import ROWS, results_page
+from kd_lightning.results.paired import Difference, differences
+from kd_lightning.results.records import write_records
 from kd_lightning.results.run_index import NOTHING, SEEDS, Group, Run, Stat, collect, group, pick, seeds_of
 from kd_lightning.store.artifacts import writing
 
@@ -24,7 +27,7 @@ CONTROLS = {"scratch": "real data"}
 BOUNDARY = "boundary/"
 """What ``metrics=boundary`` measures of the student."""
 
-Cell = str | int | float | Stat | None
+Cell = str | int | float | Stat | Difference | None
 
 
 @dataclass
@@ -96,8 +99,16 @@ def _seed_note(groups: Sequence[Group]) -> list[str]:
     return [f"mean ± sample standard deviation over n runs; seeds that varied: {', '.join(varied)}"]
 
 
-def fold(runs: Sequence[Run]) -> Table:
-    """One row per combination of settings, seeds folded into mean, standard deviation and n."""
+def fold(runs: Sequence[Run], against: str | None = None) -> Table:
+    """One row per combination of settings, seeds folded into mean, standard deviation and n.
+
+    Args:
+        runs: finished and failed ones.
+        against: a method; the student's metrics get a column with the paired difference to it.
+
+    Raises:
+        UserError: no finished run is of the method ``against``.
+    """
     groups = group(runs)
     counted = {id(run) for at in groups for run in at.runs}
     copies = sum(run.status == "ok" and id(run) not in counted for run in runs)
@@ -114,11 +125,15 @@ def fold(runs: Sequence[Run]) -> Table:
             stats = [stat and stat._replace(std=stat.std or None) for stat in stats]
         if any(stats):
             columns[header] = list(stats)
+        if against is not None and any(stats) and key.startswith("test/") and key != "test/agreement":
+            columns[f"{header} − {against}"] = list(differences(groups, key, against))
         if any(at.paper(key) is not None for at in groups):
             columns["paper" if "paper" not in columns else f"paper {header}"] = [at.paper(key) for at in groups]
     if any(at.cost("seconds", "total") is not None for at in groups):
         columns["seconds"] = [at.cost("seconds", "total") for at in groups]
     notes = _seed_note(groups)
+    if against is not None:
+        notes.append(f"− {against}: mean difference over the seeds that both have (95 % interval, Student's t)")
     if unit := _unit(groups):
         notes.append(
             f"mae, agreement and whatever stands beside them: mean absolute differences in {unit}, less is better"
@@ -144,24 +159,32 @@ def _in_words(cell: Cell, header: str, n: int) -> str:
     if isinstance(cell, Stat):
         spread = "" if cell.std is None else f" ± {cell.std:.4f}"
         return f"{cell.mean:.4f}{spread}" + (f" (n {cell.n})" if cell.n != n else "")
+    if isinstance(cell, Difference):
+        return cell.in_words() + (f" (n {cell.n})" if cell.n != n else "")
     if isinstance(cell, float):
         return f"{cell:.1f}" if header == "seconds" else f"{cell:.10g}"
     return str(cell)
 
 
 def _as_csv(table: Table) -> str:
-    kinds = [any(isinstance(row[i], Stat) for row in table.rows) for i in range(len(table.headers))]
+    parts = [_csv_parts([row[i] for row in table.rows]) for i in range(len(table.headers))]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    headers = zip(table.headers, kinds, strict=True)
-    writer.writerow([name for header, wide in headers for name in ([header, f"{header} std"] if wide else [header])])
+    headers = zip(table.headers, parts, strict=True)
+    writer.writerow([f"{header} {part}".rstrip() for header, own in headers for part in ("", *own)])
     for row in table.rows:
         cells: list[Any] = []
-        for cell, wide in zip(row, kinds, strict=True):
-            mean, std = (cell.mean, cell.std) if isinstance(cell, Stat) else (cell, None)
-            cells += [mean, std] if wide else [mean]
+        for cell, own in zip(row, parts, strict=True):
+            cells += [getattr(cell, "mean", cell), *(getattr(cell, part, None) for part in own)]
         writer.writerow(cells)
     return out.getvalue()
+
+
+def _csv_parts(cells: Sequence[Cell]) -> list[str]:
+    """What stands in columns of its own behind a mean."""
+    if any(isinstance(cell, Difference) for cell in cells):
+        return ["low", "high"]
+    return ["std"] if any(isinstance(cell, Stat) for cell in cells) else []
 
 
 def render(table: Table, form: str = "terminal") -> str:
@@ -216,19 +239,27 @@ def write_table(sweep_dir: str | Path, running: Collection[Path] = ()) -> Table:
 def main(argv: Sequence[str] | None = None) -> int:
     """``kd-report``: print one table over run and sweep folders."""
     parser = argparse.ArgumentParser(prog="kd-report", description="One table over runs: mean ± std over seeds.")
-    parser.add_argument("folders", nargs="+", metavar="DIR", help="a run folder, or any folder that holds runs")
+    parser.add_argument("folders", nargs="+", metavar="DIR", help="a run folder, any that holds runs, or results/")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--markdown", action="store_const", dest="form", const="markdown", default="terminal")
     form.add_argument("--csv", action="store_const", dest="form", const="csv", help="full precision, for other tools")
     parser.add_argument("--plot", metavar="PNG", type=Path, help="also draw the groups, over time and queries")
     parser.add_argument("--by", metavar="KEY", help="draw the spread over all other settings instead: --by method")
+    parser.add_argument("--against", metavar="METHOD", help="paired differences to the runs of this method")
+    parser.add_argument("--record", metavar="results/TABLE", type=Path, help="also keep one small file for each run")
     args = parser.parse_args(argv)
     try:
+        if len(args.folders) == 1 and (Path(args.folders[0]) / ROWS).is_file():
+            print(results_page(Path(args.folders[0])), end="")
+            return 0
         runs = collect(args.folders)
-        table = fold(runs)
+        table = fold(runs, args.against)
         print(render(table, args.form), end="")
         if args.form == "csv" and table.notes:
             print(*table.notes, sep="\n", file=sys.stderr)
+        if args.record:
+            for path in write_records(runs, args.record):
+                print(f"wrote {path}", file=sys.stderr)
         if args.plot:
             from kd_lightning.results.plot import plot
 

@@ -256,6 +256,7 @@ def _result(
             "teacher_images": sum(f.report["teacher_images"] for f in trainings),
             "queries": spent["training"]["used"] if spent else sum(f.report.get("queries", 0) for f in trainings),
             "images_synthesised": sum(f.report["images_synthesised"] for f in trainings),
+            "updates": student.report["student_updates"],
             "peak_memory_bytes": peak_memory(),
             **({"asking": spent, "price": sum(bucket["cost"] for bucket in spent.values())} if spent else {}),
         },
