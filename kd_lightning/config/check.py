@@ -72,6 +72,7 @@ def examined(cfg: DictConfig, names: Mapping[str, str | None] | None = None) -> 
     for path, node in [*_targets(plain), *_partial_trainers(plain)]:
         found |= dict.fromkeys(signature_faults(path, node, everywhere))
     found |= dict.fromkeys([*_trainer_faults(plain), *_shape_faults(plain), *_file_faults(plain)])
+    found |= dict.fromkeys(_stage_faults(plain))
     found |= dict.fromkeys([*_compiler_faults(plain), *door_faults(as_dict(plain.get("teacher")))])
     composition: Composition | None = None
     try:
@@ -221,6 +222,16 @@ def _compiler_faults(cfg: Mapping[str, Any]) -> Iterator[str]:
     if cfg.get("compile") == "inductor" and on_cpu and not any(map(shutil.which, compilers)):
         none = " or ".join(compilers)
         yield f"compile=inductor: takes a C++ compiler on a CPU, and there is no {none}; install one, or compile=null"
+
+
+def _stage_faults(cfg: Mapping[str, Any]) -> Iterator[str]:
+    names: list[Any] = []
+    for number, stage in enumerate(cfg.get("stages") or []):
+        if (name := as_dict(stage).get("name")) is None:
+            yield f"stages[{number}].name: required, later words refer to its files by it"
+        elif name in names:
+            yield f"stages[{number}].name: there is another stage called {name}; give it a name of its own"
+        names.append(name)
 
 
 def _file_faults(cfg: Mapping[str, Any]) -> Iterator[str]:

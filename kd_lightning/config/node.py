@@ -82,7 +82,7 @@ class Node:
 
     def requirements(self) -> frozenset[str]:
         """What the class ``needs`` as it is set; nothing if it does not say."""
-        needs = getattr(located(self.target), "needs", frozenset())
+        needs: Any = getattr(located(self.target), "needs", frozenset())
         if not callable(needs):
             return frozenset(needs)
         return frozenset(needs(**{k: thaw(v) for k, v in self.settings.items() if k not in HOW and v is not UNKNOWN}))

@@ -72,7 +72,11 @@ def leave(cfg: DictConfig, overrides: Sequence[str], names: Mapping[str, str | N
         names: the chosen members of the groups.
         folder: the run folder.
     """
-    files = {"config": cfg, "overrides": list(overrides), "hydra": {"hydra": {"runtime": {"choices": dict(names)}}}}
+    files: dict[str, Any] = {
+        "config": cfg,
+        "overrides": list(overrides),
+        "hydra": {"hydra": {"runtime": {"choices": dict(names)}}},
+    }
     with writing(folder):
         (folder / ".hydra").mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
