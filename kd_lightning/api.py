@@ -71,6 +71,7 @@ def distill(
         UserError: lists everything that cannot be as it is.
     """
     from kd_lightning.core.log_filters import quiet
+    from kd_lightning.results.run_index import running
     from kd_lightning.run.run import run
 
     if not isinstance(teacher, nn.Module):
@@ -97,7 +98,8 @@ def distill(
         _refuse_answers("student", composition.student.build(), num_classes, image)
         folder = Path(folder) if folder is not None else _fresh_folder(method, names["data"], composition.seed)
         leave(cfg, overrides, names, folder)
-        run(composition, folder)
+        with running(folder):
+            run(composition, folder)
         own = held(keys["student"]) if "student" in keys else None
         return load_student(folder, network=own, trust=True)
 

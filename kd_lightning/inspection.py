@@ -11,13 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kd_lightning.config.record import chosen
 from kd_lightning.core.feature_hooks import capture
 from kd_lightning.core.inference import predict
 from kd_lightning.errors import UserError
 from kd_lightning.metrics.confusion_matrix import confusion
 from kd_lightning.networks import head_of
-from kd_lightning.results.run_index import collect
+from kd_lightning.results.run_index import collect, pick
 from kd_lightning.results.run_loader import (
     Finished,
     data_of,
@@ -28,6 +27,8 @@ from kd_lightning.results.run_loader import (
     real_images,
 )
 from kd_lightning.results.table import Table, fold
+from kd_lightning.results.trusted import LARGEST
+from kd_lightning.store import strangers
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -152,7 +153,9 @@ def feature_map(points: Tensor, *, how: str = "pca", seed: int = 0) -> np.ndarra
 
 def latents(run: Finished, n: int, *, seed: int = 0) -> Tensor:
     """Standard normal latents (n, latent) as long as the run's generator wants them."""
-    size = chosen(run.cfg, "method.generator.latent") or chosen(run.cfg, "method.latent")
+    size = pick(run.cfg, "method", "generator", "latent") or pick(run.cfg, "method", "latent")
+    if type(size) is not int or not 0 < size <= LARGEST:
+        raise UserError(f"{run.folder}: its composition has no latent of a generator, or {size!r:.40} as its length")
     return torch.randn(n, int(size), generator=torch.Generator().manual_seed(seed))
 
 
@@ -256,9 +259,8 @@ def curves(folder: str | Path) -> dict[str, Curve]:
         UserError: there is no such file, or it is none of ours.
     """
     path = Path(folder) / "metrics.csv"
-    try:
-        with path.open(newline="") as file:
-            rows = list(csv.DictReader(file))
+    with strangers.reading(path, said=f"{path} holds no curves of kd_lightning"):
+        rows = list(csv.DictReader(strangers.read_text(path, strangers.MOST_TABLE).splitlines()))
         names = [name for name in (rows[0] if rows else ()) if name not in ("round", "seconds", "epoch", "queries")]
         asked = ["queries"] if rows and "queries" in rows[0] else []
         found = {}
@@ -266,10 +268,6 @@ def curves(folder: str | Path) -> dict[str, Curve]:
             there = [row for row in rows if row[name]]
             columns = [[float(row[key]) for row in there] for key in ("round", "seconds", name, *asked)]
             found[name] = Curve(*map(np.array, columns))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} holds no curves of kd_lightning") from error
     return found
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Callable, Mapping
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,27 @@ FORKS.set_forkserver_preload(
         "pytest",
     ]
 )
+
+PATIENCE = 600
+"""Seconds after which a test no longer waits for what should have happened: only a fault takes as long."""
+
+
+def wait_until(happened: Callable[[], Any], process: subprocess.Popen[str] | None = None) -> None:
+    """Wait for an event that a process brings about, which must not end before."""
+    give_up = time.monotonic() + PATIENCE
+    while not happened():
+        assert process is None or process.poll() is None, process.communicate()
+        assert time.monotonic() < give_up, "it did not happen"
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _ctrl_c() -> Iterator[None]:
+    """What is started in the background ignores Ctrl-C, and so would all that the tests start."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
 
 TINY = (
     "trainer.max_epochs=2",
@@ -109,10 +133,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder, root = tmp_path_factory.mktemp("finished") / "run", tmp_path_factory.mktemp("finished_store")
     overrides = ["method=dafl", "seed=0"]
     tiny_run(folder, *overrides, root=root)
-    cfg = composed(*TINY, *DAFL, *overrides, f"artifacts.root={root}")
     choices = {"hydra": {"runtime": {"choices": {"method": "dafl", "data": "digits"}}}}
-    (folder / ".hydra").mkdir()
-    OmegaConf.save(cfg, folder / ".hydra" / "config.yaml")
     OmegaConf.save(OmegaConf.create(overrides), folder / ".hydra" / "overrides.yaml")
     OmegaConf.save(OmegaConf.create(choices), folder / ".hydra" / "hydra.yaml")
     return folder

@@ -7,6 +7,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -135,11 +136,10 @@ def pays(folder: str, seed: int, budget: int, purse: int, troubled: bool) -> Non
         thread.join()
 
 
-def asks_slowly(folder: str, seconds: float, at_home: bool) -> None:
-    """A worker: asks about forty images of a teacher that takes its time over every question, having counted it."""
-    asker = Fake(file=Path(folder) / "count")
-    say = asker.say
-    asker.troubles = iter(lambda: lambda images: [time.sleep(seconds), [say(image) for image in images]][1], None)
+def asks_until_it_hangs(folder: str, answers: int, at_home: bool) -> None:
+    """A worker: asks about forty images of a teacher that counts every question, and answers so many of them."""
+    hangs = repeat(lambda images: time.sleep(3600))
+    asker = Fake(file=Path(folder) / "count", troubles=chain(repeat(None, answers), hangs))
     asking(asker, Path(folder), at_home=at_home, budget=60).about(pictures(*range(40)))
 
 

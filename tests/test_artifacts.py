@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import os
+import shutil
 import signal
 import threading
 import time
 from pathlib import Path
 
 import pytest
-from conftest import FORKS
+from conftest import FORKS, PATIENCE
 
 from kd_lightning.errors import UserError
-from kd_lightning.store.artifacts import Store, digest, file_digest, write_json, writing
+from kd_lightning.store.artifacts import Store, by_content, copy_into, digest, file_digest, write_json, writing
 
 ONE = {"lr": 0.1, "seed": 0}
 
@@ -62,16 +65,19 @@ def test_two_processes_at_once_build_one(tmp_path: Path) -> None:
     assert len(builds) == 1
 
 
-def test_waiting_for_another_build_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    started = threading.Event()
+def test_waiting_for_another_build_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started, told, said = threading.Event(), threading.Event(), io.StringIO()
+    monkeypatch.setattr(said, "flush", told.set)
+    monkeypatch.setattr("sys.stderr", said)
     other = threading.Thread(
-        target=Store(tmp_path).obtain, args=("thing", ONE, lambda f: (started.set(), time.sleep(2.5), write(f)))
+        target=Store(tmp_path).obtain,
+        args=("thing", ONE, lambda f: (started.set(), told.wait(PATIENCE), write(f))),
     )
     other.start()
-    started.wait()
+    started.wait(PATIENCE)
     Store(tmp_path).obtain("thing", ONE, lambda f: pytest.fail("built twice"))
     other.join()
-    assert "another process is making thing-" in capsys.readouterr().err
+    assert "another process is making thing-" in said.getvalue()
 
 
 def test_a_killed_build_looks_unfinished_and_the_next_goes_on_from_it(tmp_path: Path) -> None:
@@ -157,3 +163,53 @@ def test_digests_do_not_depend_on_order_and_see_every_change(tmp_path: Path) -> 
     assert len({digest({"a": 1}), digest({"a": 2}), digest({"a": "1"}), digest({"a": [1]})}) == 4
     (tmp_path / "x").write_bytes(b"x")
     assert file_digest(tmp_path / "x") == "2d711642b726"
+
+
+def test_only_a_file_of_a_finished_artefact_counts_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "art"
+    kept = Store(root).obtain("fit", ONE, write)
+    unfinished = root / "fit-0123456789ab"
+    others = [
+        tmp_path / "art2" / "w.pt",
+        tmp_path / "art2" / kept.name / "file",
+        root / "w.pt",
+        root / "mine" / "w.pt",
+        unfinished / "file",
+        root / f"{kept.name}.unfinished" / "file",
+        root / f"{kept.name}.old" / "file",
+        root / kept.name / ".." / ".." / "elsewhere.pt",
+    ]
+    for file in others:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("before")
+    (tmp_path / "weights").write_text("before")
+    monkeypatch.chdir(tmp_path)
+    named = [*map(str, others), "weights", "./art2/w.pt"]
+    before = by_content({"of": named}, root)["of"]
+    for file in [*others, tmp_path / "weights"]:
+        file.write_text("after")
+    after = by_content({"of": named}, str(root))["of"]
+    assert set(before) == {digest_of("before")}
+    assert set(after) == {digest_of("after")}
+    assert by_content(str(kept / "file"), root) == by_content(f"art/{kept.name}/file", "art") == f"/{kept.name}/file"
+    shutil.copytree(root, tmp_path / "moved")
+    assert by_content(str(tmp_path / "moved" / kept.name / "file"), tmp_path / "moved") == f"/{kept.name}/file"
+    assert by_content([0.5, "gone.pt", str(kept), None], root) == [0.5, "gone.pt", str(kept), None]
+
+
+def digest_of(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def test_copies_of_what_may_not_be_written_may_be(tmp_path: Path) -> None:
+    source, target = tmp_path / "store", tmp_path / "run"
+    (source / "samples").mkdir(parents=True)
+    for name in ("result.json", "samples/1.png", "artifact.json"):
+        (source / name).write_text(name)
+    for path in [*source.rglob("*"), source]:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    copy_into(source, target, ("artifact.json",))
+    assert sorted(str(p.relative_to(target)) for p in target.rglob("*")) == ["result.json", "samples", "samples/1.png"]
+    assert all(path.stat().st_mode & 0o200 for path in [target, *target.rglob("*")])
+    copy_into(source, target)  # over what is there
+    assert (target / "artifact.json").read_text() == "artifact.json"

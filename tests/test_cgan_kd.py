@@ -12,9 +12,12 @@ import torch
 from conftest import TINY, composed, composition, tiny_run
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from safetensors.torch import save_file
 
+from kd_lightning.config.check import faults
 from kd_lightning.core.log_filters import quiet
 from kd_lightning.data.dataset import Dataset, Split
+from kd_lightning.networks.generators import biggan
 from kd_lightning.planning import dry_run as rehearsal
 from kd_lightning.planning.dry_run import KEPT, MISSING, PROMISED, Step
 from kd_lightning.planning.plan import Plan, plan
@@ -207,3 +210,48 @@ def test_a_plan_of_numbers_judges_all_labels_by_one(store: Path) -> None:
     assert made["student's pool"].size == 4000 * (64 + 8)
     assert made["student's answers"].images == 4000
     assert made["student"].rounds == 2 * ((640 + 2500) // 320)
+
+
+SMALL = "kd_lightning.networks.classifiers.small.SmallConvNet"
+FILTER = f"{{net: {{_target_: {SMALL}, num_classes: 10, in_channels: 1, widths: [8, 8]}}"
+
+
+def test_the_filter_may_have_a_teacher_of_its_own(tmp_path: Path, store: Path, teacher_file: Path) -> None:
+    """Trained once, whatever teacher the student has; what it has seen decides what is kept and how it is labelled."""
+    made = {"num_classes": 10, "latent": 4, "channels": 1, "size": 8, "widths": 8}
+    save_file(biggan.Generator(**made).state_dict(), tmp_path / "generator.safetensors")
+    settings = ", ".join(f"{k}: {v}" for k, v in made.items())
+    run = ("method=supervised", "source=synthetic", "source.latent=4", "source.images=20", "source.per_label=10")
+    run = (*run, "source.subsample=false", "source.ratio=null", "source.ratio_weights=null", "source.batch_size=320")
+    run = (*run, f"source.generator={{_target_: kd_lightning.networks.generators.biggan.Generator, {settings}}}")
+    run = (*run, f"source.weights={tmp_path}/generator.safetensors", f"source.teacher={FILTER}}}")
+    run = (*run, f"teacher.weights={teacher_file}")
+    result = tiny_run(tmp_path / "run", *run)
+    reports = {r["phase"]: r for f in store.glob("fit-*/fit.json") if (r := json.loads(f.read_text()))}
+    assert "teacher" in reports, "the source's own was trained: the run's has a file"
+    assert result["cost"]["seconds"]["source_teacher"] > 0
+    assert reports["student"]["pool"]["used"] == 20
+    told = {f.parent.name for f in store.glob("labels-*/artifact.json")}
+    again = tiny_run(tmp_path / "again", *run, "seed=1")
+    assert again["cost"]["seconds"]["source_teacher"] == result["cost"]["seconds"]["source_teacher"]
+    assert {f.parent.name for f in store.glob("labels-*/artifact.json")} == told
+    other = [o for o in run if not o.startswith("source.teacher")]
+    tiny_run(tmp_path / "other", *other)
+    assert len({f.parent.name for f in store.glob("labels-*/artifact.json")}) == len(told) + 1, "the run's own says"
+
+
+def test_a_filters_teacher_is_checked_as_any_is() -> None:
+    classes = f"source.teacher={FILTER.replace('num_classes: 10', 'num_classes: 7')}}}"
+    assert "source.teacher.net.num_classes=7: the data has 10 classes" in faults(composed("method=cgan_kd", classes))
+    assert "source.teacher.weights: there is no file nowhere.pt" in faults(
+        composed("method=cgan_kd", f"source.teacher={FILTER}, weights: nowhere.pt}}")
+    )
+
+
+@pytest.mark.parametrize(("row", "depth"), [("cifar100", 121), ("imagenet100", 161)])
+@pytest.mark.parametrize("method", ["cgan_kd", "cgan_kd_blkd"])
+def test_the_papers_filter_is_the_same_for_every_pair(row: str, depth: int, method: str) -> None:
+    pair = ("teacher=resnet110_128", "student=resnet20_128") if row == "imagenet100" else ("teacher=resnet110",)
+    cfg = composed(f"experiment=cgan_kd/{row}", f"method={method}", *pair)
+    assert (cfg.source.teacher.net._target_.rpartition(".")[2], cfg.source.teacher.net.depth) == ("DenseNet", depth)
+    assert cfg.teacher.net.depth == 110

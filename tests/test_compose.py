@@ -31,6 +31,23 @@ TARGETS = sorted(
 )
 
 
+def one_of_each(family, members):
+    """The first member of each family as a test of every suite, the others with ``-m slow``."""
+    seen = {}
+    firsts = [seen.setdefault(family(member), member) for member in members]
+    return [
+        member if member is first else pytest.param(*([member] if isinstance(member, str) else member), marks=SLOW)
+        for member, first in zip(members, firsts, strict=True)
+    ]
+
+
+def architecture(name):
+    return re.split(r"[\d_]", name)[0], name.endswith("_regression")
+
+
+SLOW = pytest.mark.slow
+
+
 @pytest.fixture(autouse=True)
 def _registered():
     resolvers.register()
@@ -75,13 +92,16 @@ def companions(group, name):
 
 @pytest.mark.parametrize(
     ("group", "name"),
-    [
-        (g, n)
-        for g in GROUPS
-        if g not in ("tuned", "experiment", "student")
-        for n in files(g)
-        if n not in NEED_MORE.get(g, ())
-    ],
+    one_of_each(
+        lambda member: architecture(member[1]) if member[0] == "teacher" else member,
+        [
+            (g, n)
+            for g in GROUPS
+            if g not in ("tuned", "experiment", "student")
+            for n in files(g)
+            if n not in NEED_MORE.get(g, ())
+        ],
+    ),
 )
 def test_every_member_of_every_group_checks(group, name):
     # the method comes first: it chooses a source, which the member may then replace
@@ -91,12 +111,14 @@ def test_every_member_of_every_group_checks(group, name):
     check(composed(*overrides))
 
 
-@pytest.mark.parametrize("name", sorted({*files("student")} - ({*files("teacher")} - NEED_MORE["teacher"])))
+@pytest.mark.parametrize(
+    "name", one_of_each(architecture, sorted({*files("student")} - ({*files("teacher")} - NEED_MORE["teacher"])))
+)
 def test_every_student_that_is_no_teacher_checks(name):
     check(composed(f"student={name}"))
 
 
-@pytest.mark.parametrize("name", files("experiment"))
+@pytest.mark.parametrize("name", one_of_each(lambda name: name.partition("/")[0], files("experiment")))
 def test_every_experiment_checks(name):
     check(composed(f"experiment={name}"))
 
@@ -119,7 +141,10 @@ def an_experiment_has(name):
     return own.get(scale) in files("experiment")
 
 
-@pytest.mark.parametrize("name", [name for name in files("tuned") if not an_experiment_has(name)])
+@pytest.mark.parametrize(
+    "name",
+    one_of_each(lambda name: tuned(name)[0], [name for name in files("tuned") if not an_experiment_has(name)]),
+)
 def test_every_tuned_file_without_an_experiment_is_pulled_in(name):
     method, data, scale = tuned(name)
     cfg = composed(*companions("method", method), f"method={method}", f"data={data}", f"scale={scale}")
@@ -133,7 +158,7 @@ def test_every_tuned_file_without_an_experiment_is_pulled_in(name):
 
 @pytest.mark.parametrize(
     ("data", "teacher"),
-    [("digits", "none"), ("cifar10", "small_conv_bn"), ("cifar10", "resnet34")],
+    [("digits", "none"), ("cifar10", "small_conv_bn"), pytest.param("cifar10", "resnet34", marks=SLOW)],
 )
 @pytest.mark.parametrize("method", files("method"))
 def test_every_method_data_and_teacher_checks_or_says_why_not(method, data, teacher):

@@ -137,11 +137,19 @@ def test_a_control_is_stretched_with_its_schedule() -> None:
     assert noise.stretched(updates=110, images=None, world=1).source["rounds"] == 22
 
 
+@pytest.mark.parametrize("size", ["5", "'${kd.times:${trainer.max_epochs},0.5}'"])
+def test_a_schedule_that_does_not_follow_keeps_its_shape(size: str) -> None:
+    step = "{_target_:torch.optim.lr_scheduler.StepLR,_partial_:true,step_size:" + size + "}"
+    control = composition(*NOKD, f"controls.nokd_equal.method.scheduler={step}").controls["nokd_equal"]
+    longer = control.stretched(updates=120, images=640, world=1)
+    schedule = longer.method["scheduler"]
+    assert schedule["_target_"].endswith("Stretched")
+    assert (schedule["schedule"], schedule["by"]) == (control.method["scheduler"], 4.0)
+
+
 def test_a_control_that_cannot_be_stretched_is_a_fault() -> None:
-    half = "controls.nokd_equal.method.scheduler={_target_:torch.optim.lr_scheduler.StepLR,_partial_:true,"
-    (line,) = faults(composed(*NOKD, half + "step_size:'${kd.times:${trainer.max_epochs},0.5}'}"))
-    assert line.startswith("controls.nokd_equal.method.scheduler.step_size: follows trainer.max_epochs without being")
-    assert not faults(composed(*NOKD, half + "step_size:5}"))
+    (line,) = faults(composed(*NOKD, "controls.nokd_equal.method.label='${kd.times:${trainer.max_epochs},2.0}'"))
+    assert line.startswith("controls.nokd_equal.method.label: follows trainer.max_epochs without being equal to it")
 
 
 def test_two_stages_of_one_name_are_a_fault() -> None:

@@ -19,7 +19,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from conftest import DAFL, FORKS, TINY, composed, composition
+from conftest import DAFL, FORKS, PATIENCE, TINY, composed, composition, wait_until
 from doors import Fake, asking
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
@@ -387,7 +387,7 @@ class Pair:
     def both(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> list[Any]:
         for pipe in self.pipes:
             pipe.send(partial(function, *args, **kwargs))
-        answers = [pipe.recv() if pipe.poll(100) else (False, "a rank hangs") for pipe in self.pipes]
+        answers = [pipe.recv() if pipe.poll(PATIENCE) else (False, "a rank hangs") for pipe in self.pipes]
         if failures := [said for good, said in answers if not good]:
             self.close()
             self.start()
@@ -664,16 +664,11 @@ def test_a_lost_rank_ends_the_run_and_the_same_command_goes_on(tmp_path: Path, s
     environment = os.environ | {"KD_CHECKPOINT_SECONDS": "0"}
     long = ("trainer.max_epochs=4", "source.rounds=40")
     run = subprocess.Popen(command(tmp_path / "run", *long), env=environment, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 200
-    while not (list(store.glob("run-*.unfinished")) and list(store.glob("fit-*.unfinished/last.ckpt"))) or not list(
-        store.glob("fit-????????????")
-    ):
-        assert run.poll() is None, run.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    begun = ("run-*.unfinished", "fit-*.unfinished/last.ckpt", "fit-????????????")
+    wait_until(lambda: all(list(store.glob(each)) for each in begun), run)
     first, second = children(run.pid)
     os.kill(second, signal.SIGKILL)
-    _, said = run.communicate(timeout=100)
+    _, said = run.communicate(timeout=PATIENCE)
     assert run.returncode == 128 + signal.SIGKILL, said
     assert "rank 1 of 2 was killed by SIGKILL" in said.splitlines()[-1]
     assert not Path(f"/proc/{first}").exists()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import PATIENCE
 
 nbformat = pytest.importorskip("nbformat")
 nbclient = pytest.importorskip("nbclient")
@@ -24,7 +25,7 @@ def execute(notebook: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any
     monkeypatch.delenv("MPLBACKEND", raising=False)  # the kernel's own backend puts figures into the notebook
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     resources = {"metadata": {"path": str(folder)}}
-    return nbclient.NotebookClient(notebook, timeout=240, kernel_name="python3", resources=resources).execute()
+    return nbclient.NotebookClient(notebook, timeout=PATIENCE, kernel_name="python3", resources=resources).execute()
 
 
 def figures(notebook: Any) -> int:

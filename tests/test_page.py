@@ -5,10 +5,10 @@ import pytest
 from test_records import kept
 from test_report import run_at
 
+from kd_lightning.cli.report import main
 from kd_lightning.errors import UserError
 from kd_lightning.results.page import results_page
 from kd_lightning.results.records import read_records
-from kd_lightning.results.table import main
 
 ROOT = Path(__file__).parents[1]
 

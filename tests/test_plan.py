@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import DAFL, TINY, composition, tiny_run
+from conftest import DAFL, PATIENCE, TINY, composition, tiny_run
 from test_stages import TINY_RDSKD
 
 from kd_lightning.core.log_filters import quiet
@@ -126,7 +126,7 @@ def test_a_sweep_is_planned_job_by_job_without_a_trace(tmp_path: Path) -> None:
         env=os.environ | {"KD_ARTIFACTS": str(tmp_path / "store")},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
         check=False,
     )
     assert run.returncode == 0, run.stderr

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from test_report import run_at
 
+from kd_lightning.cli.report import main
 from kd_lightning.errors import UserError
 from kd_lightning.results.records import command_of, fault, from_run, read_records, without_paths, write_records
 from kd_lightning.results.run_index import collect, read_run
-from kd_lightning.results.table import main
 
 RUN = {
     "task": {"kind": "regression", "unit": "degrees"},

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY, composed, tiny_run
+from conftest import composed, tiny_run
 from methods.toy import adam, trainer
 from omegaconf import OmegaConf
 from PIL import Image
@@ -56,8 +56,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A student of a teacher of angles, with the files that Hydra would have left."""
     folder, root = tmp_path_factory.mktemp("angles") / "run", tmp_path_factory.mktemp("angles_store")
     tiny_run(folder, *RUN, root=root)
-    (folder / ".hydra").mkdir()
-    OmegaConf.save(composed(*TINY, *RUN, f"artifacts.root={root}"), folder / ".hydra" / "config.yaml")
     OmegaConf.save(OmegaConf.create(["method=kd", "seed=0"]), folder / ".hydra" / "overrides.yaml")
     choices = {"hydra": {"runtime": {"choices": {"method": "kd", "data": "rotated_digits"}}}}
     OmegaConf.save(OmegaConf.create(choices), folder / ".hydra" / "hydra.yaml")

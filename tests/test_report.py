@@ -4,14 +4,17 @@ import json
 import math
 import os
 import statistics
+import subprocess
 import sys
 
 import pytest
 from omegaconf import OmegaConf
 
+from kd_lightning.cli.report import main
 from kd_lightning.cli.summary import summary
 from kd_lightning.errors import UserError
-from kd_lightning.results.table import Stat, collect, fold, headline, main, render, write_table
+from kd_lightning.results.run_index import is_running, running
+from kd_lightning.results.table import Stat, collect, fold, headline, render, write_table
 
 
 def run_at(folder, overrides, accuracy=0.9, *, status="ok", seed=0, defaults=None, choices=None, **more):
@@ -107,6 +110,46 @@ def test_failed_runs_are_counted_and_explained(tmp_path):
     assert (cell(table, 0, "n"), cell(table, 0, "failed")) == (1, 2)
     assert f"failed: {tmp_path / '1'}: the loss is NaN" in table.notes
     assert f"failed: {killed}: killed by SIGKILL" in table.notes
+
+
+HOLDS = """
+import sys, time
+from pathlib import Path
+from kd_lightning.results.run_index import running
+
+with running(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("result_of_before", [False, True])
+def test_a_run_is_running_as_long_as_its_process_lives(tmp_path, result_of_before, capsys):
+    run_at(tmp_path / "0", ["seed=0"], seed=0)
+    folder = run_at(tmp_path / "1", ["seed=1"], seed=1, status="failed")
+    if not result_of_before:
+        (folder / "result.json").unlink()
+    with subprocess.Popen([sys.executable, "-c", HOLDS, folder], stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout.readline() == b"held\n"
+            for _ in range(2):  # looking changes nothing
+                table = fold(collect([tmp_path]))
+                assert f"running: {folder}" in table.notes
+                assert "failed" not in table.headers
+                assert len(table.rows) == 1
+            assert main([str(folder)]) == 0
+            assert f"running: {folder}" in capsys.readouterr().out
+            with running(folder):
+                pass  # somebody else's mark stays
+            assert is_running(folder)
+        finally:
+            process.kill()
+    table = fold(collect([tmp_path]))
+    reason = "the loss is NaN" if result_of_before else "no result.json: it was killed"
+    assert f"failed: {folder}: {reason}" in table.notes
+    with running(folder):
+        assert is_running(folder)
+    assert not (folder / ".running").exists()
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Outcome, composed, tiny_run
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from kd_lightning.core.tasks import Classification, Regression
@@ -371,3 +372,34 @@ def test_tiny_runs_go_where_they_are_told(tmp_path: Path, store: Path) -> None:
     tiny_run(tmp_path / "here", "method=supervised", "teacher=none", root=tmp_path / "there")
     assert not store.exists()
     assert list((tmp_path / "there").iterdir())
+
+
+def test_changed_weights_beside_the_store_are_another_fit(tiny: Any, store: Path, teacher_file: Path) -> None:
+    beside = store.with_name(store.name + "2") / "w.safetensors"
+    beside.parent.mkdir()
+    shutil.copyfile(teacher_file, beside)
+    command = ("method=supervised", "teacher=none", "student=small_conv", f"init={beside}")
+    first = tiny(*command)
+    state = load_file(beside)
+    save_file({name: 0.5 * value for name, value in state.items()}, beside)
+    second = tiny(*command)
+    assert len([folder for folder in store.glob("fit-*") if folder.is_dir()]) == 2
+    assert first["metrics"] != second["metrics"]
+
+
+def test_a_store_that_may_not_be_written_serves_what_it_holds(
+    tiny: Any, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = tiny("method=kd", "teacher=small_conv")
+    before = {path: path.stat().st_mtime_ns for path in store.rglob("*")}
+    for path in [*store.rglob("*"), store]:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    with monkeypatch.context() as patch:
+        patch.setattr("kd_lightning.store.artifacts.FileLock", lambda *_: pytest.fail("locked"))
+        second = tiny("method=kd", "teacher=small_conv")
+    assert second["stored"]
+    assert second["metrics"] == first["metrics"]
+    assert {path: path.stat().st_mtime_ns for path in store.rglob("*")} == before
+    assert all(path.stat().st_mode & 0o200 for path in second.folder.rglob("*"))
+    for path in [store, *store.rglob("*")]:
+        path.chmod(0o755)

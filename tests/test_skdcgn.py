@@ -21,7 +21,7 @@ DATA = (
     *("data.train=200", "data.val=30", "data.test=60", "data.recipe.batch_size=20"),
 )
 CGN = (
-    *("cgn.trainer.max_epochs=1", "cgn.source.batch_size=40"),
+    *("cgn.trainer.max_epochs=1", "cgn.source.batch_size=40", "cgn.method.perc=[]"),
     *("cgn.method.generator.ngf=4", "cgn.method.discriminator.ndf=8"),
 )
 PAIRS = ("source.pairs=40", "source.batch_size=20", "trainer.max_epochs=1")
@@ -59,6 +59,7 @@ def test_the_chain_leaves_every_number_and_a_picture(chain: Any) -> None:
 
 def test_a_run_of_a_generator_alone_keeps_it_and_claims_no_accuracy(tiny: Callable[..., Any]) -> None:
     own = ("trainer.max_epochs=1", "method.generator.ngf=4", "method.discriminator.ndf=8", "source.batch_size=40")
+    own = (*own, "method.perc=[]")
     result = tiny("method=cgn", *DATA, *own)
     assert result["metrics"]["test/accuracy"] is None
     assert result["objective"] is None

@@ -4,13 +4,15 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from conftest import PATIENCE, wait_until
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from kd_lightning.distributed.gpu_slots import missing_gpus, quoted, resume_override, threads_per_job, visible_slots
+from kd_lightning.results.run_index import collect
+from kd_lightning.results.table import fold
 
 APP = """
 import json, os, signal, subprocess, sys, time
@@ -19,6 +21,8 @@ from pathlib import Path
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+
+from kd_lightning.distributed.launch import stay_with_parent
 
 plain = {"seed": 0, "do": "work", "root": "", "nap": 0.0, "sweep": {"resume": None}}
 ConfigStore.instance().store("config", plain)
@@ -30,13 +34,15 @@ def main(cfg):
     out = Path(HydraConfig.get().runtime.output_dir)
     with (out / "starts").open("a") as starts:  # a Ctrl-C while a file closes by itself is lost
         starts.write("x")
+    if cfg.do == "family":
+        (out / "pids").write_text(f"{subprocess.Popen(['sleep', '600']).pid} {os.getpid()}")
     time.sleep(cfg.nap)
     if cfg.do == "raise":
         raise RuntimeError("the loss is NaN")
     if cfg.do == "die":
         os.kill(os.getpid(), signal.SIGKILL)
     if cfg.do == "orphan":
-        (out / "child").write_text(str(subprocess.Popen(["sleep", "100"]).pid))
+        (out / "child").write_text(str(subprocess.Popen(["sleep", "2000"]).pid))
         os.kill(os.getpid(), signal.SIGKILL)
     if cfg.do == "nothing":
         return
@@ -53,6 +59,7 @@ def main(cfg):
 
 
 if __name__ == "__main__":
+    stay_with_parent()
     main()
 """
 
@@ -69,7 +76,7 @@ def command(tmp_path, monkeypatch):
 
 def sweep(command, *overrides, slots='["",""]'):
     return subprocess.run(
-        [*command, f"hydra.launcher.slots={slots}", *overrides], capture_output=True, text=True, timeout=100
+        [*command, f"hydra.launcher.slots={slots}", *overrides], capture_output=True, text=True, timeout=PATIENCE
     )
 
 
@@ -179,10 +186,14 @@ def test_no_result_and_a_late_exit_code_are_failures(command, tmp_path):
 def test_what_a_killed_job_had_started_does_not_keep_the_slot_busy(command, tmp_path):
     assert sweep(command, "do=orphan", "hydra.sweep.dir=out").returncode == 1
     status = Path("/proc") / (tmp_path / "out" / "0" / "child").read_text() / "status"
-    give_up = time.monotonic() + 5
-    while status.exists() and "(zombie)" not in status.read_text():
-        assert time.monotonic() < give_up, "the job's child outlived it"
-        time.sleep(0.05)
+    wait_until(lambda: ended(status))
+
+
+def ended(status):
+    try:
+        return "(zombie)" in status.read_text()
+    except OSError:
+        return True
 
 
 def test_cores_are_shared_among_the_slots(monkeypatch):
@@ -199,16 +210,13 @@ def test_a_stale_result_does_not_pass_for_a_new_one(command, tmp_path):
 def test_ending_the_parent_ends_its_jobs_and_starts_no_more(command, tmp_path, which):
     if signal.getsignal(which) is signal.SIG_IGN:
         pytest.skip(f"{which.name} is ignored here, so also by the parent")
-    overrides = ["nap=0,60,61,62", "hydra.sweep.dir=out", 'hydra.launcher.slots=["",""]']
+    overrides = ["nap=0,1000,1001,1002", "hydra.sweep.dir=out", 'hydra.launcher.slots=["",""]']
     parent = subprocess.Popen([*command, *overrides], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     out = tmp_path / "out"
-    give_up = time.monotonic() + 60
-    while not ((out / "2" / "starts").exists() and (out / "1" / "starts").exists()):
-        assert time.monotonic() < give_up
-        time.sleep(0.05)
+    wait_until(lambda: (out / "2" / "starts").exists() and (out / "1" / "starts").exists(), parent)
     assert "accuracy" in (out / "table.md").read_text(), "the table keeps up with the sweep"
     os.kill(parent.pid, which)
-    stdout, stderr = parent.communicate(timeout=100)
+    stdout, stderr = parent.communicate(timeout=PATIENCE)
     assert parent.returncode == 130
     assert "Traceback" not in stderr
     assert not (out / "3").exists()
@@ -217,6 +225,32 @@ def test_ending_the_parent_ends_its_jobs_and_starts_no_more(command, tmp_path, w
     assert "accuracy" in stdout[stdout.index("job 0 done") + 40 :], "what is finished is printed as a table"
     left = subprocess.run(["pgrep", "-f", str(out)], capture_output=True, text=True)
     assert left.stdout == ""
+
+
+def alive(pid):
+    status = Path("/proc") / str(pid) / "status"
+    return status.exists() and "(zombie)" not in status.read_text()
+
+
+def test_killing_the_parent_ends_its_jobs_and_all_that_they_started(command, tmp_path):
+    overrides = ["nap=600", "seed=0,1,2", "do=family", "hydra.sweep.dir=out", 'hydra.launcher.slots=["",""]']
+    out = tmp_path / "out"
+    pids = []
+    with subprocess.Popen([*command, *overrides], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as parent:
+        try:
+            wait_until(lambda: all((out / n / "pids").exists() and (out / n / "pids").read_text() for n in "01"))
+            pids = [int(pid) for n in "01" for pid in (out / n / "pids").read_text().split()]
+            assert len(pids) == 4
+            assert [run.status for run in collect([out])] == ["running", "running"]
+            assert fold(collect([out])).notes == [f"running: {out / n}" for n in "01"]
+            parent.kill()
+            parent.wait()
+            wait_until(lambda: not any(map(alive, pids)))
+            assert [run.status for run in collect([out])] == ["unfinished", "unfinished"]
+        finally:
+            parent.kill()
+            for pid in filter(alive, pids):
+                os.kill(pid, signal.SIGKILL)
 
 
 def test_an_empty_list_of_slots_is_refused(command):

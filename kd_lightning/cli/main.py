@@ -8,6 +8,7 @@ import tempfile
 import warnings
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -152,18 +153,26 @@ def _launcher_faults(overrides: Sequence[str]) -> Iterator[str]:
 
 def _task(cfg: DictConfig) -> float | None:
     resolvers.register()  # a launcher may have brought this function to a process that main never saw
+    config = HydraConfig.get()
+    folder, place = Path(config.runtime.output_dir), start.placed()
+    names = {name: config.runtime.choices.get(name) for name in NAMED}
+    if cfg.plan:
+        _plan(cfg, names)
+        return None
+    from kd_lightning.results.run_index import running
+
+    with running(folder) if place is None or place.rank == 0 else nullcontext():
+        return _run(cfg, folder, names)
+
+
+def _run(cfg: DictConfig, folder: Path, names: Mapping[str, str | None]) -> float | None:
     from kd_lightning.cli.summary import summary
     from kd_lightning.core.log_filters import plain_warnings, quiet
     from kd_lightning.distributed import collectives, process_group
     from kd_lightning.run.run import run
 
     quiet()
-    config = HydraConfig.get()
-    names = {name: config.runtime.choices.get(name) for name in NAMED}
-    if cfg.plan:
-        _plan(cfg, names)
-        return None
-    folder, place = Path(config.runtime.output_dir), start.placed()
+    place, mode = start.placed(), HydraConfig.get().mode
     try:
         composition = _checked(cfg, names, folder)
         if place is None and (number := start.wanted(composition.trainer.settings)) > 1:
@@ -176,7 +185,7 @@ def _task(cfg: DictConfig) -> float | None:
             result = run(composition, folder)
             process_group.leave()
     except UserError as error:
-        if config.mode == RunMode.MULTIRUN:
+        if mode == RunMode.MULTIRUN:
             raise CompactHydraException(str(error)) from error  # exiting would end the launcher's other jobs
         _fail(error)
     except KeyboardInterrupt:

@@ -21,6 +21,10 @@ from kd_lightning.data.datasets.folder import ENCODINGS, decode
 from kd_lightning.errors import UserError
 from kd_lightning.results.student_files import Student, load_student
 from kd_lightning.store.artifacts import writing
+from kd_lightning.store.strangers import in_a_line
+
+PIXELS = 1 << 26
+"""Values of the images that are in memory at a time, at most."""
 
 
 class Prediction(NamedTuple):
@@ -50,7 +54,7 @@ def image_files(paths: Iterable[str | Path]) -> list[Path]:
             if not found:
                 raise UserError(f"no image in {path} ({', '.join(ENCODINGS)})")
             files += found
-        elif path.exists():
+        elif os.path.lexists(path):
             files.append(path)
         else:
             raise UserError(f"there is no file or folder {path}")
@@ -72,8 +76,9 @@ def predictions(student: Student, files: Sequence[Path], *, batch_size: int = 25
         try:
             return decode(file, size=size, channels=channels)
         except Exception as error:  # Pillow's plugins raise nearly anything on damaged files
-            return str(error).splitlines()[0] if str(error) else type(error).__name__
+            return in_a_line(error)
 
+    batch_size = max(1, min(batch_size, PIXELS // (channels * size * size)))
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         for start in range(0, len(files), batch_size):
             chunk = files[start : start + batch_size]

@@ -203,7 +203,8 @@ def _shape_faults(cfg: Mapping[str, Any]) -> Iterator[str]:
     order = at(cfg, "teacher.class_order")
     if isinstance(order, list) and isinstance(classes, int) and len(order) != classes:
         yield f"teacher.class_order: {len(order)} values for {classes} classes"
-    for path, more_outputs in {"student": False, "teacher.net": isinstance(order, list)}.items():
+    nets = {"student": False, "teacher.net": isinstance(order, list), "source.teacher.net": False}
+    for path, more_outputs in nets.items():
         net = as_dict(at(cfg, path))
         for key, wanted in {"num_classes": classes, "in_channels": channels}.items():
             value = net.get(key)

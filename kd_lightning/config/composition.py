@@ -7,11 +7,12 @@ before anything runs. Every ``${...}`` is resolved; only ``stage:NAME/FILE`` sta
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
 from kd_lightning.config.node import Node, freeze, thaw
+from kd_lightning.core.schedules import Stretched
 from kd_lightning.distributed.device import device_of
 from kd_lightning.store.artifacts import digest
 
@@ -20,6 +21,7 @@ Keys = tuple[str | int, ...]
 
 ROUNDS: Keys = ("source", "rounds")
 EPOCHS: Keys = ("trainer", "max_epochs")
+STRETCHED = f"{Stretched.__module__}.{Stretched.__name__}"
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,7 @@ class Training:
         runtime: how networks are run.
         seed: of the fit.
         init: weights that the network starts from.
+        source_teacher: whom the source asks, if not the run's teacher.
         asks: whether it is handed the run's teacher.
         stretch: of a control that is to have as many updates as the student, the keys that lead to what then grows:
             its rounds or its epochs first, then what is equal to them, such as the length of a schedule.
@@ -109,6 +112,7 @@ class Training:
     runtime: Runtime
     seed: int
     init: str | None
+    source_teacher: TeacherSettings | None = None
     asks: bool = True
     stretch: tuple[Keys, ...] = ()
 
@@ -152,10 +156,14 @@ class Training:
             each = max(1, images // (self.source["batch_size"] * world))
         else:
             return self
+        length = max(1, round(updates / each))
         words: dict[str, Any] = {}
         for word, *keys in self.stretch:
-            words[str(word)] = _put(words.get(str(word), getattr(self, str(word))), keys, max(1, round(updates / each)))
-        return self.derive(**words)
+            words[str(word)] = _put(words.get(str(word), getattr(self, str(word))), keys, length)
+        longer = self.derive(**words)
+        if self.stretch[0] == ROUNDS:
+            return longer
+        return longer.derive(method=_with_schedules(self.method, longer.method, length / self.trainer["max_epochs"]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,6 +180,7 @@ class Composition(Training):
         called: another name of the student's numbers in the result.
         names: the chosen members of the groups.
         artifacts: where what takes long is kept.
+        record: the whole configuration in plain values, as it is left for others to read; determines nothing.
     """
 
     teacher: TeacherSettings | None
@@ -183,6 +192,7 @@ class Composition(Training):
     called: str | None
     names: Mapping[str, str | None]
     artifacts: Artifacts
+    record: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def everywhere(self, change: Callable[[Any], Any]) -> Composition:
         """``change`` made in the student's training and in all others."""
@@ -194,6 +204,28 @@ class Composition(Training):
             for beside in (self.stages, self.controls)
         )
         return change(self.derive(teacher=teacher, stages=stages, controls=controls))
+
+
+def _with_schedules(before: Node, after: Node, by: float) -> Node:
+    """A method whose schedules keep their shape over ``by`` times as many epochs.
+
+    Args:
+        before: the method as it was.
+        after: with every number changed that is equal to that of the epochs.
+        by: how many times as many there are.
+    """
+    kept = {
+        key: {"_target_": STRETCHED, "_partial_": True, "schedule": schedule, "by": by}
+        for key, schedule in before.settings.items()
+        if str(key).startswith("scheduler") and schedule is not None and not _followed(schedule, after[key])
+    }
+    return after.replace(**kept)
+
+
+def _followed(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
+    """Whether every length in a schedule became another one by itself, as ``T_max: ${trainer.max_epochs}`` does."""
+    lengths = [key for key, value in before.items() if isinstance(value, int | tuple) and not isinstance(value, bool)]
+    return bool(lengths) and all(before[key] != after[key] for key in lengths)
 
 
 def _put(value: Any, path: Sequence[Any], new: Any) -> Any:

@@ -53,6 +53,7 @@ def draft(cfg: DictConfig, plain: Mapping[str, Any], reader: Reader) -> Composit
     nobody = teacher.get("net", UNKNOWN) is None and teacher.get("asker") is None
     return Composition(
         **_words(plain),
+        source_teacher=_source_teacher(cfg, "source.teacher", reader),
         teacher=None if nobody else _teacher(teacher, _teachers_training(cfg, teacher, reader)),
         stages=freeze(dict(_stages(cfg, reader))),
         controls=freeze(dict(_controls(cfg, reader))),
@@ -62,6 +63,7 @@ def draft(cfg: DictConfig, plain: Mapping[str, Any], reader: Reader) -> Composit
         called=plain.get("called"),
         names=freeze(as_dict(plain.get("names"))),
         artifacts=_record(Artifacts, as_dict(plain.get("artifacts"))),
+        record=freeze({key: value for key, value in plain.items() if key != "main"}),
     )
 
 
@@ -91,7 +93,23 @@ def _controls(cfg: DictConfig, reader: Reader) -> Iterator[tuple[str, Training]]
 
 
 def _training(cfg: DictConfig, path: str, reader: Reader, **more: Any) -> Training:
-    return Training(**_words(_plain_words(cfg, OF_A_FIT, path, reader)), **more)
+    words = _words(_plain_words(cfg, OF_A_FIT, path, reader))
+    return Training(**words, source_teacher=_source_teacher(cfg, f"{path}.source.teacher", reader), **more)
+
+
+def _source_teacher(cfg: DictConfig, path: str, reader: Reader) -> TeacherSettings | None:
+    """The teacher that the source asks: what its node says, and of the run's teacher what no network is needed for."""
+    with suppress(OmegaConfBaseException):
+        if (named := OmegaConf.select(cfg, "source.teacher")) is None:
+            return None
+        own = cfg.copy()
+        with open_dict(own):
+            own.teacher.update({"net": None, "weights": None, "asker": None, "class_order": None, "access": "white"})
+            own.teacher.update({"mean": list(cfg.data.mean), "std": list(cfg.data.std)})
+            own.teacher = OmegaConf.merge(own.teacher, named)
+        teacher = as_dict(reader.value(own, "teacher", path))
+        return _teacher(teacher, _teachers_training(own, teacher, reader))
+    return None
 
 
 def _own(cfg: DictConfig, node: DictConfig) -> DictConfig:
@@ -122,19 +140,19 @@ def variant(cfg: DictConfig, changes: Mapping[str, Any]) -> DictConfig:
 
 def _stretch(own: DictConfig, path: str, reader: Reader) -> tuple[Keys, ...]:
     """What grows with a control that is made longer: found by reading it as if it were very long."""
-    first: Keys = ROUNDS if "rounds" in own.source else EPOCHS
+    first: Keys = EPOCHS if own.source.get("rounds") is None else ROUNDS
     long = own.copy()
     OmegaConf.update(long, ".".join(map(str, first)), PROBE, force_add=True)
     before, after = (dict(_leaves(_plain_words(cfg, STRETCHED, path, reader))) for cfg in (own, long))
     follows = [keys for keys, value in after.items() if value != before.get(keys) and keys != first]
     for keys in follows:
-        if after[keys] != PROBE:
+        if after[keys] != PROBE and not str(keys[1]).startswith("scheduler"):  # schedules keep their shape otherwise
             where, what = ".".join(map(str, keys)), ".".join(map(str, first))
             reader.found[
                 f"{path}.{where}: follows {what} without being equal to it, so this control cannot be made as long as "
                 "the student (updates: student): write a number"
             ] = None
-    return (first, *follows)
+    return (first, *(keys for keys in follows if after[keys] == PROBE))
 
 
 def _leaves(node: Any, keys: Keys = ()) -> Iterator[tuple[Keys, Any]]:
@@ -153,8 +171,10 @@ def _words(plain: Mapping[str, Any]) -> dict[str, Any]:
     """What a fit is made of."""
     data = as_dict(plain.get("data"))
     nodes = {word: cast(Node, Node.of(plain.get(word))) for word in ("source", "student", "method", "trainer")}
+    source = nodes["source"]
     return {
         **nodes,
+        "source": source and source.without("teacher"),  # it is obtained before, see source_teacher
         "data": _record(Data, data, load=Node.of(data.get("load"))),
         "runtime": _record(Runtime, plain),
         "seed": plain.get("seed", UNKNOWN),

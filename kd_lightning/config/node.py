@@ -104,11 +104,11 @@ def freeze(value: Any) -> Any:
 
 
 def thaw(value: Any) -> Any:
-    """Dicts and lists again, as JSON has them; dataclasses become dicts, too."""
+    """Dicts and lists again, as JSON has them; dataclasses become dicts of what they are compared by."""
     if isinstance(value, Node):
         return value.plain()
     if is_dataclass(value):
-        return {each.name: thaw(getattr(value, each.name)) for each in fields(value)}
+        return {each.name: thaw(getattr(value, each.name)) for each in fields(value) if each.compare}
     if isinstance(value, Mapping):
         return {key: thaw(item) for key, item in value.items()}
     return [thaw(item) for item in value] if isinstance(value, list | tuple) else value

@@ -7,46 +7,27 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
-from kd_lightning.errors import UserError
+from kd_lightning.config import resolvers
+from kd_lightning.config.node import thaw
 from kd_lightning.store.artifacts import writing
 
 
-def read_record(path: Path) -> Any:
-    """A YAML file that Hydra left in a run folder; what it refers to is resolved when it is read.
+def resolved(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """A recorded configuration, what refers to others or to the environment resolved: only for those that are trusted.
 
-    Raises:
-        UserError: it cannot be read.
+    Args:
+        tree: nested dicts and lists.
     """
-    try:
-        return OmegaConf.load(path)
-    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
-        raise UserError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+    resolvers.register()
+    plain: Any = OmegaConf.to_container(OmegaConf.create(dict(tree)), resolve=True)
+    return plain
 
 
-def is_mapping(record: Any) -> bool:
-    """Whether a record holds settings, and not a list."""
-    return isinstance(record, DictConfig)
-
-
-def chosen(cfg: Any, key: str) -> Any:
-    """What stands at a dotted key, nested dicts and lists resolved; None where nothing does.
-
-    Raises:
-        OmegaConfBaseException: it refers to something that cannot be read.
-    """
+def chosen(cfg: DictConfig, key: str) -> Any:
+    """What stands at a dotted key, nested dicts and lists resolved; None where nothing does."""
     found = OmegaConf.select(cfg, key)
     return OmegaConf.to_container(found, resolve=True) if OmegaConf.is_config(found) else found
-
-
-def chosen_or_none(cfg: Any, key: str) -> Any:
-    """The same, None where it cannot be read."""
-    try:
-        return chosen(cfg, key)
-    except (OmegaConfBaseException, ValueError):
-        return None
 
 
 def put(cfg: DictConfig, values: Mapping[str, Any]) -> DictConfig:
@@ -61,6 +42,21 @@ def put(cfg: DictConfig, values: Mapping[str, Any]) -> DictConfig:
         for key, value in values.items():
             OmegaConf.update(new, key, value, merge=False)
     return new
+
+
+def leave_plain(record: Mapping[str, Any], folder: Path) -> None:
+    """Write a configuration over what Hydra noted of it: plain values, which others read without resolving anything.
+
+    Args:
+        record: the whole configuration.
+        folder: the run folder.
+    """
+    file = folder / ".hydra" / "config.yaml"
+    with writing(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part = file.with_name(".config.yaml.part")
+        part.write_text(OmegaConf.to_yaml(OmegaConf.create(thaw(record))))
+        part.replace(file)
 
 
 def leave(cfg: DictConfig, overrides: Sequence[str], names: Mapping[str, str | None], folder: Path) -> None:

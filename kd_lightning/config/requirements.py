@@ -11,8 +11,11 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from kd_lightning.config.composition import Composition, TeacherSettings, Training
-from kd_lightning.config.node import Node, located
+from kd_lightning.config.node import UNKNOWN, Node, located, thaw
+from kd_lightning.config.overrides import nearest
+from kd_lightning.config.signatures import as_dict
 from kd_lightning.core.tasks import Regression
+from kd_lightning.distributed.device import fast_precision
 from kd_lightning.methods.base.distiller import Distiller
 from kd_lightning.teachers.access import LEVELS
 
@@ -50,6 +53,9 @@ def needs_faults(path: str, fit: Training, teacher: TeacherSettings | None, *, n
     needs, name = fit.method.requirements(), method.__name__
     yield from _teacher_faults(path, name, needs, teacher, method.instead_of_gradients)
     yield from _task_faults(path, name, needs, numbers)
+    yield from _block_faults(path, fit, teacher)
+    if method.clips_gradients:
+        yield from _clip_faults(path, fit)
     if source is None:
         return
     beside = f"{path.removesuffix('method')}source"
@@ -69,9 +75,68 @@ def needs_faults(path: str, fit: Training, teacher: TeacherSettings | None, *, n
     }
     if "source.labels" in fit.method.replace(label=0).requirements():
         ways["source.labels"] = "trains on labels: use source=real or few_shot"
+    yield from _rounds_faults(f"{beside}.rounds", method, fit.source)
     lacking = sorted(need for need in needs if need.startswith("source.") and need not in source.offers)
     if lacking:
         yield f"{path}: {name} {ways.get(lacking[0], f'needs {lacking[0]}')}"
+
+
+def _rounds_faults(path: str, method: type[Distiller], source: Node) -> Iterator[str]:
+    """One line where the length of an epoch is said twice, or not at all."""
+    own = method.rounds_an_epoch is not Distiller.rounds_an_epoch
+    rounds = source.get("rounds", UNKNOWN)
+    if own and isinstance(rounds, int):
+        yield (
+            f"{path}={rounds}: an epoch of {method.__name__} is one round of its paper, whose length follows from "
+            f"method.steps, method.kd_steps and method.per_batch: set {path}=null, and trainer.max_epochs to the "
+            "number of rounds of the paper"
+        )
+    if rounds is None and not own:
+        does_not = f"{method.__name__} does not say how many rounds an epoch has"
+        yield f"{path}: required, for {does_not}; give it with {path}=..."
+
+
+def _block_faults(path: str, fit: Training, teacher: TeacherSettings | None) -> Iterator[str]:
+    """One line for each module that a network lacks: of ``blocks``, in both, or of ``features``, in the teacher."""
+    for key, nets in {"blocks": ("student", "teacher.net"), "features": ("teacher.net",)}.items():
+        wanted = fit.method.get(key)
+        if not isinstance(wanted, tuple):
+            continue
+        for net in nets:
+            node = fit.student if net == "student" else teacher and teacher.net
+            if node is None:
+                continue
+            there = _paths(node)
+            for block in [block for block in wanted if there and block not in there]:
+                of = node.target.rpartition(".")[2]
+                parts = [part for part in there or () if part.count(".") == 1]
+                has = "".join(f"did you mean {part}? It has " for part in nearest(block, parts)) or "it has "
+                none = f"; {path}.{key}=[] compares none" if key == "blocks" else ""
+                yield f"{path}.{key}: {of} ({net}) has no {block}; {has}{', '.join(parts)}{none}"
+
+
+def _paths(net: Node) -> list[str]:
+    """Of the modules of a network, as methods name them: within what normalises its input."""
+    try:
+        with torch.device("meta"):
+            return [f"net.{name}" for name, _ in net.build().named_modules() if name]
+    except Exception:
+        return []  # noted elsewhere
+
+
+def _clip_faults(path: str, fit: Training) -> Iterator[str]:
+    """One line for each fused optimiser of a method that clips gradients, in mixed precision."""
+    precision = fit.trainer.get("precision")
+    if precision == "auto":
+        precision = fast_precision(fit.trainer.get("accelerator", "auto"))
+    if "mixed" not in str(precision):
+        return
+    for key, node in fit.method.settings.items():
+        if str(key).startswith("optimizer") and as_dict(thaw(node)).get("fused"):
+            yield (
+                f"{path}.{key}.fused=true: this method clips gradients, which Lightning refuses for a fused optimiser "
+                f"at trainer.precision={precision}: set {path}.{key}.fused=false"
+            )
 
 
 def metric_faults(composition: Composition) -> Iterator[str]:

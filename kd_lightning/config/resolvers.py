@@ -20,6 +20,7 @@ def register() -> None:
     OmegaConf.register_new_resolver("kd.times", _times, replace=True)
     OmegaConf.register_new_resolver("kd.plus", _plus, replace=True)
     OmegaConf.register_new_resolver("kd.merged", _merged, replace=True)
+    OmegaConf.register_new_resolver("kd.flips", _flips, replace=True)
     OmegaConf.register_new_resolver("kd.members", _members, replace=True)
     OmegaConf.register_new_resolver("kd.sweep", _sweep, replace=True)
 
@@ -59,6 +60,11 @@ def _plus(value: float | None, more: float | None) -> float:
 def _merged(node: DictConfig, changes: DictConfig) -> DictConfig:
     plain: Any = OmegaConf.to_container(node, resolve=True)
     return OmegaConf.create({**plain, **changes})
+
+
+def _flips(augment: ListConfig) -> ListConfig:
+    """Of augmentations those that mirror: what a generator may learn from, where crops would leave black borders."""
+    return OmegaConf.create([each for each in augment if str(each.get("_target_")).endswith("Flip")])
 
 
 def _members(group: str, indent: int = 0, width: int = 98) -> str:

@@ -32,7 +32,7 @@ def class_names(folder: Path) -> list[str]:
         DataError: there is no class folder; says what is there instead.
     """
     with os.scandir(folder) as entries:
-        visible = sorted((e.name, e.is_dir()) for e in entries if not e.name.startswith("."))
+        visible = sorted((e.name, os.path.isdir(e.path)) for e in entries if not e.name.startswith("."))
     names = [name for name, is_folder in visible if is_folder]
     if not names:
         files = [name for name, _ in visible]

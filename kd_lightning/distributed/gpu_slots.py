@@ -29,6 +29,10 @@ log = logging.getLogger(__name__)
 STOP_SECONDS = 30.0
 
 
+PARENT = "KD_PARENT"
+"""Names the pipe by whose end a rank or a job sees that whoever started it is gone."""
+
+
 @dataclass
 class Job:
     """One process of a sweep.

@@ -21,10 +21,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from kd_lightning.distributed.gpu_slots import interruptible, quoted, threads_per_job
+from kd_lightning.distributed.gpu_slots import PARENT, interruptible, quoted, threads_per_job
 
 AUTO = ("auto", "-1", -1)
-MEETING, PARENT = "KD_MEETING", "KD_PARENT"
+MEETING = "KD_MEETING"
 LOST = 3
 """Exit code of a rank that ends because another did."""
 PATIENCE = 20.0
@@ -92,16 +92,17 @@ def _gpus() -> int:
 
 
 def stay_with_parent() -> None:
-    """End together with the command that started this rank, however that ends; it alone sends Ctrl-C."""
-    if PARENT in os.environ:
+    """End together with the command that started this rank or job, however that ends; it alone sends Ctrl-C."""
+    pipe = os.environ.pop(PARENT, None)  # what this process starts has no such pipe
+    if pipe is not None:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits none
-        threading.Thread(target=_wait_for_end, args=[int(os.environ[PARENT])], daemon=True).start()
+        threading.Thread(target=_wait_for_end, args=[int(pipe)], daemon=True).start()
 
 
 def _wait_for_end(pipe: int) -> None:
     with suppress(OSError):
         os.read(pipe, 1)  # nobody writes: it returns when the other end is closed
-    os.killpg(0, signal.SIGKILL)
+        os.killpg(0, signal.SIGKILL)
 
 
 @dataclass

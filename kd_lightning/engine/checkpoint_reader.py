@@ -2,20 +2,65 @@
 
 from __future__ import annotations
 
+import os
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.callbacks import Callback
-from torch import nn
+from torch import Tensor, nn
 
 from kd_lightning.errors import UserError
+from kd_lightning.networks.weights import odd_kind, read_torch
+from kd_lightning.store import strangers
 from kd_lightning.store.artifacts import FORMAT_VERSION, refuse_format
+
+PARTS = {
+    "state_dict": (dict, OrderedDict),
+    "epoch": (int,),
+    "global_step": (int,),
+    "loops": (dict,),
+    "callbacks": (dict,),
+    "optimizer_states": (list,),
+    "lr_schedulers": (list,),
+    "method": (str,),
+}
+"""What Lightning and we put into a checkpoint, and of which types."""
 
 
 class Marked(Callback):
-    """Puts ``format_version`` and the method's class into every checkpoint."""
+    """Puts ``format_version`` and the method's class into every checkpoint, and knows when a fit has got going.
+
+    Args:
+        goes_on_from: the checkpoint that the fit goes on from, if it does.
+    """
+
+    def __init__(self, goes_on_from: Path | None = None) -> None:
+        self.unproven = goes_on_from
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """What the checkpoint held was good for a round."""
+        self.unproven = None
+
+    @contextmanager
+    def blaming(self) -> Iterator[None]:
+        """Let a fit that fails before it has got going say that it went on from a checkpoint.
+
+        Raises:
+            UserError: it did.
+        """
+        try:
+            yield
+        except Exception as error:
+            if self.unproven is None or isinstance(error, UserError):
+                raise
+            raise UserError(
+                f"{self.unproven}: the fit cannot go on from it ({strangers.in_a_line(error)}). Remove "
+                f"{self.unproven} to begin this fit anew"
+            ) from error
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add both."""
@@ -29,16 +74,20 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         VersionError: it has another format.
         UserError: missing, damaged, with more than tensors and plain data in it, or none of ours.
     """
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise UserError(f"{path} is missing")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # torch raises nearly anything on damaged files
-        raise UserError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
-    if not isinstance(content, dict) or "state_dict" not in content:
-        raise UserError(f"{path} is no checkpoint of kd_lightning")
-    refuse_format(content.get("format_version", 1), path, "remove it to begin anew")
-    return content
+    with strangers.reading(path, advice="copy it again, or train anew"):
+        content = read_torch(path)
+        if not isinstance(content, dict) or "state_dict" not in content:
+            raise UserError(f"{path} is no checkpoint of kd_lightning")
+        refuse_format(content.get("format_version", 1), path, "remove it to begin anew")
+        for name, kind in PARTS.items():
+            if name in content and type(content[name]) not in kind:
+                raise TypeError(f"{name} is a {type(content[name]).__name__}, expected a {kind[0].__name__}")
+        for name, value in content["state_dict"].items():
+            if not isinstance(name, str) or not isinstance(value, Tensor) or odd_kind(value):
+                raise TypeError(f"state_dict holds {name!r:.60}, which is no tensor with a name")
+        return content
 
 
 def resumable(path: Path, method: nn.Module) -> Path | None:
@@ -47,7 +96,7 @@ def resumable(path: Path, method: nn.Module) -> Path | None:
     Raises:
         UserError: it is damaged, or belongs to another method or to networks of other widths.
     """
-    if not path.is_file():
+    if not os.path.lexists(path):
         return None
     try:
         found = read_checkpoint(path)

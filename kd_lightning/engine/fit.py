@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any, cast
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from kd_lightning.config.composition import Training
@@ -30,9 +28,18 @@ from kd_lightning.errors import Collapsed
 from kd_lightning.methods.base.distiller import Distiller
 from kd_lightning.methods.base.protocols import Teacher
 from kd_lightning.networks.normalized import Normalized
-from kd_lightning.networks.weights import load_weights
+from kd_lightning.networks.weights import load_weights, write_weights
 from kd_lightning.sources.context import Context
-from kd_lightning.store.artifacts import FORMAT_VERSION, Store, by_content, digest, file_digest, write_json, writing
+from kd_lightning.store.artifacts import (
+    FORMAT_VERSION,
+    Store,
+    by_content,
+    digest,
+    remedy,
+    write_json,
+    writing,
+)
+from kd_lightning.store.strangers import read_json, read_tensors
 from kd_lightning.teachers.black_box import QueryTeacher
 from kd_lightning.teachers.white_box import FrozenTeacher
 from kd_lightning.tracking.backends import Boards
@@ -88,6 +95,8 @@ def fit(
     phase: str,
     teacher: Teacher | None = None,
     teacher_key: str = "none",
+    source_teacher: Teacher | None = None,
+    source_teacher_key: str | None = None,
     val_answers: Tensor | None = None,
     watched: bool = False,
 ) -> Fitted:
@@ -99,10 +108,12 @@ def fit(
         phase: its name on the screen and in the result.
         teacher: who answers.
         teacher_key: digest of the teacher, part of the fit's hash.
+        source_teacher: whom the source asks, if not the same.
+        source_teacher_key: its digest.
         val_answers: the teacher's outputs on the validation images, for the agreement curve.
         watched: whether the run's dashboards follow this fit.
     """
-    config = fit_config(training, bench, teacher_key)
+    config = fit_config(training, bench, teacher_key, source_teacher_key)
     boards = bench.boards.of(phase) if watched else Boards()
     if isinstance(teacher, QueryTeacher):
         teacher.fit = bench.store.path("fit", config).name
@@ -113,9 +124,9 @@ def fit(
             own = training.derive(seed=next_seed(training.seed, len(collapsed)))
             context = Context(
                 dataset=bench.dataset,
-                teacher=teacher,
+                teacher=source_teacher or teacher,
                 store=bench.store,
-                keys={"data": bench.data_key, "teacher": teacher_key},
+                keys={"data": bench.data_key, "teacher": source_teacher_key or teacher_key},
                 mean=list(training.data.mean),
                 std=list(training.data.std),
                 order_seed=own.seed,
@@ -127,7 +138,7 @@ def fit(
                 needs=set(training.method.requirements()),
             )
             try:
-                method, report = _train(own, bench, phase, work, context, val_answers, boards)
+                method, report = _train(own, bench, phase, work, context, teacher, val_answers, boards)
                 break
             except Collapsed as error:
                 collectives.decided(partial(begin_again, work, own.seed, error))
@@ -137,8 +148,8 @@ def fit(
     if folder not in bench.store.built and collectives.rank() == 0:
         replay(folder, boards)
     network = build_network(training)
-    network.load_state_dict(load_file(folder / "student.safetensors"))
-    report = json.loads((folder / "fit.json").read_text())
+    network.load_state_dict(read_tensors(folder / "student.safetensors", advice=remedy(folder)))
+    report = read_json(folder / "fit.json", advice=remedy(folder))
     if isinstance(teacher, QueryTeacher):
         teacher.adopt(report["teacher_images"])  # also where an earlier run paid
     return Fitted(network.eval(), folder, digest(config), report, report["fit_seconds"])
@@ -155,21 +166,22 @@ def _keep(method: Distiller, report: dict[str, Any], work: Path) -> None:
 
 def _save_net(net: nn.Module, file: Path) -> None:
     state = {k: v.detach().cpu().contiguous().clone() for k, v in net.state_dict().items()}
-    save_file(state, file, metadata={"format_version": str(FORMAT_VERSION)})
+    write_weights(state, file, {"format_version": str(FORMAT_VERSION)})
 
 
-def fit_config(training: Training, bench: Bench, teacher_key: str) -> dict[str, Any]:
+def fit_config(
+    training: Training, bench: Bench, teacher_key: str, source_teacher_key: str | None = None
+) -> dict[str, Any]:
     """Everything that determines the numbers of a fit, as plain data."""
     plain: Any = {k: getattr(training, k).plain() for k in ("source", "student", "method", "trainer")}
     plain["trainer"] = {k: v for k, v in plain["trainer"].items() if k not in SILENT}
     plain["method"] = {k: v for k, v in plain["method"].items() if (k, v) != ("on_collapse", "warn")}  # changes none
-    root = str(bench.store.root)
+    root = bench.store.root
     plain = by_content(plain, root)
-    init, runtime = training.init, training.runtime
-    of_a_stage = init and init.startswith(root)
+    runtime = training.runtime
     return {
         **plain,
-        "init": by_content(init, root) if of_a_stage else init and file_digest(init),
+        "init": by_content(training.init, root),
         "seed": training.seed,
         "memory_format": runtime.memory_format,
         **({"compile": runtime.compile} if runtime.compile else {}),
@@ -178,6 +190,7 @@ def fit_config(training: Training, bench: Bench, teacher_key: str) -> dict[str, 
         "std": list(training.data.std),
         "data": bench.data_key,
         "teacher": teacher_key,
+        **({"source_teacher": source_teacher_key} if source_teacher_key else {}),
         "version": [VERSION, versions(plain)],
     }
 
@@ -188,6 +201,7 @@ def _train(
     phase: str,
     work: Path,
     context: Context,
+    teacher: Teacher | None,
     val_answers: Tensor | None,
     boards: Boards,
 ) -> tuple[Distiller, dict[str, Any]]:
@@ -196,7 +210,7 @@ def _train(
     network = build_network(training)
     if training.init:
         load_weights(network, training.init)
-    method = training.method.build(student=network, teacher=context.teacher, task=bench.task)
+    method = training.method.build(student=network, teacher=teacher, task=bench.task)
     method.global_batch_losses = settings.get("global_batch_losses", False)
     if runtime.memory_format == "channels_last":
         method.to(memory_format=torch.channels_last)
@@ -204,6 +218,7 @@ def _train(
         method.teacher.fold_batchnorm()
     if runtime.compile:
         compile_networks(method, runtime.compile)
+    context.rounds = method.rounds_an_epoch()
     source = training.source.build()
     loader = source.prepare(context)
     val = bench.dataset.val
@@ -220,12 +235,13 @@ def _train(
             device=context.device,
         )
     )
-    curves = Curves(work, boards, asked=context.teacher if isinstance(context.teacher, QueryTeacher) else None)
+    curves = Curves(work, boards, asked=teacher if isinstance(teacher, QueryTeacher) else None)
     synthetic = "source.synthetic" in source.offers
     watch = WatchGenerator(work, bench.dataset.classes, boards, task=bench.task, synthetic=synthetic)
     checkpoint = work / "last.ckpt"
     interrupted_before = collectives.decided(checkpoint.is_file)
     goes_on_from = resumable(checkpoint, method) if interrupted_before else None
+    marked = Marked(goes_on_from)
     watching = [PhaseBar(phase), watch, KeepCurves(curves)]
     trainer = settings.without("global_batch_losses").build(
         **process_group.environment(),
@@ -233,12 +249,13 @@ def _train(
         enable_checkpointing=True,
         logger=curves,
         max_time=duration(settings.get("max_time")),
-        callbacks=[*watching, Marked(), Resumable(checkpoint), *bench.callbacks],
+        callbacks=[*watching, marked, Resumable(checkpoint), *bench.callbacks],
     )
     method.train()
     try:
-        images = Images(loader, val_loader, eight_bits=isinstance(context.teacher, QueryTeacher))
-        trainer.fit(method, images, ckpt_path=goes_on_from, weights_only=True)
+        images = Images(loader, val_loader, eight_bits=isinstance(teacher, QueryTeacher))
+        with marked.blaming():
+            trainer.fit(method, images, ckpt_path=goes_on_from, weights_only=True)
     except SystemExit as interrupted:  # Lightning's answer to Ctrl-C
         raise KeyboardInterrupt from interrupted
     if watch.collapsed is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 
 from kd_lightning.errors import Collapsed, TrainingError
 from kd_lightning.store.artifacts import write_json, writing
+from kd_lightning.store.strangers import read_json
 
 REMEDY = (
     "Lower {lr}, raise the weight of the class balance or the batch size, or try another seed "
@@ -24,7 +24,7 @@ TRIES = 3
 def restarts(work: Path) -> list[dict[str, Any]]:
     """The attempts of a fit that collapsed before: ``{seed, round}`` each."""
     file = work / "restarts.json"
-    return json.loads(file.read_text()) if file.is_file() else []
+    return read_json(file, advice=f"remove {file}") if file.is_file() else []
 
 
 def next_seed(seed: int, collapsed: int) -> int:

@@ -15,6 +15,7 @@ from kd_lightning.metrics.generator_quality import extractor, fid, kid, mask_iou
 from kd_lightning.networks.generators.cgn import Together
 from kd_lightning.networks.normalized import Normalized
 from kd_lightning.networks.weights import load_weights
+from kd_lightning.teachers.generator import latents_of
 from kd_lightning.tracking.image_grids import save_grid, to_uint8
 
 
@@ -64,7 +65,7 @@ class Mechanisms:
         rng = torch.Generator().manual_seed(self.seed)
         classes = int(split.labels.max()) + 1
         y = (torch.arange(self.images) % classes).to(device)
-        z = torch.randn(self.images, self.latent, generator=rng).to(device)
+        z = latents_of(big, self.images, self.latent, rng).to(device)
         drawn = {name: _drawn(net, z, y) for name, net in (("teacher", big), ("student", small))}
         if samples is not None:
             rows = [f"{im}, {who}" for im in (*MECHANISMS, "composite") for who in drawn]

@@ -14,7 +14,6 @@ Deviations (paper / CGN's code / here):
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +22,7 @@ import torch
 from torch import Tensor
 
 from kd_lightning.errors import DataError
+from kd_lightning.store.strangers import read_json
 
 CLASSES = 1000
 """Of ImageNet."""
@@ -139,7 +139,4 @@ def _json(file: str | Path, what: str) -> Any:
     path = Path(file).expanduser()
     if not path.is_file():
         raise DataError(f"there is no file {path}. Give one of JSON with {what}: it is not part of this package")
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise DataError(f"{path} is no JSON ({error}): expected {what}") from error
+    return read_json(path, error=DataError, said=f"{path} is no JSON", advice=f"expected {what}")

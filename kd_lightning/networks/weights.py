@@ -3,24 +3,50 @@
 from __future__ import annotations
 
 import difflib
+import json
 import pickle
+import pickletools
 import re
 import warnings
+import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from kd_lightning.errors import TeacherError
+from kd_lightning.store import strangers
 from kd_lightning.store.artifacts import refuse_format
 
 _WRAPPERS = ("student", "state_dict", "model_state_dict", "model", "net")
+LEGACY = 4
+"""Pickles before the tensors in torch files that are no zip files."""
+LONGEST_WORD, MOST_PICKLE = 2000, 64_000_000
+WRAPPED = 8
+"""Mappings in one another, at most."""
+CHUNK = 1 << 24
+"""Values that are looked at a time."""
 _PREFIXES = ("", "net.", "module.", "_orig_mod.", "student.", "student.net.", "model.")
+
+
+def write_weights(state: Mapping[str, Tensor], file: Path, metadata: Mapping[str, str]) -> None:
+    """Write a state dict as safetensors, the same bytes for the same content; safetensors' own shuffles the metadata.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    content = save(dict(state))
+    size = int.from_bytes(content[:8], "little")
+    header = {"__metadata__": dict(sorted(metadata.items())), **json.loads(content[8 : 8 + size])}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8
+    with file.open("wb") as out:
+        out.write(len(text).to_bytes(8, "little") + text)
+        out.write(memoryview(content)[8 + size :])
 
 
 def read_weights(path: str | Path, *, inside: str | None = None) -> dict[str, Tensor]:
@@ -35,49 +61,101 @@ def read_weights(path: str | Path, *, inside: str | None = None) -> dict[str, Te
         VersionError: a file of ours, in another format.
     """
     path = Path(path).expanduser()
-    if not path.is_file():
+    if not (path.exists() or path.is_symlink()):
         raise TeacherError(f"weights: there is no file {path}. Give teacher.weights=FILE, or null to train one")
+    said = f"weights: {path} is truncated, corrupt or no weights at all"
+    with strangers.reading(path, error=TeacherError, said=said, advice="copy it again"):
+        content, version = _content(path)
+        if version is not None:
+            refuse_format(version, path, "use the version that wrote it")
+        wrappers = _WRAPPERS if inside is None else (inside, *_WRAPPERS)
+        for _ in range(WRAPPED):
+            inner = next((content[k] for k in wrappers if _is_mapping(content) and _is_mapping(content.get(k))), None)
+            if inner is None:
+                return _tensors(content, path)
+            content = inner
+        raise ValueError(f"more than {WRAPPED} mappings in one another")
+
+
+def _is_mapping(content: Any) -> bool:
+    return isinstance(content, Mapping)
+
+
+def _content(path: Path) -> tuple[Any, int | None]:
+    """What the file holds, and the format that a file of ours gives.
+
+    Raises:
+        TeacherError: it holds more than tensors.
+        Exception: whatever those raise that read it.
+    """
+    with path.open("rb") as file:
+        safe = file.read(9)[8:] == b"{" or path.suffix == ".safetensors"
+    if safe:
+        with safe_open(path, framework="pt") as opened:
+            said = (opened.metadata() or {}).get("format_version", "")
+        return load_file(path), int(said) if said.isdecimal() else None
     try:
-        with path.open("rb") as file:
-            safe = file.read(9)[8:] == b"{" or path.suffix == ".safetensors"
-        with warnings.catch_warnings(action="ignore"):  # torch's guesses about files that are not its own
-            content: Any = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
+        content = read_torch(path)
     except pickle.UnpicklingError as error:
         if refused := re.search(r"GLOBAL (\S+)", str(error)):
             raise TeacherError(
                 f"weights: {path} holds more than tensors ({refused[1]}). Such files can run code and are refused: "
                 "save net.state_dict() instead"
             ) from error
-        raise _corrupt(path, error) from error
-    except (safetensors.SafetensorError, OSError, RuntimeError, EOFError, ValueError, LookupError) as error:
-        raise _corrupt(path, error) from error
-    if (version := _version(path, content, safe)) is not None:
-        refuse_format(version, path, "use the version that wrote it")
-    wrappers = _WRAPPERS if inside is None else (inside, *_WRAPPERS)
-    while isinstance(content, Mapping) and (inner := next((k for k in wrappers if _holds_tensors(content, k)), None)):
-        content = content[inner]
+        raise
+    version = content.get("format_version") if isinstance(content, Mapping) else None
+    return content, version if isinstance(version, int) else None
+
+
+def read_torch(path: Path) -> Any:
+    """Plain data and tensors from a torch file, which may not inflate; tensors stay on the disk until they are read.
+
+    Raises:
+        Exception: torch raises nearly anything on damaged files.
+    """
+    mapped = strangers.refuse_inflating(path)
+    _refuse_long_words(path, mapped)
+    try:
+        with warnings.catch_warnings(action="ignore"):  # torch's guesses about files that are not its own
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except pickle.UnpicklingError as error:
+        found = re.search(r"WeightsUnpickler error: (.*)", str(error))  # behind a page about weights_only
+        said = found[1] if found else str(error)
+        raise pickle.UnpicklingError(said or "it holds more than tensors and plain data") from error
+
+
+def _refuse_long_words(path: Path, zipped: bool) -> None:
+    """Look through the pickles of a torch file: where torch refuses a name, it searches its message in quadratic time.
+
+    Raises:
+        ValueError: there is a word longer than any name, or the pickles themselves are too large or none.
+    """
+    with zipfile.ZipFile(path) if zipped else path.open("rb") as file:
+        names = [n for n in file.namelist() if n.endswith("data.pkl")] if isinstance(file, zipfile.ZipFile) else []
+        streams = [file.open(name) for name in names] if isinstance(file, zipfile.ZipFile) else [file] * LEGACY
+        for stream in streams:
+            for _, argument, place in pickletools.genops(stream):
+                words = argument.split() if isinstance(argument, str) else ()
+                if (place or 0) > MOST_PICKLE or any(len(word) > LONGEST_WORD for word in words):
+                    raise ValueError("it holds more than tensors and plain data")
+
+
+def _tensors(content: Any, path: Path) -> dict[str, Tensor]:
     if not isinstance(content, Mapping) or not any(isinstance(v, Tensor) for v in content.values()):
         raise TeacherError(f"weights: {path} holds no state dict: expected a mapping from names to tensors")
+    for name, value in content.items():
+        if not isinstance(name, str):
+            raise TeacherError(f"weights: {path} names a tensor {name!r:.40}, expected text: save net.state_dict()")
+        if isinstance(value, Tensor) and (odd := odd_kind(value)):
+            raise TeacherError(f"weights: {path}: {name} is a {odd} tensor, expected a plain one: save it anew")
     return {name: value for name, value in content.items() if isinstance(value, Tensor)}
 
 
-def _version(path: Path, content: Any, safe: bool) -> int | None:
-    """The format that a file of ours gives; others give none."""
-    if not safe:
-        found = content.get("format_version") if isinstance(content, Mapping) else None
-        return found if isinstance(found, int) else None
-    with safe_open(path, framework="pt") as file:
-        found = (file.metadata() or {}).get("format_version", "")
-    return int(found) if found.isdecimal() else None
-
-
-def _corrupt(path: Path, error: Exception) -> TeacherError:
-    reason = (str(error) or type(error).__name__).splitlines()[0]
-    return TeacherError(f"weights: {path} is truncated, corrupt or no weights at all ({reason[:120]}). Copy it again")
-
-
-def _holds_tensors(content: Mapping[str, Any], key: str) -> bool:
-    return isinstance(content.get(key), Mapping)
+def odd_kind(value: Tensor) -> str:
+    """Why a tensor is no plain one with values: ``meta``, ``sparse_coo`` ...; empty where it is."""
+    if value.is_meta or value.is_quantized or value.is_nested:
+        return "meta" if value.is_meta else "quantized" if value.is_quantized else "nested"
+    return "" if value.layout == torch.strided else str(value.layout).removeprefix("torch.")
 
 
 def load_weights(net: nn.Module, path: str | Path) -> None:
@@ -108,11 +186,14 @@ def refuse_misfits(
 
     Raises:
         TeacherError: lists the first ``shown`` of what is missing, not wanted or of another shape, the names with the
-            nearest one on the other side.
+            nearest one on the other side; or names one that holds NaN, infinity or numbers of another kind.
     """
     missing, extra = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
     reshaped = [name for name in sorted(found.keys() & wanted.keys()) if found[name].shape != wanted[name].shape]
     if not (problems := [*missing, *extra, *reshaped]):
+        for name, value in found.items():
+            if odd := _odd_values(value, wanted[name]):
+                raise TeacherError(f"weights: {path}: {name} {odd}. Save it anew from a sound network")
         return
     lines = [f"{name}: missing{_nearest(name, extra or found, 'file')}" for name in missing[:shown]]
     lines += [f"{name}: not in the network{_nearest(name, missing or wanted, 'network')}" for name in extra[:shown]]
@@ -126,6 +207,16 @@ def refuse_misfits(
     raise TeacherError(
         f"weights: {path} does not fit {into}:\n  {listed}{more}\n{swapped}Choose the network it was saved from"
     )
+
+
+def _odd_values(value: Tensor, wanted: Tensor) -> str:
+    """What is wrong with the values of a tensor of the right shape; empty where they are of the network's kind."""
+    kinds = [(v.is_floating_point(), v.is_complex(), v.dtype == torch.bool) for v in (value, wanted)]
+    if kinds[0] != kinds[1]:
+        return "is {}, the network's is {}".format(*(str(v.dtype).removeprefix("torch.") for v in (value, wanted)))
+    if value.is_floating_point() and not all(part.float().isfinite().all() for part in value.flatten().split(CHUNK)):
+        return "holds NaN or infinity"
+    return ""
 
 
 def _renamed(found: Mapping[str, Tensor], strip: str, add: str) -> dict[str, Tensor]:

@@ -117,19 +117,24 @@ class Planner:
         phase: str,
         teacher: Teacher | None = None,
         teacher_key: str = "none",
+        source_teacher: Teacher | None = None,
+        source_teacher_key: str | None = None,
     ) -> Fitted:
         """What the fit left, or what a few rounds of it leave, with a report as of all of them."""
-        config = fit_config(training, bench, teacher_key)
+        config = fit_config(training, bench, teacher_key, source_teacher_key)
         folder = bench.store.path("fit", config)
         if folder.name in self.fits:  # a stage that is a control as well
             return self.fits[folder.name]
         how: dict[str, Any] = {"phase": f"try {phase}", "teacher": teacher, "teacher_key": teacher_key}
+        how |= {"source_teacher": source_teacher, "source_teacher_key": source_teacher_key}
         if (folder / "artifact.json").is_file():
             fitted = self.fits[folder.name] = fit(training, bench, **how)
             state = PROMISED if folder.name in self.promised else KEPT
             self.steps.append(Step(phase, state, size=size_of(folder.resolve()), rounds=fitted.report["rounds"]))
             return fitted
-        short, more, asked_before, prepares = self._shortened(training, teacher, teacher_key, phase)
+        short, more, asked_before, prepares = self._shortened(
+            training, source_teacher or teacher, source_teacher_key or teacher_key, phase
+        )
         unpaid = 0 if self.door is None else len(self.door.unpaid)
         fitted = fit(short, bench, **how)
         if fitted.folder != folder:

@@ -24,7 +24,7 @@ from kd_lightning.planning.dry_run import KEPT, MISSING, PROMISED, ROUNDS, Plann
 from kd_lightning.planning.dry_run_store import Overlay, now_on_device
 from kd_lightning.run.run import identity, settle
 from kd_lightning.run.stages_and_controls import control_of, handed
-from kd_lightning.run.teacher import Obtained, obtain_teacher
+from kd_lightning.run.teacher import Obtained, obtain_source_teacher, obtain_teacher
 from kd_lightning.store.artifacts import Store, in_words, size_of
 from kd_lightning.teachers.remote.client import Asking
 from kd_lightning.teachers.remote.dry_run import Planned
@@ -99,21 +99,24 @@ def _walk(composition: Composition, planner: Planner, made: Plan) -> None:
     fits: list[Fitted] = []
     for name in composition.stages:
         stage = composition.stages[name]
-        fits.append(planner.fit(stage, bench, phase=name, **handed(teacher, asks=stage.asks)))
+        asked = obtain_source_teacher(stage, composition, bench, planner.fit)
+        fits.append(planner.fit(stage, bench, phase=name, **handed(teacher, asks=stage.asks, source_teacher=asked)))
         composition = composition.after(name, fits[-1].folder)
-    student = planner.fit(composition, bench, phase="student", **handed(teacher))
+    asked = obtain_source_teacher(composition, composition, bench, planner.fit)
+    student = planner.fit(composition, bench, phase="student", **handed(teacher, source_teacher=asked))
     fits.append(student)
     white = teacher is None or teacher.white
-    asked = planner.door.in_all() if planner.door else sum(f.report["teacher_images"] for f in fits)
+    images = planner.door.in_all() if planner.door else sum(f.report["teacher_images"] for f in fits)
     budget = composition.teacher and composition.teacher.budget
     if not white and budget is not None:
-        enough = "" if asked <= budget else ": NOT ENOUGH, the run would stop there"
-        made.notes.append(f"teacher.budget={budget:,} images, this run's fits ask about {asked:,}{enough}")
+        enough = "" if images <= budget else ": NOT ENOUGH, the run would stop there"
+        made.notes.append(f"teacher.budget={budget:,} images, this run's fits ask about {images:,}{enough}")
     networks = 1
     for name, control in composition.controls.items():
         own = control_of(control, bench.dataset, teacher, student)
         if own is not None:
-            planner.fit(own, bench, phase=name, **handed(teacher, asks=own.asks))
+            asked = obtain_source_teacher(own, composition, bench, planner.fit)
+            planner.fit(own, bench, phase=name, **handed(teacher, asks=own.asks, source_teacher=asked))
             networks += 1
     _measure(planner, composition, teacher, student, networks)
     if planner.door is not None:

@@ -76,9 +76,10 @@ def git_commit() -> str | None:
     here = Path(__file__).parents[2]
     if not (here / "pyproject.toml").is_file():  # an installed package may lie inside somebody else's repository
         return None
+    how: dict[str, Any] = {"cwd": here, "capture_output": True, "text": True, "check": True, "timeout": 10}
     try:
-        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
-        dirty = subprocess.run(["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
+        head = subprocess.run(["git", "rev-parse", "HEAD"], **how)
+        dirty = subprocess.run(["git", "status", "--porcelain"], **how)
+    except (OSError, subprocess.SubprocessError):
         return None
     return head.stdout.strip() + ("+changes" if dirty.stdout.strip() else "")

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import fcntl
 import itertools
-import json
 import os
 import re
 import statistics
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kd_lightning.config.record import chosen_or_none, is_mapping, read_record
 from kd_lightning.errors import UserError
+from kd_lightning.store import strangers
 from kd_lightning.store.artifacts import refuse_format
 
 NOTHING = "–"
+RUNNING = ".running"
+"""File in the folder of a run, locked as long as a process works on it."""
 SEEDS = ("seed", "teacher.seed", "source.seed")
 
 # Overrides that say where, when or how often a run happens, not what it does.
@@ -44,7 +48,8 @@ class Run:
     Attributes:
         settings: the overrides it was started with, key to text; the last of a key wins.
         result: what its result.json holds; empty when there is none to trust.
-        status: ``ok``, ``failed``, ``stopped``, ``unfinished`` (no result.json) or ``unreadable``.
+        status: ``ok``, ``failed``, ``stopped``, ``running`` (a process holds its lock), ``unfinished`` (no result.json
+            and nobody at work) or ``unreadable``.
         reason: one line, empty when all is well.
     """
 
@@ -56,20 +61,20 @@ class Run:
 
     @cached_property
     def config(self) -> Any:
-        """Hydra's record of every value, those that no override named among them."""
-        return _record(self.folder / ".hydra" / "config.yaml")
+        """The record of every value, those that no override named among them; what refers to others stays as it is."""
+        return _load_yaml(self.folder / ".hydra" / "config.yaml")
 
     @cached_property
     def choices(self) -> Any:
         """Hydra's record of the member chosen of each group."""
-        return chosen_or_none(_record(self.folder / ".hydra" / "hydra.yaml"), "hydra.runtime.choices") or {}
+        return pick(_load_yaml(self.folder / ".hydra" / "hydra.yaml"), "hydra", "runtime", "choices")
 
     def setting(self, key: str) -> str:
         """The value of ``key``, by override or by default; numbers in one spelling."""
         value = self.settings.get(key)
         if value is None:
-            value = self.choices.get(key)
-            value = chosen_or_none(self.config, key) if value is None else value
+            value = pick(self.choices, key)
+            value = pick(self.config, *key.split(".")) if value is None else value
         if isinstance(value, bool):
             return str(value).lower()
         try:
@@ -97,12 +102,13 @@ class Group:
 
     def cost(self, *path: str) -> float | None:
         """Mean of one entry of the results' ``cost``."""
-        values = [value for run in self.runs if (value := pick(run.result, "cost", *path)) is not None]
+        values = [value for run in self.runs if (value := _number(pick(run.result, "cost", *path))) is not None]
         return statistics.fmean(values) if values else None
 
     def paper(self, key: str) -> float | None:
         """The paper's number for a metric, where a result names one."""
-        return next((value for run in self.runs if (value := pick(run.result, "paper", key)) is not None), None)
+        values = (_number(pick(run.result, "paper", key)) for run in self.runs)
+        return next((value for value in values if value is not None), None)
 
 
 def pick(result: Any, *path: str) -> Any:
@@ -112,17 +118,17 @@ def pick(result: Any, *path: str) -> Any:
     return result
 
 
-def _record(path: Path) -> Any:
+def _load_yaml(path: Path) -> Any:
     try:
-        return read_record(path)
+        return strangers.read_yaml(path)
     except UserError:
-        return {}
+        return None
 
 
 def read_overrides(folder: Path) -> list[str] | None:
     """The overrides that a run folder was started with, or None where nothing readable says so."""
-    overrides = _record(folder / ".hydra" / "overrides.yaml")
-    return None if is_mapping(overrides) or overrides == {} else [str(entry) for entry in overrides]
+    overrides = _load_yaml(folder / ".hydra" / "overrides.yaml")
+    return [str(entry) for entry in overrides] if isinstance(overrides, list) else None
 
 
 def read_result(folder: Path) -> dict[str, Any]:
@@ -134,26 +140,98 @@ def read_result(folder: Path) -> dict[str, Any]:
         FileNotFoundError: there is none.
     """
     path = folder / "result.json"
-    try:
-        result = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read, perhaps half-written: {error}") from error
+    if not os.path.lexists(path):
+        raise FileNotFoundError(path)
+    result = strangers.read_json(path, advice="it is perhaps half-written, copy it again")
     version = pick(result, "format_version")
     if not isinstance(version, int):
         raise UserError(f"{path} is not a result of kd_lightning")
     refuse_format(version, path, "run it anew, into a folder of its own")
     if result.get("status") not in ("ok", "failed", "stopped"):
         raise UserError(f"{path} is not a result of kd_lightning")
+    if odd := _odd_entry(result):
+        raise UserError(f"{path} is not a result of kd_lightning: {odd} is of another kind")
     return result
+
+
+def _odd_entry(result: Mapping[str, Any]) -> str:
+    """The first entry of a result that those who compute with it would stumble over; empty where there is none."""
+    for key in ("metrics", "cost", "paper", "task", "ended_by"):
+        if not isinstance(result.get(key) or {}, dict):
+            return key
+    for key, value in (result.get("metrics") or {}).items():
+        if value is not None and _number(value) is None:
+            return f"metrics.{key}"
+    for key, at in (result.get("ended_by") or {}).items():
+        if not all(type(pick(at, name)) is int for name in ("round", "of")):
+            return f"ended_by.{key}"
+    if not isinstance(pick(result, "task", "unit") or "", str):
+        return "task.unit"
+    return next((key for key in ("system", "data", "method", "seed") if isinstance(result.get(key), dict | list)), "")
+
+
+def _number(value: Any) -> float | None:
+    """A number that can be computed with, None for anything else."""
+    return value if type(value) is float or (type(value) is int and abs(value) < 2**63) else None
+
+
+def hold(folder: Path) -> int | None:
+    """Mark a run as running as long as this file descriptor, or a copy in another process, is open.
+
+    Returns:
+        None where another process has marked it, or the folder cannot be written.
+    """
+    try:
+        file = os.open(folder / RUNNING, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError:
+        return None
+    for _ in range(20):  # somebody may be looking, who holds it for a moment
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return file
+        except OSError:
+            time.sleep(0.01)
+    os.close(file)
+    return None
+
+
+@contextmanager
+def running(folder: Path) -> Iterator[None]:
+    """Mark a run as running in this block; where the process is killed, the system takes the mark away."""
+    file = hold(folder)
+    try:
+        yield
+    finally:
+        if file is not None:
+            (folder / RUNNING).unlink(missing_ok=True)
+            os.close(file)
+
+
+def is_running(folder: Path) -> bool:
+    """Whether a process of this machine, or of one that shares its locks, is at work on a run.
+
+    The sign is a lock on a file in the folder, which ends with the process however that ends; the file itself may stay.
+    """
+    try:
+        file = os.open(folder / RUNNING, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # a file system without locks
+        return False
+    finally:
+        os.close(file)
+    return False
 
 
 def last_line(log: Path) -> str:
     """Last line that a job printed, without Hydra's hint on full traces; empty where there is none."""
     try:
-        lines = log.read_text(errors="replace").splitlines()
-    except OSError:
+        lines = strangers.read_text(log, strangers.MOST_TABLE, errors="replace").splitlines()
+    except (OSError, ValueError):
         return ""
     said = (line.strip() for line in reversed(lines))
     return next((line for line in said if line and "HYDRA_FULL_ERROR" not in line), "")
@@ -164,12 +242,14 @@ def read_run(folder: Path) -> Run:
     overrides = read_overrides(folder)
     pairs = (entry.lstrip("+").partition("=") for entry in overrides or ())
     settings = {key: value.strip("'\"") for key, _, value in pairs}
+    if is_running(folder):
+        return Run(folder, settings, {}, "running", last_line(folder / "console.log"))
     try:
         result = read_result(folder)
     except UserError as error:
         return Run(folder, settings, {}, "unreadable", str(error))
     except FileNotFoundError:
-        reason = last_line(folder / "console.log") or "no result.json: killed, or still running"
+        reason = last_line(folder / "console.log") or "no result.json: it was killed"
         return Run(folder, settings, {}, "unfinished", reason)
     if overrides is None:
         reason = f"{folder / 'result.json'} has no readable .hydra/overrides.yaml beside it"
@@ -221,7 +301,7 @@ def group(runs: Sequence[Run]) -> list[Group]:
     Of runs with the same settings *and* the same seeds only the newest counts, lest n and std be
     those of copies.
     """
-    known = [run for run in runs if run.status != "unreadable"]
+    known = [run for run in runs if run.status not in ("running", "unreadable")]
     keys = dict.fromkeys(key for run in known for key in run.settings if not _NO_SETTING.fullmatch(key))
     varying = [key for key in keys if len({run.setting(key) for run in known}) > 1]
     groups: dict[tuple[str, ...], Group] = {}

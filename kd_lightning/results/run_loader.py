@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-import inspect
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from torch import nn
 
-from kd_lightning.config import resolvers
-from kd_lightning.config.check import examined
-from kd_lightning.config.composition import Composition
-from kd_lightning.config.record import chosen, is_mapping, read_record
+from kd_lightning.config.record import resolved
 from kd_lightning.core.tasks import Regression, Task, task_of
 from kd_lightning.data.dataset import Dataset, Split
-from kd_lightning.data.load import dataset_digest
+from kd_lightning.data.load import refuse_other_classes
 from kd_lightning.engine.checkpoint_reader import read_checkpoint
-from kd_lightning.engine.data import load_data
-from kd_lightning.engine.fit import Bench, build_network, fit_config
 from kd_lightning.errors import UserError
 from kd_lightning.networks.normalized import Normalized
-from kd_lightning.networks.weights import load_weights
-from kd_lightning.results.run_index import read_result
-from kd_lightning.results.student_files import DATA_IN_MEMORY, Student, load_student, named, trusted
-from kd_lightning.run.teacher import load_net
-from kd_lightning.store.artifacts import Store
-from kd_lightning.tracking.backends import Boards
+from kd_lightning.networks.weights import load_weights, refuse_misfits
+from kd_lightning.results import trusted
+from kd_lightning.results.run_index import pick, read_result
+from kd_lightning.results.student_files import DATA_IN_MEMORY, Student, load_student, room_for
+from kd_lightning.store import strangers
+from kd_lightning.store.artifacts import NAME, Store
 
 RUNS = "runs"
 
@@ -40,14 +35,14 @@ class Finished:
     Args:
         folder: the run folder.
         result: what its ``result.json`` holds.
-        cfg: the composition it ran; interpolations resolve when read.
+        cfg: the composition it ran, in plain values.
         student: as :func:`~kd_lightning.results.student_files.load_student` gives it.
         trust: whether its data and networks may be built by anybody's code.
     """
 
     folder: Path
     result: dict[str, Any]
-    cfg: Any
+    cfg: dict[str, Any]
     student: Student
     trust: bool = False
 
@@ -117,12 +112,47 @@ def open_run(folder: str | Path, *, network: nn.Module | None = None, trust: boo
     except FileNotFoundError:
         raise UserError(f"{folder} has no result.json: its run was killed, is still at work, or is none") from None
     student = load_student(folder, network=network, trust=trust)
-    resolvers.register()
+    return Finished(folder, result, _composition(folder, trust=trust), student, trust)
+
+
+def _composition(folder: Path, *, trust: bool) -> dict[str, Any]:
+    """What a run was made of, as plain values.
+
+    Raises:
+        UserError: it cannot be read, or still refers to something and is not trusted to.
+    """
     path = folder / ".hydra" / "config.yaml"
-    cfg = read_record(path)
-    if not is_mapping(cfg):
+    tree = strangers.read_yaml(path)
+    if not isinstance(tree, dict):
         raise UserError(f"{path} is no composition")
-    return Finished(folder, result, cfg, student, trust)
+    if trust:
+        with strangers.reading(path, said=f"{path} cannot be resolved here"):
+            return resolved(tree)
+    advice = "an older kd_lightning left it; trust=True (--trust) resolves it, or run it again"
+    with strangers.reading(path, said=f"{path} is no composition of plain values", advice=advice):
+        strangers.refuse_interpolations(tree)
+    return tree
+
+
+def _part(run: Finished, key: str) -> Any:
+    """A part of the composition, as plain data; None where it has none."""
+    return pick(run.cfg, *key.split("."))
+
+
+@contextmanager
+def _building(run: Finished, what: str) -> Iterator[None]:
+    """Let the building of a part that fails or is not trusted be one line."""
+    where = f"{run.folder}: its {what}"
+    try:
+        with strangers.reading(run.folder / ".hydra" / "config.yaml", said=f"{where} cannot be built here"):
+            yield
+    except trusted.Untrusted as error:
+        raise UserError(f"{where}: {error}; trust=True (--trust) builds it all the same") from error
+
+
+def own_store() -> Store:
+    """The reader's own store: a stranger's composition does not say where anything is written."""
+    return Store(os.environ.get("KD_ARTIFACTS") or None)
 
 
 def data_of(run: Finished) -> Dataset:
@@ -131,27 +161,15 @@ def data_of(run: Finished) -> Dataset:
     Raises:
         UserError: it is not here, or is loaded by code that is none of ours (see ``open_run(..., trust=True)``).
     """
-    target = str(chosen(run.cfg, "data.load._target_"))
-    if target == DATA_IN_MEMORY:
+    load = _part(run, "data.load")
+    if isinstance(load, dict) and load.get("_target_") == DATA_IN_MEMORY:
         raise UserError(f"{run.folder}: its data were handed over in memory and are not kept")
-    if not (run.trust or _loads_our_data(target)):
-        raise UserError(f"{run.folder}: its data come from {target}, which is none of ours; trust=True runs it")
-    return load_data(_composition(run).data, Store(run.cfg.artifacts.root))
-
-
-def _composition(run: Finished) -> Composition:
-    _, composition = examined(run.cfg)
-    if composition is None:
-        raise UserError(f"{run.folder}: its composition cannot be read")
-    return composition
-
-
-def _loads_our_data(target: str) -> bool:
-    ours = "kd_lightning.data.datasets."
-    if not target.startswith(ours):
-        return False
-    found = named(target)
-    return inspect.isfunction(found) and found.__module__.startswith(ours)
+    with _building(run, "data"):
+        dataset = trusted.data(load, trust=run.trust, store=own_store())
+        if not isinstance(dataset, Dataset):
+            raise TypeError(f"it makes a {type(dataset).__name__}, expected a data set")
+        refuse_other_classes(dataset, _part(run, "data.num_classes"))
+        return dataset
 
 
 def real_images(run: Finished) -> Split:
@@ -173,35 +191,34 @@ def load_teacher(run: Finished) -> Normalized:
     Raises:
         UserError: it had none, no more than answers may be had of it, it is no longer there or cannot be built here.
     """
-    settings = run.cfg.teacher
-    if settings.net is None and settings.get("asker") is None:
+    settings = _part(run, "teacher")
+    if not isinstance(settings, dict) or (not settings.get("net") and not settings.get("asker")):
         raise UserError(f"{run.folder}: its composition has no teacher (teacher=none)")
-    if settings.access != "white":
-        raise UserError(f"{run.folder}: its teacher only answers (teacher.access={settings.access})")
-    made_of = chosen(run.cfg, "teacher")
-    if not (run.trust or (trusted(made_of["net"]) and _is_our_method(made_of["fit"]["method"]["_target_"]))):
-        raise UserError(f"{run.folder}: its teacher {made_of['net']['_target_']} is none of ours; trust=True builds it")
-    teacher = _composition(run).teacher
-    assert teacher is not None
-    if teacher.weights:
-        return load_net(teacher)[0].eval()
-    store, own = Store(run.cfg.artifacts.root), teacher.training
-    assert own is not None
-    dataset = data_of(run)
-    bench = Bench(store, dataset, dataset_digest(dataset), dataset.task, Boards())
-    folder = store.path("fit", fit_config(own, bench, "none"))
-    if not (folder / "student.safetensors").is_file():
-        raise UserError(
-            f"{run.folder}: its teacher is not kept in {store.root}: set KD_ARTIFACTS to where the run kept it, or "
-            "train it again by the same command with artifacts.reuse=false"
-        )
-    network = build_network(own)
-    load_weights(network, folder / "student.safetensors")
-    return network.eval()
+    if settings.get("access") != "white":
+        raise UserError(f"{run.folder}: its teacher only answers (teacher.access={settings.get('access')})")
+    with _building(run, "teacher"):
+        file, own = Path(str(settings.get("weights"))).expanduser(), settings
+        if not settings.get("weights"):
+            file, own = _kept_teacher(run), {**_part(run, "data"), "class_order": None}
+        net = trusted.network(settings["net"], trust=run.trust, most=room_for(file) if file.is_file() else None)
+        network = Normalized(net, mean=own["mean"], std=own["std"], class_order=own.get("class_order"))
+        load_weights(network, file)
+        return network.eval()
 
 
-def _is_our_method(target: str) -> bool:
-    return target.startswith("kd_lightning.methods.") and inspect.isclass(named(target))
+def _kept_teacher(run: Finished) -> Path:
+    """The weights of a teacher that the run trained, in the reader's store or where the run kept it."""
+    name = run.result.get("teacher_kept")
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise UserError(f"{run.folder}: its result does not say which teacher was kept: an older kd_lightning wrote it")
+    stores = own_store().root, Path(str(_part(run, "artifacts.root"))).expanduser()
+    for store in stores:
+        if (file := store / name / "student.safetensors").is_file():
+            return file
+    raise UserError(
+        f"{run.folder}: its teacher is not kept in {stores[0]} ({name}): set KD_ARTIFACTS to where the run kept it, or "
+        "train it again by the same command with artifacts.reuse=false"
+    )
 
 
 def load_generator(run: Finished) -> nn.Module:
@@ -210,35 +227,32 @@ def load_generator(run: Finished) -> nn.Module:
     Raises:
         UserError: the run trained none, its checkpoint is missing or unreadable, or holds another generator.
     """
-    made_of = chosen(run.cfg, "method.generator")
+    made_of, file = _part(run, "method.generator"), run.folder / "last.ckpt"
     if made_of is None:
         raise UserError(f"{run.folder}: its method ({run.result.get('method')}) has no generator")
-    if not (run.trust or trusted(made_of)):
-        raise UserError(f"{run.folder}: its generator {made_of.get('_target_')} is none of ours; trust=True builds it")
-    try:
-        generator: nn.Module = instantiate(made_of)
-    except InstantiationException as error:
-        reason = str(error.__cause__ or error).splitlines()[0]
-        raise UserError(f"{run.folder}: its generator cannot be built here: {reason}") from error
+    content = read_checkpoint(file)
+    with _building(run, "generator"):
+        generator = trusted.network(made_of, trust=run.trust, most=room_for(file))
     state = {
         name.removeprefix("generator."): value
-        for name, value in read_checkpoint(run.folder / "last.ckpt")["state_dict"].items()
+        for name, value in content["state_dict"].items()
         if name.startswith("generator.")
     }
     if not state:
-        raise UserError(f"{run.folder / 'last.ckpt'} holds no generator: it is the checkpoint of another method")
+        raise UserError(f"{file} holds no generator: it is the checkpoint of another method")
     wanted = generator.state_dict()
     if state.keys() != wanted.keys():
         name = min(state.keys() ^ wanted.keys())
         raise UserError(
-            f"{run.folder / 'last.ckpt'} holds another generator than its composition says: "
+            f"{file} holds another generator than its composition says: "
             f"{name} is in {'the checkpoint' if name in state else 'the composition'} alone"
         )
     for name, value in state.items():
         if value.shape != wanted[name].shape:
             raise UserError(
-                f"{run.folder / 'last.ckpt'} holds a generator of other widths: {name} is {tuple(value.shape)}, "
+                f"{file} holds a generator of other widths: {name} is {tuple(value.shape)}, "
                 f"the composition says {tuple(wanted[name].shape)}"
             )
+    refuse_misfits(state, wanted, file, into="the generator")
     generator.load_state_dict(state)
     return generator.requires_grad_(False)

@@ -2,34 +2,33 @@
 
 from __future__ import annotations
 
-import inspect
 import json
+import math
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import safe_open
 from torch import Tensor, nn
 
-from kd_lightning.config.node import located
 from kd_lightning.core.inference import predict
 from kd_lightning.core.tasks import Regression, task_of
 from kd_lightning.errors import UserError
 from kd_lightning.networks.normalized import Normalized
-from kd_lightning.networks.weights import load_weights
+from kd_lightning.networks.weights import load_weights, write_weights
+from kd_lightning.results import trusted
 from kd_lightning.results.run_index import read_result
+from kd_lightning.store import strangers
 from kd_lightning.store.artifacts import FORMAT_VERSION, refuse_format, write_json, writing
 
-TRUSTED = ("kd_lightning.networks.", "torchvision.models.", "torch.nn.", "timm.")
 CARD = ("network", "classes", "image_shape", "mean", "std")
 IN_MEMORY, DATA_IN_MEMORY = "kd_lightning.api.held", "kd_lightning.api.held_data"
+LARGEST_SIDE = 2048
+"""Of a student's images, in pixels."""
 TOLERANCE = 1e-4
 """Largest difference of any answer between the student and its ONNX form."""
 
@@ -39,6 +38,27 @@ class Student(Normalized):
 
     card: dict[str, Any]
     folder: Path
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, K), or (N, 1) where the labels are numbers.
+
+        Raises:
+            UserError: the network fails, its answers are not finite, or they are not as many as the card says.
+        """
+        if torch.compiler.is_compiling():
+            return super().forward(x)
+        try:
+            answers = super().forward(x)
+        except Exception as error:  # whatever the network raises
+            reason = strangers.in_a_line(error)
+            raise UserError(f"the student in {self.folder} fails on images {tuple(x.shape)}: {reason}") from error
+        wanted = (len(x), task_of(self.card).outputs)
+        found = tuple(answers.shape) if isinstance(answers, Tensor) else type(answers).__name__
+        if found != wanted:
+            raise UserError(f"the student in {self.folder} answers {found}, its card says {wanted}")
+        if not answers.isfinite().all():
+            raise UserError(f"the student in {self.folder} answers NaN or infinity: train it anew, or copy it again")
+        return answers
 
 
 def save_student(network: nn.Module, folder: Path, card: Mapping[str, Any]) -> None:
@@ -52,7 +72,7 @@ def save_student(network: nn.Module, folder: Path, card: Mapping[str, Any]) -> N
     state = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
     with writing(folder):
         metadata = {"format_version": str(FORMAT_VERSION), "classes": json.dumps(card["classes"])}
-        save_file(state, folder / "student.safetensors", metadata=metadata)
+        write_weights(state, folder / "student.safetensors", metadata)
     write_json(folder / "student.json", {"format_version": FORMAT_VERSION, **card})
 
 
@@ -61,7 +81,7 @@ def save_single(student: Student, file: Path) -> None:
     state = {k: v.detach().cpu().contiguous() for k, v in student.state_dict().items()}
     with writing(file):
         file.parent.mkdir(parents=True, exist_ok=True)
-        save_file(state, file, metadata={"format_version": str(FORMAT_VERSION), "card": json.dumps(student.card)})
+        write_weights(state, file, {"format_version": str(FORMAT_VERSION), "card": json.dumps(student.card)})
 
 
 def load_student(path: str | Path, *, network: nn.Module | None = None, trust: bool = False) -> Student:
@@ -75,21 +95,23 @@ def load_student(path: str | Path, *, network: nn.Module | None = None, trust: b
             ``kd-export --safetensors`` writes.
         network: the student's network, which gets the weights; by default it is built as the card says.
         trust: build networks from anywhere. The card names the Python class of the network; by default only
-            those of this package, torch, torchvision and timm are imported.
+            those of this package, of ``torch.nn`` and torchvision's without weights of its own are built.
 
     Raises:
         UserError: no student there, another format version, an untrusted class, or weights that do not fit.
     """
     path = Path(path).expanduser()
-    weights = path if path.is_file() else path / "student.safetensors"
-    card = _card_inside(path) if path.is_file() else _card_of(path)
-    where = path if path.is_file() else path / "student.json"
+    single = not path.is_dir() and path.exists()
+    weights = path if single else path / "student.safetensors"
+    where = path if single else path / "student.json"
+    card = _card_inside(path) if single else _card_of(path)
     refuse_format(card.get("format_version"), where, "run it anew, or use the version that wrote it")
     if missing := [key for key in CARD if key not in card]:
         raise UserError(f"the card of the student in {path} lacks {', '.join(missing)}: copy the run folder again")
-    student = Student(
-        _built(card, path, trust=trust) if network is None else network, mean=card["mean"], std=card["std"]
-    )
+    with strangers.reading(where, said=f"{where} is not the card of a student"):
+        _refuse_card(card, trust=trust)
+    net = _built(card, path, weights, trust=trust) if network is None else network
+    student = Student(net, mean=card["mean"], std=card["std"])
     load_weights(student, weights)
     student.card, student.folder = card, path if path.is_dir() else path.parent
     return student.eval()
@@ -102,42 +124,73 @@ def _card_of(folder: Path) -> dict[str, Any]:
         result = read_result(folder)
     except (FileNotFoundError, UserError):
         result = {"status": "ok"}  # a student can be used without
-    missing = [name for name in ("student.json", "student.safetensors") if not (folder / name).is_file()]
+    missing = [name for name in ("student.json", "student.safetensors") if not (folder / name).exists()]
     if result["status"] == "failed" or (missing and result["status"] != "ok"):
         reason = (str(result.get("reason") or "").splitlines() or ["no reason given"])[0]
         raise UserError(f"{folder} holds no student, its run {result['status']}: {reason}")
     if missing:
         raise UserError(f"{folder} holds no student: {missing[0]} is missing. Name the folder of a finished run")
-    try:
-        card = json.loads((folder / "student.json").read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder / 'student.json'} cannot be read, perhaps half-written: {error}") from error
+    file = folder / "student.json"
+    card = strangers.read_json(file, advice="it is perhaps half-written, copy it again")
     if not isinstance(card, dict):
-        raise UserError(f"{folder / 'student.json'} is not the card of a student")
+        raise UserError(f"{file} is not the card of a student")
     return card
 
 
 def _card_inside(file: Path) -> dict[str, Any]:
-    try:
+    said = f"{file} is no student that kd-export wrote"
+    with strangers.reading(file, said=said, advice="name such a file, or the folder of a finished run"):
         with safe_open(file, framework="pt") as content:
-            return json.loads((content.metadata() or {})["card"])
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
+            card = strangers.refuse_odd(json.loads((content.metadata() or {})["card"]))
+        if not isinstance(card, dict):
+            raise TypeError("its card is a list")
+        return card
+
+
+def _refuse_card(card: Mapping[str, Any], *, trust: bool) -> None:
+    """Let a card pass whose entries are of the kinds that those who read it expect.
+
+    Raises:
+        Exception: says what is not.
+    """
+    if not trust:
+        strangers.refuse_interpolations(dict(card))
+    shape, classes, statistics = card["image_shape"], card["classes"], (card["mean"], card["std"])
+    if not (isinstance(shape, list) and len(shape) == 3 and all(type(n) is int for n in shape)):
+        raise ValueError("image_shape: expected three whole numbers")
+    if not 1 <= shape[0] <= 16 or shape[1] != shape[2] or not 1 <= shape[1] <= LARGEST_SIDE:
+        raise ValueError(f"image_shape: expected up to 16 channels and a square of at most {LARGEST_SIDE} pixels")
+    if not (isinstance(classes, list) and all(isinstance(name, str) for name in classes)):
+        raise ValueError("classes: expected a list of names")
+    for values in statistics:
+        numbers = isinstance(values, list) and all(type(v) in (int, float) and math.isfinite(v) for v in values)
+        if not numbers or len(values) != shape[0]:
+            raise ValueError("mean and std: expected a number for each channel")
+    if not isinstance(card["network"], dict) or not isinstance(card.get("metrics") or {}, dict):
+        raise ValueError("network and metrics: expected mappings")
+    task = task_of(card)
+    if isinstance(task, Regression):
+        if classes or not isinstance(task.unit, str):
+            raise ValueError("task: numbers have a unit, and no classes")
+    elif type(task.num_classes) is not int or task.num_classes != len(classes) or not classes:
+        raise ValueError(f"task: {len(classes)} classes have names")
+
+
+def _built(card: Mapping[str, Any], path: Path, weights: Path, *, trust: bool) -> nn.Module:
+    if card["network"].get("_target_") == IN_MEMORY:
+        raise UserError(f"{path}: its network was handed over in memory; load_student(..., network=YOURS) takes it")
+    try:
+        with strangers.reading(weights, said=f"{path}: its network cannot be built here", advice="copy it again"):
+            return trusted.network(card["network"], trust=trust, most=room_for(weights))
+    except trusted.Untrusted as error:
         raise UserError(
-            f"{file} is no student that kd-export wrote: name such a file, or the folder of a finished run"
+            f"{path}: the network {error}; load_student(..., trust=True) or --trust builds it all the same"
         ) from error
 
 
-def _built(card: Mapping[str, Any], path: Path, *, trust: bool) -> nn.Module:
-    for target in _targets(card["network"]):
-        if target == IN_MEMORY:
-            raise UserError(f"{path}: its network was handed over in memory; load_student(..., network=YOURS) takes it")
-        if not (trust or _trusted(target)):
-            raise UserError(f"{path}: the network {target} is none of ours; load_student(..., trust=True) imports it")
-    try:
-        return instantiate(card["network"])
-    except InstantiationException as error:
-        reason = str(error.__cause__ or error).splitlines()[0]
-        raise UserError(f"{path}: its network cannot be built here: {reason}") from error
+def room_for(weights: Path) -> int:
+    """Bytes that a network may have whose weights are in a file: half precision takes half as many, and some slack."""
+    return 8 * weights.stat().st_size + 1_000_000
 
 
 def to_onnx(student: Student, file: Path, images: Tensor) -> float:
@@ -237,36 +290,3 @@ def _difference(student: nn.Module, onnxruntime: Any, content: bytes, images: Te
     batches = [images[:1], *images[1:].split(250)]  # two sizes at least: the axis is free
     answers = [session.run(None, {"images": (x.float() / 255).numpy()})[0] for x in batches if len(x)]
     return float((torch.cat([torch.from_numpy(a) for a in answers]) - predict(student, images)).abs().max())
-
-
-def trusted(node: Any) -> bool:
-    """Whether a config builds nothing but networks of this package, torch, torchvision and timm."""
-    return all(_trusted(target) for target in _targets(node))
-
-
-def _targets(node: Any) -> Iterator[str]:
-    for value in node.values() if isinstance(node, Mapping) else node if isinstance(node, list) else ():
-        yield from _targets(value)
-    if isinstance(node, Mapping) and "_target_" in node:
-        yield node["_target_"]
-
-
-def _trusted(target: str) -> bool:
-    """Whether it is a network's class or maker; a dotted path through our modules may end anywhere."""
-    if not target.startswith(TRUSTED):
-        return False
-    found = named(target)
-    makes_networks = inspect.isclass(found) and issubclass(found, nn.Module)
-    return makes_networks or (inspect.isfunction(found) and found.__module__.startswith(("torchvision.models", "timm")))
-
-
-def named(target: str) -> Any:
-    """What a config's ``_target_`` names.
-
-    Raises:
-        UserError: it is not installed, or not in this version.
-    """
-    try:
-        return located(target)
-    except Exception as error:  # whatever importing it raises
-        raise UserError(f"there is no {target} here: another version of its package has made this run") from error

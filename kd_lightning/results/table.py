@@ -1,12 +1,10 @@
-"""Many results, one table: run folders in, mean and standard deviation over seeds out (``kd-report``)."""
+"""Many results, one table: run folders in, mean and standard deviation over seeds out."""
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import os
-import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +12,11 @@ from typing import Any
 
 from tabulate import tabulate
 
-from kd_lightning.errors import UserError
-from kd_lightning.results.page import ROWS, results_page
 from kd_lightning.results.paired import Difference, differences
-from kd_lightning.results.records import write_records
 from kd_lightning.results.run_index import NOTHING, SEEDS, Group, Run, Stat, collect, group, pick, seeds_of
 from kd_lightning.store.artifacts import writing
 
-__all__ = ["Table", "collect", "fold", "headline", "main", "render", "write_table"]
+__all__ = ["Table", "collect", "fold", "headline", "render", "write_table"]
 
 CONTROLS = {"scratch": "real data"}
 BOUNDARY = "boundary/"
@@ -141,7 +136,9 @@ def fold(runs: Sequence[Run], against: str | None = None) -> Table:
     if copies:
         notes.append(f"{copies} repeated with the same settings and seeds: of each the newest counts")
     notes += [f"cut short: {run.folder}: {cut}" for run in runs if (cut := cut_short(run.result))]
-    notes += [f"failed: {run.folder}: {run.reason}" for run in runs if run.status not in ("ok", "unreadable")]
+    ended = ("failed", "stopped", "unfinished")
+    notes += [f"failed: {run.folder}: {run.reason}" for run in runs if run.status in ended]
+    notes += [f"running: {run.folder}" for run in runs if run.status == "running"]
     notes += [f"unreadable: {run.reason}" for run in runs if run.status == "unreadable"]
     rows = [list(row) for row in zip(*columns.values(), strict=True)]
     return Table(list(columns), rows, notes)
@@ -234,38 +231,3 @@ def write_table(sweep_dir: str | Path, running: Collection[Path] = ()) -> Table:
     _write(Path(sweep_dir) / "table.md", render(table, "markdown"))
     _write(Path(sweep_dir) / "table.csv", render(table, "csv"))
     return table
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """``kd-report``: print one table over run and sweep folders."""
-    parser = argparse.ArgumentParser(prog="kd-report", description="One table over runs: mean ± std over seeds.")
-    parser.add_argument("folders", nargs="+", metavar="DIR", help="a run folder, any that holds runs, or results/")
-    form = parser.add_mutually_exclusive_group()
-    form.add_argument("--markdown", action="store_const", dest="form", const="markdown", default="terminal")
-    form.add_argument("--csv", action="store_const", dest="form", const="csv", help="full precision, for other tools")
-    parser.add_argument("--plot", metavar="PNG", type=Path, help="also draw the groups, over time and queries")
-    parser.add_argument("--by", metavar="KEY", help="draw the spread over all other settings instead: --by method")
-    parser.add_argument("--against", metavar="METHOD", help="paired differences to the runs of this method")
-    parser.add_argument("--record", metavar="results/TABLE", type=Path, help="also keep one small file for each run")
-    args = parser.parse_args(argv)
-    try:
-        if len(args.folders) == 1 and (Path(args.folders[0]) / ROWS).is_file():
-            print(results_page(Path(args.folders[0])), end="")
-            return 0
-        runs = collect(args.folders)
-        table = fold(runs, args.against)
-        print(render(table, args.form), end="")
-        if args.form == "csv" and table.notes:
-            print(*table.notes, sep="\n", file=sys.stderr)
-        if args.record:
-            for path in write_records(runs, args.record):
-                print(f"wrote {path}", file=sys.stderr)
-        if args.plot:
-            from kd_lightning.results.plot import plot
-
-            plot(group(runs), args.plot, args.by)
-            print(f"wrote {args.plot}", file=sys.stderr)
-    except UserError as error:
-        print(f"kd-report: {error}", file=sys.stderr)
-        return 2
-    return 0

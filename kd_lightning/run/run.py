@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 import warnings
@@ -19,6 +18,7 @@ from torch import Tensor
 from kd_lightning.config import ranks
 from kd_lightning.config.composition import Composition, Training
 from kd_lightning.config.node import Node, freeze, thaw
+from kd_lightning.config.record import leave_plain
 from kd_lightning.config.signatures import versions
 from kd_lightning.core.inference import predict
 from kd_lightning.core.tasks import evaluate
@@ -32,13 +32,14 @@ from kd_lightning.metrics.confusion_matrix import draw_answers
 from kd_lightning.results.provenance import header_of, leave_reason, parameters, peak_memory
 from kd_lightning.results.student_files import save_student
 from kd_lightning.run.stages_and_controls import control_of, handed, weak_teacher
-from kd_lightning.run.teacher import Obtained, obtain_teacher
-from kd_lightning.store.artifacts import Store, file_digest, names_file, write_json, writing
+from kd_lightning.run.teacher import Obtained, obtain_source_teacher, obtain_teacher
+from kd_lightning.store.artifacts import Store, copy_into, file_digest, names_file, remedy, write_json, writing
+from kd_lightning.store.strangers import read_json
 from kd_lightning.tracking.backends import watching
 
 VERSION = 2
 """Raised when what identifies a run changes."""
-NOT_COPIED = shutil.ignore_patterns("artifact.json", "latest-run", "debug*.log")  # W&B's links lead out of the folder
+NOT_COPIED = ("artifact.json", "latest-run", "debug*.log")  # W&B's links lead out of the folder
 
 
 def run(composition: Composition, folder: Path) -> dict[str, Any]:
@@ -103,9 +104,12 @@ def _files(node: Any) -> Iterator[str]:
         yield from _files(value)
     if names_file(node):
         yield node
+    elif isinstance(node, str) and "/" in node:  # a run folder, whose student is read
+        yield from filter(names_file, (f"{node}/student.safetensors", f"{node}/student.json"))
 
 
 def _kept_or_made(composition: Composition, folder: Path) -> dict[str, Any]:
+    collectives.decided(lambda: leave_plain(composition.record, folder))
     store = Store(composition.artifacts.root, reuse=composition.artifacts.reuse, decided=collectives.decided)
     clock = Clock()
     with clock("data"):
@@ -125,7 +129,7 @@ def _kept_or_made(composition: Composition, folder: Path) -> dict[str, Any]:
     before = time.time()
     kept = store.obtain("run", made_of, build, everywhere=True)
     collectives.decided(lambda: _copied(kept, folder))
-    result = json.loads((kept / "result.json").read_text())
+    result = read_json(kept / "result.json", advice=remedy(kept))
     result["stored"] = kept not in store.built
     if result["stored"] and collectives.rank() == 0:
         made = time.strftime("%Y-%m-%d %H:%M", time.localtime((kept / "result.json").stat().st_mtime or before))
@@ -137,14 +141,15 @@ def _kept_or_made(composition: Composition, folder: Path) -> dict[str, Any]:
 
 def _copied(kept: Path, folder: Path) -> None:
     with writing(folder):
-        shutil.copytree(kept, folder, dirs_exist_ok=True, ignore=NOT_COPIED)
+        copy_into(kept, folder, NOT_COPIED)
 
 
 @dataclass(frozen=True)
 class Fits:
-    """What was obtained and trained: the teacher, its answers to the test images, and every fit."""
+    """What was obtained and trained: the teachers, the run's answers to the test images, and every fit."""
 
     teacher: Obtained | None
+    source_teacher: Obtained | None
     answers: Tensor | None
     stages: Mapping[str, Fitted]
     student: Fitted
@@ -160,18 +165,23 @@ def _produce(composition: Composition, bench: Bench, clock: Clock, work: Path) -
     stages: dict[str, Fitted] = {}
     for name in composition.stages:
         stage = composition.stages[name]
-        stages[name] = fit(stage, bench, phase=name, watched=True, **handed(teacher, asks=stage.asks))
+        given = handed(teacher, asks=stage.asks, source_teacher=obtain_source_teacher(stage, composition, bench))
+        stages[name] = fit(stage, bench, phase=name, watched=True, **given)
         composition = composition.after(name, stages[name].folder)
 
     val_answers = teacher.answers(dataset.val) if teacher else None
-    student = fit(composition, bench, phase="student", val_answers=val_answers, watched=True, **handed(teacher))
+    asked = obtain_source_teacher(composition, composition, bench)
+    given = handed(teacher, source_teacher=asked)
+    student = fit(composition, bench, phase="student", val_answers=val_answers, watched=True, **given)
 
     controls: dict[str, Fitted | None] = {}
     for name, control in composition.controls.items():
-        own = control_of(control, dataset, teacher, student)
-        controls[name] = own and fit(own, bench, phase=name, **handed(teacher, asks=own.asks))
+        controls[name] = None
+        if (own := control_of(control, dataset, teacher, student)) is not None:
+            given = handed(teacher, asks=own.asks, source_teacher=obtain_source_teacher(own, composition, bench))
+            controls[name] = fit(own, bench, phase=name, **given)
 
-    fits = Fits(teacher, answers, stages, student, controls)
+    fits = Fits(teacher, asked, answers, stages, student, controls)
     with clock("test"):
         metrics = _tested(composition, bench, fits, work)
     if collectives.rank() == 0 and (weak := weak_teacher(composition.controls, metrics, bench.task)):
@@ -226,14 +236,20 @@ def _further(
 def _result(
     composition: Composition, bench: Bench, fits: Fits, metrics: Mapping[str, float | None], clock: Clock
 ) -> dict[str, Any]:
-    teacher, stages, student, controls = fits.teacher, fits.stages, fits.student, fits.controls
+    teacher, asked, stages, student, controls = (
+        fits.teacher,
+        fits.source_teacher,
+        fits.stages,
+        fits.student,
+        fits.controls,
+    )
     dataset, device, trainings = bench.dataset, composition.device, [*stages.values(), student]
     networks = {"teacher": teacher.net} if teacher and teacher.net else {}
     if trained(student):
         networks["student"] = student.network
     spent = teacher.spent() if teacher else {}
     seconds = {"teacher": teacher.seconds if teacher else 0.0, **{k: v.seconds for k, v in stages.items()}}
-    seconds["student"] = student.seconds
+    seconds |= {"student": student.seconds, **({"source_teacher": asked.seconds} if asked else {})}
     seconds |= {name: fitted.seconds for name, fitted in controls.items() if fitted} | clock.seconds
     return {
         **header_of(composition),
@@ -250,6 +266,7 @@ def _result(
         "called": composition.called,
         "task": bench.task.described(),
         "paper": thaw(composition.paper.get(composition.names.get("method") or "", {})),
+        "teacher_kept": teacher.kept if teacher else None,
         "models": {k: {"parameters": parameters(net)} for k, net in networks.items()},
         "cost": {
             "seconds": {k: round(v, 2) for k, v in {**seconds, "total": sum(seconds.values())}.items()},
@@ -308,15 +325,15 @@ def _keep(stages: Mapping[str, Fitted], student: Fitted, card: Mapping[str, Any]
         for fitted in (*stages.values(), student):
             for name in ("last.ckpt", "metrics.csv"):
                 if (fitted.folder / name).is_file():
-                    shutil.copy2(fitted.folder / name, work / name)
+                    shutil.copyfile(fitted.folder / name, work / name)
             if (fitted.folder / "samples").is_dir():
-                shutil.copytree(fitted.folder / "samples", work / "samples", dirs_exist_ok=True)
+                copy_into(fitted.folder / "samples", work / "samples")
         for name, stage in stages.items():
             (work / "stages" / name).mkdir(parents=True, exist_ok=True)
             for file in stage.folder.glob("*.safetensors"):
                 if file.name != "student.safetensors" or trained(stage):
-                    shutil.copy2(file, work / "stages" / name)
+                    shutil.copyfile(file, work / "stages" / name / file.name)
         if not trained(student):
-            shutil.copy2(student.folder / "generator.safetensors", work / "generator.safetensors")
+            shutil.copyfile(student.folder / "generator.safetensors", work / "generator.safetensors")
     if trained(student):
         save_student(student.network, work, card)

@@ -30,9 +30,18 @@ def control_of(control: Training, dataset: Dataset, teacher: Obtained | None, st
     return control.stretched(student.report["student_updates"], images, collectives.world())
 
 
-def handed(teacher: Obtained | None, *, asks: bool = True) -> dict[str, Any]:
-    """The teacher as a fit is given it, if it asks: an object of its own, whose counters begin at zero."""
-    return {"teacher": teacher.hand_out(), "teacher_key": teacher.key} if teacher and asks else {}
+def handed(teacher: Obtained | None, *, asks: bool = True, source_teacher: Obtained | None = None) -> dict[str, Any]:
+    """The teachers as a fit is given them: objects of its own, whose counters begin at zero.
+
+    Args:
+        teacher: of the run, for those who ask it.
+        asks: whether the fit does.
+        source_teacher: of the fit's source, if it has one of its own.
+    """
+    given = {"teacher": teacher.hand_out(), "teacher_key": teacher.key} if teacher and asks else {}
+    if source_teacher:
+        given |= {"source_teacher": source_teacher.hand_out(), "source_teacher_key": source_teacher.key}
+    return given
 
 
 def weak_teacher(controls: Mapping[str, Training], metrics: Mapping[str, float | None], task: Task) -> str | None:

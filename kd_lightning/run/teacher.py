@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from kd_lightning.config.composition import Composition, TeacherSettings
+from kd_lightning.config.composition import Composition, TeacherSettings, Training
 from kd_lightning.config.node import Node, thaw
 from kd_lightning.core.inference import predict
 from kd_lightning.data.dataset import Dataset, Split
@@ -48,6 +48,7 @@ class Obtained:
         described: below ``white``, what it says of itself.
         door: below ``white``, who asks it; the first rank's alone.
         reference: a network that is measured in its place.
+        kept: the name of the artefact, if it was trained here.
     """
 
     net: Normalized | None
@@ -59,6 +60,7 @@ class Obtained:
     described: Described | None = None
     door: Door | None = None
     reference: nn.Module | None = None
+    kept: str | None = None
 
     @property
     def white(self) -> bool:
@@ -136,18 +138,18 @@ def obtain_teacher(composition: Composition, bench: Bench, train: Callable[..., 
         return None
     device = composition.device
     net: Normalized | None = None
-    key, seconds, report = "", 0.0, dict[str, Any]()
+    key, seconds, report, kept = "", 0.0, dict[str, Any](), None
     if settings.net is not None:
         if settings.weights:
             net, key = load_net(settings)
         else:
-            net, key, seconds, report = _trained(settings, bench, train)
+            net, key, seconds, report, kept = _trained(settings, bench, train)
         net.eval()
         if settings.access == "white":
             labelled = bench.dataset.val or bench.dataset.test
             if settings.check and labelled is not None:
                 diagnose(net, labelled, task=bench.task, device=device)
-            return Obtained(net, key, seconds, settings, device, report)
+            return Obtained(net, key, seconds, settings, device, report, kept=kept)
     door: Asking | None = None
 
     def open_door() -> Described:
@@ -165,7 +167,26 @@ def obtain_teacher(composition: Composition, bench: Bench, train: Callable[..., 
     said = asdict(described)
     key = digest([key, *(said[k] for k in ("name", "version", "access", "decimals", "k")), settings.smoothing])
     reference = _reference(settings) if settings.reference else None
-    return Obtained(net, key, seconds, settings, device, report, described, door, reference)
+    return Obtained(net, key, seconds, settings, device, report, described, door, reference, kept)
+
+
+def obtain_source_teacher(
+    training: Training, composition: Composition, bench: Bench, train: Callable[..., Fitted] = fit
+) -> Obtained | None:
+    """The teacher that only the source of a training asks; None where it asks the run's.
+
+    Args:
+        training: whose source it is.
+        composition: of the run.
+        bench: what the run's fits share.
+        train: called as :func:`~kd_lightning.engine.fit.fit` is.
+
+    Raises:
+        TeacherError: see :func:`obtain_teacher`.
+    """
+    if training.source_teacher is None:
+        return None
+    return obtain_teacher(composition.derive(teacher=training.source_teacher), bench, train)
 
 
 def _terms(settings: TeacherSettings, bench: Bench) -> Terms:
@@ -231,7 +252,7 @@ def load_net(settings: TeacherSettings) -> tuple[Normalized, str]:
 
 def _trained(
     settings: TeacherSettings, bench: Bench, train: Callable[..., Fitted]
-) -> tuple[Normalized, str, float, dict[str, Any]]:
+) -> tuple[Normalized, str, float, dict[str, Any], str]:
     if bench.dataset.train is None:
         raise TeacherError(
             f"data={bench.dataset.name} has no training images to train a teacher on: "
@@ -239,4 +260,4 @@ def _trained(
         )
     assert settings.training is not None
     fitted = train(settings.training, bench, phase="teacher")
-    return fitted.network, digest([fitted.key]), fitted.seconds, fitted.report
+    return fitted.network, digest([fitted.key]), fitted.seconds, fitted.report, fitted.folder.name

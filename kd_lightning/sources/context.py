@@ -33,6 +33,8 @@ class Context:
         precision: of the fit, as Lightning names it.
         memory_format: of the fit's networks, ``contiguous`` or ``channels_last``.
         needs: of the method that will train on the source, such as ``teacher``.
+        rounds: of an epoch, where that method says how many.
+        notes: what the source found out, for the fit's report.
     """
 
     dataset: Dataset
@@ -48,6 +50,7 @@ class Context:
     precision: str = "32-true"
     memory_format: str = "contiguous"
     needs: Set[str] = frozenset()
+    rounds: int | None = None
     notes: dict[str, Any] = field(default_factory=dict)
 
     def autocast(self) -> torch.autocast:

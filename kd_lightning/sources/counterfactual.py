@@ -31,7 +31,7 @@ class Counterfactual:
     Args:
         mechanisms: ``shape``, ``fg`` and ``bg``, each with a ``generator`` and its ``weights``: a network of latents
             and labels, or one that draws all three.
-        latent: length of z ~ N(0, I), of which every mechanism has its own.
+        latent: length of z, of which every mechanism has its own.
         rounds: batches of one epoch where images are streamed.
         batch_size: images per batch and rank.
         images: how many, made once and kept; None for fresh ones in every batch.
@@ -103,18 +103,21 @@ class Counterfactual:
         config = {
             "source": "counterfactual",
             "version": self.version,
-            "generators": {
-                im: by_content(node["weights"], str(context.store.root)) for im, node in self.mechanisms.items()
-            },
+            "generators": {im: by_content(node["weights"], context.store.root) for im, node in self.mechanisms.items()},
             "compose": [repr(operator) for operator in self.compose],
             "classes": context.dataset.num_classes,
             "images": total,
             **{k: getattr(self, k) for k in ("latent", "ratio", "labels", "shift", "seed")},
+            **({"latents": own} if (own := self.with_latents_of_their_own()) else {}),
         }
         parts = obtain_parts(context, config, -(-total // PER_PART), make)
         context.notes["images_synthesised"] = total
         return context.serve(*(torch.cat([part[k] for part in parts]) for k in ("images", "labels")),
                              batch_size=self.batch_size)  # fmt: skip
+
+    def with_latents_of_their_own(self) -> list[str]:
+        """Mechanisms whose generator is asked with other latents than N(0, I)."""
+        return [im for im, node in self.mechanisms.items() if hasattr(node["generator"], "latents")]
 
     def kept(self, drawers: Mapping[str, DrawingTeacher], context: Context) -> Drawers:
         """What draws in the place of the mechanisms: themselves, or what they drew once."""
@@ -129,19 +132,20 @@ class Counterfactual:
     def draw(self, drawers: Drawers, n: int, classes: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         """Images (N, C, H, W) in [0, 1] and the labels (N,) of their shapes."""
 
-        def latents(count: int) -> Tensor:
-            return torch.randn(count, self.latent, generator=rng, device=rng.device)
-
         shapes = torch.randint(classes, (-(-n // self.ratio),), generator=rng, device=rng.device)
         y = shapes.repeat_interleave(self.ratio)[:n]
-        mask = drawers["shape"].sample("shape", latents(len(shapes)), shapes).repeat_interleave(self.ratio, 0)[:n]
+        mask = (
+            drawers["shape"]
+            .sample("shape", drawers["shape"].latents(len(shapes), self.latent, rng), shapes)
+            .repeat_interleave(self.ratio, 0)[:n]
+        )
         textures = []
         for im in MECHANISMS[1:]:
             if self.labels == "permuted":
                 other = y[torch.randperm(n, generator=rng, device=rng.device)]
             else:
                 other = torch.randint(classes, (n,), generator=rng, device=rng.device)
-            drawn = drawers[im].sample(im, latents(n), other)
+            drawn = drawers[im].sample(im, drawers[im].latents(n, self.latent, rng), other)
             textures.append(shifted(drawn, rng) if self.shift else drawn)
         return compose(*applied(self.compose, mask, textures[0], textures[1], rng)).clamp(0, 1), y
 

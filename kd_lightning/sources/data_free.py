@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
+from kd_lightning.errors import ConfigError
 from kd_lightning.sources.context import Context
 
 
@@ -58,14 +59,17 @@ class Free:
     """``rounds`` rounds an epoch.
 
     Args:
-        rounds: batches of one epoch; what a round is, the method says.
+        rounds: batches of one epoch; what a round is, the method says. None where the method says their number, too.
     """
 
     offers = frozenset({"source.free"})
 
-    def __init__(self, *, rounds: int) -> None:
+    def __init__(self, *, rounds: int | None) -> None:
         self.rounds = rounds
 
     def prepare(self, context: Context) -> Rounds:
         """A sized iterable of nothing but numbers; looks at no image."""
-        return Rounds(self.rounds)
+        rounds = context.rounds if self.rounds is None else self.rounds
+        if rounds is None:
+            raise ConfigError("source.rounds: expected a whole number, because the method does not say how many")
+        return Rounds(rounds)

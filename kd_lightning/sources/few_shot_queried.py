@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from kd_lightning.data.loader import Augmentation, TensorLoader
@@ -16,7 +16,8 @@ from kd_lightning.errors import ConfigError
 from kd_lightning.sources.context import Context
 from kd_lightning.sources.queried_once import ask
 from kd_lightning.sources.real import few_places
-from kd_lightning.store.artifacts import writing
+from kd_lightning.store.artifacts import remedy, writing
+from kd_lightning.store.strangers import read_tensors
 from kd_lightning.teachers.black_box import QueryTeacher
 
 
@@ -144,7 +145,8 @@ def kept_pool(
         with writing(folder):
             save_file({k: v.contiguous() for k, v in make().items()}, folder / "pool.safetensors")
 
-    return load_file(context.store.obtain("pool", config, build) / "pool.safetensors")
+    folder = context.store.obtain("pool", config, build)
+    return read_tensors(folder / "pool.safetensors", advice=remedy(folder))
 
 
 def mixup_again(x: Tensor, t: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:

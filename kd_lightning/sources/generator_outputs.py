@@ -26,7 +26,7 @@ class Drawn:
         generator: the teacher, see :class:`~kd_lightning.teachers.generator.DrawingTeacher`.
         weights: its weights, ``stage:NAME/generator.safetensors`` or a file.
         im: the mechanism, ``shape``, ``fg`` or ``bg``.
-        latent: length of z ~ N(0, I).
+        latent: length of z, N(0, I) or as the teacher was trained on.
         pairs: how many, classes in turn.
         batch_size: images per batch and rank.
         seed: of the latents.
@@ -63,16 +63,17 @@ class Drawn:
                 teacher.append(DrawingTeacher(self.generator, self.weights, device=context.device))
             rng = noise_on(context, random)
             places = torch.arange(self.pairs)[number * PER_PART : (number + 1) * PER_PART]
-            z = torch.randn(len(places), self.latent, generator=rng, device=rng.device)
+            z = teacher[0].latents(len(places), self.latent, rng)
             y = (places % classes).to(z.device)
             return {"images": teacher[0].sample(self.im, z, y), "labels": y, "latents": z}
 
         config = {
             "source": "drawn",
             "version": self.version,
-            "generator": by_content(self.weights, str(context.store.root)),
+            "generator": by_content(self.weights, context.store.root),
             "classes": classes,
             **{k: getattr(self, k) for k in ("im", "latent", "pairs", "seed")},
+            **({"latents": "its own"} if hasattr(self.generator, "latents") else {}),
         }
         parts = obtain_parts(context, config, -(-self.pairs // PER_PART), make)
         images, labels, latents = (torch.cat([part[k] for part in parts]) for k in ("images", "labels", "latents"))

@@ -8,14 +8,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
 from kd_lightning.errors import ConfigError
 from kd_lightning.networks.normalized import Normalized
 from kd_lightning.sources.context import Context
-from kd_lightning.store.artifacts import writing
+from kd_lightning.store.artifacts import remedy, writing
+from kd_lightning.store.strangers import read_tensors
 from kd_lightning.teachers.white_box import FrozenTeacher
 from kd_lightning.tracking.image_grids import save_grid, to_uint8
 
@@ -90,7 +91,7 @@ def obtain_parts(
         save_grid(gathered(parts, torch.linspace(0, count - 1, min(100, count)).long()), folder / "grid.png")
 
     def read(folder: Path) -> list[dict[str, Tensor]]:
-        return [load_file(_part(folder, i)) for i in range(batches)]
+        return [read_tensors(_part(folder, i), advice=remedy(folder)) for i in range(batches)]
 
     return read(context.store.obtain("pool", config, build))
 

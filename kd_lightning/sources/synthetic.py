@@ -19,13 +19,13 @@ Deviations (paper / authors' code / here):
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from kd_lightning.core.tasks import Classification
@@ -39,7 +39,8 @@ from kd_lightning.sources.quality_gates import Gate, errors_of, of_acceptance, o
 from kd_lightning.sources.queried_once import ask
 from kd_lightning.sources.rejection import Accepted, rejection
 from kd_lightning.sources.vicinity import places
-from kd_lightning.store.artifacts import by_content, writing
+from kd_lightning.store.artifacts import by_content, remedy, writing
+from kd_lightning.store.strangers import read_tensors
 from kd_lightning.teachers.white_box import FrozenTeacher
 
 PER_PART = 2000
@@ -60,6 +61,7 @@ class Synthetic:
         ratio_weights: its weights.
         burn_in: images by whose greatest ratio the first are accepted.
         draw: images drawn at a time.
+        teacher: ``net`` and ``weights`` of a teacher for filter and labels, as the run obtains one; None for the run's.
         keep: part of the pool with the smallest errors of the teacher, of each class or of all numbers; None for all.
         relabel: the teacher's answer takes the label's place.
         processing: one of the paper's variants in place of those three: ``unprocessed``, ``subsampled``, ``filtered``
@@ -97,6 +99,7 @@ class Synthetic:
         strict: bool = False,
         augment: Sequence[Augmentation] = (),
         seed: int = 0,
+        teacher: Mapping[str, Any] | None = None,
     ) -> None:
         if keep is not None and not 0 < keep <= 1:
             raise ConfigError(f"source.keep={keep}: expected a part, more than 0 and at most 1, or null for all")
@@ -183,8 +186,8 @@ class Synthetic:
         config = {
             "source": "synthetic",
             "version": self.version,
-            "generator": by_content(self.weights, str(context.store.root)),
-            "ratio": by_content(self.ratio_weights, str(context.store.root)),
+            "generator": by_content(self.weights, context.store.root),
+            "ratio": by_content(self.ratio_weights, context.store.root),
             "labels": wanted.tolist(),
             "images": len(wanted) * self.per_label,
             **{k: getattr(self, k) for k in ("latent", "per_label", "seed", "burn_in", "draw")},
@@ -236,7 +239,7 @@ class Synthetic:
             folder = context.store.obtain("labels", answers_config(context, pool), build)
             context.teacher.asked = spent + count  # also where an earlier run did it
             context.notes["queries"] = count
-            return torch.arange(count), load_file(folder / "answers.safetensors")["answers"]
+            return torch.arange(count), read_tensors(folder / "answers.safetensors", advice=remedy(folder))["answers"]
         rows, answers, begin = [], [], 0
         for part in parts:
             positions, told = ask(context, part["images"], called="made images")

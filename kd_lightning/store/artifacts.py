@@ -8,8 +8,9 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,16 @@ from platformdirs import user_cache_path
 from safetensors import SafetensorError
 
 from kd_lightning.errors import UserError, VersionError
+from kd_lightning.store import strangers
 
 FORMAT_VERSION = 1
 """Of artefacts, checkpoints, results and students; raised when old ones cannot be read any more."""
 
 NAME = re.compile(r"[a-z]+-[0-9a-f]{12}")
 """What an artefact's folder is called."""
+
+
+WHOLE, GONE = "whole", "gone"
 
 
 def refuse_format(found: Any, where: Path, remedy: str = "make it anew") -> None:
@@ -40,10 +45,16 @@ def refuse_format(found: Any, where: Path, remedy: str = "make it anew") -> None
     if found == FORMAT_VERSION and not isinstance(found, bool):
         return
     newer = isinstance(found, int) and found > FORMAT_VERSION
+    said = "of many digits" if isinstance(found, int) and abs(found) > 1e9 else f"{found!s:.20}"
     raise VersionError(
-        f"{where} has format_version {found}, this kd_lightning reads {FORMAT_VERSION}: "
+        f"{where} has format_version {said}, this kd_lightning reads {FORMAT_VERSION}: "
         + ("it was written by a newer one, install that" if newer else remedy)
     )
+
+
+def remedy(folder: Path) -> str:
+    """What to type where a file of this artefact cannot be read."""
+    return f"kd-artifacts rm {folder.name}, and it is made anew"
 
 
 def read_meta(folder: Path) -> dict[str, Any] | None:
@@ -53,16 +64,53 @@ def read_meta(folder: Path) -> dict[str, Any] | None:
         VersionError: it has another format.
         UserError: it cannot be read.
     """
-    file, remedy = folder / "artifact.json", f"kd-artifacts rm {folder.name}, and it is made anew"
-    try:
-        meta = json.loads(file.read_text())
-        version = meta["format_version"]
-    except (FileNotFoundError, NotADirectoryError):
+    file, advice = folder / "artifact.json", remedy(folder)
+    if not os.path.lexists(file):
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file} cannot be read ({error}): {remedy}") from error
-    refuse_format(version, file, remedy)
+    meta = strangers.read_json(file, advice=advice)
+    if not isinstance(meta, dict) or "format_version" not in meta:
+        raise UserError(f"{file} cannot be read (it names no format_version): {advice}")
+    refuse_format(meta["format_version"], file, advice)
     return meta
+
+
+def state_of(folder: Path) -> str:
+    """``WHOLE``, ``GONE``, or what is wrong with a finished artefact: a file that is not as long as it was written.
+
+    Raises:
+        VersionError: it has another format.
+    """
+    try:
+        meta = read_meta(folder)
+    except VersionError:
+        raise
+    except UserError as error:
+        return str(error).removesuffix(f": {remedy(folder)}")
+    if meta is None:
+        return GONE
+    sizes = meta.get("files")
+    for name, size in sizes.items() if isinstance(sizes, dict) else ():
+        now = os.lstat(folder / name).st_size if os.path.lexists(folder / name) else 0
+        if now != size:
+            return f"{name} is {now} bytes long, {size} were written"
+    return WHOLE
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """Bytes of the files that are read again, by their paths in an artefact's folder."""
+    found = [*folder.glob("*.json"), *folder.glob("*.csv"), *folder.rglob("*.safetensors"), *folder.rglob("*.ckpt")]
+    return {str(file.relative_to(folder)): file.stat().st_size for file in found if file.is_file()}
+
+
+def _set_aside(folder: Path) -> None:
+    """Make place for another, where the artefact that is there is damaged."""
+    if (wrong := state_of(folder)) in (WHOLE, GONE):
+        return
+    aside = folder.with_name(folder.name + ".damaged")
+    print(f"{folder.name} is damaged ({wrong}): it is set aside as {aside}, and made anew", file=sys.stderr, flush=True)
+    with writing(aside):
+        shutil.rmtree(aside, ignore_errors=True)
+        os.replace(folder, aside)
 
 
 def digest(config: Any) -> str:
@@ -79,18 +127,51 @@ def file_digest(path: str | Path) -> str:
 
 def names_file(text: Any) -> bool:
     """Whether a value of a composition is the path of a file that is there."""
-    return isinstance(text, str) and ("/" in text or "." in text) and os.path.isfile(os.path.expanduser(text))
+    return isinstance(text, str) and text != "" and os.path.isfile(os.path.expanduser(text))
 
 
-def by_content(node: Any, root: str) -> Any:
-    """Files of earlier stages count by their hash, wherever the store is; other files by what is in them."""
+def within_artefact(path: str, root: str | Path) -> str | None:
+    """Where in the store a file of a finished artefact lies, as ``/kind-hash/name``; None for every other file.
+
+    Args:
+        path: of a file.
+        root: of the store.
+    """
+    file, store = (os.path.abspath(os.path.expanduser(where)) for where in (path, str(root)))
+    inside = os.path.relpath(file, store).split(os.sep)
+    finished = NAME.fullmatch(inside[0]) and os.path.isfile(os.path.join(store, inside[0], "artifact.json"))
+    return "/" + "/".join(inside) if finished and len(inside) > 1 else None
+
+
+def by_content(node: Any, root: str | Path) -> Any:
+    """Files of finished artefacts count by their name, which says what made them; all others by what is in them."""
     if isinstance(node, dict):
         return {k: by_content(v, root) for k, v in node.items()}
     if isinstance(node, list):
         return [by_content(v, root) for v in node]
-    if isinstance(node, str) and node.startswith(root):
-        return node.removeprefix(root)
-    return file_digest(node) if names_file(node) else node
+    if not names_file(node):
+        return node
+    return within_artefact(node, root) or file_digest(node)
+
+
+def copy_into(source: Path, target: Path, leave: Sequence[str] = ()) -> None:
+    """Copy the files of a folder of the store as new files, which their owner may write, whatever the store's may.
+
+    Args:
+        source: folder; links to folders in it are left out.
+        target: folder, made where it is missing; files of the same names are overwritten.
+        leave: patterns of names that are left out.
+    """
+
+    def wanted(names: Sequence[str]) -> list[str]:
+        return [name for name in names if not any(fnmatch(name, pattern) for pattern in leave)]
+
+    for top, folders, files in os.walk(source):
+        folders[:] = wanted(folders)
+        place = target / Path(top).relative_to(source)
+        place.mkdir(parents=True, exist_ok=True)
+        for name in wanted(files):
+            shutil.copyfile(Path(top) / name, place / name)
 
 
 def size_of(folder: Path) -> int:
@@ -197,6 +278,7 @@ class Store:
         with self._locked(folder):
             if not self._usable(folder):
                 work = _unfinished(folder)
+                self._decided(lambda: _set_aside(folder))
                 self._decided(lambda: self._begin(work))
                 self._used.append(set())
                 try:
@@ -210,7 +292,7 @@ class Store:
 
     def _usable(self, folder: Path) -> bool:
         may = self.reuse or folder in self.built
-        return may and self._decided(lambda: read_meta(folder) is not None)
+        return may and self._decided(lambda: state_of(folder) == WHOLE)
 
     def _begin(self, work: Path) -> None:
         with writing(work):
@@ -220,7 +302,8 @@ class Store:
 
     def _finish(self, work: Path, folder: Path, meta: Mapping[str, Any]) -> None:
         old = folder.with_name(folder.name + ".old")
-        write_json(work / "artifact.json", meta)
+        (work / "artifact.json").unlink(missing_ok=True)
+        write_json(work / "artifact.json", {**meta, "files": _sizes(work)})
         with writing(folder):
             shutil.rmtree(old, ignore_errors=True)
             if folder.exists():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -16,6 +15,7 @@ from filelock import FileLock, Timeout
 
 from kd_lightning.errors import UserError
 from kd_lightning.store.artifacts import NAME, read_meta, size_of
+from kd_lightning.store.strangers import read_json
 
 DERIVED = ("fit", "pool", "labels")
 """Kinds that ``gc`` removes where no run uses them: computing brings them back. Paid answers and runs stay."""
@@ -28,7 +28,7 @@ class Entry:
     Args:
         folder: where.
         name: of the artefact: ``kind-hash``.
-        state: empty, ``unfinished``, ``old`` or ``unreadable``.
+        state: empty, ``unfinished``, ``old``, ``damaged`` or ``unreadable``.
         size: bytes.
         touched: when something in it last changed, in seconds since the epoch.
         about: what it is, in a few words.
@@ -60,7 +60,7 @@ def entries(root: Path) -> list[Entry]:
     found = [
         _entry(folder, *match.groups())
         for folder in root.iterdir()
-        if folder.is_dir() and (match := re.fullmatch(rf"({NAME.pattern})(?:\.(unfinished|old))?", folder.name))
+        if folder.is_dir() and (match := re.fullmatch(rf"({NAME.pattern})(?:\.(unfinished|old|damaged))?", folder.name))
     ]
     return sorted(found, key=lambda entry: (entry.kind, -entry.size))
 
@@ -90,8 +90,8 @@ def _about(folder: Path, meta: dict[str, Any]) -> str:
         words = [f"{named.get('method')} on {named.get('data')}", named.get("student"), f"seed {config.get('seed')}"]
     elif kind == "fit":
         try:
-            report = json.loads((folder / "fit.json").read_text())
-        except (OSError, ValueError):
+            report = read_json(folder / "fit.json")
+        except UserError:
             report = {}
         student = str((config.get("student") or {}).get("_target_")).rpartition(".")[2]
         method = str(config.get("target")).rpartition(".")[2]
@@ -127,7 +127,7 @@ def garbage(found: Sequence[Entry], *, before: float, keep: Sequence[str] = ()) 
         Entries, and notes on why others stay.
     """
     old = [entry for entry in found if entry.touched < before and not entry.folder.name.startswith(tuple(keep))]
-    going = [entry for entry in old if entry.state in ("unfinished", "old") and not at_work(entry)]
+    going = [entry for entry in old if entry.state in ("unfinished", "old", "damaged") and not at_work(entry)]
     runs = [entry for entry in found if entry.kind == "run" and entry not in going]
     notes: list[str] = []
     if begun := [entry.name for entry in runs if entry.state == "unfinished"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ class DrawingTeacher:
         TeacherError: the file cannot be read, or holds another network.
     """
 
-    __slots__ = ("_ask", "_seen", "asked")
+    __slots__ = ("_ask", "_seen", "asked", "latents")
 
     def __init__(self, generator: nn.Module, weights: str | None = None, *, device: str = "cpu") -> None:
         if weights is not None:
@@ -40,6 +41,7 @@ class DrawingTeacher:
             return drawn_by(generator, im, z.to(device), y.to(device))
 
         self._ask = ask
+        self.latents = lambda n, length, rng: latents_of(generator, n, length, rng)
 
     def sample(self, im: str, z: Tensor, y: Tensor) -> Tensor:
         """Images of a mechanism, without a gradient.
@@ -63,6 +65,13 @@ class DrawingTeacher:
         return answer.clamp(0, 1)
 
 
+def latents_of(generator: nn.Module, n: int, length: int, rng: torch.Generator) -> Tensor:
+    """Latents (n, length) as a generator was trained on: its own ``latents``, or z ~ N(0, I)."""
+    if hasattr(generator, "latents"):
+        return cast(Any, generator).latents(n, length, rng)
+    return torch.randn(n, length, generator=rng, device=rng.device)
+
+
 class KeptDrawings:
     """What a mechanism drew once, asked in its place: the first number of z says which picture of the label's it is.
 
@@ -81,11 +90,12 @@ class KeptDrawings:
         self.each = max(pictures // classes, 1)
         labels = torch.arange(classes, device=rng.device).repeat_interleave(self.each)
         self.pictures = torch.cat(
-            [
-                drawer.sample(im, torch.randn(len(y), latent, generator=rng, device=rng.device), y)
-                for y in labels.split(PER_CALL)
-            ]
+            [drawer.sample(im, drawer.latents(len(y), latent, rng), y) for y in labels.split(PER_CALL)]
         )
+
+    def latents(self, n: int, length: int, rng: torch.Generator) -> Tensor:
+        """Z ~ N(0, I), (n, length), whatever the drawer's are."""
+        return torch.randn(n, length, generator=rng, device=rng.device)
 
     def sample(self, im: str, z: Tensor, y: Tensor) -> Tensor:
         """Pictures (N, C, H, W) of labels (N,): where z ~ N(0, I), each of a label's is as likely as another."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from kd_lightning.data.dataset import Dataset
 from kd_lightning.errors import ConfigError, TeacherError
+from kd_lightning.networks.generators.cgn_imagenet import ImageNetCgn
 from kd_lightning.sources.context import Context
 from kd_lightning.sources.counterfactual import Counterfactual
 from kd_lightning.sources.generator_outputs import Drawn
@@ -156,7 +157,7 @@ def test_what_a_teacher_drew_is_asked_once_and_replayed_from_its_latents(weights
     for x, y, z, _ in loader:
         assert y is not None
         assert z is not None
-        assert torch.equal(x, (painter.draw("fg", z, y) * 255).round() / 255)
+        torch.testing.assert_close(x, painter.draw("fg", z, y), rtol=0, atol=0.5 / 255 + 1e-5)
     assert loader.labels is not None
     assert torch.equal(loader.labels.bincount(), torch.full((5,), 12))
 
@@ -168,7 +169,7 @@ def test_the_drawing_teacher_shows_nothing_but_images(weights: str) -> None:
     image = teacher.sample("fg", z, torch.arange(3))
     assert not image.requires_grad
     assert painter.low.grad is None
-    assert [name for name in dir(teacher) if not name.startswith("_")] == ["asked", "sample"]
+    assert [name for name in dir(teacher) if not name.startswith("_")] == ["asked", "latents", "sample"]
     assert teacher.asked == 3
 
 
@@ -195,3 +196,23 @@ def test_settings_that_cannot_be_are_refused(weights: str) -> None:
         source(weights, labels="mixed")
     with pytest.raises(ConfigError, match=r"source\.drawings=0: expected at least 1, or null"):
         source(weights, drawings=0)
+
+
+class Cut(Painter):
+    """Trained on latents of its own."""
+
+    def latents(self, n: int, length: int, rng: torch.Generator) -> Tensor:
+        return torch.full((n, length), 0.25)
+
+
+def test_a_teacher_is_asked_with_latents_as_it_was_trained_on(weights: str, tmp_path: Path) -> None:
+    drawn: dict[str, Any] = {"weights": weights, "im": "fg", "latent": 4, "pairs": 60, "batch_size": 20}
+    loader = Drawn(generator=Cut(), **drawn).prepare(at(tmp_path))
+    assert loader.answers is not None
+    assert loader.answers.unique().tolist() == [0.25]
+    other = Drawn(generator=Painter(), **drawn).prepare(at(tmp_path))
+    assert other.answers is not None
+    assert other.answers.std() > 0.5, "and the two are kept apart"
+    net = ImageNetCgn(f_shape=Painter(), f_text=Painter(), f_bg=Painter(), u2net=Painter(), truncation=0.5)
+    z = net.latents(2000, 4, torch.Generator().manual_seed(0))
+    assert 0.9 < float(z.abs().max()) <= 1.0, "cut off at two deviations, times the truncation"

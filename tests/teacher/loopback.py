@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+from conftest import PATIENCE
 
 from kd_lightning.cli.serve.app import Service, server_of
 from kd_lightning.teachers.answer_types import Answer, Described, Label, Probs, TopK
@@ -39,9 +40,11 @@ def label(asked: np.ndarray) -> list[Answer]:
 
 
 @contextmanager
-def serving(service: Service) -> Iterator[str]:
+def serving(service: Service, *, buffer: int | None = None) -> Iterator[str]:
     """Its address; afterwards what is under way is answered, and the server has ended."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
+        if buffer is not None:  # bytes that the system takes of an answer which nobody reads
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)
         server = server_of(service)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
@@ -52,7 +55,7 @@ def serving(service: Service) -> Iterator[str]:
             yield "http://{}:{}".format(*listening.getsockname())
         finally:
             server.should_exit = True
-            thread.join(30)
+            thread.join(PATIENCE)
             assert not thread.is_alive()
 
 
@@ -60,7 +63,7 @@ def serving(service: Service) -> Iterator[str]:
 def toy(answer: Callable[[np.ndarray], Sequence[Answer]] = probs, **settings: Any) -> Iterator[tuple[Service, Any]]:
     """The toy teacher as a service, and a client of its address."""
     service = Service(answer, settings.pop("teacher", TEACHER), **settings)
-    with serving(service) as address, httpx.Client(base_url=address, trust_env=False, timeout=20) as client:
+    with serving(service) as address, httpx.Client(base_url=address, trust_env=False, timeout=PATIENCE) as client:
         yield service, client
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import PATIENCE
 from loopback import serving
 from omegaconf import DictConfig, open_dict
 
@@ -240,7 +241,7 @@ def test_the_command_from_start_to_end(teacher_file: Path, tmp_path: Path) -> No
             patch.setenv("OTHER_KEY", key)
             answers = asker.ask(pixels(digits())[:20])
         process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=200)
+        out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0
     assert out == ""
     assert err == (

@@ -19,6 +19,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from conftest import PATIENCE
 from loopback import TEACHER, images, post, probs, serving, toy
 
 from kd_lightning.cli.serve.app import Service
@@ -122,7 +123,7 @@ def test_what_is_no_question_at_all_ends_its_connection_alone(name: str, asked: 
 
 def first_line(client: httpx.Client, sent: bytes) -> bytes:
     address = client.base_url.host, client.base_url.port
-    with socket.create_connection(address, timeout=60) as connection:
+    with socket.create_connection(address, timeout=PATIENCE) as connection:
         connection.sendall(sent)
         return connection.recv(1000).split(b"\r\n")[0]
 
@@ -199,7 +200,7 @@ def test_it_stays_responsive_while_the_network_works_and_refuses_what_it_cannot_
     go_on = threading.Event()
 
     def slow(asked: np.ndarray) -> list[Answer]:
-        assert go_on.wait(20)
+        assert go_on.wait(PATIENCE)
         return probs(asked)
 
     with toy(slow, limits=Limits(waiting=2)) as (service, client), ThreadPoolExecutor(2) as pool:
@@ -304,6 +305,40 @@ def test_the_memory_is_bounded_and_forgets_the_oldest() -> None:
     assert asyncio.run(story()) == (["7", "8", "9", "large"], 0)
 
 
+def test_remembering_an_answer_takes_the_same_work_however_many_are_remembered() -> None:
+    class Walked(dict[str, Any]):
+        steps = 0
+
+        def items(self) -> Any:
+            Walked.steps += len(self)
+            return super().items()
+
+        def __iter__(self) -> Any:
+            Walked.steps += len(self)
+            return super().__iter__()
+
+        def keys(self) -> Any:
+            Walked.steps += len(self)
+            return super().keys()
+
+    async def answered() -> bytes:
+        return b"x" * 10
+
+    async def story() -> None:
+        memory = Memory(size=1000)
+        memory.entries = Walked()  # type: ignore[assignment]
+        for i in range(300):
+            task = asyncio.ensure_future(answered())
+            memory.keep(str(i), b"", task)
+            await task
+        await asyncio.sleep(0)
+        assert len(memory.entries) == 100
+        assert memory.held == 1000
+
+    asyncio.run(story())
+    assert Walked.steps == 0
+
+
 def test_logits_never_leave() -> None:
     for wrong in (replace(TEACHER, access="logits"), replace(TEACHER, image=None)):
         with pytest.raises(ValueError, match="tells no logits"):
@@ -315,15 +350,15 @@ def test_what_is_under_way_is_answered_before_it_ends() -> None:
 
     def slow(asked: np.ndarray) -> list[Answer]:
         begun.set()
-        assert go_on.wait(20)
+        assert go_on.wait(PATIENCE)
         return probs(asked)
 
     service = Service(slow, TEACHER)
-    with ThreadPoolExecutor(1) as pool, httpx.Client(trust_env=False, timeout=20) as client:
+    with ThreadPoolExecutor(1) as pool, httpx.Client(trust_env=False, timeout=PATIENCE) as client:
         with serving(service) as address:
             client.base_url = httpx.URL(address)
             waiting = pool.submit(post, client, images(3))
-            assert begun.wait(20)
+            assert begun.wait(PATIENCE)
             threading.Timer(0.2, go_on.set).start()
         assert waiting.result().status_code == 200
         with pytest.raises(httpx.ConnectError):
@@ -352,7 +387,8 @@ def test_the_count_outlives_kill_9(tmp_path: Path) -> None:
         assert process.stdout is not None
         address = process.stdout.readline().strip()
         asked = []
-        with httpx.Client(base_url=address, trust_env=False, timeout=20) as client, suppress(httpx.TransportError):
+        patient = {"base_url": address, "trust_env": False, "timeout": PATIENCE}
+        with httpx.Client(**patient) as client, suppress(httpx.TransportError):
             while len(asked) < 1000:
                 asked.append(f"q{len(asked)}")
                 if len(asked) == 4:

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
 from kd_lightning.errors import TeacherError
 from kd_lightning.networks.classifiers.small import SmallConvNet
 from kd_lightning.networks.normalized import Normalized
-from kd_lightning.networks.weights import load_weights, read_weights
+from kd_lightning.networks.weights import load_weights, read_weights, write_weights
 
 
 def network(**settings: object) -> Normalized:
@@ -22,6 +23,21 @@ def network(**settings: object) -> Normalized:
 
 def same(a: nn.Module, b: nn.Module) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def test_the_same_weights_are_the_same_bytes(tmp_path: Path) -> None:
+    metadata = {name: f'"{name}" é\n' for name in ("version", "classes", "card", "a", "b")}
+    state = network().state_dict() | {"count": torch.tensor(3), "half": torch.ones(3).half(), "none": torch.ones(0, 2)}
+    written = set()
+    for given in [metadata, dict(reversed(metadata.items()))] * 8:  # a shuffled order would be the same 16 times never
+        write_weights(state, tmp_path / "w.safetensors", given)
+        written.add((tmp_path / "w.safetensors").read_bytes())
+    assert len(written) == 1
+    with safe_open(tmp_path / "w.safetensors", "pt") as file:
+        assert file.metadata() == metadata
+    back = read_weights(tmp_path / "w.safetensors")
+    assert back.keys() == state.keys()
+    assert all(torch.equal(back[name], state[name]) and back[name].dtype == state[name].dtype for name in state)
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])

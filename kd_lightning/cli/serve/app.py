@@ -12,10 +12,12 @@ import hmac
 import math
 import sys
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import asdict
+from functools import partial
 
 import numpy as np
 import uvicorn
@@ -25,6 +27,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from kd_lightning.cli.serve.connections import BACKLOG, KEEP, Connection, Connections, Log
 from kd_lightning.cli.serve.limits import Bucket, Limits, Memory, Refused, Tally
 from kd_lightning.teachers.answer_types import Answer, Described
 from kd_lightning.teachers.remote import protocol as wire
@@ -61,6 +64,8 @@ class Service:
         self.requests = Bucket(self.limits.requests_per_minute, clock)
         self.images = Bucket(self.limits.images_per_minute, clock)
         self.under_way = 0
+        self.arriving: Counter[str] = Counter()
+        self.log = Log(clock)
         self.worker = ThreadPoolExecutor(1, thread_name_prefix="teacher")
 
     def app(self) -> Starlette:
@@ -68,6 +73,7 @@ class Service:
 
         @asynccontextmanager
         async def lifespan(_: Starlette) -> AsyncIterator[None]:
+            asyncio.get_running_loop().set_exception_handler(self.log.error)
             yield
             self.worker.shutdown(wait=True, cancel_futures=True)
 
@@ -75,6 +81,7 @@ class Service:
             async def endpoint(request: Request) -> Response:
                 try:
                     self._refuse_stranger(request)
+                    request.state.known = True  # its connection may stay
                     return await handle(request)
                 except Refused as refused:
                     return refused.response()
@@ -108,10 +115,16 @@ class Service:
     async def ask(self, request: Request) -> Response:
         """One question."""
         shape = self._announced(request)
-        self._admit(shape[0])
+        address = request.client.host if request.client else ""
+        self._admit(shape[0], address)
         self.under_way += 1
         try:
-            pixels = await self._body(request, math.prod(shape))
+            self.arriving[address] += 1
+            try:
+                pixels = await self._body(request, math.prod(shape))
+            finally:
+                self.arriving[address] -= 1
+                self.arriving += Counter()  # forgets those at 0
             identity = request.headers.get("Idempotency-Key")
             content = b"" if identity is None else hashlib.sha256(pixels).digest()
             task = None if identity is None else self.memory.find(identity, content)
@@ -167,10 +180,12 @@ class Service:
             raise Refused(400, "id", "Idempotency-Key: expected 1 to 200 printable characters")
         return shape
 
-    def _admit(self, images: int) -> None:
-        """Let a question in, or say when to come again."""
+    def _admit(self, images: int, address: str) -> None:
+        """Let a question in, or say when to come again; one address has half the places while its bodies arrive."""
         if self.under_way >= self.limits.waiting:
             raise Refused(503, "busy", f"{self.under_way} questions are under way", after=1)
+        if self.arriving[address] >= (self.limits.waiting + 1) // 2:
+            raise Refused(503, "busy", f"{self.arriving[address]} questions of {address} are on their way", after=1)
         wait = max(self.requests.wait(1), self.images.wait(images))
         if wait > 0:
             asked, shown = self.limits.requests_per_minute, self.limits.images_per_minute
@@ -209,9 +224,10 @@ async def _no_such_thing(request: Request, error: Exception) -> Response:
 
 def server_of(service: Service) -> uvicorn.Server:
     """A server for ``run(sockets=[...])``; it ends at SIGINT and SIGTERM, when what is under way is answered."""
+    connections = Connections(service.limits, service.log)
     config = uvicorn.Config(
         service.app(),
-        http="h11",
+        http=partial(Connection, connections),  # type: ignore[arg-type]
         ws="none",
         loop="asyncio",
         lifespan="on",
@@ -220,7 +236,8 @@ def server_of(service: Service) -> uvicorn.Server:
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        timeout_keep_alive=60,  # longer than clients keep connections, or one may be closed as it is used
+        backlog=BACKLOG,
+        timeout_keep_alive=KEEP,
         timeout_graceful_shutdown=30,
     )
     return uvicorn.Server(config)

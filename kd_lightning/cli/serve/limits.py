@@ -28,13 +28,17 @@ class Limits:
         requests_per_minute: questions, None for any number; as many may come at once.
         images_per_minute: images in them.
         waiting: questions under way at the same time.
-        patience: seconds in which the body of a question must arrive.
+        patience: seconds in which the head of a question must arrive, its body, and the answer at who asked.
+        connections: open at the same time.
+        connections_per_address: of them from one address.
     """
 
     requests_per_minute: float | None = None
     images_per_minute: float | None = None
     waiting: int = 32
     patience: float = 30.0
+    connections: int = 256
+    connections_per_address: int = 64
 
 
 class Refused(Exception):
@@ -120,7 +124,8 @@ class Memory:
 
     def __init__(self, size: int = REMEMBERED) -> None:
         self.size, self.held = size, 0
-        self.entries: OrderedDict[str, tuple[bytes, asyncio.Task[bytes]]] = OrderedDict()
+        self.entries: dict[str, tuple[bytes, asyncio.Task[bytes]]] = {}
+        self._sizes: OrderedDict[str, int] = OrderedDict()  # of the answers that are there, the oldest first
 
     def find(self, identity: str, content: bytes) -> asyncio.Task[bytes] | None:
         """The answer to this question, or nothing.
@@ -144,10 +149,9 @@ class Memory:
         if task.cancelled() or task.exception() is not None:
             del self.entries[identity]
             return
-        self.held += len(task.result())
-        for other, (_, old) in list(self.entries.items()):
-            if self.held <= self.size:
-                return
-            if old.done():
-                self.held -= len(old.result())
-                del self.entries[other]
+        self._sizes[identity] = len(task.result())
+        self.held += self._sizes[identity]
+        while self.held > self.size:
+            oldest, size = self._sizes.popitem(last=False)
+            self.held -= size
+            del self.entries[oldest]

@@ -44,9 +44,15 @@ SETTINGS: dict[str, Any] = {
     "requests_per_minute": float | None,
     "images_per_minute": float | None,
     "waiting": int,
+    "patience": float,
+    "connections": int,
+    "connections_per_address": int,
     "count_file": str | None,
 }
 """Of its own; ``conf/serve.yaml`` says what they are."""
+
+
+FLOOD = ("patience", "connections", "connections_per_address")
 
 
 def compose(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> DictConfig:
@@ -84,7 +90,7 @@ def _own_faults(cfg: DictConfig) -> list[str]:
     lines = [wrong(key, cfg[key], hint) for key, hint in SETTINGS.items() if not fits(cfg[key], hint)]
     if lines:
         return lines
-    positive = ("max_batch", "max_body", "requests_per_minute", "images_per_minute", "waiting")
+    positive = ("max_batch", "max_body", "requests_per_minute", "images_per_minute", "waiting", *FLOOD)
     lines = [f"{key}={cfg[key]}: expected at least 1" for key in positive if cfg[key] is not None and cfg[key] < 1]
     if not 0 <= cfg.port < 65536:
         lines.append(f"port={cfg.port}: expected 0 to 65535")
@@ -205,7 +211,7 @@ def service_of(cfg: DictConfig) -> Service:
     teacher = described(cfg, composition, obtained)
     assert obtained.net is not None
     assert composition.teacher is not None
-    limits = Limits(cfg.requests_per_minute, cfg.images_per_minute, cfg.waiting)
+    limits = Limits(cfg.requests_per_minute, cfg.images_per_minute, cfg.waiting, **{name: cfg[name] for name in FLOOD})
     unsure = composition.teacher.abstain_below
     asker = LocalAsker(obtained.net, teacher, abstain_below=unsure, device=obtained.device)
     return Service(asker.ask, teacher, limits, key=key, tally=tally)

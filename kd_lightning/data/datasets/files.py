@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bz2
+import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +19,12 @@ from kd_lightning.data.dataset import Dataset, Split, fit_to, hold_out
 from kd_lightning.data.datasets import folder
 from kd_lightning.errors import DataError
 from kd_lightning.store.artifacts import Store
+from kd_lightning.store.strangers import in_a_line
 
+SILENCE = 60.0
+"""Seconds that a server may send nothing."""
+MOST_UNPACKED = 1 << 28
+"""Bytes of a packed file."""
 DIGITS = [str(digit) for digit in range(10)]
 IDX = [f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
 BATCHES = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta"]
@@ -175,8 +182,13 @@ def _download(name: str, root: Path, public: Public) -> None:
     try:
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(root / f".{name}.lock"):  # ranks and jobs: one fetches, the others find it there
-            for train in (True, False):
-                public.open(str(root), train, True)
+            before = socket.getdefaulttimeout()
+            socket.setdefaulttimeout(SILENCE)  # torchvision would wait for ever
+            try:
+                for train in (True, False):
+                    public.open(str(root), train, True)
+            finally:
+                socket.setdefaulttimeout(before)
     except Exception as error:
         raise DataError(
             f"{name} could not be fetched into {root}: {' '.join(str(error).split())}. Put its files in "
@@ -186,13 +198,25 @@ def _download(name: str, root: Path, public: Public) -> None:
 
 def _open(name: str, root: Path, public: Public, train: bool) -> Any:
     try:
+        for file in public.files:
+            if file.endswith(".bz2"):
+                _refuse_inflating(root / public.inside / file)
         return public.open(str(root), train, False)
     except Exception as error:
         part = "training" if train else "test"
         raise DataError(
-            f"{name}: cannot read the {part} files in {root / public.inside}: {error}. Delete them and put "
+            f"{name}: cannot read the {part} files in {root / public.inside}: {in_a_line(error)}. Delete them and put "
             "whole ones there, or have them fetched with data.download=true"
         ) from error
+
+
+def _refuse_inflating(file: Path) -> None:
+    with bz2.open(file) as packed:
+        size = 0
+        while part := packed.read(1 << 20):
+            size += len(part)
+            if size > MOST_UNPACKED:
+                raise ValueError(f"{file.name} becomes more than {MOST_UNPACKED:,} bytes")
 
 
 def _pixels(opened: Any) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,18 +11,22 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
 from kd_lightning.data.classes import class_names, split_folders
 from kd_lightning.data.dataset import Dataset, Split, hold_out
 from kd_lightning.errors import DataError
-from kd_lightning.store.artifacts import Store, digest, write_json
+from kd_lightning.store import strangers
+from kd_lightning.store.artifacts import Store, digest, file_digest, remedy, write_json
 
 VERSION = 1  # raised whenever the same files would give other pixels
 ENCODINGS = {f".{name}": name for name in ("jpeg", "png", "webp", "bmp", "gif", "ppm", "pgm", "tiff")}
 ENCODINGS |= {".jpg": "jpeg", ".tif": "tiff"}
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM", "TIFF", "ICO", "TGA", "JPEG2000", "AVIF")
+MOST_PIXELS = 64_000_000
+"""Of an image, and of what its shorter side makes of it."""
 RESAMPLE = Image.Resampling.BILINEAR
 
 
@@ -163,18 +166,26 @@ def _kept(
         save_file({"images": images, "good": good}, folder / "images.safetensors")
         write_json(folder / "bad.json", bad)
 
-    stats = [file.stat() for file in files]
-    listing = [[path, stat.st_size, stat.st_mtime_ns] for path, stat in zip(paths, stats, strict=True)]
+    with ThreadPoolExecutor() as threads:
+        contents = list(threads.map(_content, files))
     key = {
-        "files": digest(listing),
+        "files": digest(list(zip(paths, contents, strict=True))),
         "count": len(files),
         "size": size,
         "channels": channels,
         "version": VERSION,
     }
     folder = store.obtain("images", key, build)
-    tensors = load_file(folder / "images.safetensors")
-    return tensors["images"], tensors["good"], json.loads((folder / "bad.json").read_text())
+    tensors = strangers.read_tensors(folder / "images.safetensors", advice=remedy(folder))
+    return tensors["images"], tensors["good"], strangers.read_json(folder / "bad.json", advice=remedy(folder))
+
+
+def _content(file: Path) -> str:
+    """A hash; a file can be another at the same size and time. Of what cannot be read, decoding says why."""
+    try:
+        return file_digest(file) if file.is_file() else "no file"
+    except OSError as error:
+        return str(error)
 
 
 def _decode(root: Path, paths: list[str], size: int, channels: int) -> tuple[Tensor, Tensor, dict[str, str]]:
@@ -186,7 +197,7 @@ def _decode(root: Path, paths: list[str], size: int, channels: int) -> tuple[Ten
         try:
             images[i] = torch.from_numpy(decode(root / paths[i], size=size, channels=channels))
         except Exception as error:  # Pillow's plugins raise nearly anything on damaged files
-            return str(error) or type(error).__name__
+            return strangers.in_a_line(error)
         return None
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
@@ -205,16 +216,34 @@ def decode(path: Path, *, size: int, channels: int) -> np.ndarray:
     Raises:
         OSError, ValueError ...: the file is damaged or its pixels are no 8- or 16-bit integers.
     """
-    with Image.open(path) as image:
+    with opened(path) as image:
+        width, height = image.size
+        scale = size / min(width, height)
+        shape = (max(size, round(width * scale)), max(size, round(height * scale)))
+        if shape[0] * shape[1] > MOST_PIXELS:
+            raise ValueError(f"{width}x{height} would become {shape[0]}x{shape[1]}, at most {MOST_PIXELS:,} pixels")
         picture = _eight_bit(image).convert("L" if channels == 1 else "RGB")
-    width, height = picture.size
-    scale = size / min(width, height)
-    shape = (max(size, round(width * scale)), max(size, round(height * scale)))
     if shape != picture.size:
         picture = picture.resize(shape, RESAMPLE)
     left, top = (shape[0] - size) // 2, (shape[1] - size) // 2
     pixels = np.array(picture.crop((left, top, left + size, top + size)))
     return pixels[None] if channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def opened(path: Path) -> Image.Image:
+    """An image file whose pixels are not read yet, to be closed; of a format that no other program is started for.
+
+    Raises:
+        OSError, ValueError: it is no regular file, no such image, or has too many pixels.
+    """
+    strangers.refuse_irregular(path)
+    Image.init()
+    image = Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN])
+    width, height = image.size
+    if not 0 < width * height <= MOST_PIXELS:
+        image.close()
+        raise ValueError(f"{width}x{height} pixels, at most {MOST_PIXELS:,}")
+    return image
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,10 @@ from torch import Tensor
 from kd_lightning.core.tasks import Regression
 from kd_lightning.data.dataset import Dataset, Split, fit_to, hold_out
 from kd_lightning.errors import DataError
+from kd_lightning.store import strangers
 
+PACKED, SLACK = 100, 64_000_000
+"""An array may take so many times the bytes of its file, for pixels are stored packed, and so many beside."""
 ROWS = 1024
 """Images are read so many at a time: a file may be larger than memory, what is made of it at a smaller size is not."""
 
@@ -72,12 +78,10 @@ def opened(file: Path) -> Any:
         import h5py
     except ImportError as error:
         raise DataError("sets in .h5 files need h5py: pip install 'kd-lightning[h5]'") from error
-    if not file.is_file():
+    if not os.path.lexists(file):
         raise DataError(f"there is no file {file}: put it there, or name another folder with data.root=DIR")
-    try:
+    with strangers.reading(file, error=DataError, said=f"{file} is truncated, or no HDF5 file at all"):
         return h5py.File(file, "r")
-    except OSError as error:
-        raise DataError(f"{file} is truncated, or no HDF5 file at all ({error}): copy it again") from error
 
 
 def read_part(content: Any, part: str, *, size: int, channels: int) -> Split:
@@ -86,20 +90,50 @@ def read_part(content: Any, part: str, *, size: int, channels: int) -> Split:
     Raises:
         DataError: says which key is missing or holds what.
     """
-    file = content.filename
+    file = Path(content.filename)
     keys = [f"images_{part}", f"labels_{part}"]
-    for key in keys:
-        if key not in content:
-            raise DataError(f"{file} has no {key}: found {', '.join(content)}, expected {' and '.join(keys)}")
-    pixels, labels = content[keys[0]], np.asarray(content[keys[1]])
+    with strangers.reading(file, error=DataError):
+        for key in keys:
+            if key not in content and content.get(key, getlink=True) is None:
+                few = ", ".join(list(content)[:10])
+                raise DataError(f"{file} has no {key}: found {few}, expected {' and '.join(keys)}")
+            if odd := _odd_node(content, key, file.stat().st_size):
+                raise DataError(f"{file}: {key} {odd}")
+        return _read_part(file, content, keys, size=size, channels=channels)
+
+
+def _odd_node(content: Any, key: str, stored: int) -> str:
+    """Why what stands under a key is no array of numbers inside this file; empty where it is one."""
+    import h5py
+
+    if not isinstance(content.get(key, getlink=True), h5py.HardLink):
+        return "is a link, expected the numbers themselves: such a link may lead into other files"
+    node = content[key]
+    if not isinstance(node, h5py.Dataset):
+        return f"is a {type(node).__name__.lower()}, expected numbers"
+    if node.external or node.is_virtual:
+        return "keeps its numbers in other files, expected them in this one"
+    if node.dtype.kind not in "iuf" or node.shape is None or not all(node.shape):
+        return f"is {node.dtype} {node.shape}, expected numbers and at least one of them"
+    chunk = math.prod(node.chunks or ()) * node.dtype.itemsize
+    if max(node.nbytes, chunk) > SLACK + PACKED * stored:
+        return f"declares {max(node.nbytes, chunk):,} bytes in a file of {stored:,}: it is truncated, or no such file"
+    return ""
+
+
+def _read_part(file: Path, content: Any, keys: Sequence[str], *, size: int, channels: int) -> Split:
+    pixels, labels = content[keys[0]], content[keys[1]]
     shape = tuple(pixels.shape)
     if len(shape) != 4 or shape[1] not in (1, 3) or shape[2] != shape[3]:
         raise DataError(
             f"{file}: {keys[0]} is {pixels.dtype} {shape}, expected numbers from 0 to 255 as (N,C,H,W), with 1 or 3 "
             "channels and as high as wide"
         )
-    if labels.size != len(pixels) or labels.dtype.kind not in "iuf":
+    if labels.size != len(pixels):
         raise DataError(f"{file}: {keys[1]} is {labels.dtype} {labels.shape}, expected numbers ({len(pixels)},)")
+    labels = np.asarray(labels)
+    if not np.isfinite(labels).all():
+        raise DataError(f"{file}: {keys[1]} holds NaN or infinity, expected numbers")
     images = torch.empty(len(pixels), channels, size, size, dtype=torch.uint8)
     largest = 0.0
     for start in range(0, len(pixels), ROWS):

@@ -12,7 +12,9 @@ import torch.nn.functional as F
 from PIL import Image, ImageColor
 from torch import Tensor
 
+from kd_lightning.data.datasets.folder import opened
 from kd_lightning.errors import DataError
+from kd_lightning.store.strangers import in_a_line
 
 SIDE = 150
 SEED = 0
@@ -102,10 +104,10 @@ def _ten(folder: Path, at_least: int) -> Tensor:
 
 def _read(file: Path, at_least: int) -> Tensor:
     try:
-        with Image.open(file) as image:
+        with opened(file) as image:
             picture = image.convert("RGB")
-    except OSError as error:
-        raise DataError(f"data.textures: cannot decode {file}: {error}. Replace it") from error
+    except Exception as error:  # Pillow's plugins raise nearly anything on damaged files
+        raise DataError(f"data.textures: cannot decode {file}: {in_a_line(error)}. Replace it") from error
     if min(picture.size) < at_least:
         width, height = picture.size
         raise DataError(

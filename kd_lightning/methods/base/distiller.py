@@ -47,6 +47,8 @@ class Distiller(Repeatable):
     """What to lower where the generator collapses."""
     instead_of_gradients = "set teacher.access=white, or ask with method=kd source=queried"
     """What to type where the method needs the teacher's gradients and the teacher gives none."""
+    clips_gradients = False
+    """Whether it clips gradients, which Lightning refuses for fused optimisers in mixed precision."""
     version = 1
     """Raised whenever the method's numbers would change, so that kept fits are not mistaken for new ones."""
 
@@ -87,6 +89,10 @@ class Distiller(Repeatable):
     def student_updates(self, rounds: int) -> int:
         """The same for the first ``rounds`` rounds, which need not be alike."""
         return rounds * self.student_updates_per_round()
+
+    def rounds_an_epoch(self) -> int | None:
+        """Rounds of one epoch where the method's own settings say it; None where ``source.rounds`` does."""
+        return None
 
     def findings(self) -> dict[str, float]:
         """What the fit found out about what it trained, for its report."""

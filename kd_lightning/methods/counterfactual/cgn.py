@@ -28,6 +28,7 @@ Deviations (paper / authors' code / here):
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -88,6 +89,13 @@ class Cgn(ConditionalGan):
         self.edge, self.fade, self.still, self.ms, self.ms_from = edge, fade, still, ms, ms_from
         self.watch, self.verdicts = MaskWatch(self.task.num_classes), VerdictWatch(self.task.num_classes)
         self.features = None if features is None else FrozenTeacher(features)
+        if features is None and any(perc):
+            warnings.warn(
+                "features.weights=null: CGN's perceptual loss, which needs VGG-16's, is off. Give torchvision's "
+                "vgg16-397923af.pth with method.features.weights (cgn.method.features.weights in a chain), or say that "
+                "none is wanted with method.perc=[]",
+                stacklevel=1,
+            )
 
     @classmethod
     def needs(cls, **settings: Any) -> set[str]:

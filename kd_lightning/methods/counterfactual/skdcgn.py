@@ -11,6 +11,8 @@ Deviations (paper / authors' code / here):
     * Pairs of latents and image: - / shifted by a row, and drawn from other latents / those the image was drawn from.
     * Textures: - / moved at random before they are learned / learned as they are drawn, and moved afterwards.
     * Images of the teacher: - / stretched from darkest to brightest and kept as JPEG / as they are, in 8 bits.
+    * Size: - / the teacher's 32 pixels are doubled to 64, which the students draw / the same, and what they draw is
+      reduced to 32 by means before it is composed.
     * Mask: - / three channels, as of the other mechanisms / the same; their mean is the mask.
     * ``L_GAN_S`` of TinyGAN: dropped, as there are no real images.
     * Features of the teacher's images: - / from before the discriminator's step / from after it.
@@ -77,6 +79,8 @@ class Skdcgn(ConditionalGan):
         opt_d, opt_g = self.opts()
         y, made = batch.y, self.learner(batch.t, batch.y)
         told = batch.x.expand(-1, made.shape[1], -1, -1)
+        if told.shape != made.shape:
+            told = F.interpolate(told, made.shape[2:])  # nearest
         self.images_made += len(y) * collectives.world()
 
         # Discriminator: the teacher's images are the real ones

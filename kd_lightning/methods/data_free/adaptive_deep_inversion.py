@@ -107,11 +107,10 @@ class AdaptiveDeepInversion(Distiller):
 
     def student_updates(self, rounds: int) -> int:
         """Of the rounds that distil."""
-        return self.per_batch * sum(n % self.period * self.per_batch >= self.steps for n in range(rounds))
+        return self.per_batch * sum(n % self.rounds_an_epoch() * self.per_batch >= self.steps for n in range(rounds))
 
-    @property
-    def period(self) -> int:
-        """Rounds from one new batch to the next."""
+    def rounds_an_epoch(self) -> int:
+        """From one new batch to the next."""
         return (self.steps + self.kd_steps) // self.per_batch
 
     def configure_optimizers(self) -> Any:
@@ -120,7 +119,7 @@ class AdaptiveDeepInversion(Distiller):
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """What comes next: pixels, their way into the pool, or the student."""
-        place = self.rounds_done % self.period * self.per_batch
+        place = self.rounds_done % self.rounds_an_epoch() * self.per_batch
         if place == 0:
             self.begin(torch.randn(self.inverted, *self.image, device=self.device, generator=self.rng))
         if place < self.steps:

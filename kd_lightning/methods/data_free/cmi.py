@@ -11,7 +11,8 @@ Deviations (paper / authors' code / here):
     * Features: the teacher's representation / channel means of every batch norm's input, of four stages for
       ResNet-34 / the same; ``features`` names the modules.
     * Keys: - / projected with a graph, then detached / projected without one, the same.
-    * Pool: - / 50,000 images made before, never released, in the rows with the best numbers / empty at first.
+    * Pool: - / 50,000 images made before, in the rows with the best numbers, of which those for WRN-40-2 were
+      released / empty at first, the authors' configuration from scratch.
     * Student: - / shuffled passes over the pool / draws with replacement.
     * Several processes: - / - / one generator and head for all, latents and bank of each one's own.
     * Result: - / best test accuracy over all epochs / the last step.
@@ -103,7 +104,11 @@ class Cmi(Pooled):
 
     def place(self, n: int) -> int:
         """Of training batch ``n`` of the fit in its round of the paper: first the slices, then the student's."""
-        return n % (self.slices + self.kd_steps // self.per_batch)
+        return n % self.rounds_an_epoch()
+
+    def rounds_an_epoch(self) -> int:
+        """Training batches of one round of the paper."""
+        return self.slices + self.kd_steps // self.per_batch
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """Make images, or learn from them."""

@@ -85,7 +85,11 @@ class FastDfkd(Pooled):
 
     def synthesises(self, n: int) -> bool:
         """Whether training batch ``n`` of the fit makes images: one in each round of the paper, all at first."""
-        return n <= self.warmup or n % (1 + self.kd_steps // self.per_batch) == 0
+        return n <= self.warmup or n % self.rounds_an_epoch() == 0
+
+    def rounds_an_epoch(self) -> int:
+        """Training batches of one round of the paper."""
+        return 1 + self.kd_steps // self.per_batch
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """Make images, or learn from them."""

@@ -41,6 +41,8 @@ class Zskt(Generative):
         **generative: see :class:`Generative`.
     """
 
+    clips_gradients = True
+
     def __init__(
         self,
         *,

@@ -19,6 +19,7 @@ from kd_lightning.methods.base.distiller import Distiller, OptimizerFactory, Sch
 from kd_lightning.networks.features import SparseAutoEncoder
 from kd_lightning.networks.generators.gan_blocks import from_pixels
 from kd_lightning.networks.normalized import Normalized
+from kd_lightning.sources.vicinal import VicinalBatch
 
 
 class SparseCode(Distiller):
@@ -47,22 +48,23 @@ class SparseCode(Distiller):
 
     @classmethod
     def needs(cls, **settings: Any) -> set[str]:
-        """Images and their labels."""
-        return {"source.images", "source.labels"}
+        """Images, each with a label of its own; where they are numbers, as ``source=vicinal`` draws them, too."""
+        return {"source.images"}
 
     def configure_optimizers(self) -> Any:
         """One optimiser, at most one schedule."""
         return self.scheduled((self.make_optimizer(self.student.parameters()), self.make_scheduler))
 
-    def training_step(self, batch: Batch, batch_idx: int) -> None:
+    def training_step(self, batch: Batch | VicinalBatch, batch_idx: int) -> None:
         """MSE(redrawn, image) + sparsity mean(code) + label loss(number)."""
         student = cast(Normalized, self.student)
+        y = self.task.denormalise(batch.y) if isinstance(batch, VicinalBatch) else batch.y
         net = cast(SparseAutoEncoder, student.net)
         code = net.encode(student.standardise(batch.x))
         losses = {
             "redrawn": F.mse_loss(net.decoder(code).float(), from_pixels(batch.x)),
             "sparsity": self.sparsity * code.float().mean(),
-            "label": self.label * self.task.loss(net.head(code), batch.y),
+            "label": self.label * self.task.loss(net.head(code), y),
         }
         self.update(self.opts()[0], losses["redrawn"] + losses["sparsity"] + losses["label"])
         self.record(**losses)

@@ -12,6 +12,7 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from kd_lightning.losses.counterfactual import HIGHEST, LOWEST, MECHANISMS, compose
 from kd_lightning.networks.generators import tiny_gan
@@ -128,10 +129,12 @@ class Together(nn.Module):
 
 
 def drawn_by(net: nn.Module, im: str, z: Tensor, y: Tensor) -> Tensor:
-    """What ``net`` draws as mechanism ``im``: by its ``draw``, or as the only thing it draws."""
+    """What ``net`` draws as mechanism ``im``: by its ``draw``, or as all it draws, at its ``reduced`` side."""
     if hasattr(net, "draw"):
         return cast(Any, net).draw(im, z, y)
     image = net(z, y)
+    if side := getattr(net, "reduced", None):
+        image = F.adaptive_avg_pool2d(image, side)
     return image.mean(1, keepdim=True).clamp(LOWEST, HIGHEST) if im == "shape" else image
 
 

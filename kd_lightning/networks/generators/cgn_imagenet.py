@@ -61,6 +61,12 @@ class ImageNetCgn(nn.Module):
         image = self.ask(net, z, y)
         return self.u2net(image).clamp(LOWEST, HIGHEST) if im == "shape" else image
 
+    def latents(self, n: int, length: int, rng: torch.Generator) -> Tensor:
+        """Latents (n, length) as it is asked with: cut off, where it has a truncation."""
+        if self.truncation is None:
+            return torch.randn(n, length, generator=rng, device=rng.device)
+        return truncated_normal(n, length, rng=rng, truncation=self.truncation)
+
     def ask(self, net: nn.Module, z: Tensor, y: Tensor) -> Tensor:
         """Images of a generator, at this truncation."""
         return net(z, y) if self.truncation is None else net(z, y, self.truncation)

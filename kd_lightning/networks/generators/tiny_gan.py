@@ -11,6 +11,8 @@ Deviations (paper / authors' code / here):
       first values / ``cbn_init="fixed"`` begins at 1 and 0, ``"reference"`` where the code does.
     * skip: - / doubled, then convolved / convolved, then doubled, which is the same.
     * channels: 3 / 3 / a mask's may be 1.
+    * Latents of digits: - / SKDCGN's are the teacher's z and its vector of the label, 42 values / z and ``one_hot``,
+      from which the first layer can make any such vector.
 """
 
 from __future__ import annotations
@@ -39,6 +41,9 @@ class Generator(nn.Module):
         repeat: blocks, each of which doubles height and width; all but the first halve the channels.
         embed: length of a class's vector.
         channels: of the image.
+        one_hot: classes whose one-hot the first layer reads behind z; 0 for z only.
+        reduced: side to which images are reduced where they are drawn to be composed (``networks.cgn.drawn_by``); None
+            leaves them.
         cbn_init: where the conditional BatchNorms begin: gain 1 and bias 0, or as the authors' code does.
         deviation: of the vectors of the classes before training.
 
@@ -56,17 +61,19 @@ class Generator(nn.Module):
         repeat: int = 5,
         embed: int = 128,
         channels: int = 3,
+        one_hot: int = 0,
+        reduced: int | None = None,
         cbn_init: CbnInit = "fixed",
         deviation: float = 1.0,
     ) -> None:
         super().__init__()
         if size < 1 << repeat or size % (1 << repeat):
             raise ValueError(f"TinyGAN of {repeat} blocks: size must be a multiple of {1 << repeat}, got {size}")
-        self.latent, first = latent, size >> repeat
+        self.latent, self.one_hot, self.reduced, first = latent, one_hot, reduced, size >> repeat
         maps = [conv_dim << (repeat - 1), *(conv_dim << i for i in reversed(range(repeat)))]
         self.embedding = nn.Embedding(num_classes, embed)
         nn.init.normal_(self.embedding.weight, std=deviation)
-        self.fc = nn.Linear(latent, maps[0] * first * first)
+        self.fc = nn.Linear(latent + one_hot, maps[0] * first * first)
         self.grid = (maps[0], first, first)
         self.blocks = nn.ModuleList(_Block(a, b, embed=embed, cbn_init=cbn_init) for a, b in pairwise(maps))
         self.bn = nn.BatchNorm2d(conv_dim)
@@ -75,6 +82,8 @@ class Generator(nn.Module):
     def forward(self, z: Tensor, y: Tensor) -> Tensor:
         """Images of latents z and labels y."""
         condition = self.embedding(y)
+        if self.one_hot:
+            z = torch.cat([z, F.one_hot(y, self.one_hot).to(z)], 1)
         h = self.fc(z).unflatten(1, self.grid)
         for block in self.blocks:
             h = block(h, condition)

@@ -29,6 +29,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, read_write
 
 from kd_lightning.distributed.gpu_slots import (
+    PARENT,
     Job,
     interruptible,
     last_word,
@@ -67,7 +68,8 @@ class SlotLauncher(Launcher):
 
     Args:
         slots: values for CUDA_VISIBLE_DEVICES; None means the visible GPUs.
-        module: what ``python -m`` runs for each job; it must accept Hydra's command line.
+        module: what ``python -m`` runs for each job; it must accept Hydra's command line, and end with this process by
+            ``start.stay_with_parent``.
     """
 
     def __init__(self, slots: Sequence[str] | None, module: str) -> None:
@@ -106,6 +108,8 @@ class SlotLauncher(Launcher):
         jobs = self._plan(job_overrides, initial_job_idx)
         slots = ", ".join(slot or "cpu" for slot in self.slots)
         log.info("%d jobs on slots [%s], results in %s", len(jobs), slots, self.sweep_dir)
+        # nobody writes into it: a job sees by its end that this process is gone, even by kill -9
+        self.inner, ours = os.pipe()
         try:
             with interruptible():
                 self._run([job for job in jobs if job.status == "waiting"])
@@ -115,6 +119,9 @@ class SlotLauncher(Launcher):
             message = "stopped with %d of %d jobs done; go on with the same command and %s"
             log.info(message, done, len(jobs), resume_override(self.sweep_dir))
             sys.exit(130)
+        finally:
+            os.close(self.inner)
+            os.close(ours)
         self._table(show=True)
         failed = [str(job.number) for job in sorted(jobs, key=lambda job: job.number) if job.status == "failed"]
         message = (
@@ -193,18 +200,23 @@ class SlotLauncher(Launcher):
             **os.environ,
             "CUDA_VISIBLE_DEVICES": job.slot,
             "KD_SWEEP": self.sweep_dir.name,
+            PARENT: str(self.inner),
         }
+        from kd_lightning.results.run_index import hold
+
         log.info("job %d on %s: %s", job.number, job.slot or "cpu", job.label)
         try:
             # Written before the job can die, so that no death goes uncounted.
             (job.folder / ".hydra").mkdir(parents=True, exist_ok=True)
             OmegaConf.save(OmegaConf.create(job.overrides), job.folder / ".hydra" / "overrides.yaml")
             (job.folder / "result.json").unlink(missing_ok=True)
+            held = hold(job.folder)
             with open(job.folder / "console.log", "wb") as console:
                 job.started = time.monotonic()
                 job.process = subprocess.Popen(
                     self._command(job),
                     env=environment,
+                    pass_fds=[self.inner] if held is None else [self.inner, held],
                     stdin=subprocess.DEVNULL,
                     stdout=console,
                     stderr=subprocess.STDOUT,
@@ -213,13 +225,16 @@ class SlotLauncher(Launcher):
                 )
         except OSError as error:
             raise SweepError(f"cannot start job {job.number} in {job.folder}: {error}") from error
+        if held is not None:
+            os.close(held)  # the job's own copy stays open as long as it lives
         job.status = "running"
 
     def _finish(self, job: Job) -> None:
-        from kd_lightning.results.run_index import read_run
+        from kd_lightning.results.run_index import RUNNING, read_run
         from kd_lightning.results.table import headline
 
         assert job.process is not None
+        (job.folder / RUNNING).unlink(missing_ok=True)  # a child that it left may hold the lock still
         code = job.process.returncode
         seconds = time.monotonic() - job.started
         run = read_run(job.folder)

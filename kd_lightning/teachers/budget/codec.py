@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from kd_lightning.teachers.access import malformed
 from kd_lightning.teachers.answer_types import Abstained, Answer, Described, Label, Probs, TopK
 
 
@@ -72,3 +73,15 @@ def unpacked(told: bytes) -> Kept:
         case b"f":
             return Failed(content.decode())
     raise ValueError(f"no answer begins with {kind!r}")
+
+
+def read(told: bytes, teacher: Described) -> Kept:
+    """What was packed, if the teacher can have said it.
+
+    Raises:
+        ValueError: the bytes are damaged.
+    """
+    answer = unpacked(told)
+    if not isinstance(answer, Failed) and (wrong := malformed(answer, teacher)):
+        raise ValueError(wrong)
+    return answer

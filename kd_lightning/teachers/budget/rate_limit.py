@@ -25,6 +25,7 @@ class Pace:
         concurrency: questions under way at the same time.
         tries: of one question.
         failures: in a row, of whatever questions, after which nothing more is asked.
+        longest_wait: seconds that a teacher may ask to be left alone for (``Retry-After``); for more the run ends.
     """
 
     requests_per_minute: float | None = None
@@ -32,6 +33,7 @@ class Pace:
     concurrency: int = 4
     tries: int = 7
     failures: int = 10
+    longest_wait: float = 600.0
 
 
 class Gate:
@@ -94,6 +96,12 @@ class Gate:
         Raises:
             TeacherError: that was often enough.
         """
+        if (asked := error.retry_after or 0.0) > self.pace.longest_wait:
+            raise TeacherError(
+                f"the teacher asks to be left alone for {asked:.0f} seconds, teacher.pace.longest_wait="
+                f"{self.pace.longest_wait:g} allows fewer: {error}. What it did answer is stored; the same command, "
+                "later, goes on from there"
+            )
         with self._lock:
             self._failed += 1
             failed = self._failed

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
-from kd_lightning.errors import BudgetExceeded
+from kd_lightning.errors import BudgetExceeded, TeacherError
 from kd_lightning.teachers.answer_types import Described
 from kd_lightning.teachers.budget.codec import Kept
 
 Bucket = Literal["training", "evaluation", "canary"]
 BUCKETS: tuple[Bucket, ...] = ("training", "evaluation", "canary")
 FORMAT = 1
+UNREACHABLE = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_IOERR)
 MANY = 500
 """Values in one SELECT."""
 SCHEMA = """
@@ -88,6 +92,35 @@ class Reserved:
     elsewhere: list[bytes]
 
 
+@contextmanager
+def in_one_line(file: Path) -> Iterator[None]:
+    """Turn whatever befalls a ledger's file in the block into one line that says what to do, and costs nothing anew.
+
+    Raises:
+        TeacherError: locked, full, unreadable, damaged, or holding rows that nobody wrote.
+    """
+    try:
+        yield
+    except (sqlite3.Error, OSError, ValueError, TypeError, LookupError, OverflowError, AssertionError) as error:
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+        if code == sqlite3.SQLITE_FULL or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            advice = "free some space there and give the same command again, which pays for nothing twice"
+        elif code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            advice = "another process holds it: end that one and give the same command again"
+        elif isinstance(error, OSError) or code in UNREACHABLE:
+            advice = (
+                f"let it and its folder be read and written, or copy it, {file.name}-wal and {file.name}.open with it, "
+                "and name the copy by teacher.ledger=FILE"
+            )
+        else:
+            advice = (
+                "it is damaged, or none: put a copy of it back. teacher.ledger=FILE names another one, for which what "
+                "it does not hold is paid anew"
+            )
+        raise TeacherError(f"{file} cannot be used as a ledger ({reason}): {advice}") from error
+
+
 def teacher_of(db: sqlite3.Connection, teacher: Described) -> int:
     """Its row."""
     where = (teacher.name, teacher.version)
@@ -136,6 +169,14 @@ def note_used(db: sqlite3.Connection, claim: Claim, answers: Sequence[int]) -> i
             if fresh:
                 add(db, account, used=fresh)
     return fresh
+
+
+def store_answers(db: sqlite3.Connection, claim: Claim, attempt: int, answers: Mapping[bytes, bytes]) -> None:
+    """Book an attempt as paid, and keep what was told, packed, under its keys."""
+    close_attempt(db, attempt, "paid")
+    rows = [(key, attempt, told) for key, told in answers.items()]
+    db.executemany("INSERT INTO answers (key, attempt, told) VALUES (?, ?, ?)", rows)
+    note_used(db, claim, [i for i, _ in found(db, list(answers)).values()])
 
 
 def add(db: sqlite3.Connection, account: int, **changes: float) -> None:
@@ -195,6 +236,11 @@ def begin_attempt(db: sqlite3.Connection, claim: Claim, images: int, process: st
         " VALUES (?, ?, ?, ?, ?, ?, ?, 'pending')",
         row,
     )
+
+
+def is_open(db: sqlite3.Connection, attempt: int) -> bool:
+    """Whether nobody has booked it yet."""
+    return db.execute("SELECT 1 FROM attempts WHERE id = ? AND state = 'pending'", (attempt,)).fetchone() is not None
 
 
 def close_attempt(db: sqlite3.Connection, attempt: int, state: Literal["paid", "doubt", "released"]) -> None:

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from kd_lightning.teachers.answer_types import Answer, Described, Label, Probs, TopK
 from kd_lightning.teachers.black_box import channels_last
-from kd_lightning.teachers.budget.codec import Kept, keys_of, unpacked
-from kd_lightning.teachers.budget.tables import Bucket, Spent, found
+from kd_lightning.teachers.budget.codec import Kept, keys_of, read
+from kd_lightning.teachers.budget.tables import Bucket, Spent, found, in_one_line
 from kd_lightning.teachers.remote.client import Asking
 
 TRIED = 500
@@ -72,7 +72,9 @@ class Planned:
         return len(self.unpaid) - before
 
     def _look(self, keys: Sequence[bytes]) -> dict[bytes, Kept]:
-        known = {key: unpacked(told) for key, (_, told) in _stored(self._file, keys).items()}
+        with in_one_line(self._file):
+            stored = _stored(self._file, keys)
+            known = {key: read(told, self.described) for key, (_, told) in stored.items()}
         self.paid |= known.keys()
         for key in keys:
             if key not in known and key not in self.unpaid and key.hex() not in self.promised:

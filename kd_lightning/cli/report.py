@@ -1,0 +1,50 @@
+"""``kd-report``: one table over run and sweep folders, or the page of results."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from kd_lightning.errors import UserError
+from kd_lightning.results.page import ROWS, results_page
+from kd_lightning.results.plot import plot
+from kd_lightning.results.records import write_records
+from kd_lightning.results.run_index import collect, group
+from kd_lightning.results.table import fold, render
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """``kd-report``: print one table over run and sweep folders."""
+    parser = argparse.ArgumentParser(prog="kd-report", description="One table over runs: mean ± std over seeds.")
+    parser.add_argument("folders", nargs="+", metavar="DIR", help="a run folder, any that holds runs, or results/")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--markdown", action="store_const", dest="form", const="markdown", default="terminal")
+    form.add_argument("--csv", action="store_const", dest="form", const="csv", help="full precision, for other tools")
+    parser.add_argument("--plot", metavar="PNG", type=Path, help="also draw the groups, over time and queries")
+    parser.add_argument("--by", metavar="KEY", help="draw the spread over all other settings instead: --by method")
+    parser.add_argument("--against", metavar="METHOD", help="paired differences to the runs of this method")
+    parser.add_argument("--record", metavar="results/TABLE", type=Path, help="also keep one small file for each run")
+    args = parser.parse_args(argv)
+    try:
+        if len(args.folders) == 1 and (Path(args.folders[0]) / ROWS).is_file():
+            if args.form == "csv" or args.plot or args.by or args.against or args.record:
+                raise UserError(f"{args.folders[0]} holds records, of which only the page can be made: --markdown")
+            print(results_page(Path(args.folders[0])), end="")
+            return 0
+        runs = collect(args.folders)
+        table = fold(runs, args.against)
+        print(render(table, args.form), end="")
+        if args.form == "csv" and table.notes:
+            print(*table.notes, sep="\n", file=sys.stderr)
+        if args.record:
+            for path in write_records(runs, args.record):
+                print(f"wrote {path}", file=sys.stderr)
+        if args.plot:
+            plot(group(runs), args.plot, args.by)
+            print(f"wrote {args.plot}", file=sys.stderr)
+    except UserError as error:
+        print(f"kd-report: {error}", file=sys.stderr)
+        return 2
+    return 0
