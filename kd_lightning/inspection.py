@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from kd_lightning.core.feature_hooks import capture
@@ -17,7 +16,7 @@ from kd_lightning.core.inference import predict
 from kd_lightning.errors import UserError
 from kd_lightning.metrics.confusion_matrix import confusion
 from kd_lightning.networks import head_of
-from kd_lightning.results.run_index import collect
+from kd_lightning.results.run_index import collect, pick
 from kd_lightning.results.run_loader import (
     Finished,
     data_of,
@@ -154,7 +153,7 @@ def feature_map(points: Tensor, *, how: str = "pca", seed: int = 0) -> np.ndarra
 
 def latents(run: Finished, n: int, *, seed: int = 0) -> Tensor:
     """Standard normal latents (n, latent) of the length that the run's generator takes."""
-    size = OmegaConf.select(run.cfg, "method.generator.latent") or OmegaConf.select(run.cfg, "method.latent")
+    size = pick(run.cfg, "method", "generator", "latent") or pick(run.cfg, "method", "latent")
     if type(size) is not int or not 0 < size <= LARGEST:
         raise UserError(f"{run.folder}: its composition has no latent of a generator, or {size!r:.40} as its length")
     return torch.randn(n, int(size), generator=torch.Generator().manual_seed(seed))

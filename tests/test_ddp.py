@@ -19,10 +19,9 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from conftest import DAFL, FORKS, PATIENCE, TINY, composed, wait_until
+from conftest import DAFL, FORKS, PATIENCE, TINY, composed, composition, wait_until
 from doors import Fake, asking
 from lightning.pytorch.callbacks import Callback
-from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 sys.path.append(str(Path(__file__).parent / "methods"))
@@ -551,13 +550,13 @@ def test_a_process_knows_its_place(environment: dict[str, str], place: Place | N
     ("devices", "number"), [("auto", 1), (-1, 1), (1, 1), (2, 2), ("2", 2), ([0, 2], 2), ("0,1,3", 3), ("two", 1)]
 )
 def test_ranks_wanted_on_the_cpu(devices: Any, number: int) -> None:
-    assert wanted(OmegaConf.create({"devices": devices, "accelerator": "cpu"})) == number
+    assert wanted({"devices": devices, "accelerator": "cpu"}) == number
 
 
 def test_gpus_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    assert wanted(OmegaConf.create({"devices": "auto", "accelerator": "auto"})) == 4
-    assert wanted(OmegaConf.create({"devices": 3, "accelerator": "auto"})) == 3
+    assert wanted({"devices": "auto", "accelerator": "auto"}) == 4
+    assert wanted({"devices": 3, "accelerator": "auto"}) == 3
     assert faults(composed("trainer=ddp", "trainer.devices=8")) == ["trainer.devices=8: there are 4 GPUs"]
 
 
@@ -584,23 +583,22 @@ def test_trainers_are_accepted(name: str) -> None:
 
 
 def test_one_device_is_the_default_trainer() -> None:
-    alone = composed("trainer=ddp", "trainer.accelerator=cpu").trainer
-    ranks.settle(alone)
-    assert OmegaConf.to_container(alone) == OmegaConf.to_container(composed("trainer.accelerator=cpu").trainer)
+    alone = ranks.settle(composition("trainer=ddp", "trainer.accelerator=cpu").trainer.settings)
+    assert alone == composition("trainer.accelerator=cpu").trainer.settings
 
 
 def test_a_process_alone_refuses_to_be_two() -> None:
     with pytest.raises(ConfigError, match="this process is alone: the command kd-lightning starts"):
-        ranks.settle(composed("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2").trainer)
+        ranks.settle(composition("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2").trainer.settings)
 
 
 def settled(*overrides: str) -> Any:
-    cfg = composed("trainer=ddp", "trainer.accelerator=cpu", *overrides).trainer
+    trainer = composition("trainer=ddp", "trainer.accelerator=cpu", *overrides).trainer
     try:
-        ranks.settle(cfg)
+        found = ranks.settle(trainer.settings)
     except ConfigError as error:
         return str(error)
-    return {key: cfg[key] for key in ("devices", "num_nodes", "sync_batchnorm", "global_batch_losses")}
+    return {key: found[key] for key in ("devices", "num_nodes", "sync_batchnorm", "global_batch_losses")}
 
 
 def test_what_is_there_takes_the_place_of_auto(pair: Pair) -> None:

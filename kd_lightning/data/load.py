@@ -1,29 +1,12 @@
-"""Load the data set of a composition."""
+"""Whether a data set is the one that was asked for, and its digest."""
 
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 
-from hydra.errors import InstantiationException
-from hydra.utils import get_method, instantiate
-from omegaconf import DictConfig
-
 from kd_lightning.data.dataset import Dataset
-from kd_lightning.errors import DataError, UserError
-from kd_lightning.store.artifacts import Store
-
-
-def load_data(cfg: DictConfig, store: Store) -> Dataset:
-    """Load the data set of the composition; decoded images of folders are kept in the store."""
-    takes_store = "store" in inspect.signature(get_method(cfg.data.load._target_)).parameters
-    try:
-        dataset = instantiate(cfg.data.load, _convert_="all", **({"store": store} if takes_store else {}))
-    except InstantiationException as error:  # Hydra's wrapper hides the message for the user
-        raise error.__cause__ if isinstance(error.__cause__, UserError) else error from None
-    refuse_other_classes(dataset, cfg.data.num_classes)
-    return dataset
+from kd_lightning.errors import DataError
 
 
 def refuse_other_classes(dataset: Dataset, num_classes: int) -> None:

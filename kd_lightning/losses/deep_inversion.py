@@ -6,6 +6,7 @@ Pixels are standardised, as the teacher's bare network sees them: ``mean`` and `
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +45,7 @@ def inversion_step(
         clip: keep pixels between black and white.
         compete: a further loss of images (N, C, H, W) in [0, 1] and the teacher's logits (N, K) for them.
     """
-    mean, std = net.mean, net.std
+    mean, std = cast(Tensor, net.mean), cast(Tensor, net.std)
     v = jittered(u, shift, mirrored=mirrored)
     t, losses = inversion_losses(net, v, y, bn=bn, tv=tv, l2=l2)
     if compete is not None:
@@ -84,7 +85,7 @@ def inversion_losses(
         l2: weight of the norm (alpha_l2).
     """
     with BatchNormTap(net) as tap:
-        t = net(v * net.std + net.mean)
+        t = net(v * cast(Tensor, net.std) + cast(Tensor, net.mean))
     return t, {
         "class": F.cross_entropy(t.float(), y),  # L(x, y)
         "bn": bn * batch_norm_statistics(tap.statistics, tap.layers),  # alpha_f R_feature

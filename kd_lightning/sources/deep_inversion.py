@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -111,9 +112,9 @@ class DeepInversion:
         """From standardised noise u (N, C, H, W) to images in data units of the classes y (N,)."""
         u = u.requires_grad_()
         adam = torch.optim.Adam([u], lr=self.lr)
+        step = partial(inversion_step, bn=self.bn, tv=self.tv, l2=self.l2, clip=self.clip)
         for _ in range(self.steps):
             shift = random.integers(-self.jitter, self.jitter + 1, 2).tolist()
             mirrored = self.flip and random.random() < 0.5
-            weights = {"bn": self.bn, "tv": self.tv, "l2": self.l2}
-            inversion_step(net, u, y, adam, shift=shift, mirrored=mirrored, clip=self.clip, **weights)
+            step(net, u, y, adam, shift=shift, mirrored=mirrored)
         return (u * net.std + net.mean).detach()

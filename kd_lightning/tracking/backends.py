@@ -6,17 +6,15 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from hydra.utils import instantiate
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from torch import Tensor
 
@@ -113,28 +111,28 @@ class Boards:
 
 
 @contextmanager
-def watching(cfg: DictConfig, work: Path, folder: Path) -> Iterator[Boards]:
+def watching(
+    loggers: Sequence[Callable[..., Any]], composition: Mapping[str, Any], work: Path, folder: Path
+) -> Iterator[Boards]:
     """Open the loggers of a composition; close them at the end of the block, also after an error.
 
     Args:
-        cfg: the composition.
+        loggers: each opens one, given ``save_dir``.
+        composition: plain data that they note.
         work: the folder they write to.
         folder: the path that ``work`` will have after the block has succeeded.
 
     Raises:
         UserError: TensorBoard is configured but not installed.
     """
-    nodes = (cfg.logger or {}).values() if collectives.rank() == 0 else ()
-    for leftover in ("wandb", "tensorboard") if nodes else ():  # of a killed run, whose curves are logged again
+    mine = loggers if collectives.rank() == 0 else ()
+    for leftover in ("wandb", "tensorboard") if mine else ():  # of a killed run, whose curves are logged again
         shutil.rmtree(work / leftover, ignore_errors=True)
-    boards = Boards([_opened(node, work) for node in nodes])
+    boards = Boards([_opened(logger, work) for logger in mine])
     status = "failed"
     try:
-        if boards.loggers:
-            composition: Any = OmegaConf.to_container(cfg, resolve=True)
-            composition.pop("main", None)  # repeats other keys
-            for logger in boards.loggers:
-                logger.log_hyperparams(composition)
+        for logger in boards.loggers:
+            logger.log_hyperparams(composition)
         yield boards
         status = "success"
     finally:
@@ -142,15 +140,11 @@ def watching(cfg: DictConfig, work: Path, folder: Path) -> Iterator[Boards]:
             _close(logger, status, folder)
 
 
-def _opened(node: DictConfig, work: Path) -> Any:
+def _opened(logger: Callable[..., Any], work: Path) -> Any:
     try:
-        return instantiate(node, save_dir=str(work), _convert_="all")
+        return logger(save_dir=str(work))
     except ModuleNotFoundError as error:
         raise _missing(error) from error
-    except Exception as error:  # Hydra wraps the error of a constructor
-        if isinstance(error.__cause__, ModuleNotFoundError):
-            raise _missing(error.__cause__) from error
-        raise
 
 
 def _missing(error: ModuleNotFoundError) -> UserError:

@@ -61,6 +61,7 @@ class Nayer(ImagePool):
         **pool: see :class:`ImagePool`; ``augment`` is also how the teacher sees new images.
     """
 
+    embedding: Tensor
     generator_lr = "method.optimizer_g.lr"
     keeps = ()
 
