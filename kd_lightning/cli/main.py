@@ -155,7 +155,7 @@ def _task(cfg: DictConfig) -> float | None:
     resolvers.register()  # a launcher may have brought this function to a process that main never saw
     config = HydraConfig.get()
     folder, place = Path(config.runtime.output_dir), start.placed()
-    names = {name: config.runtime.choices.get(name) for name in NAMED}
+    names = chosen(config.runtime.choices)
     if cfg.plan:
         _plan(cfg, names)
         return None
@@ -196,6 +196,15 @@ def _run(cfg: DictConfig, folder: Path, names: Mapping[str, str | None]) -> floa
     return result["objective"]
 
 
+def chosen(choices: Mapping[str, str | None] | DictConfig) -> dict[str, str | None]:
+    """The member chosen of each group; of ``teacher=network network@teacher.net=NAME`` it is the network."""
+    names = {name: choices.get(name) for name in NAMED}
+    for word, place in {"teacher": "teacher.net", "student": "student"}.items():
+        networks = [choices.get(key) for key in (f"network@{place}", f"network@{place}.net")]  # outer, inner
+        names[word] = "/".join(filter(None, networks)) or names[word]
+    return names
+
+
 def _checked(cfg: DictConfig, names: Mapping[str, str | None], folder: Path) -> Composition:
     """The composition of a run, or in its folder the reason why there is none."""
     from kd_lightning.config.check import check
@@ -225,8 +234,10 @@ def _on_ranks(number: int, composition: Composition, folder: Path) -> float | No
 
 def _plan(cfg: DictConfig, names: Mapping[str, str | None]) -> None:
     from kd_lightning.config.check import check
+    from kd_lightning.core.log_filters import quiet
     from kd_lightning.planning.plan import plan, render
 
+    quiet()
     try:
         made = plan(check(cfg, names), _PROMISED)
     except UserError as error:

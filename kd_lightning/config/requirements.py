@@ -219,9 +219,11 @@ def _teacher_faults(
         )
     net = teacher.net
     if "teacher.batch_norm" in needs and net is not None and not _has_batch_norm(net):
+        by_setting = "batch_norm" in net
+        how = "set teacher.net.batch_norm=true" if by_setting else "choose another teacher, such as teacher=resnet34"
         yield (
             f"{path}: {name} reads the teacher's batch-norm statistics, but {net.target.rpartition('.')[2]} "
-            "as it is set has no batch norm: choose another teacher, such as teacher=resnet34"
+            f"as it is set has no batch norm: {how}"
         )
 
 
