@@ -207,7 +207,7 @@ def _at_home(settings: TeacherSettings, net: Normalized, key: str, dataset: Data
     described = Described(
         name=f"{type(net.net).__name__}-{key}",
         version=f"abstains below {settings.abstain_below}" if settings.abstain_below is not None else "1",
-        access=settings.access,
+        access=cast(Any, settings.access),
         num_classes=dataset.task.outputs,
         max_batch=AT_ONCE,
         decimals=settings.decimals,

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from omegaconf import DictConfig
 
@@ -184,7 +184,7 @@ def described(cfg: DictConfig, composition: Composition, obtained: Obtained) -> 
     return Described(
         name=cfg.name or type(obtained.net.net).__name__,
         version=digest([obtained.key, *tells]),
-        access=settings.access,
+        access=cast(Any, settings.access),
         num_classes=data.num_classes,
         image=(data.size, data.size, data.channels),
         max_batch=max_batch,
