@@ -234,8 +234,10 @@ def _on_ranks(number: int, composition: Composition, folder: Path) -> float | No
 
 def _plan(cfg: DictConfig, names: Mapping[str, str | None]) -> None:
     from kd_lightning.config.check import check
+    from kd_lightning.core.log_filters import quiet
     from kd_lightning.planning.plan import plan, render
 
+    quiet()
     try:
         made = plan(check(cfg, names), _PROMISED)
     except UserError as error:

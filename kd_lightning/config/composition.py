@@ -243,7 +243,7 @@ def _put(value: Any, path: Sequence[Any], new: Any) -> Any:
 def _with_texts(value: Any, change: Callable[[str], str]) -> Any:
     if isinstance(value, str):
         return change(value)
-    if is_dataclass(value):
+    if is_dataclass(value) and not isinstance(value, type):
         own = {each.name: _with_texts(getattr(value, each.name), change) for each in fields(value)}
         return replace(cast(Any, value), **own)
     if isinstance(value, Mapping):

@@ -101,7 +101,7 @@ def _block_faults(path: str, fit: Training, teacher: TeacherSettings | None) -> 
         if not isinstance(wanted, tuple):
             continue
         for net in nets:
-            node = fit.student if net == "student" else None if teacher is None else teacher.net
+            node = fit.student if net == "student" else teacher.net if teacher else None
             if node is None:
                 continue
             there = _paths(node)
@@ -153,7 +153,7 @@ def metric_faults(composition: Composition) -> Iterator[str]:
 def answer_faults(composition: Composition) -> Iterator[str]:
     """One line for each network that answers what the labels are not, or is to tell it as only classes can be told."""
     teacher, numbers = composition.teacher, of_numbers(composition.data.load)
-    for path, net in {"student": composition.student, "teacher.net": None if teacher is None else teacher.net}.items():
+    for path, net in {"student": composition.student, "teacher.net": teacher.net if teacher else None}.items():
         if net is not None and (network := _class_of(net)) is not None:
             yield from _task_faults(path, getattr(network, "__name__", path), net.requirements(), numbers)
     if numbers and teacher is not None and teacher.access in LEVELS and teacher.access not in ("white", "logits"):
@@ -217,7 +217,7 @@ def _teacher_faults(
         )
     net = teacher.net
     if "teacher.batch_norm" in needs and net is not None and not _has_batch_norm(net):
-        by_setting = net.get("batch_norm") is not None
+        by_setting = "batch_norm" in net
         how = "set teacher.net.batch_norm=true" if by_setting else "choose another teacher, such as teacher=resnet34"
         yield (
             f"{path}: {name} reads the teacher's batch-norm statistics, but {net.target.rpartition('.')[2]} "

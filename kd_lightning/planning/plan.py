@@ -107,7 +107,7 @@ def _walk(composition: Composition, planner: Planner, made: Plan) -> None:
     fits.append(student)
     white = teacher is None or teacher.white
     images = planner.door.in_all() if planner.door else sum(f.report["teacher_images"] for f in fits)
-    budget = None if composition.teacher is None else composition.teacher.budget
+    budget = composition.teacher.budget if composition.teacher else None
     if not white and budget is not None:
         enough = "" if images <= budget else ": NOT ENOUGH, the run would stop there"
         made.notes.append(f"teacher.budget={budget:,} images, this run's fits ask about {images:,}{enough}")

@@ -7,30 +7,26 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from kd_lightning.config import ranks
 from kd_lightning.config.composition import Composition, Training
 from kd_lightning.config.node import Node, freeze, thaw
 from kd_lightning.config.record import leave_plain
 from kd_lightning.config.signatures import versions
-from kd_lightning.core.inference import predict
-from kd_lightning.core.tasks import evaluate
-from kd_lightning.data.dataset import Dataset, Split
+from kd_lightning.data.dataset import Dataset
 from kd_lightning.data.load import dataset_digest
 from kd_lightning.distributed import collectives
 from kd_lightning.distributed.device import fast_precision
 from kd_lightning.engine.data import load_data
 from kd_lightning.engine.fit import Bench, Fitted, fit
-from kd_lightning.metrics.confusion_matrix import draw_answers
 from kd_lightning.results.provenance import header_of, leave_reason, parameters, peak_memory
 from kd_lightning.results.student_files import save_student
+from kd_lightning.run.measured import Fits, tested, trained
 from kd_lightning.run.stages_and_controls import control_of, handed, weak_teacher
 from kd_lightning.run.teacher import Obtained, obtain_source_teacher, obtain_teacher
 from kd_lightning.store.artifacts import Store, copy_into, file_digest, names_file, remedy, write_json, writing
@@ -144,18 +140,6 @@ def _copied(kept: Path, folder: Path) -> None:
         copy_into(kept, folder, NOT_COPIED)
 
 
-@dataclass(frozen=True)
-class Fits:
-    """What was obtained and trained: the teachers, the run's answers to the test images, and every fit."""
-
-    teacher: Obtained | None
-    source_teacher: Obtained | None
-    answers: Tensor | None
-    stages: Mapping[str, Fitted]
-    student: Fitted
-    controls: Mapping[str, Fitted | None]
-
-
 def _produce(composition: Composition, bench: Bench, clock: Clock, work: Path) -> dict[str, Any]:
     dataset = bench.dataset
     teacher = obtain_teacher(composition, bench)
@@ -183,7 +167,7 @@ def _produce(composition: Composition, bench: Bench, clock: Clock, work: Path) -
 
     fits = Fits(teacher, asked, answers, stages, student, controls)
     with clock("test"):
-        metrics = _tested(composition, bench, fits, work)
+        metrics = tested(composition, bench, fits, work)
     if collectives.rank() == 0 and (weak := weak_teacher(composition.controls, metrics, bench.task)):
         warnings.warn(weak, stacklevel=2)
     bench.boards.numbers({k: v for k, v in metrics.items() if v is not None}, student.report["rounds"])
@@ -193,44 +177,6 @@ def _produce(composition: Composition, bench: Bench, clock: Clock, work: Path) -
     if trained(student):
         bench.boards.student(work, card)
     return _result(composition, bench, fits, metrics, clock)
-
-
-def _tested(composition: Composition, bench: Bench, fits: Fits, work: Path) -> dict[str, float | None]:
-    """What teacher, student and controls say of the test images."""
-    dataset, task, answers, student = bench.dataset, bench.task, fits.answers, fits.student
-    test = dataset.test
-    metrics: dict[str, float | None] = {}
-    if fits.teacher is not None:
-        accuracy = evaluate(task, answers, test.labels, None) if answers is not None and test else {}
-        metrics |= {f"teacher/{k}": accuracy.get(k) for k in task.metrics()}
-    for name, fitted in {"test": student, **fits.controls}.items():
-        if fitted is None or test is None or not trained(fitted):
-            measured: dict[str, float | None] = dict.fromkeys([*task.metrics(), "agreement"])
-        else:
-            output = predict(fitted.network, test.images, device=composition.device)
-            measured = evaluate(task, output, test.labels, answers)
-            if name == "test" and collectives.rank() == 0:
-                draw_answers(work / "plots", bench.boards, dataset, output, test.labels, answers)
-        metrics |= {f"{name}/{k}": v for k, v in measured.items()}
-        if name == "test" and composition.called:
-            metrics |= {f"{composition.called}/{k}": v for k, v in measured.items()}
-    for name, node in composition.metrics.items():
-        metrics |= _further(name, node.build(), student, fits.teacher, test, composition.device, work / "samples")
-    metrics |= {f"gate/{name}": gate["value"] for name, gate in student.report.get("pool", {}).get("gates", {}).items()}
-    if "generated/agreement" in student.report:
-        metrics["generated/agreement"] = student.report["generated/agreement"]
-    return metrics
-
-
-def _further(
-    name: str, measure: Any, student: Fitted, teacher: Obtained | None, test: Split | None, device: str, samples: Path
-) -> dict[str, float | None]:
-    """What a member of ``metrics`` says of the student; nothing without test images or the teacher it needs."""
-    if test is None or ("teacher.gradients" in measure.needs and (teacher is None or teacher.net is None)):
-        return {}
-    network = student.network if trained(student) else None
-    found = measure(network, teacher and teacher.net, test, device=device, samples=samples)
-    return {f"{name}/{k}" if k else name: v for k, v in found.items()}
 
 
 def _result(
@@ -282,11 +228,6 @@ def _result(
         **{key: student.report.get(key) for key in ("precision", "memory_format", "compile", "fold_batchnorm")},
         "device": torch.cuda.get_device_name() if device != "cpu" else f"cpu x{torch.get_num_threads()}",
     }
-
-
-def trained(fitted: Fitted) -> bool:
-    """Whether the fit was one of its student, and not of a generator alone."""
-    return fitted.report.get("trains_student", True)
 
 
 class Clock:
