@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from kd_lightning.core.collapse import Collapsed
 from kd_lightning.engine.restart import TRIES, begin_again
-from kd_lightning.errors import Collapsed, TrainingError
+from kd_lightning.errors import TrainingError
 from kd_lightning.methods.counterfactual.mask_monitor import MASK_REMEDY, MaskWatch
 
 

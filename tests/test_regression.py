@@ -27,7 +27,7 @@ from kd_lightning.data.loader import TensorLoader
 from kd_lightning.data.module import Images
 from kd_lightning.engine.callbacks import BINS, WatchGenerator, generator_health
 from kd_lightning.errors import DataError, TeacherError, UserError
-from kd_lightning.losses.response import imitation
+from kd_lightning.losses.soft_labels import imitation
 from kd_lightning.methods.base.distiller import Seen
 from kd_lightning.methods.real_data.distill import Distill
 from kd_lightning.networks.classifiers.small import SmallConvNet

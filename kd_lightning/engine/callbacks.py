@@ -16,11 +16,11 @@ from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.utilities import rank_zero_only
 from tqdm import tqdm
 
+from kd_lightning.core.collapse import Collapsed
 from kd_lightning.core.tasks import Regression, Task
 from kd_lightning.data.batches import Batch
 from kd_lightning.distributed import collectives
 from kd_lightning.engine.restart import REMEDY
-from kd_lightning.errors import Collapsed
 from kd_lightning.methods.base.distiller import Distiller, Seen
 from kd_lightning.methods.base.protocols import Teacher
 from kd_lightning.teachers.white_box import FrozenTeacher

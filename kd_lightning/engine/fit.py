@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from kd_lightning.config.composition import Training
 from kd_lightning.config.signatures import versions
+from kd_lightning.core.collapse import Collapsed
 from kd_lightning.core.tasks import Task
 from kd_lightning.core.time_limit import cut_short, duration
 from kd_lightning.data.dataset import Dataset
@@ -24,7 +25,6 @@ from kd_lightning.engine.callbacks import PhaseBar, WatchGenerator
 from kd_lightning.engine.checkpoint_reader import Marked, resumable
 from kd_lightning.engine.checkpoint_writer import Resumable
 from kd_lightning.engine.restart import begin_again, next_seed, restarts
-from kd_lightning.errors import Collapsed
 from kd_lightning.methods.base.distiller import Distiller
 from kd_lightning.methods.base.protocols import Teacher
 from kd_lightning.networks.normalized import Normalized

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from kd_lightning.errors import Collapsed, TrainingError
+from kd_lightning.core.collapse import Collapsed
+from kd_lightning.errors import TrainingError
 from kd_lightning.store.artifacts import write_json, writing
 from kd_lightning.store.strangers import read_json
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kd_lightning.losses.batch_norm import BatchNormTap, batch_norm_statistics
-from kd_lightning.losses.image_prior import l2_norm, total_variation
+from kd_lightning.losses.smoothness import l2_norm, total_variation
 
 
 def inversion_step(

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kd_lightning.data.loader import Augmentation, TensorLoader
-from kd_lightning.losses.response import soft_cross_entropy
+from kd_lightning.losses.soft_labels import soft_cross_entropy
 from kd_lightning.networks import head_of
 from kd_lightning.networks.normalized import Normalized
 from kd_lightning.sources.context import Context

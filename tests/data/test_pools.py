@@ -18,8 +18,8 @@ from toy import context, network, trained_teacher
 from kd_lightning.config.check import faults
 from kd_lightning.errors import ConfigError
 from kd_lightning.losses.batch_norm import BatchNormTap, batch_norm_statistics
-from kd_lightning.losses.image_prior import total_variation
-from kd_lightning.losses.response import soft_cross_entropy
+from kd_lightning.losses.smoothness import total_variation
+from kd_lightning.losses.soft_labels import soft_cross_entropy
 from kd_lightning.networks.classifiers.lenet import LeNet5
 from kd_lightning.networks.normalized import Normalized
 from kd_lightning.sources import pool

@@ -4,7 +4,8 @@ import pytest
 import torch
 from doors import degrade
 
-from kd_lightning.losses.response import answer_cross_entropy, imitation, kl, l1_logits, soft_cross_entropy
+from kd_lightning.losses.response import kl, l1_logits
+from kd_lightning.losses.soft_labels import answer_cross_entropy, imitation, soft_cross_entropy
 
 
 def grad(tensor: torch.Tensor) -> torch.Tensor:

@@ -29,7 +29,8 @@ from toy import (
 
 from kd_lightning.data.augment import RandomResizedCrop
 from kd_lightning.data.loader import TensorLoader
-from kd_lightning.losses.response import answer_cross_entropy, kl
+from kd_lightning.losses.response import kl
+from kd_lightning.losses.soft_labels import answer_cross_entropy
 from kd_lightning.methods.data_free.adaptive_deep_inversion import AdaptiveDeepInversion
 from kd_lightning.methods.data_free.cmi import Cmi
 from kd_lightning.methods.data_free.dafl import Dafl

@@ -15,7 +15,8 @@ from toy import adam, fit, network, patterns, trained_teacher
 from kd_lightning.config.check import faults
 from kd_lightning.core.tasks import Classification
 from kd_lightning.losses.boundary_walk import CROSSED, THIRD, Walk
-from kd_lightning.losses.response import kl, soft_cross_entropy
+from kd_lightning.losses.response import kl
+from kd_lightning.losses.soft_labels import soft_cross_entropy
 from kd_lightning.methods.base.distiller import Distiller
 from kd_lightning.methods.real_data import bss as bss_module
 from kd_lightning.methods.real_data.bss import Bss, disagreement, other_classes, weights

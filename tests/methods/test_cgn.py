@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from toy import adam, lucky
 
+from kd_lightning.core.collapse import Collapsed
 from kd_lightning.core.tasks import Classification
 from kd_lightning.data.batches import Batch
 from kd_lightning.data.loader import TensorLoader
-from kd_lightning.errors import Collapsed
 from kd_lightning.losses.counterfactual import binary_entropy, compose, edge, style
 from kd_lightning.methods.counterfactual.cgn import Cgn, colours
 from kd_lightning.methods.counterfactual.skdcgn import Skdcgn, channel_kl

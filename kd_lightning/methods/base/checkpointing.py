@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from kd_lightning.distributed import collectives
-from kd_lightning.losses.moments import MeanVar, pooled
 from kd_lightning.methods.base.loss_monitor import TermWatch
 from kd_lightning.methods.base.protocols import Teacher, WhiteTeacher
 
@@ -67,14 +66,6 @@ class Repeatable(L.LightningModule):
         A scalar becomes (ranks,). With one rank, or ``trainer.global_batch_losses=false``, what was given.
         """
         return collectives.gathered(rows) if self.global_batch_losses else rows
-
-    def pooled(self, statistics: list[MeanVar]) -> list[MeanVar]:
-        """Means and variances of the batches of all ranks put together, likewise."""
-        if not self.global_batch_losses or collectives.world() == 1:
-            return statistics
-        flat = torch.cat([torch.cat(pair) for pair in statistics])
-        every = collectives.gathered(flat[None]).split([2 * len(mean) for mean, _ in statistics], dim=1)
-        return [pooled(*both.chunk(2, dim=1)) for both in every]
 
     def share_buffers(self) -> None:
         """Average batch-norm statistics over ranks: manual optimisation leaves them to drift apart."""

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from kd_lightning.errors import Collapsed
+from kd_lightning.core.collapse import Collapsed
 from kd_lightning.methods.counterfactual.class_means import ClassMeans
 
 MASK_REMEDY = (

@@ -36,7 +36,8 @@ from kd_lightning.losses.batch_norm import BatchNormTap, batch_norm_statistics
 from kd_lightning.losses.contrastive import info_nce
 from kd_lightning.methods.base.distiller import OptimizerFactory
 from kd_lightning.methods.base.image_pool import ImagePool
-from kd_lightning.methods.base.phases import Best, restart
+from kd_lightning.methods.base.phases import restart
+from kd_lightning.methods.base.statistics import Best
 
 
 class Cmi(ImagePool):

@@ -27,6 +27,7 @@ from kd_lightning.losses.batch_norm import BatchNormTap, batch_norm_statistics
 from kd_lightning.losses.image_prior import information_entropy, one_hot
 from kd_lightning.losses.response import kl
 from kd_lightning.methods.base.generator_pair import Generative
+from kd_lightning.methods.base.statistics import over_ranks
 
 
 class Dfq(Generative):
@@ -75,9 +76,10 @@ class Dfq(Generative):
             x = self.generate(self.batch_size)
             with BatchNormTap(self.white.net) as tap:
                 t = self.white(x)
+            statistics = over_ranks(tap.statistics) if self.global_batch_losses else tap.statistics
             losses = {
                 "adv": -self.adv * kl(self.student(x), t),
-                "bn": self.bn * batch_norm_statistics(self.pooled(tap.statistics), tap.layers),
+                "bn": self.bn * batch_norm_statistics(statistics, tap.layers),
                 "oh": self.oh * one_hot(t),
                 "balance": self.balance * information_entropy(self.gathered(t)),
             }

@@ -34,7 +34,8 @@ from kd_lightning.losses.adversarial import masked_kl
 from kd_lightning.losses.batch_norm import BatchNormTap
 from kd_lightning.methods.base.distiller import OptimizerFactory
 from kd_lightning.methods.base.image_pool import ImagePool
-from kd_lightning.methods.base.phases import BatchNormMixture, Best, redraw, restart
+from kd_lightning.methods.base.phases import redraw, restart
+from kd_lightning.methods.base.statistics import BatchNormMixture, Best
 
 
 class Nayer(ImagePool):

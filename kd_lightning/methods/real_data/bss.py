@@ -33,7 +33,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from kd_lightning.data.batches import Batch
 from kd_lightning.losses.boundary_walk import boundary_walk
-from kd_lightning.losses.response import soft_cross_entropy
+from kd_lightning.losses.soft_labels import soft_cross_entropy
 from kd_lightning.methods.base.distiller import Distiller, OptimizerFactory, SchedulerFactory
 
 

@@ -20,9 +20,12 @@ import torch
 from torch import Tensor
 
 from kd_lightning.data.batches import Batch
-from kd_lightning.losses import response
-from kd_lightning.losses.response import FOR_CLASSES
+from kd_lightning.losses.response import kl
+from kd_lightning.losses.soft_labels import answer_cross_entropy, soft_cross_entropy
 from kd_lightning.methods.base.distiller import Distiller, OptimizerFactory, SchedulerFactory
+
+FOR_CLASSES = {f"{loss.__module__}.{loss.__name__}" for loss in (kl, soft_cross_entropy, answer_cross_entropy)}
+"""Losses that expect logits of classes; :func:`~kd_lightning.losses.soft_labels.imitation` serves numbers, too."""
 
 
 class Distill(Distiller):
@@ -57,8 +60,7 @@ class Distill(Distiller):
         """Images; labels and a teacher where their weights ask for them; classes where a loss is made for them."""
         wanted = {"source.images"}
         losses = [term["loss"] for term in (terms or {}).values() if isinstance(term, Mapping) and "loss" in term]
-        for_classes = {f"{response.__name__}.{name}" for name in FOR_CLASSES}
-        if any(isinstance(loss, Mapping) and loss.get("_target_") in for_classes for loss in losses):
+        if any(isinstance(loss, Mapping) and loss.get("_target_") in FOR_CLASSES for loss in losses):
             wanted.add("task.classification")
         if label:
             wanted.add("source.labels")
