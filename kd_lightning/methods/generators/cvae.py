@@ -1,7 +1,7 @@
 """The conditional variational autoencoder that FS-BBT learns its few images with (Nguyen et al., ECCV 2022).
 
 A stage before the student's: encoder and decoder are trained on the images and the class that the teacher names for
-each, and the decoder is kept. The source draws from it later (``data/sources/fs_bbt.py``); the encoder is not needed
+each, and the decoder is kept. The source draws from it later (``sources/fs_bbt.py``); the encoder is not needed
 again. It may ask nothing: the answers come with the images.
 
 Deviations (paper / authors' code / here):

@@ -14,12 +14,11 @@ from typing import Any, cast
 
 from torch.nn import functional as F
 
-from kd_lightning.data.batches import Batch
+from kd_lightning.data.batches import Batch, VicinalBatch
 from kd_lightning.methods.base.distiller import Distiller, OptimizerFactory, SchedulerFactory
 from kd_lightning.networks.features import SparseAutoEncoder
 from kd_lightning.networks.generators.gan_blocks import from_pixels
 from kd_lightning.networks.normalized import Normalized
-from kd_lightning.sources.vicinal import VicinalBatch
 
 
 class SparseCode(Distiller):
