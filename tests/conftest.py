@@ -105,6 +105,7 @@ class Outcome(dict[str, Any]):
 
 def tiny_run(folder: Path, *overrides: str, root: Path | None = None) -> Outcome:
     """One run in this process; ``method=dafl`` unless the overrides name another."""
+    from kd_lightning.cli.main import checked
     from kd_lightning.core.log_filters import quiet
     from kd_lightning.run.run import run
 
@@ -114,8 +115,8 @@ def tiny_run(folder: Path, *overrides: str, root: Path | None = None) -> Outcome
     rest = [o for o in overrides if not o.startswith("method=")]
     own = DAFL if names["method"] in ("dafl", "dfad") else ()
     at = [f"artifacts.root={root}"] if root else []
-    whole = composition(*TINY, f"method={names['method']}", *own, *rest, *at, names=names)
-    result = Outcome(run(whole, folder))
+    cfg = composed(*TINY, f"method={names['method']}", *own, *rest, *at)
+    result = Outcome(run(checked(cfg, names, folder), folder))
     result.folder = folder
     return result
 

@@ -54,7 +54,7 @@ def test_result_says_what_was_done(tiny: Tiny, store: Path) -> None:
     assert {"python", "torch", "lightning"} <= result["versions"].keys()
     left = {str(path.relative_to(result.folder)) for path in result.folder.rglob("*") if path.is_file()}
     assert left == {
-        *("result.json", "student.safetensors", "student.json", "last.ckpt", "metrics.csv"),
+        *("result.json", "student.safetensors", "student.json", "last.ckpt", "metrics.csv", ".hydra/config.yaml"),
         *(f"samples/{name}_000{epoch}.png" for name in ("generated", "classes") for epoch in (1, 2)),
         *("plots/confusion_labels.png", "plots/confusion_teacher.png"),
     }
@@ -111,7 +111,11 @@ def test_seed_and_settings_have_artefacts_of_their_own_and_share_the_teacher(tin
 
 @pytest.mark.parametrize(
     ("changed", "overrides"),
-    [("methods.dafl.Dafl", ()), ("data.sources.free.Free", ()), ("methods.distill.Distill", ("method=kd",))],
+    [
+        ("methods.data_free.dafl.Dafl", ()),
+        ("sources.data_free.Free", ()),
+        ("methods.real_data.distill.Distill", ("method=kd",)),
+    ],
 )
 def test_a_raised_version_of_a_method_or_source_is_another_run(
     changed: str, overrides: tuple[str, ...], tiny: Tiny, store: Path, monkeypatch: pytest.MonkeyPatch
@@ -181,8 +185,8 @@ def test_the_teacher_stays_as_it_is(method: str, tiny: Tiny, tmp_path: Path, mon
 
     monkeypatch.setattr(Distiller, "record", watch)
     result = tiny(
-        f"method={method}", f"teacher.weights={file}", "teacher.net.widths=[4,8]", "+teacher.net.batch_norm=true",
-        "+student.batch_norm=true",
+        f"method={method}", f"teacher.weights={file}", "teacher.net.widths=[4,8]", "teacher.net.batch_norm=true",
+        "student.batch_norm=true",
     )  # fmt: skip
     assert modes == {(True, True, False), (False,)}
     wanted = Normalized(net, mean=[0.3053], std=[0.3761])

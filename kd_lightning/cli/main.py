@@ -174,7 +174,7 @@ def _run(cfg: DictConfig, folder: Path, names: Mapping[str, str | None]) -> floa
     quiet()
     place, mode = start.placed(), HydraConfig.get().mode
     try:
-        composition = _checked(cfg, names, folder)
+        composition = checked(cfg, names, folder)
         if place is None and (number := start.wanted(composition.trainer.settings)) > 1:
             return _on_ranks(number, composition, folder)
         plain_warnings()
@@ -205,7 +205,7 @@ def chosen(choices: Mapping[str, str | None] | DictConfig) -> dict[str, str | No
     return names
 
 
-def _checked(cfg: DictConfig, names: Mapping[str, str | None], folder: Path) -> Composition:
+def checked(cfg: DictConfig, names: Mapping[str, str | None], folder: Path) -> Composition:
     """The composition of a run, or in its folder the reason why there is none."""
     from kd_lightning.config.check import check
     from kd_lightning.results.provenance import header, leave_reason
