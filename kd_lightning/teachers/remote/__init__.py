@@ -1,1 +1,1 @@
-"""Teachers that are somewhere else."""
+"""Teachers behind an interface: HTTP services, functions and networks in another thread."""
