@@ -249,9 +249,9 @@ STRANGE_WEIGHTS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "a list": (lambda f: (torch.save([torch.ones(1)], f), f)[1], "no state dict"),
     "a long name": (lambda f: (f.write_bytes(b"c" + b"x" * 200_000 + b"\ny\n."), f)[1], "more than tensors"),
     "a plain pickle": (lambda f: (f.write_bytes(pickle.dumps({"a": [1]})), f)[1], "no state dict|truncated, corrupt"),
-    "a folder": (lambda f: (f.mkdir(), f)[1], "a folder, no regular file"),
-    "a pipe": (lambda f: (os.mkfifo(f), f)[1], "a pipe, no regular file"),
-    "a device": (lambda f: (f.symlink_to("/dev/zero"), f)[1], "a device, no regular file"),
+    "a folder": (lambda f: (f.mkdir(), f)[1], "a folder, not a regular file"),
+    "a pipe": (lambda f: (os.mkfifo(f), f)[1], "a pipe, not a regular file"),
+    "a device": (lambda f: (f.symlink_to("/dev/zero"), f)[1], "a device, not a regular file"),
     "a link to itself": (lambda f: (f.symlink_to(f), f)[1], "a link that leads nowhere"),
     "a link to nothing": (lambda f: (f.symlink_to("gone"), f)[1], "a link that leads nowhere"),
 }
@@ -385,7 +385,7 @@ def test_a_report_reads_no_environment_and_resolves_nothing(
 
 def test_a_result_that_is_a_pipe_does_not_hang(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "result.json")
-    with pytest.raises(UserError, match="a pipe, no regular file"):
+    with pytest.raises(UserError, match="a pipe, not a regular file"):
         read_result(tmp_path)
 
 

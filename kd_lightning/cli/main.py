@@ -1,4 +1,4 @@
-"""The command ``kd-lightning``: Hydra composes, one page runs. Imports no torch before a run starts."""
+"""The command ``kd-lightning``: Hydra composes, ``run`` runs. Imports no torch before a run starts."""
 
 from __future__ import annotations
 
@@ -29,30 +29,30 @@ LAUNCHERS = {
     "submitit_local": ("slurm", "hydra_plugins.hydra_submitit_launcher"),
     "ray": ("ray", "hydra_plugins.hydra_ray_launcher"),
 }
-"""hydra/launcher -> the extra that brings it, and the package in it."""
+"""hydra/launcher -> the extra that installs it, and its package."""
 
 MOST_JOBS = 32
-"""Jobs of a sweep that are read before it starts; Hydra composes them all again."""
+"""Largest number of a sweep's jobs that are checked before it starts."""
 _PLANS: list[tuple[float, int]] = []
-"""Seconds and bytes of every job, where plans are all that is wanted."""
+"""Seconds and bytes of each planned job."""
 _PROMISED: set[str] = set()
 
 
 def main() -> None:
-    """Read the command line, refuse what is wrong in it, and hand over to Hydra."""
+    """Check the command line and hand over to Hydra."""
     resolvers.register()
     start.stay_with_parent()
-    sys.path.append(str(Path.cwd()))  # a method of the user's own may lie beside the command
-    # on a busy machine, threads that spin while they wait make small steps twenty times slower
+    sys.path.append(str(Path.cwd()))  # finds a user's method in the working directory
+    # on a busy machine, threads that spin while waiting make small steps twenty times slower
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # argparse would stop at an override that follows a flag
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))
     if place := start.placed():
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP warns of rounds in which all parameters are used
-        if place.rank:  # the first rank's folder is that of all
+        if place.rank:  # all ranks use the folder of the first
             sys.argv += ["hydra.output_subdir=null", f"hydra.run.dir={tempfile.gettempdir()}"]
     args = get_args_parser().parse_args()
-    # ours complete a plugin's launchers under the names that their documentation uses
+    # the package's settings complete a plugin's launchers, under the names of their documentation
     warnings.filterwarnings("ignore", r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
     only_shows = any(getattr(args, flag) for flag in ("help", "hydra_help", "cfg", "info", "shell_completion"))
     plans = False
@@ -66,7 +66,7 @@ def main() -> None:
         command()
         return
     with tempfile.TemporaryDirectory(prefix="kd_plan_") as nowhere:
-        # one job after the other, in this process, and without a trace
+        # run the jobs one after the other, in this process, and write nothing to the run folders
         mine = ("hydra/launcher", "hydra.launcher", "hydra.run.", "hydra.sweep.", "hydra.output_subdir")
         sys.argv[1:] = [word for word in sys.argv[1:] if not word.lstrip("+").startswith(mine)]
         sys.argv += ["hydra/launcher=basic", "hydra.output_subdir=null"]
@@ -177,7 +177,7 @@ def _run(cfg: DictConfig, folder: Path, names: dict[str, str | None]) -> float |
 
 
 def _on_ranks(number: int, cfg: DictConfig, folder: Path, names: dict[str, str | None]) -> float | None:
-    """Let as many processes run the page as the trainer has devices."""
+    """Start one process per device of the trainer, each of which runs this job."""
     from kd_lightning.results.provenance import amend
 
     code, reason = start.start(HydraConfig.get(), number)

@@ -1,4 +1,4 @@
-"""The end of one run on a terminal: its student beside the teacher and the controls."""
+"""The summary that a run prints at its end: student, teacher and controls."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Kept work: artefacts under a hash of what made them."""
+"""The artefact store: results of long computations, each in a folder named after a hash of its configuration."""

@@ -1,4 +1,4 @@
-"""What comes of one attempt over HTTP: every status, every break, every answer that is none."""
+"""What comes of one attempt over HTTP: every status, every break, every invalid answer."""
 
 from __future__ import annotations
 
@@ -220,7 +220,7 @@ MALFORMED = {
 
 
 @pytest.mark.parametrize("name", MALFORMED)
-def test_an_answer_that_is_none_is_unclear(name: str) -> None:
+def test_an_invalid_answer_is_unclear(name: str) -> None:
     wrong, reason = MALFORMED[name]
     about = {"format": 1, "name": "toy", "version": "v1", "access": "probs"}
     fine = {"index": 0, "probs": P}
@@ -237,7 +237,7 @@ def test_an_answer_that_is_none_is_unclear(name: str) -> None:
         content = json.dumps({**about, "answers": [fine, {"index": 1, "probs": wrong}]}).encode()
     found = attempt(httpx.Response(200, content=content))
     assert type(found) is Unclear
-    assert str(found).startswith("an answer that is none: ")
+    assert str(found).startswith("an invalid answer: ")
     assert reason in str(found)
 
 

@@ -241,7 +241,7 @@ def test_the_command_from_start_to_end(teacher_file: Path, tmp_path: Path) -> No
     assert process.returncode == 0
     assert out == ""
     assert err == (
-        "kd-serve: warning: 0.0.0.0 is no loopback: other machines can ask, who knows the key\n"
+        "kd-serve: warning: 0.0.0.0 is not a loopback address: other machines can send queries with the key\n"
         "kd-serve: answered 1 questions, 20 images\n"
     )
     assert [json.loads(each)["images"] for each in (tmp_path / "count").read_text().splitlines()] == [20]

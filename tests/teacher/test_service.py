@@ -341,7 +341,7 @@ def test_remembering_an_answer_takes_the_same_work_however_many_are_remembered()
 
 def test_logits_never_leave() -> None:
     for wrong in (replace(TEACHER, access="logits"), replace(TEACHER, image=None)):
-        with pytest.raises(ValueError, match="tells no logits"):
+        with pytest.raises(ValueError, match="answers with probs, topk or label"):
             Service(probs, wrong)
 
 

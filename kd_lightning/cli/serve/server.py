@@ -1,4 +1,4 @@
-"""What ``kd-serve`` serves: a composition read, its teacher obtained, and both made a service."""
+"""Builds the service of ``kd-serve`` from a configuration: checks it, obtains the teacher, describes it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from kd_lightning.cli.serve.app import Service
 
 READ = ("data", "teacher", "experiment", "scale", "artifacts", "trainer.accelerator")
-"""Of what kd-lightning reads."""
+"""The parts of kd-lightning's configuration that kd-serve reads."""
 SETTINGS: dict[str, Any] = {
     "host": str,
     "port": int,
@@ -46,14 +46,14 @@ SETTINGS: dict[str, Any] = {
     "connections_per_address": int,
     "count_file": str | None,
 }
-"""Of its own; ``conf/serve.yaml`` says what they are."""
+"""Its own settings, described in ``conf/serve.yaml``."""
 
 
 FLOOD = ("patience", "connections", "connections_per_address")
 
 
 def compose(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> DictConfig:
-    """The composition of what kd-serve reads.
+    """The checked configuration of kd-serve.
 
     Args:
         overrides: as typed.
@@ -110,7 +110,7 @@ def key_in(name: str | None) -> str | None:
         name: of the variable; None for no key.
 
     Raises:
-        UserError: it is not set, or no key.
+        UserError: the variable is not set, its name is invalid, or its content is not a valid key.
     """
     if name is None:
         return None
@@ -128,13 +128,13 @@ def key_in(name: str | None) -> str | None:
 
 
 def obtain(cfg: DictConfig) -> Obtained:
-    """The teacher of a composition: from its weights file, with no need of data, or trained once and kept.
+    """The teacher of a configuration: from its weights file, which needs no data, or trained once and kept.
 
     Raises:
-        UserError: as a run would.
+        UserError: as in a run.
     """
     cfg = cfg.copy()
-    cfg.teacher.access = "white"  # to its owner
+    cfg.teacher.access = "white"  # the server itself may see the network
     settle(cfg, {})
     store = Store(cfg.artifacts.root, reuse=cfg.artifacts.reuse)
     if cfg.teacher.weights:
@@ -149,10 +149,10 @@ def obtain(cfg: DictConfig) -> Obtained:
 
 
 def described(cfg: DictConfig, obtained: Obtained) -> Described:
-    """What the teacher will say of itself.
+    """The teacher's description of itself.
 
     Raises:
-        ConfigError: not even one image fits into what is allowed.
+        ConfigError: the limits do not allow even one image.
     """
     assert obtained.net is not None
     settings, data = cfg.teacher, cfg.data
@@ -178,10 +178,10 @@ def described(cfg: DictConfig, obtained: Obtained) -> Described:
 
 
 def service_of(cfg: DictConfig) -> Service:
-    """What a composition serves.
+    """The service of a configuration.
 
     Raises:
-        UserError: an extra is missing, or as :func:`obtain` does.
+        UserError: an extra is missing, or as in :func:`obtain`.
     """
     try:
         from kd_lightning.cli.serve.app import Service
