@@ -279,7 +279,7 @@ BAD_GENERATORS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "another net": (
         lambda f: rewrite(f, method__generator__tail="sigmoid"),
-        "holds another generator than its composition says: .* is in the checkpoint alone",
+        "holds another generator than its composition says: .* is only in the checkpoint",
     ),
     "cannot be built": (lambda f: rewrite(f, method__generator__size=9), "cannot be built here .*multiple of 4"),
     "another method": (drop_generator, "holds no generator: it is the checkpoint of another method"),

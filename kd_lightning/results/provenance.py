@@ -1,4 +1,4 @@
-"""What a result says of where it comes from and what it cost."""
+"""Provenance and cost of a result: versions, commit, settings, peak memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kd_lightning.store.artifacts import FORMAT_VERSION, write_json
 
 
 def header(cfg: DictConfig, names: Mapping[str, str | None]) -> dict[str, Any]:
-    """What every result begins with, also a failed one."""
+    """The first entries of every result, including failed ones."""
     return {
         "format_version": FORMAT_VERSION,
         "system": names.get("method"),
@@ -36,7 +36,7 @@ def header(cfg: DictConfig, names: Mapping[str, str | None]) -> dict[str, Any]:
 
 
 def _has_teacher(node: Mapping[str, Any]) -> bool:
-    """A failed run's composition may say neither: then what was chosen stands."""
+    """Whether a configuration has a teacher; True if a failed run's configuration does not say."""
     return any(node.get(who, "unsaid") is not None for who in ("net", "asker"))
 
 
@@ -46,7 +46,7 @@ def parameters(net: torch.nn.Module) -> int:
 
 
 def peak_memory() -> int:
-    """Bytes at the peak: of the GPU's memory where there is one, else of this process."""
+    """Peak memory in bytes: of the GPU if there is one, else of this process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     unit = 1 if platform.system() == "Darwin" else 1024
@@ -54,7 +54,7 @@ def peak_memory() -> int:
 
 
 def git_commit() -> str | None:
-    """The commit of the checkout that runs, ``+changes`` if it has some; None for an installed package."""
+    """The commit of this checkout, with ``+changes`` if it is modified; None for an installed package."""
     here = Path(__file__).parents[2]
     if not (here / "pyproject.toml").is_file():  # an installed package may lie inside somebody else's repository
         return None
@@ -68,6 +68,6 @@ def git_commit() -> str | None:
 
 
 def amend(cfg: DictConfig, names: Mapping[str, str | None], folder: Path, code: int, reason: str) -> None:
-    """Leave in ``result.json`` why the ranks were ended, where the first one could not know or say it."""
+    """Write to ``result.json`` why the ranks were ended, if the first rank could not."""
     status = "stopped" if code == 130 else "failed"
     write_json(folder / "result.json", {**header(cfg, names), "status": status, "reason": reason, "metrics": {}})
