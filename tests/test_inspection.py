@@ -302,12 +302,12 @@ def test_a_composition_runs_no_foreign_code_unless_trusted(spoiled: Path, tmp_pa
     touch = {"_target_": "os.system", "_args_": [f"touch {tmp_path / 'touched'}"]}
     rewrite(spoiled, method__generator=touch, data__load=touch)
     run = inspection.open_run(spoiled)
-    with pytest.raises(UserError, match=r"generator: os\.system is none of ours; trust=True"):
+    with pytest.raises(UserError, match=r"generator: os\.system is not on the allowlist; trust=True"):
         inspection.load_generator(run)
-    with pytest.raises(UserError, match=r"data: os\.system is none of ours; trust=True"):
+    with pytest.raises(UserError, match=r"data: os\.system is not on the allowlist; trust=True"):
         inspection.data_of(run)
     for target, expected in {
-        "kd_lightning.data.datasets.folder.os.system": "none of ours",
+        "kd_lightning.data.datasets.folder.os.system": "not on the allowlist",
         "kd_lightning.data.datasets.files.load_it": "there is no kd_lightning.* here",
     }.items():
         rewrite(spoiled, data__load={"_target_": target})

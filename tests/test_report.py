@@ -327,7 +327,7 @@ def test_plot_adds_a_panel_for_queries_that_differ(tmp_path):
             cost = {"seconds": {"total": 3.0}, "queries": queries}
             run_at(tmp_path / method / f"{seed}", [f"method={method}"], 0.9 + seed / 100, seed=seed, cost=cost)
     panels = [axes.get_xlabel() for axes in drawn(tmp_path).axes]
-    assert panels == ["accuracy", "total seconds", "images the teacher was asked about"]
+    assert panels == ["accuracy", "total seconds", "queried images"]
     assert len(drawn(tmp_path / "supervised").axes) == 2
 
 

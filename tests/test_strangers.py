@@ -89,26 +89,26 @@ STRANGE_CARDS: dict[str, tuple[dict[str, Any], str]] = {
     "escaped": ({"network": NETWORK | {"widths": "\\${oc.env:HOME}"}}, "interpolation"),
     "in a key": ({"metrics": {"${oc.env:HOME}": 1}}, "interpolation"),
     "in the mean": ({"mean": ["${oc.env:HOME}"]}, "interpolation"),
-    "torch.load": ({"network": NETWORK | {"widths": {"_target_": "torch.load", "f": "x"}}}, "none of ours"),
-    "numpy.load": ({"network": {"_target_": "numpy.load", "file": "x"}}, "none of ours"),
-    "builtins": ({"network": NETWORK | {"widths": {"_target_": "builtins.list"}}}, "none of ours"),
-    "torch.hub": ({"network": {"_target_": "torch.hub.load", "repo_or_dir": "a/b"}}, "none of ours"),
-    "a partial": ({"network": NETWORK | {"widths": TOUCH | {"_partial_": True}}}, "none of ours"),
-    "arguments": ({"network": {"_target_": SMALL, "_args_": [TOUCH]}}, "none of ours"),
+    "torch.load": ({"network": NETWORK | {"widths": {"_target_": "torch.load", "f": "x"}}}, "not on the allowlist"),
+    "numpy.load": ({"network": {"_target_": "numpy.load", "file": "x"}}, "not on the allowlist"),
+    "builtins": ({"network": NETWORK | {"widths": {"_target_": "builtins.list"}}}, "not on the allowlist"),
+    "torch.hub": ({"network": {"_target_": "torch.hub.load", "repo_or_dir": "a/b"}}, "not on the allowlist"),
+    "a partial": ({"network": NETWORK | {"widths": TOUCH | {"_partial_": True}}}, "not on the allowlist"),
+    "arguments": ({"network": {"_target_": SMALL, "_args_": [TOUCH]}}, "not on the allowlist"),
     "not recursive": ({"network": NETWORK | {"_recursive_": False}}, "_recursive_"),
     "no target": ({"network": {"_args_": [1]}}, "names nothing to build"),
     "a target that is no name": ({"network": {"_target_": ["os.system"]}}, "names nothing to build"),
-    "hydra's own": ({"network": {"_target_": "hydra.utils.instantiate", "config": TOUCH}}, "none of ours"),
+    "hydra's own": ({"network": {"_target_": "hydra.utils.instantiate", "config": TOUCH}}, "not on the allowlist"),
     "our function": (
         {"network": {"_target_": "kd_lightning.networks.classifiers.vgg16.trained", "weights": "x"}},
-        "none of ours",
+        "not on the allowlist",
     ),
-    "our effects": ({"network": {"_target_": "kd_lightning.data.datasets.files.load"}}, "none of ours"),
+    "our effects": ({"network": {"_target_": "kd_lightning.data.datasets.files.load"}}, "not on the allowlist"),
     "through a module": (
         {"network": {"_target_": "kd_lightning.networks.classifiers.small.nn.Flatten"}},
-        "none of ours",
+        "not on the allowlist",
     ),
-    "torch's insides": ({"network": {"_target_": "torch.nn.modules.module.Module"}}, "none of ours"),
+    "torch's insides": ({"network": {"_target_": "torch.nn.modules.module.Module"}}, "not on the allowlist"),
     "weights that download": (
         {"network": {"_target_": "torchvision.models.resnet18", "weights": "DEFAULT"}},
         "would fetch something",
@@ -116,7 +116,10 @@ STRANGE_CARDS: dict[str, tuple[dict[str, Any], str]] = {
     "by the old name": ({"network": {"_target_": "torchvision.models.resnet18", "pretrained": True}}, "would fetch"),
     "by place": ({"network": {"_target_": "torchvision.models.resnet18", "_args_": [True]}}, "_args_"),
     "by default": ({"network": {"_target_": "torchvision.models.segmentation.fcn_resnet50"}}, "weights_backbone=null"),
-    "any model": ({"network": {"_target_": "torchvision.models.get_model", "name": "resnet18"}}, "none of ours"),
+    "any model": (
+        {"network": {"_target_": "torchvision.models.get_model", "name": "resnet18"}},
+        "not on the allowlist",
+    ),
     "too wide": (
         {"network": {"_target_": "torch.nn.Linear", "in_features": 30_000, "out_features": 30_000}},
         "bytes of",
@@ -454,7 +457,7 @@ def test_a_teacher_is_left_alone_as_long_as_the_pace_allows() -> None:
     gate = Gate(Pace(), clock=lambda: 0.0, sleep=waited.append)
     gate.refused(Busy("later", 599.0), 1, threading.Event())
     assert waited == [599.0]
-    with pytest.raises(TeacherError, match=r"left alone for 999999999 seconds, teacher\.pace\.longest_wait=600"):
+    with pytest.raises(TeacherError, match=r"a pause of 999999999 seconds, teacher\.pace\.longest_wait=600"):
         gate.refused(Busy("later", 999999999.0), 1, threading.Event())
     Gate(Pace(longest_wait=1e10), sleep=waited.append).refused(Busy("later", 1e9), 1, threading.Event())
     assert waited[1:] == [1e9]

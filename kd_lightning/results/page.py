@@ -6,8 +6,8 @@
 optionally,
 
 - ``metric``: of the same records, another; ``seed``: only the run of this seed;
-- ``paper``: its number, only where the row runs the paper's setting; ``published``: in words, where that stands, or
-  what the paper has at another setting;
+- ``paper``: its number, only where the row runs the paper's setting; ``published``: text, where that is, or what
+  the paper reports at another setting;
 - ``against``: the title of the row it is compared with, seed by seed.
 
 A table with ``columns`` shows several measures instead: a column has ``title`` and, optionally, ``metric``,
@@ -33,7 +33,7 @@ ROWS = "rows.yaml"
 WIDTH = 5
 METRIC, DIGITS = "test/accuracy", 4
 
-# What a mapping of rows.yaml must have, and what it may have beside that.
+# Required and optional keys of each mapping in rows.yaml.
 KEYS = {
     "page": ({"title", "tables"}, {"text"}),
     "table": (

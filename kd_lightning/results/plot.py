@@ -45,7 +45,7 @@ def draw(groups: Sequence[Group]) -> Figure:
     panels = {"total seconds": [at.cost("seconds", "total") for at, _ in measured]}
     queries = [at.cost("queries") for at, _ in measured]
     if len(set(queries)) > 1:
-        panels["images the teacher was asked about"] = queries
+        panels["queried images"] = queries
 
     height = max(3.2, 1.4 + 0.32 * len(measured))
     figure = figure_of_size(4.2 * (1 + len(panels)) + 1.5, height)

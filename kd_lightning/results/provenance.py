@@ -56,7 +56,7 @@ def peak_memory() -> int:
 def git_commit() -> str | None:
     """The commit of this checkout, with ``+changes`` if it is modified; None for an installed package."""
     here = Path(__file__).parents[2]
-    if not (here / "pyproject.toml").is_file():  # an installed package may lie inside somebody else's repository
+    if not (here / "pyproject.toml").is_file():  # an installed package may be inside another repository
         return None
     how: dict[str, Any] = {"cwd": here, "capture_output": True, "text": True, "check": True, "timeout": 10}
     try:

@@ -189,7 +189,7 @@ def _built(card: Mapping[str, Any], path: Path, weights: Path, *, trust: bool) -
 
 
 def room_for(weights: Path) -> int:
-    """Bytes allowed for a network whose weights are in a file, which may be in half precision: 8 times its size, and 1 MB."""
+    """Bytes allowed for a network whose weights are in a file, perhaps in half precision: 8 times its size and 1 MB."""
     return 8 * weights.stat().st_size + 1_000_000
 
 

@@ -101,7 +101,7 @@ def _refuse_strange(tree: Any, allowed: Callable[[str, bool], bool]) -> None:
         if not isinstance(target, str):
             raise Untrusted(f"{where}._target_".lstrip(".") + " is not a name")
         if not allowed(target, depth == 0):
-            raise Untrusted(f"{target} is none of ours")
+            raise Untrusted(f"{target} is not on the allowlist")
         if value.get("_recursive_", True) is not True:
             raise Untrusted(f"{target} would build its own parts (_recursive_)")
         _refuse_fetching(target, value)

@@ -30,7 +30,7 @@ def ask(context: Context, images: Tensor, *, called: str = "images") -> tuple[Te
     """
     teacher = context.teacher
     if teacher is None:
-        raise ConfigError("this source asks a teacher, but teacher=none: choose one with teacher=NAME")
+        raise ConfigError("this source queries a teacher, but teacher=none: choose one with teacher=NAME")
     context.notes["queries"] = context.notes.get("queries", 0) + len(images)
     if not isinstance(teacher, QueryTeacher):
         spent = teacher.asked

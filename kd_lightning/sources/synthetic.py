@@ -130,8 +130,8 @@ class Synthetic:
         asks = self.keep is not None or self.relabel
         if asks and context.teacher is None:
             raise ConfigError(
-                "source.keep and source.relabel ask a teacher, but teacher=none: choose one with teacher=NAME, or say "
-                "source.keep=null source.relabel=false"
+                "source.keep and source.relabel query a teacher, but teacher=none: choose one with teacher=NAME, or "
+                "say source.keep=null source.relabel=false"
             )
         task = context.dataset.task
         load_weights(self.generator, self.weights)

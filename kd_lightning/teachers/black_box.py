@@ -98,7 +98,7 @@ class QueryTeacher:
         if told.abstained or told.failed:
             raise TeacherError(
                 f"the teacher abstained on {told.abstained} images of a batch and failed on {told.failed}, and a "
-                "method that asks in every step cannot leave them out: ask once, with source=queried"
+                "method that queries in every step cannot leave them out: query once, with source=queried"
             )
         before = sum(len(images) for images in each[: collectives.rank()])
         return told.answers[before : before + len(x)].to(x.device)

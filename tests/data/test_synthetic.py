@@ -391,6 +391,6 @@ def test_settings_that_make_no_sense(settings: dict[str, Any], words: str, tmp_p
 
 @pytest.mark.parametrize("settings", [{"keep": 0.9}, {"relabel": True}])
 def test_nobody_to_ask(settings: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="ask a teacher, but teacher=none"):
+    with pytest.raises(ConfigError, match="query a teacher, but teacher=none"):
         source(tmp_path, **settings).prepare(at(tmp_path, teacher=False))
     assert len(source(tmp_path).prepare(at(tmp_path, teacher=False)).images) == 280

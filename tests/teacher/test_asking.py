@@ -127,7 +127,7 @@ def test_attempts_in_doubt_are_spent(tmp_path: Path) -> None:
 def test_a_closed_door_is_tried_once(tmp_path: Path) -> None:
     asker = Fake(troubles=repeat(Closed("401: wrong key")))
     door = asking(asker, tmp_path)
-    with pytest.raises(TeacherError, match="fake cannot be asked: 401: wrong key"):
+    with pytest.raises(TeacherError, match="fake cannot be queried: 401: wrong key"):
         door.about(pictures(*range(4)))
     assert asker.attempts == 1
     assert spent(door) == Spent()

@@ -166,7 +166,7 @@ def test_bodies_on_their_way_take_half_the_places_of_all() -> None:
             held.enter_context(connected(client, BODY))
             while service.under_way < n:
                 threading.Event().wait(0.005)
-        assert post(client, images(1)).json()["error"]["reason"] == "2 questions of 127.0.0.1 are on their way"
+        assert post(client, images(1)).json()["error"]["reason"] == "2 queries from 127.0.0.1 are arriving"
         assert post(other, images(1)).status_code == 200
         held.close()
         while service.under_way:

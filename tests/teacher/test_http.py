@@ -137,7 +137,7 @@ def test_a_date_without_the_other_sides_clock_is_read_by_ours() -> None:
 )
 def test_no_credit_is_not_a_matter_of_waiting(error: dict[str, str]) -> None:
     assert type(attempt(httpx.Response(429, json={"error": error}, headers={"Retry-After": "1"}))) is Closed
-    assert type(attempt(httpx.Response(429, json={"error": {"reason": "at most 60 questions a minute"}}))) is Busy
+    assert type(attempt(httpx.Response(429, json={"error": {"reason": "at most 60 queries a minute"}}))) is Busy
 
 
 BROKEN = {

@@ -89,7 +89,7 @@ class Service:
                 except Refused as refused:
                     return refused.response()
                 except ClientDisconnect:
-                    return Response(status_code=400)  # nobody is there to read it
+                    return Response(status_code=400)  # the client has gone
                 except Exception as error:
                     print(f"kd-serve: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
                     return Refused(500, "failed", "the teacher failed; nothing was counted").response()
@@ -169,7 +169,7 @@ class Service:
             raise Refused(400, "shape", str(error)) from None
         length = headers.get("Content-Length", str(math.prod(shape)))
         if shape[0] > most or int(length) > most * math.prod(self.shape):
-            raise Refused(413, "too_many", f"at most {most} images of {_by(self.shape)} in one question")
+            raise Refused(413, "too_many", f"at most {most} images of {_by(self.shape)} in one query")
         if shape[0] == 0:
             raise Refused(422, "empty", "no images: expected at least one")
         if shape[1:] != self.shape:
@@ -186,13 +186,13 @@ class Service:
     def _admit(self, images: int, address: str) -> None:
         """Admit a query or refuse it; one address may fill half of the places with bodies that are still arriving."""
         if self.under_way >= self.limits.waiting:
-            raise Refused(503, "busy", f"{self.under_way} questions are under way", after=1)
+            raise Refused(503, "busy", f"{self.under_way} queries are in flight", after=1)
         if self.arriving[address] >= (self.limits.waiting + 1) // 2:
-            raise Refused(503, "busy", f"{self.arriving[address]} questions of {address} are on their way", after=1)
+            raise Refused(503, "busy", f"{self.arriving[address]} queries from {address} are arriving", after=1)
         wait = max(self.requests.wait(1), self.images.wait(images))
         if wait > 0:
             asked, shown = self.limits.requests_per_minute, self.limits.images_per_minute
-            allowed = [f"{most:g} {what} a minute" for most, what in ((asked, "questions"), (shown, "images")) if most]
+            allowed = [f"{most:g} {what} a minute" for most, what in ((asked, "queries"), (shown, "images")) if most]
             raise Refused(429, "rate", f"at most {' and '.join(allowed)}", after=wait)
         self.requests.take(1)
         self.images.take(images)

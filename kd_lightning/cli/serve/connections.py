@@ -175,5 +175,5 @@ class Connection(H11Protocol):
         if name == "end":
             self.transport.abort()
             return
-        what = {"head": "a question", "rest": "the rest of one, or another one", "answer": "the reading of an answer"}
+        what = {"head": "a query", "rest": "the rest of one, or another one", "answer": "the reading of an answer"}
         self.end(408, "slow", f"{what[name]} took longer than {self.gate.patience:g} seconds")

@@ -141,7 +141,7 @@ class Memory:
             return None
         known, task = self.entries[identity]
         if known != content:
-            raise Refused(422, "id", "this Idempotency-Key was used for another question: use one for each")
+            raise Refused(422, "id", "this Idempotency-Key was used for another query: use one for each")
         return task
 
     def keep(self, identity: str, content: bytes, task: asyncio.Task[bytes]) -> None:

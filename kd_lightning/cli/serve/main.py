@@ -57,8 +57,8 @@ def summary(address: str, service: Service, key_env: str | None) -> str:
         f"{address} answers for {teacher.name}, version {teacher.version}: {access}{rounded}",
         f"{teacher.num_classes} classes",
         "images {}x{}x{}".format(*service.shape),
-        f"{teacher.max_batch} in a question",
-        *([f"{limits.requests_per_minute:g} questions a minute"] if limits.requests_per_minute else []),
+        f"{teacher.max_batch} in a query",
+        *([f"{limits.requests_per_minute:g} queries a minute"] if limits.requests_per_minute else []),
         *([f"{limits.images_per_minute:g} images a minute"] if limits.images_per_minute else []),
         f"key in {key_env}" if key_env else "no key",
     ]
@@ -117,7 +117,7 @@ def _serve(service: Service, listening: socket.socket, key_env: str | None) -> N
         signal.signal(ends, lambda *_: None)
     server_of(service).run(sockets=[listening])
     tally = service.tally
-    print(f"kd-serve: answered {tally.questions} questions, {tally.images} images", file=sys.stderr)
+    print(f"kd-serve: answered {tally.questions} queries, {tally.images} images", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -98,7 +98,7 @@ class Gate:
         """
         if (asked := error.retry_after or 0.0) > self.pace.longest_wait:
             raise TeacherError(
-                f"the teacher asks to be left alone for {asked:.0f} seconds, teacher.pace.longest_wait="
+                f"the teacher asks for a pause of {asked:.0f} seconds, teacher.pace.longest_wait="
                 f"{self.pace.longest_wait:g} allows fewer: {error}. Its answers so far are stored; the same command, "
                 "given later, continues from there"
             )

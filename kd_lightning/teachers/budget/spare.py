@@ -18,7 +18,7 @@ from kd_lightning.teachers.budget.tables import Claim
 
 SUFFIX = ".answers"
 PER_IMAGE, PER_QUESTION = 200, 2000
-"""Upper bound of the bytes needed beside an answer's numbers, per image and per query: names, keys and reasons."""
+"""Upper bound of the bytes per image and per query in addition to the numbers: names, keys and reasons."""
 
 
 @dataclass(frozen=True)

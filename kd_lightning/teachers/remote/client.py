@@ -103,7 +103,7 @@ class Asking:
         said = False
         quick = len(wanted) <= self.described.max_batch
         with tqdm(
-            total=len(wanted), desc="asking".ljust(12), unit="image", dynamic_ncols=True, disable=quick or None
+            total=len(wanted), desc="querying".ljust(12), unit="image", dynamic_ncols=True, disable=quick or None
         ) as bar:
             while wanted:
                 elsewhere: list[bytes] = []
@@ -113,7 +113,7 @@ class Asking:
                     bar.update(len(known))
                 if elsewhere:
                     if not said:
-                        say = f"another process is asking about {len(elsewhere)} of these images: waiting for it"
+                        say = f"another process is querying {len(elsewhere)} of these images: waiting for its answers"
                         tqdm.write(say, file=sys.stderr)
                         said = True
                     self.ledger.recover()
@@ -219,7 +219,7 @@ class Asking:
             raise
         except Closed as error:
             self.ledger.release(number)
-            raise TeacherError(f"the teacher {self.described.name} cannot be asked: {error}") from error
+            raise TeacherError(f"the teacher {self.described.name} cannot be queried: {error}") from error
         except BaseException:
             (self.ledger.release if claim.certain else self.ledger.doubt)(number)
             raise

@@ -176,7 +176,7 @@ class HttpTeacher:
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError) as error:
             raise Busy(f"no connection ({self._said(error)})") from None
         except (httpx.UnsupportedProtocol, httpx.LocalProtocolError, httpx.InvalidURL) as error:
-            raise Closed(f"it cannot be asked ({self._said(error)})") from None
+            raise Closed(f"it cannot be queried ({self._said(error)})") from None
         except httpx.HTTPError as error:
             raise Unclear(f"no answer ({self._said(error)})") from None
 
@@ -184,7 +184,7 @@ class HttpTeacher:
         try:
             import httpx
         except ImportError:
-            raise UserError("asking over HTTP needs httpx: pip install 'kd-lightning[http]'") from None
+            raise UserError("querying over HTTP needs httpx: pip install 'kd-lightning[http]'") from None
         if self._client is None:
             self._client = httpx.Client(
                 timeout=httpx.Timeout(self.timeout, connect=min(10.0, self.timeout)),
