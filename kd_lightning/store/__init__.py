@@ -1,1 +1,1 @@
-"""The artefact store: results of long computations, each in a folder named after a hash of its configuration."""
+"""The artefact store: folders named after a hash of what made them."""

@@ -54,13 +54,12 @@ def told(
 def usable(answers: Sequence[Answer], teacher: Described, *, smoothing: float = 0.1) -> Tensor:
     """Answers of any access level as logits (N, K), so that one response loss serves all levels.
 
-    Below ``logits`` they are log-probabilities: ``softmax`` of the result is the answer. ``topk`` spreads the missing
-    mass evenly over the other classes.
+    Below ``logits`` they are log-probabilities: ``softmax`` of the result is the answer.
 
     Args:
         answers: N answers of the teacher's access level, without abstentions.
         teacher: the teacher that gave them.
-        smoothing: label smoothing of a ``label`` answer: probability mass spread evenly over all K classes.
+        smoothing: probability mass of a ``label`` answer spread evenly over all K classes.
     """
     shape = (len(answers), teacher.num_classes)
     if teacher.access == "logits":

@@ -45,7 +45,7 @@ class Service:
         clock: monotonic seconds.
 
     Raises:
-        ValueError: the description has no image size, or its access level reveals more than probabilities.
+        ValueError: the description has no image size, or access level ``logits``.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Images kept in the ledger to detect that a teacher has changed: queried again later, their answers are compared."""
+"""Images whose answers are compared with later ones, to detect that a teacher has changed."""
 
 from __future__ import annotations
 
@@ -13,14 +13,7 @@ from kd_lightning.teachers.budget.tables import found, teacher_of
 
 
 def keep(db: sqlite3.Connection, teacher: Described, images: Mapping[bytes, np.ndarray], number: int) -> bool:
-    """Keep answered images until there are ``number`` of them; returns whether there are.
-
-    Args:
-        db: in a transaction.
-        teacher: that answered them.
-        images: key -> uint8 (H, W, C).
-        number: wanted in all.
-    """
+    """Keep answered images, key -> uint8 (H, W, C), until there are ``number``; returns whether there are."""
     me = teacher_of(db, teacher)
     (there,) = db.execute("SELECT COUNT(*) FROM canaries WHERE teacher = ?", (me,)).fetchone()
     chosen = found(db, list(images)[: max(0, number - there)])

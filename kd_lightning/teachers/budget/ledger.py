@@ -161,11 +161,7 @@ class Ledger:
             db.execute("UPDATE accounts SET teacher = ? WHERE owner = ?", (me, run))
 
     def recall(self, claim: Claim, keys: Sequence[bytes]) -> dict[bytes, Kept]:
-        """Known answers to images, noted as used, if the remaining budget covers all of the images.
-
-        Args:
-            claim: whom to charge, and the limits.
-            keys: of different images.
+        """Known answers to images with different keys, noted as used, if the remaining budget covers all images.
 
         Raises:
             BudgetExceeded: the images do not fit into the remaining budget; nothing has changed.
@@ -178,7 +174,7 @@ class Ledger:
             return known
 
     def reserve(self, claim: Claim, keys: Sequence[bytes]) -> Reserved:
-        """Find out which images, with different keys, must be queried, and reserve them.
+        """Find out which of the images, with different keys, must be queried, and reserve them.
 
         Raises:
             BudgetExceeded: they do not fit into the remaining budget; nothing has changed.

@@ -1,4 +1,4 @@
-"""The processes that use a ledger, each with a lock file for as long as it lives, and what dead ones left open."""
+"""Processes that use a ledger hold a lock file; the attempts that dead ones left open are booked."""
 
 from __future__ import annotations
 
@@ -14,15 +14,12 @@ from kd_lightning.teachers.budget.tables import close_attempt, store_answers
 
 
 def close_dead(db: sqlite3.Connection, alive: Path, me: str) -> tuple[int, list[str]]:
-    """Book the pending attempts of dead processes: paid if their answers were saved, else in doubt or released.
+    """Book the attempts of dead processes; returns their number, and the names of these processes.
 
     Args:
         db: in a transaction.
-        alive: folder with the lock file of each process and the answers that it saved outside the ledger.
+        alive: folder with lock files and saved answers.
         me: name of this process.
-
-    Returns:
-        The number of attempts, and the names of the dead processes, whose saved answers are now in the ledger.
     """
     closed = 0
     rows = db.execute("SELECT process, id, certain FROM attempts WHERE state = 'pending'").fetchall()
@@ -54,7 +51,7 @@ def is_dead(file: Path) -> bool:
 
 
 def close(db: sqlite3.Connection, lock: FileLock, spare: Spare, process: int) -> None:
-    """Close the connection of a process and remove its lock file; no effect in a forked child."""
+    """Close a process's connection and remove its lock file; no effect in a forked child."""
     if os.getpid() == process:
         db.close()
         with suppress(OSError):

@@ -203,7 +203,7 @@ def refuse_excess(db: sqlite3.Connection, claim: Claim, wanted: int, unpaid: int
 
     Args:
         db: in a transaction.
-        claim: whom to charge, and the limits.
+        claim: account and limits.
         wanted: images that the run has not used yet.
         unpaid: those of them that nobody has paid for.
         noted: those of them already noted as used in this transaction.
@@ -251,7 +251,7 @@ def is_open(db: sqlite3.Connection, attempt: int) -> bool:
 
 
 def close_attempt(db: sqlite3.Connection, attempt: int, state: Literal["paid", "doubt", "released"]) -> None:
-    """Book a pending attempt as paid, in doubt or released, and charge the account and the teacher's total."""
+    """Book a pending attempt, and charge the account and the teacher's total."""
     account, name, images, price, before = db.execute(
         "SELECT account, name, images, price, state FROM attempts JOIN teachers ON teacher = teachers.id"
         " WHERE attempts.id = ?",

@@ -1,1 +1,1 @@
-"""Teachers behind an interface: HTTP services, functions and networks in another thread."""
+"""Clients of query-only teachers: HTTP, functions, networks."""
