@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from kd_lightning.cli.report import main
 from kd_lightning.cli.summary import summary
 from kd_lightning.errors import UserError
-from kd_lightning.results.run_index import is_running, running
+from kd_lightning.results.run_lock import is_running, running
 from kd_lightning.results.table import Stat, collect, fold, headline, render, write_table
 
 
@@ -115,7 +115,7 @@ def test_failed_runs_are_counted_and_explained(tmp_path):
 HOLDS = """
 import sys, time
 from pathlib import Path
-from kd_lightning.results.run_index import running
+from kd_lightning.results.run_lock import running
 
 with running(Path(sys.argv[1])):
     print("held", flush=True)

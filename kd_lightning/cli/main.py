@@ -138,7 +138,7 @@ def _task(cfg: DictConfig) -> float | None:
     folder = Path(config.runtime.output_dir)
     names = chosen(config.runtime.choices)
     place = start.placed()
-    from kd_lightning.results.run_index import running
+    from kd_lightning.results.run_lock import running
 
     with running(folder) if place is None or place.rank == 0 else nullcontext():
         if place is None and (number := start.wanted(cfg.trainer)) > 1:

@@ -100,7 +100,7 @@ class Gate:
             raise TeacherError(
                 f"the teacher asks for a pause of {asked:.0f} seconds, teacher.pace.longest_wait="
                 f"{self.pace.longest_wait:g} allows fewer: {error}. Its answers so far are stored; the same command, "
-                "given later, continues from there"
+                "later, goes on from there"
             )
         with self._lock:
             self._failed += 1
@@ -110,7 +110,7 @@ class Gate:
         if tried >= self.pace.tries or failed >= self.pace.failures:
             raise TeacherError(
                 f"the teacher did not answer, {failed} times in a row: {error}. Its answers so far are stored; the "
-                "same command continues from there"
+                "same command goes on from there"
             )
         self.wait(max(error.retry_after or 0.0, self.random() * min(LONGEST, FIRST * 2 ** (tried - 1))), stop)
 
