@@ -50,7 +50,7 @@ class Evaluation:
 
 
 def compose_data(overrides: Sequence[str], card: dict[str, Any], config_dirs: Sequence[str] = ()) -> DictConfig:
-    """The configuration of ``data=...`` and further overrides, with the image size and channels of the student.
+    """The composition of ``data=...`` and further overrides, in the size and channels that the student takes.
 
     Args:
         overrides: as for ``kd-lightning``; ``data=NAME`` is required.
@@ -87,7 +87,7 @@ def compose_data(overrides: Sequence[str], card: dict[str, Any], config_dirs: Se
 
 
 def evaluate_on(student: Student, cfg: DictConfig) -> Evaluation:
-    """Evaluate a student on the test part of ``cfg.data``, or on all images if there is no test part.
+    """Measure a student on the test part of ``cfg.data``, or on all of it where there is none.
 
     Raises:
         UserError: another number of classes, another unit, no image, or data that cannot be loaded.

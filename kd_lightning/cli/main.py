@@ -52,7 +52,7 @@ def main() -> None:
         if place.rank:  # all ranks use the folder of the first
             sys.argv += ["hydra.output_subdir=null", f"hydra.run.dir={tempfile.gettempdir()}"]
     args = get_args_parser().parse_args()
-    # the package's settings complete a plugin's launchers, under the names of their documentation
+    # ours complete a plugin's launchers under the names that their documentation uses
     warnings.filterwarnings("ignore", r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
     only_shows = any(getattr(args, flag) for flag in ("help", "hydra_help", "cfg", "info", "shell_completion"))
     plans = False
@@ -186,7 +186,7 @@ def chosen(choices: Mapping[str, str | None] | DictConfig) -> dict[str, str | No
 
 
 def _on_ranks(number: int, cfg: DictConfig, folder: Path, names: dict[str, str | None]) -> float | None:
-    """Start one process per device of the trainer, each of which runs this job."""
+    """Let as many processes run the page as the trainer has devices."""
     from kd_lightning.results.provenance import amend
 
     code, reason = start.start(HydraConfig.get(), number)

@@ -12,7 +12,7 @@ from kd_lightning.distributed.launch import placed
 
 
 def device_of(cfg: DictConfig) -> str:
-    """The device of a fit's batches, such as ``cuda:0``."""
+    """Where a fit's batches are wanted."""
     wanted = cfg.trainer.accelerator
     if wanted in ("gpu", "cuda") or (wanted == "auto" and torch.cuda.is_available()):
         place = placed()

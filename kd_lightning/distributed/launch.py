@@ -73,7 +73,7 @@ def place_in(environment: Mapping[str, str]) -> Place | None:
 
 
 def wanted(trainer: Mapping[str, Any] | DictConfig) -> int:
-    """Ranks per machine that a trainer's settings ask for; 1 if they are invalid, which ``check`` reports."""
+    """Ranks on each machine that a composition's trainer asks for; 1 where it makes no sense, which check says."""
     try:
         devices, accelerator = trainer.get("devices", "auto"), trainer.get("accelerator", "auto")
     except OmegaConfBaseException:

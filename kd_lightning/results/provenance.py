@@ -17,7 +17,7 @@ from kd_lightning.store.artifacts import FORMAT_VERSION, write_json
 
 
 def header(cfg: DictConfig, names: Mapping[str, str | None]) -> dict[str, Any]:
-    """The first entries of every result, including failed ones."""
+    """What every result begins with, also a failed one."""
     return {
         "format_version": FORMAT_VERSION,
         "system": names.get("method"),
@@ -36,7 +36,7 @@ def header(cfg: DictConfig, names: Mapping[str, str | None]) -> dict[str, Any]:
 
 
 def _has_teacher(node: Mapping[str, Any]) -> bool:
-    """Whether a configuration has a teacher; True if a failed run's configuration does not say."""
+    """A failed run's composition may say neither: then what was chosen stands."""
     return any(node.get(who, "unsaid") is not None for who in ("net", "asker"))
 
 
@@ -68,6 +68,6 @@ def git_commit() -> str | None:
 
 
 def amend(cfg: DictConfig, names: Mapping[str, str | None], folder: Path, code: int, reason: str) -> None:
-    """Write to ``result.json`` why the ranks were ended, if the first rank could not."""
+    """Leave in ``result.json`` why the ranks were ended, where the first one could not know or say it."""
     status = "stopped" if code == 130 else "failed"
     write_json(folder / "result.json", {**header(cfg, names), "status": status, "reason": reason, "metrics": {}})

@@ -138,7 +138,7 @@ def _composition(folder: Path, *, trust: bool) -> dict[str, Any]:
 
 
 def _part(run: Finished, key: str) -> Any:
-    """A part of the configuration, as plain data; None if it has none."""
+    """A part of the composition, as plain data; None where it has none."""
     part = OmegaConf.select(run.cfg, key)
     return OmegaConf.to_container(part) if OmegaConf.is_config(part) else part
 

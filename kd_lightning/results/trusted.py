@@ -160,7 +160,7 @@ def located(target: str) -> Any:
     """
     try:
         return _locate(target)
-    except Exception as error:  # importing it may raise anything
+    except Exception as error:  # whatever importing it raises
         raise UserError(f"there is no {target:.200} here: another version of its package has made this") from error
 
 

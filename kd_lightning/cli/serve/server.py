@@ -128,13 +128,13 @@ def key_in(name: str | None) -> str | None:
 
 
 def obtain(cfg: DictConfig) -> Obtained:
-    """The teacher of a configuration: from its weights file, which needs no data, or trained once and kept.
+    """The teacher of a composition: from its weights file, with no need of data, or trained once and kept.
 
     Raises:
         UserError: as in a run.
     """
     cfg = cfg.copy()
-    cfg.teacher.access = "white"  # the server itself may see the network
+    cfg.teacher.access = "white"  # to its owner
     settle(cfg, {})
     store = Store(cfg.artifacts.root, reuse=cfg.artifacts.reuse)
     if cfg.teacher.weights:
@@ -149,7 +149,7 @@ def obtain(cfg: DictConfig) -> Obtained:
 
 
 def described(cfg: DictConfig, obtained: Obtained) -> Described:
-    """The teacher's description of itself.
+    """What the teacher will say of itself.
 
     Raises:
         ConfigError: the limits do not allow even one image.
