@@ -310,7 +310,7 @@ def gates(context: Context) -> dict[str, Any]:
 
 def test_the_gates_of_a_ratio_that_knows_nothing(tmp_path: Path) -> None:
     context = at(tmp_path)
-    with pytest.warns(UserWarning, match=r"softplus loss held out -1\.313, wanted under -1\.3233: the ratio knows no"):
+    with pytest.warns(UserWarning, match=r"softplus loss held out -1\.313, wanted under -1\.3233: the ratio is no"):
         source(tmp_path, ratio=Ratio(0.0)).prepare(context)
     found = gates(context)
     assert found["acceptance_rate"] == {"value": 1.0, "passed": True}
@@ -322,7 +322,7 @@ def test_the_gates_of_a_ratio_that_knows_nothing(tmp_path: Path) -> None:
 
 def test_the_gates_of_ratios_that_are_none(tmp_path: Path) -> None:
     context = at(tmp_path)
-    with pytest.warns(UserWarning, match=r"mean ratio of made images 3, wanted 0\.8 to 1\.2: it is no ratio"):
+    with pytest.warns(UserWarning, match=r"mean ratio of made images 3, wanted 0\.8 to 1\.2: it is not a ratio"):
         source(tmp_path, ratio=Ratio(0.0, scale=3.0)).prepare(context)
     context = at(tmp_path)
     with pytest.warns(UserWarning, match="acceptance rate .* the ratio is far greater on a few images"):
