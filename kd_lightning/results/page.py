@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+import yaml
 
 from kd_lightning.errors import UserError
 from kd_lightning.results.page_notes import Notes, in_words, stat_of
@@ -55,7 +55,7 @@ def results_page(folder: Path) -> str:
     """
     path = folder / ROWS
     try:
-        page = _checked(OmegaConf.to_container(OmegaConf.load(path), resolve=False), "page")
+        page = _checked(yaml.safe_load(path.read_text()), "page")
         records, used = read_records(folder), set[tuple[str, str]]()
         parts = [f"# {page['title']}", page.get("text", "").strip()]
         for node in page["tables"]:
