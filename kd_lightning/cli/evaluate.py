@@ -50,7 +50,7 @@ class Evaluation:
 
 
 def compose_data(overrides: Sequence[str], card: dict[str, Any], config_dirs: Sequence[str] = ()) -> Composition:
-    """The composition of ``data=...`` and further overrides, in the size and channels that the student takes.
+    """The composition of ``data=...`` and further overrides, with the image size and channels of the student.
 
     Args:
         overrides: as for ``kd-lightning``; ``data=NAME`` is required.
@@ -88,7 +88,7 @@ def compose_data(overrides: Sequence[str], card: dict[str, Any], config_dirs: Se
 
 
 def evaluate_on(student: Student, composition: Composition) -> Evaluation:
-    """Measure a student on the test part of a composition's data, or on all of it where there is none.
+    """Evaluate a student on the test part of a composition's data, or on all images if there is no test part.
 
     Raises:
         UserError: another number of classes, another unit, no image, or data that cannot be loaded.

@@ -57,8 +57,8 @@ def main() -> None:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP warns of rounds in which all parameters are used
         if place.rank:  # all ranks use the folder of the first
             sys.argv += ["hydra.output_subdir=null", f"hydra.run.dir={tempfile.gettempdir()}"]
-    args = _flags().parse_known_args()[0]  # of what is left Hydra complains
-    # ours complete a plugin's launchers under the names that their documentation uses
+    args = _flags().parse_known_args()[0]  # Hydra reports the rest
+    # the package's settings complete a plugin's launchers, under the names of their documentation
     warnings.filterwarnings("ignore", r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
     only_shows = any(getattr(args, flag) for flag in SHOWS)
     plans = False
@@ -85,7 +85,7 @@ def main() -> None:
 
 
 def _flags() -> ArgumentParser:
-    """Hydra's flags, as far as they say which configuration is read, or that none is."""
+    """A parser for those of Hydra's flags that select the configuration to read, or run nothing."""
     parser = ArgumentParser(add_help=False, allow_abbrev=True)
     parser.add_argument("overrides", nargs="*")
     for name, short in {"multirun": "-m", "run": "-r", "help": "-h", "shell-completion": "-sc"}.items():
@@ -101,7 +101,7 @@ def _flags() -> ArgumentParser:
 
 
 def _refuse_wrong_overrides(args: Namespace) -> bool:
-    """Whether any job only plans."""
+    """Check the overrides of all jobs; returns whether any job only plans."""
     from kd_lightning.config.overrides import jobs, read, refusal, swept
 
     folders = [args.config_dir] if args.config_dir else []
@@ -197,7 +197,7 @@ def _run(cfg: DictConfig, folder: Path, names: Mapping[str, str | None]) -> floa
 
 
 def chosen(choices: Mapping[str, str | None] | DictConfig) -> dict[str, str | None]:
-    """The member chosen of each group; of ``teacher=network network@teacher.net=NAME`` it is the network."""
+    """The member chosen of each group; for ``teacher=network network@teacher.net=NAME`` the network's name."""
     names = {name: choices.get(name) for name in NAMED}
     for word, place in {"teacher": "teacher.net", "student": "student"}.items():
         networks = [choices.get(key) for key in (f"network@{place}", f"network@{place}.net")]  # outer, inner
@@ -206,7 +206,7 @@ def chosen(choices: Mapping[str, str | None] | DictConfig) -> dict[str, str | No
 
 
 def _checked(cfg: DictConfig, names: Mapping[str, str | None], folder: Path) -> Composition:
-    """The composition of a run, or in its folder the reason why there is none."""
+    """The composition of a run; if it is invalid, the reason is written to the run folder."""
     from kd_lightning.config.check import check
     from kd_lightning.results.provenance import header, leave_reason
 
@@ -220,7 +220,7 @@ def _checked(cfg: DictConfig, names: Mapping[str, str | None], folder: Path) -> 
 
 
 def _on_ranks(number: int, composition: Composition, folder: Path) -> float | None:
-    """Let as many processes run the page as the trainer has devices."""
+    """Start one process per device of the trainer, each of which runs this job."""
     from kd_lightning.results.provenance import header_of, leave_reason
 
     code, reason = start.start(HydraConfig.get(), number)

@@ -70,7 +70,7 @@ def place_in(environment: Mapping[str, str]) -> Place | None:
 
 
 def wanted(trainer: Mapping[str, Any]) -> int:
-    """Ranks on each machine that a trainer's settings ask for; 1 where they make no sense, which check says."""
+    """Ranks per machine that a trainer's settings ask for; 1 if they are invalid, which ``check`` reports."""
     devices, accelerator = trainer.get("devices", "auto"), trainer.get("accelerator", "auto")
     if isinstance(devices, list | tuple):
         return max(1, len(devices))

@@ -17,12 +17,12 @@ from kd_lightning.store.artifacts import FORMAT_VERSION, write_json
 
 
 def header(names: Mapping[str, str | None], seed: int | None, *, teacher: bool = True) -> dict[str, Any]:
-    """What every result begins with, also a failed one.
+    """The first entries of every result, including failed ones.
 
     Args:
         names: the chosen members of the groups.
         seed: of the student's fit.
-        teacher: whether there is one, whatever was chosen.
+        teacher: whether there is one; if not, the name is ``none``.
     """
     return {
         "format_version": FORMAT_VERSION,
@@ -42,18 +42,18 @@ def header(names: Mapping[str, str | None], seed: int | None, *, teacher: bool =
 
 
 def header_of(composition: Composition) -> dict[str, Any]:
-    """What the result of a composition begins with."""
+    """The first entries of a composition's result."""
     return header(composition.names, composition.seed, teacher=composition.teacher is not None)
 
 
 def leave_reason(folder: Path, head: Mapping[str, Any], status: str, reason: str) -> None:
-    """Leave in ``result.json`` why a run has no result.
+    """Write to ``result.json`` why a run has no result.
 
     Args:
         folder: the run folder.
-        head: as :func:`header` gives it.
+        head: as :func:`header` returns it.
         status: ``failed`` or ``stopped``.
-        reason: in words.
+        reason: one line.
     """
     write_json(folder / "result.json", {**head, "status": status, "reason": reason, "metrics": {}})
 

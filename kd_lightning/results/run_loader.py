@@ -135,7 +135,7 @@ def _composition(folder: Path, *, trust: bool) -> dict[str, Any]:
 
 
 def _part(run: Finished, key: str) -> Any:
-    """A part of the composition, as plain data; None where it has none."""
+    """A part of the composition, as plain data; None if it has none."""
     return pick(run.cfg, *key.split("."))
 
 

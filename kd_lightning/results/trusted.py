@@ -160,7 +160,7 @@ def located(target: str) -> Any:
     """
     try:
         return locate(target)
-    except Exception as error:  # whatever importing it raises
+    except Exception as error:  # importing it may raise anything
         raise UserError(f"there is no {target:.200} here: another version of its package has made this") from error
 
 

@@ -131,7 +131,7 @@ def key_in(name: str | None) -> str | None:
 
 
 def _composition(cfg: DictConfig) -> Composition:
-    """What a run would be made of; whatever is no teacher and no data may be wrong in it."""
+    """The composition of a run with this teacher; only its teacher and data must be valid."""
     _, composition = examined(cfg)
     if composition is None or composition.teacher is None:
         raise ConfigError("there is no teacher to serve: choose one with teacher=NAME")
@@ -139,13 +139,13 @@ def _composition(cfg: DictConfig) -> Composition:
 
 
 def obtain(composition: Composition) -> Obtained:
-    """The teacher of a composition: from its weights file, with no need of data, or trained once and kept.
+    """The teacher of a composition: from its weights file, which needs no data, or trained once and kept.
 
     Raises:
         UserError: as in a run.
     """
     assert composition.teacher is not None
-    teacher, data = replace(composition.teacher, access="white"), composition.data  # white to its owner
+    teacher, data = replace(composition.teacher, access="white"), composition.data  # the server itself may see the network
     composition = settle(composition.derive(teacher=teacher))
     store = Store(composition.artifacts.root, reuse=composition.artifacts.reuse)
     if teacher.weights:
@@ -160,7 +160,7 @@ def obtain(composition: Composition) -> Obtained:
 
 
 def described(cfg: DictConfig, composition: Composition, obtained: Obtained) -> Described:
-    """What the teacher will say of itself.
+    """The teacher's description of itself.
 
     Args:
         cfg: the service's own settings.
