@@ -56,7 +56,7 @@ def somewhere_else(client: httpx.Client) -> Iterator[httpx.Client]:
 
 PROGRAM = """
 import resource, socket, sys
-sys.path.insert(0, {folder!r})
+sys.path[:0] = [{folder!r}, {folder!r} + "/.."]  # loopback, and the conftest that it imports
 resource.setrlimit(resource.RLIMIT_NOFILE, (160, 160))
 from loopback import TEACHER, Service, probs, server_of
 

@@ -367,7 +367,7 @@ def test_what_is_under_way_is_answered_before_it_ends() -> None:
 
 PROGRAM = """
 import socket, sys, time
-sys.path.insert(0, {folder!r})
+sys.path[:0] = [{folder!r}, {folder!r} + "/.."]  # loopback, and the conftest that it imports
 from loopback import TEACHER, Service, probs, server_of
 from kd_lightning.cli.serve.limits import Tally
 

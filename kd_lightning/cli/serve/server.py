@@ -145,7 +145,7 @@ def obtain(composition: Composition) -> Obtained:
         UserError: as in a run.
     """
     assert composition.teacher is not None
-    teacher, data = replace(composition.teacher, access="white"), composition.data  # the server itself may see the network
+    teacher, data = replace(composition.teacher, access="white"), composition.data  # the server holds the network
     composition = settle(composition.derive(teacher=teacher))
     store = Store(composition.artifacts.root, reuse=composition.artifacts.reuse)
     if teacher.weights:
