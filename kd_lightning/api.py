@@ -74,7 +74,7 @@ def distill(
         UserError: lists everything that cannot be as it is.
     """
     from kd_lightning.core.log_filters import quiet
-    from kd_lightning.results.run_index import running
+    from kd_lightning.results.run_lock import running
     from kd_lightning.run.run import run
 
     if not isinstance(teacher, nn.Module):

@@ -72,7 +72,7 @@ def test_missing_file_and_another_format(tmp_path: Path) -> None:
 def test_what_is_no_network_of_ours_is_refused_before_it_is_called(tmp_path: Path, target: str, nested: bool) -> None:
     bad = {"_target_": target, "_args_": [f"touch {tmp_path / 'touched'}"]}
     saved(tmp_path, network=NETWORK | {"widths": [bad]} if nested else bad)
-    with pytest.raises(UserError, match=r"is none of ours; load_student\(\.\.\., trust=True\)"):
+    with pytest.raises(UserError, match=r"is not on the allowlist; load_student\(\.\.\., trust=True\)"):
         load_student(tmp_path)
     assert not (tmp_path / "touched").exists()
 

@@ -119,7 +119,7 @@ def test_a_card_inside_names_no_foreign_code(finished: Path, tmp_path: Path) -> 
     student = load_student(finished)
     student.card = {**student.card, "network": {"_target_": "os.system", "_args_": [f"touch {tmp_path / 'touched'}"]}}
     save_single(student, tmp_path / "bad.safetensors")
-    with pytest.raises(UserError, match="is none of ours"):
+    with pytest.raises(UserError, match="is not on the allowlist"):
         load_student(tmp_path / "bad.safetensors")
     assert not (tmp_path / "touched").exists()
 

@@ -279,7 +279,7 @@ BAD_GENERATORS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "another net": (
         lambda f: rewrite(f, method__generator__tail="sigmoid"),
-        "holds another generator than its composition says: .* is in the checkpoint alone",
+        "holds another generator than its composition says: .* is only in the checkpoint",
     ),
     "cannot be built": (lambda f: rewrite(f, method__generator__size=9), "cannot be built here .*multiple of 4"),
     "another method": (drop_generator, "holds no generator: it is the checkpoint of another method"),
@@ -302,12 +302,12 @@ def test_a_composition_runs_no_foreign_code_unless_trusted(spoiled: Path, tmp_pa
     touch = {"_target_": "os.system", "_args_": [f"touch {tmp_path / 'touched'}"]}
     rewrite(spoiled, method__generator=touch, data__load=touch)
     run = inspection.open_run(spoiled)
-    with pytest.raises(UserError, match=r"generator: os\.system is none of ours; trust=True"):
+    with pytest.raises(UserError, match=r"generator: os\.system is not on the allowlist; trust=True"):
         inspection.load_generator(run)
-    with pytest.raises(UserError, match=r"data: os\.system is none of ours; trust=True"):
+    with pytest.raises(UserError, match=r"data: os\.system is not on the allowlist; trust=True"):
         inspection.data_of(run)
     for target, expected in {
-        "kd_lightning.data.datasets.folder.os.system": "none of ours",
+        "kd_lightning.data.datasets.folder.os.system": "not on the allowlist",
         "kd_lightning.data.datasets.files.load_it": "there is no kd_lightning.* here",
     }.items():
         rewrite(spoiled, data__load={"_target_": target})

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from kd_lightning.cli.report import main
 from kd_lightning.cli.summary import summary
 from kd_lightning.errors import UserError
-from kd_lightning.results.run_index import is_running, running
+from kd_lightning.results.run_lock import is_running, running
 from kd_lightning.results.table import Stat, collect, fold, headline, render, write_table
 
 
@@ -115,7 +115,7 @@ def test_failed_runs_are_counted_and_explained(tmp_path):
 HOLDS = """
 import sys, time
 from pathlib import Path
-from kd_lightning.results.run_index import running
+from kd_lightning.results.run_lock import running
 
 with running(Path(sys.argv[1])):
     print("held", flush=True)
@@ -335,7 +335,7 @@ def test_plot_adds_a_panel_for_queries_that_differ(tmp_path):
             cost = {"seconds": {"total": 3.0}, "queries": queries}
             run_at(tmp_path / method / f"{seed}", [f"method={method}"], 0.9 + seed / 100, seed=seed, cost=cost)
     panels = [axes.get_xlabel() for axes in drawn(tmp_path).axes]
-    assert panels == ["accuracy", "total seconds", "images the teacher was asked about"]
+    assert panels == ["accuracy", "total seconds", "queried images"]
     assert len(drawn(tmp_path / "supervised").axes) == 2
 
 

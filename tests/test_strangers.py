@@ -89,26 +89,26 @@ STRANGE_CARDS: dict[str, tuple[dict[str, Any], str]] = {
     "escaped": ({"network": NETWORK | {"widths": "\\${oc.env:HOME}"}}, "interpolation"),
     "in a key": ({"metrics": {"${oc.env:HOME}": 1}}, "interpolation"),
     "in the mean": ({"mean": ["${oc.env:HOME}"]}, "interpolation"),
-    "torch.load": ({"network": NETWORK | {"widths": {"_target_": "torch.load", "f": "x"}}}, "none of ours"),
-    "numpy.load": ({"network": {"_target_": "numpy.load", "file": "x"}}, "none of ours"),
-    "builtins": ({"network": NETWORK | {"widths": {"_target_": "builtins.list"}}}, "none of ours"),
-    "torch.hub": ({"network": {"_target_": "torch.hub.load", "repo_or_dir": "a/b"}}, "none of ours"),
-    "a partial": ({"network": NETWORK | {"widths": TOUCH | {"_partial_": True}}}, "none of ours"),
-    "arguments": ({"network": {"_target_": SMALL, "_args_": [TOUCH]}}, "none of ours"),
+    "torch.load": ({"network": NETWORK | {"widths": {"_target_": "torch.load", "f": "x"}}}, "not on the allowlist"),
+    "numpy.load": ({"network": {"_target_": "numpy.load", "file": "x"}}, "not on the allowlist"),
+    "builtins": ({"network": NETWORK | {"widths": {"_target_": "builtins.list"}}}, "not on the allowlist"),
+    "torch.hub": ({"network": {"_target_": "torch.hub.load", "repo_or_dir": "a/b"}}, "not on the allowlist"),
+    "a partial": ({"network": NETWORK | {"widths": TOUCH | {"_partial_": True}}}, "not on the allowlist"),
+    "arguments": ({"network": {"_target_": SMALL, "_args_": [TOUCH]}}, "not on the allowlist"),
     "not recursive": ({"network": NETWORK | {"_recursive_": False}}, "_recursive_"),
     "no target": ({"network": {"_args_": [1]}}, "names nothing to build"),
     "a target that is no name": ({"network": {"_target_": ["os.system"]}}, "names nothing to build"),
-    "hydra's own": ({"network": {"_target_": "hydra.utils.instantiate", "config": TOUCH}}, "none of ours"),
+    "hydra's own": ({"network": {"_target_": "hydra.utils.instantiate", "config": TOUCH}}, "not on the allowlist"),
     "our function": (
         {"network": {"_target_": "kd_lightning.networks.classifiers.vgg16.trained", "weights": "x"}},
-        "none of ours",
+        "not on the allowlist",
     ),
-    "our effects": ({"network": {"_target_": "kd_lightning.data.datasets.files.load"}}, "none of ours"),
+    "our effects": ({"network": {"_target_": "kd_lightning.data.datasets.files.load"}}, "not on the allowlist"),
     "through a module": (
         {"network": {"_target_": "kd_lightning.networks.classifiers.small.nn.Flatten"}},
-        "none of ours",
+        "not on the allowlist",
     ),
-    "torch's insides": ({"network": {"_target_": "torch.nn.modules.module.Module"}}, "none of ours"),
+    "torch's insides": ({"network": {"_target_": "torch.nn.modules.module.Module"}}, "not on the allowlist"),
     "weights that download": (
         {"network": {"_target_": "torchvision.models.resnet18", "weights": "DEFAULT"}},
         "would fetch something",
@@ -116,7 +116,10 @@ STRANGE_CARDS: dict[str, tuple[dict[str, Any], str]] = {
     "by the old name": ({"network": {"_target_": "torchvision.models.resnet18", "pretrained": True}}, "would fetch"),
     "by place": ({"network": {"_target_": "torchvision.models.resnet18", "_args_": [True]}}, "_args_"),
     "by default": ({"network": {"_target_": "torchvision.models.segmentation.fcn_resnet50"}}, "weights_backbone=null"),
-    "any model": ({"network": {"_target_": "torchvision.models.get_model", "name": "resnet18"}}, "none of ours"),
+    "any model": (
+        {"network": {"_target_": "torchvision.models.get_model", "name": "resnet18"}},
+        "not on the allowlist",
+    ),
     "too wide": (
         {"network": {"_target_": "torch.nn.Linear", "in_features": 30_000, "out_features": 30_000}},
         "bytes of",
@@ -249,9 +252,9 @@ STRANGE_WEIGHTS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "a list": (lambda f: (torch.save([torch.ones(1)], f), f)[1], "no state dict"),
     "a long name": (lambda f: (f.write_bytes(b"c" + b"x" * 200_000 + b"\ny\n."), f)[1], "more than tensors"),
     "a plain pickle": (lambda f: (f.write_bytes(pickle.dumps({"a": [1]})), f)[1], "no state dict|truncated, corrupt"),
-    "a folder": (lambda f: (f.mkdir(), f)[1], "a folder, no regular file"),
-    "a pipe": (lambda f: (os.mkfifo(f), f)[1], "a pipe, no regular file"),
-    "a device": (lambda f: (f.symlink_to("/dev/zero"), f)[1], "a device, no regular file"),
+    "a folder": (lambda f: (f.mkdir(), f)[1], "a folder, not a regular file"),
+    "a pipe": (lambda f: (os.mkfifo(f), f)[1], "a pipe, not a regular file"),
+    "a device": (lambda f: (f.symlink_to("/dev/zero"), f)[1], "a device, not a regular file"),
     "a link to itself": (lambda f: (f.symlink_to(f), f)[1], "a link that leads nowhere"),
     "a link to nothing": (lambda f: (f.symlink_to("gone"), f)[1], "a link that leads nowhere"),
 }
@@ -385,7 +388,7 @@ def test_a_report_reads_no_environment_and_resolves_nothing(
 
 def test_a_result_that_is_a_pipe_does_not_hang(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "result.json")
-    with pytest.raises(UserError, match="a pipe, no regular file"):
+    with pytest.raises(UserError, match="a pipe, not a regular file"):
         read_result(tmp_path)
 
 
@@ -454,7 +457,7 @@ def test_a_teacher_is_left_alone_as_long_as_the_pace_allows() -> None:
     gate = Gate(Pace(), clock=lambda: 0.0, sleep=waited.append)
     gate.refused(Busy("later", 599.0), 1, threading.Event())
     assert waited == [599.0]
-    with pytest.raises(TeacherError, match=r"left alone for 999999999 seconds, teacher\.pace\.longest_wait=600"):
+    with pytest.raises(TeacherError, match=r"a pause of 999999999 seconds, teacher\.pace\.longest_wait=600"):
         gate.refused(Busy("later", 999999999.0), 1, threading.Event())
     Gate(Pace(longest_wait=1e10), sleep=waited.append).refused(Busy("later", 1e9), 1, threading.Event())
     assert waited[1:] == [1e9]

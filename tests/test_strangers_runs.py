@@ -82,20 +82,20 @@ def test_with_trust_an_older_composition_is_resolved_once(spoiled: Path) -> None
 
 
 DATA: dict[str, tuple[dict[str, Any], str]] = {
-    "torch.load": ({"_target_": "torch.load", "f": "x"}, "none of ours"),
-    "a helper of ours": ({"_target_": "kd_lightning.data.datasets.files._download"}, "none of ours"),
-    "another function": ({"_target_": "kd_lightning.data.datasets.h5.opened", "file": "x"}, "none of ours"),
+    "torch.load": ({"_target_": "torch.load", "f": "x"}, "not on the allowlist"),
+    "a helper of ours": ({"_target_": "kd_lightning.data.datasets.files._download"}, "not on the allowlist"),
+    "another function": ({"_target_": "kd_lightning.data.datasets.h5.opened", "file": "x"}, "not on the allowlist"),
     "a download": (
         {"_target_": "kd_lightning.data.datasets.files.load", "name": "mnist", "root": "x", "download": True},
         "would fetch something",
     ),
     "nested": (
         {"_target_": "kd_lightning.data.datasets.digits.load", "size": {"_target_": "builtins.int"}},
-        "none of ours",
+        "not on the allowlist",
     ),
     "a network": (
         {"_target_": "kd_lightning.networks.classifiers.small.SmallConvNet", "num_classes": 3},
-        "none of ours",
+        "not on the allowlist",
     ),
     "a huge number": ({"_target_": "kd_lightning.data.datasets.none.load", "classes": 10**9}, "at most 1,000,000"),
     "nonsense": ({"_target_": "kd_lightning.data.datasets.digits.load", "sice": 8}, "cannot be built here"),
@@ -123,7 +123,7 @@ def test_no_part_of_a_composition_runs_code(part: str, spoiled: Path, tmp_path: 
 
     rewrite(spoiled, spoil)
     read = {"generator": load_generator, "teacher": load_teacher, "data": data_of}[part]
-    with pytest.raises(UserError, match=rf"its {part}: os\.system is none of ours; trust=True"):
+    with pytest.raises(UserError, match=rf"its {part}: os\.system is not on the allowlist; trust=True"):
         read(open_run(spoiled))
     assert not (tmp_path / "touched").exists()
 

@@ -1,4 +1,4 @@
-"""``kd-artifacts``: what is kept between runs, what uses what, and how to be rid of it."""
+"""``kd-artifacts``: list the artefacts of the store with their uses, and remove them."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
 def chosen(names: Sequence[str], found: Sequence[Entry]) -> list[Entry]:
-    """The entries that names, or beginnings of names, stand for.
+    """The entries that names, or unique prefixes of names, stand for.
 
     Raises:
-        UserError: one stands for none, or for several.
+        UserError: a name matches no entry, or several.
     """
     picked = []
     for name in names:
@@ -39,10 +39,10 @@ def chosen(names: Sequence[str], found: Sequence[Entry]) -> list[Entry]:
 
 
 def refuse_used(picked: Sequence[Entry], found: Sequence[Entry]) -> None:
-    """Let go only what nothing else was made from.
+    """Check that nothing outside ``picked`` was made from them.
 
     Raises:
-        UserError: names what would miss it.
+        UserError: names the artefacts that use one of them.
     """
     going = {entry.folder for entry in picked}
     for entry in picked:
@@ -52,7 +52,7 @@ def refuse_used(picked: Sequence[Entry], found: Sequence[Entry]) -> None:
 
 
 def table(found: Sequence[Entry], everything: Sequence[Entry]) -> str:
-    """Entries on a terminal: name, size, age, how many use it, what it is; and their total."""
+    """A table of entries: name, size, age, number of users, description; and their total."""
     rows = [
         [e.folder.name, in_words(e.size), _age(e.touched), len(users_of(e.name, everything)) or "–", e.state or e.about]
         for e in found
@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="kd-artifacts", description="What is kept between runs.")
     parser.add_argument("--root", type=Path, help="the store; default KD_ARTIFACTS, else the user's cache")
     command = parser.add_subparsers(dest="command", required=True)
-    listing = command.add_parser("ls", help="what there is, and what it was made from with -l")
+    listing = command.add_parser("ls", help="list artefacts")
     listing.add_argument("names", nargs="*", metavar="NAME", help="beginnings of names, such as fit")
     listing.add_argument("-l", "--long", action="store_true", help="also what each uses, and what uses it")
     removing = command.add_parser("rm", help="remove by name")
@@ -96,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """List, remove or tidy; 2 where it cannot be."""
+    """List, remove or tidy; returns 2 on an error."""
     args = _parser().parse_args(argv)
     root = args.root or os.environ.get("KD_ARTIFACTS")
     try:
@@ -125,7 +125,7 @@ def _let_go(args: argparse.Namespace, found: list[Entry]) -> None:
         going, notes = chosen(args.names, found), list[str]()
         if not args.force:
             refuse_used(going, found)
-        with ExitStack() as every:  # refuse all before any is gone
+        with ExitStack() as every:  # lock all of them before any is removed
             for entry in going:
                 every.enter_context(locked(entry))
     else:

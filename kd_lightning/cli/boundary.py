@@ -1,4 +1,4 @@
-"""``kd-boundary``: how much of their teacher's decision boundary the students of finished runs have."""
+"""``kd-boundary``: how closely students follow their teacher's decision boundary, in finished runs."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ NAMES = ("magsim", "angsim", "valid_fraction")
 
 @dataclass
 class Measured:
-    """Runs that differ in their seeds alone, and their students' walks beside the teacher's."""
+    """Runs that differ only in their seeds, with the walks of student and teacher in each."""
 
     settings: dict[str, str]
     pairs: list[Pairs]
 
     def stat(self, name: str, max_steps: int) -> Stat | None:
-        """Mean and spread over the runs in which any pair is valid, walks given up after ``max_steps``."""
+        """Mean and spread over the runs with a valid pair; walks are given up after ``max_steps``."""
         values = [getattr(pairs.within(max_steps), name) for pairs in self.pairs]
         values = [value for value in values if not math.isnan(value)]
         if not values:
@@ -38,10 +38,10 @@ class Measured:
 
 
 def measure(runs: Sequence[Run], metric: Boundary, *, trust: bool = False) -> list[Measured]:
-    """Walk on teacher and student of every run that ended well.
+    """Walk on teacher and student of every run that finished well.
 
     Raises:
-        UserError: no run ended well, or one has no teacher that can be read, no images or no classes.
+        UserError: no run finished well, or one has no readable teacher, no images or no classes.
     """
     found = []
     for at in group(runs):
@@ -61,7 +61,7 @@ def measure(runs: Sequence[Run], metric: Boundary, *, trust: bool = False) -> li
 
 
 def table(measured: Sequence[Measured], metric: Boundary) -> Table:
-    """One row per combination of settings, seeds folded, and under it what the numbers are of."""
+    """One row per combination of settings, seeds folded; a note says what is averaged."""
     names = list(dict.fromkeys(key for at in measured for key in at.settings))
     rows: list[list[Cell]] = []
     for at in measured:
@@ -77,7 +77,7 @@ def table(measured: Sequence[Measured], metric: Boundary) -> Table:
 
 
 def draw(measured: Sequence[Measured], metric: Boundary, path: Path) -> None:
-    """Curves over the number of steps after which walks are given up, a line per combination of settings.
+    """Plot the measures over the largest number of steps, one line per combination of settings.
 
     Raises:
         UserError: matplotlib is missing, or ``path`` cannot be written.
@@ -105,7 +105,7 @@ def draw(measured: Sequence[Measured], metric: Boundary, path: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the table, draw the curves; 2 where it cannot be measured."""
+    """Print the table and draw the curves; returns 2 on an error."""
     parser = argparse.ArgumentParser(
         prog="kd-boundary", description="MagSim and AngSim of students against their teachers, mean ± std over seeds."
     )

@@ -1,4 +1,4 @@
-"""``kd-eval``: a student measured on other data, without any training."""
+"""``kd-eval``: evaluate a student on other data, without training."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ READ = ("data", "artifacts", "trainer.accelerator")
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a student scored.
+    """The scores of a student.
 
     Args:
-        images: which they were, such as ``test images of digits``.
-        n: their number.
+        images: description of the images, such as ``test images of digits``.
+        n: number of images.
         score: accuracy as a fraction, or the mean absolute error in the unit of the labels.
         parts: class name or part of the labels' range -> (number of images, score or None where there is no image).
-        note: how classes were matched, where that was not by equal names in equal order.
-        what: the parts are of.
-        metric: the score is of.
+        note: how classes were matched, unless by equal names in equal order.
+        what: kind of the parts.
+        metric: name of the score.
     """
 
     images: str
@@ -50,15 +50,15 @@ class Evaluation:
 
 
 def compose_data(overrides: Sequence[str], card: dict[str, Any], config_dirs: Sequence[str] = ()) -> Composition:
-    """The composition of ``data=...`` and further overrides, in the size and channels that the student takes.
+    """The composition of ``data=...`` and further overrides, with the image size and channels of the student.
 
     Args:
-        overrides: as ``kd-lightning`` takes them; ``data=NAME`` is required.
+        overrides: as for ``kd-lightning``; ``data=NAME`` is required.
         card: of the student.
         config_dirs: further folders of groups.
 
     Raises:
-        UserError: lists every override that is wrong, or a size that the student does not take.
+        UserError: lists every wrong override, or names a size that the student does not accept.
     """
     from kd_lightning.config.check import examined, key_of
     from kd_lightning.config.overrides import read, refusal
@@ -66,7 +66,7 @@ def compose_data(overrides: Sequence[str], card: dict[str, Any], config_dirs: Se
     channels, size, _ = card["image_shape"]
     typed = {o.lstrip("+~").partition("=")[0]: o for o in overrides}
     if stray := [o for key, o in typed.items() if not any(key == r or key.startswith(f"{r}.") for r in READ)]:
-        raise UserError(f"{stray[0]}: nothing is trained here, kd-eval reads data and trainer.accelerator alone")
+        raise UserError(f"{stray[0]}: nothing is trained here, kd-eval reads only data and trainer.accelerator")
     if "data" not in typed:
         raise UserError("say which data: data=NAME, as kd-lightning takes it, such as data=image_folder data.root=DIR")
     wanted = {"data.size": size, "data.channels": channels, "data.mean": card["mean"], "data.std": card["std"]}
@@ -88,7 +88,7 @@ def compose_data(overrides: Sequence[str], card: dict[str, Any], config_dirs: Se
 
 
 def evaluate_on(student: Student, composition: Composition) -> Evaluation:
-    """Measure a student on the test part of a composition's data, or on all of it where there is none.
+    """Evaluate a student on the test part of a composition's data, or on all images if there is no test part.
 
     Raises:
         UserError: another number of classes, another unit, no image, or data that cannot be loaded.
@@ -126,7 +126,7 @@ def evaluate_on(student: Student, composition: Composition) -> Evaluation:
 
 
 def _of_numbers(images: str, task: Regression, answers: Tensor, labels: Tensor, parts: int = 8) -> Evaluation:
-    """The mean absolute error over all, and in equal parts of the range of the labels."""
+    """The mean absolute error over all images, and in equal parts of the range of the labels."""
     error = (task.numbers(answers) - labels.float()).abs()
     place = (task.normalise(labels) * parts).long().clamp(max=parts - 1)
     count = torch.bincount(place, minlength=parts).tolist()
@@ -154,7 +154,7 @@ def _measured(dataset: Dataset) -> tuple[Split, str]:
 
 
 def _matched(split: Split, dataset: Dataset, card: dict[str, Any]) -> tuple[Split, str]:
-    """The split with its labels as the student numbers them, and a word on how they were matched."""
+    """The split with its labels in the student's numbering, and a note on how classes were matched."""
     ours, theirs = card["classes"], dataset.classes
     if ours == theirs:
         return split, ""
@@ -166,7 +166,7 @@ def _matched(split: Split, dataset: Dataset, card: dict[str, Any]) -> tuple[Spli
 
 
 def render(evaluation: Evaluation) -> str:
-    """A line per class, or part of the range, and one for all."""
+    """A table with a line per class, or part of the range, and one for all."""
     rows = [[name, n, "–" if a is None else f"{a:.4f}"] for name, (n, a) in evaluation.parts.items()]
     rows.append(["all", evaluation.n, f"{evaluation.score:.4f}"])
     headers = [evaluation.what, "n", evaluation.metric]
@@ -178,14 +178,14 @@ _ALIGNED = ("left", "right", "right")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print accuracy, overall and by class, or the error of numbers; 2 where it cannot be measured."""
+    """Print accuracy or error, overall and by part; returns 2 on an error."""
     parser = argparse.ArgumentParser(prog="kd-eval", description="Measure a student on other data; nothing is trained.")
     parser.add_argument("run", metavar="RUN", type=Path, help="a run folder, or a file that kd-export wrote")
     parser.add_argument("overrides", metavar="KEY=VALUE", nargs="+", help="data=NAME and its settings")
     parser.add_argument("--config-dir", metavar="DIR", action="append", default=[], help="groups of your own")
     parser.add_argument("--trust", action="store_true", help="import the student's network from anywhere")
     args = parser.parse_args(argv)
-    sys.path.append(str(Path.cwd()))  # data of the user's own may lie beside the command
+    sys.path.append(str(Path.cwd()))  # finds a user's data set in the working directory
     try:
         student = load_student(args.run, trust=args.trust)
         composition = compose_data(args.overrides, student.card, args.config_dir)

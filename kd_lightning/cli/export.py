@@ -1,4 +1,4 @@
-"""``kd-export``: the student of a run as ONNX, or as one safetensors file."""
+"""``kd-export``: export the student of a run as ONNX, or as one safetensors file."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from kd_lightning.results.student_files import answer_name, load_student, save_s
 
 
 def images_to_check(folder: Path, card: dict[str, Any], *, most: int = 1000, trust: bool = False) -> tuple[Tensor, str]:
-    """Images for comparing two forms of a student, and what they are.
+    """Images for comparing two forms of a student, and a description of them.
 
     Args:
-        folder: the run folder, whose data are taken where they can be loaded.
+        folder: the run folder, whose data are used if they can be loaded.
         card: of the student.
-        most: images wanted.
-        trust: let the run's composition load its data by anybody's code.
+        most: largest number of images.
+        trust: whether the run's configuration may load its data with code outside this package.
 
     Returns:
-        uint8 (N, C, H, W), and words such as ``359 test images of digits``.
+        uint8 (N, C, H, W), and a description such as ``359 test images of digits``.
     """
     try:
         dataset = data_of(open_run(folder, trust=trust))
@@ -42,8 +42,8 @@ def images_to_check(folder: Path, card: dict[str, Any], *, most: int = 1000, tru
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write what is asked for; 2 where it cannot be."""
-    parser = argparse.ArgumentParser(prog="kd-export", description="Take the student of a run elsewhere.")
+    """Write the requested files; returns 2 on an error."""
+    parser = argparse.ArgumentParser(prog="kd-export", description="Export the student of a run.")
     parser.add_argument("run", metavar="RUN", type=Path, help="a run folder, or a file that kd-export wrote")
     parser.add_argument("--onnx", metavar="FILE", type=Path, help="ONNX, checked against the student")
     parser.add_argument("--safetensors", metavar="FILE", type=Path, help="weights and card in one file")

@@ -1,4 +1,4 @@
-"""The command ``kd-lightning``: Hydra composes, one page runs. Imports no torch before a run starts."""
+"""The command ``kd-lightning``: Hydra composes, ``run`` runs. Imports no torch before a run starts."""
 
 from __future__ import annotations
 
@@ -32,33 +32,33 @@ LAUNCHERS = {
     "submitit_local": ("slurm", "hydra_plugins.hydra_submitit_launcher"),
     "ray": ("ray", "hydra_plugins.hydra_ray_launcher"),
 }
-"""hydra/launcher -> the extra that brings it, and the package in it."""
+"""hydra/launcher -> the extra that installs it, and its package."""
 
 SHOWS = ("help", "hydra_help", "version", "cfg", "info", "shell_completion")
 """Flags that print something and run nothing."""
 
 MOST_JOBS = 32
-"""Jobs of a sweep that are read before it starts; Hydra composes them all again."""
+"""Largest number of a sweep's jobs that are checked before it starts."""
 _PLANS: list[tuple[float, int]] = []
-"""Seconds and bytes of every job, where plans are all that is wanted."""
+"""Seconds and bytes of each planned job."""
 _PROMISED: set[str] = set()
 
 
 def main() -> None:
-    """Read the command line, refuse what is wrong in it, and hand over to Hydra."""
+    """Check the command line and hand over to Hydra."""
     resolvers.register()
     start.stay_with_parent()
-    sys.path.append(str(Path.cwd()))  # a method of the user's own may lie beside the command
-    # on a busy machine, threads that spin while they wait make small steps twenty times slower
+    sys.path.append(str(Path.cwd()))  # finds a user's method in the working directory
+    # on a busy machine, threads that spin while waiting make small steps twenty times slower
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # argparse would stop at an override that follows a flag
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))
     if place := start.placed():
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP warns of rounds in which all parameters are used
-        if place.rank:  # the first rank's folder is that of all
+        if place.rank:  # all ranks use the folder of the first
             sys.argv += ["hydra.output_subdir=null", f"hydra.run.dir={tempfile.gettempdir()}"]
-    args = _flags().parse_known_args()[0]  # of what is left Hydra complains
-    # ours complete a plugin's launchers under the names that their documentation uses
+    args = _flags().parse_known_args()[0]  # Hydra reports the rest
+    # the package's settings complete a plugin's launchers, under the names of their documentation
     warnings.filterwarnings("ignore", r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
     only_shows = any(getattr(args, flag) for flag in SHOWS)
     plans = False
@@ -72,7 +72,7 @@ def main() -> None:
         command()
         return
     with tempfile.TemporaryDirectory(prefix="kd_plan_") as nowhere:
-        # one job after the other, in this process, and without a trace
+        # run the jobs one after the other, in this process, and write nothing to the run folders
         mine = ("hydra/launcher", "hydra.launcher", "hydra.run.", "hydra.sweep.", "hydra.output_subdir")
         sys.argv[1:] = [word for word in sys.argv[1:] if not word.lstrip("+").startswith(mine)]
         sys.argv += ["hydra/launcher=basic", "hydra.output_subdir=null"]
@@ -85,7 +85,7 @@ def main() -> None:
 
 
 def _flags() -> ArgumentParser:
-    """Hydra's flags, as far as they say which configuration is read, or that none is."""
+    """A parser for those of Hydra's flags that select the configuration to read, or run nothing."""
     parser = ArgumentParser(add_help=False, allow_abbrev=True)
     parser.add_argument("overrides", nargs="*")
     for name, short in {"multirun": "-m", "run": "-r", "help": "-h", "shell-completion": "-sc"}.items():
@@ -101,7 +101,7 @@ def _flags() -> ArgumentParser:
 
 
 def _refuse_wrong_overrides(args: Namespace) -> bool:
-    """Whether any job only plans."""
+    """Check the overrides of all jobs; returns whether any job only plans."""
     from kd_lightning.config.overrides import jobs, read, refusal, swept
 
     folders = [args.config_dir] if args.config_dir else []
@@ -159,7 +159,7 @@ def _task(cfg: DictConfig) -> float | None:
     if cfg.plan:
         _plan(cfg, names)
         return None
-    from kd_lightning.results.run_index import running
+    from kd_lightning.results.run_lock import running
 
     with running(folder) if place is None or place.rank == 0 else nullcontext():
         return _run(cfg, folder, names)
@@ -197,7 +197,7 @@ def _run(cfg: DictConfig, folder: Path, names: Mapping[str, str | None]) -> floa
 
 
 def chosen(choices: Mapping[str, str | None] | DictConfig) -> dict[str, str | None]:
-    """The member chosen of each group; of ``teacher=network network@teacher.net=NAME`` it is the network."""
+    """The member chosen of each group; for ``teacher=network network@teacher.net=NAME`` the network's name."""
     names = {name: choices.get(name) for name in NAMED}
     for word, place in {"teacher": "teacher.net", "student": "student"}.items():
         networks = [choices.get(key) for key in (f"network@{place}", f"network@{place}.net")]  # outer, inner
@@ -206,7 +206,7 @@ def chosen(choices: Mapping[str, str | None] | DictConfig) -> dict[str, str | No
 
 
 def checked(cfg: DictConfig, names: Mapping[str, str | None], folder: Path) -> Composition:
-    """The composition of a run, or in its folder the reason why there is none."""
+    """The composition of a run; if it is invalid, the reason is written to the run folder."""
     from kd_lightning.config.check import check
     from kd_lightning.results.provenance import header, leave_reason
 
@@ -220,7 +220,7 @@ def checked(cfg: DictConfig, names: Mapping[str, str | None], folder: Path) -> C
 
 
 def _on_ranks(number: int, composition: Composition, folder: Path) -> float | None:
-    """Let as many processes run the page as the trainer has devices."""
+    """Start one process per device of the trainer, each of which runs this job."""
     from kd_lightning.results.provenance import header_of, leave_reason
 
     code, reason = start.start(HydraConfig.get(), number)

@@ -1,4 +1,4 @@
-"""``kd-predict``: what a student says about image files."""
+"""``kd-predict``: a student's predictions for image files."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from kd_lightning.store.artifacts import writing
 from kd_lightning.store.strangers import in_a_line
 
 PIXELS = 1 << 26
-"""Values of the images that are in memory at a time, at most."""
+"""Largest number of pixel values in memory at a time."""
 
 
 class Prediction(NamedTuple):
-    """A file's class and its probability, or its number alone; of one not to be decoded the ``problem`` instead."""
+    """A file's class and probability, or only its number; ``problem`` if the file could not be decoded."""
 
     file: Path
     label: str
@@ -37,10 +37,10 @@ class Prediction(NamedTuple):
 
 
 def image_files(paths: Iterable[str | Path]) -> list[Path]:
-    """The files among ``paths``, and the images in and under the folders among them, sorted by name.
+    """The files among ``paths``, and all images in and under the folders among them, sorted by name.
 
     Raises:
-        UserError: a folder without any image, or nothing of that name.
+        UserError: a folder without images, or a path that does not exist.
     """
     files: list[Path] = []
     for path in map(Path, paths):
@@ -62,12 +62,12 @@ def image_files(paths: Iterable[str | Path]) -> list[Path]:
 
 
 def predictions(student: Student, files: Sequence[Path], *, batch_size: int = 256) -> Iterator[Prediction]:
-    """One prediction per file, in order; images are resized and cropped as a folder of training images is.
+    """One prediction per file, in order; images are resized and cropped like a folder of training images.
 
     Args:
-        student: as :func:`~kd_lightning.results.student_files.load_student` gives it.
-        files: images of any kind and size.
-        batch_size: files that are decoded and answered at a time.
+        student: as :func:`~kd_lightning.results.student_files.load_student` returns it.
+        files: images of any format and size.
+        batch_size: number of files decoded and predicted at a time.
     """
     channels, size, _ = student.card["image_shape"]
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -93,7 +93,7 @@ def predictions(student: Student, files: Sequence[Path], *, batch_size: int = 25
 
 
 def _said(card: Mapping[str, Any], answers: Tensor) -> list[tuple[str, float | None]]:
-    """Answers (N, K) in words: class and probability, or a number in its unit and no more."""
+    """Answers (N, K) as text: class and probability, or a number and None."""
     task = task_of(card)
     if isinstance(task, Regression):
         return [(f"{number:.6g}", None) for number in task.numbers(answers).tolist()]
@@ -102,8 +102,8 @@ def _said(card: Mapping[str, Any], answers: Tensor) -> list[tuple[str, float | N
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print confidence, class and name of every file, or its number, or write them; 2 if any could not be decoded."""
-    parser = argparse.ArgumentParser(prog="kd-predict", description="What the student of a run says about images.")
+    """Print or write class and probability, or the number, of every file; returns 2 if one could not be decoded."""
+    parser = argparse.ArgumentParser(prog="kd-predict", description="Predictions of a run's student for image files.")
     parser.add_argument("run", metavar="RUN", type=Path, help="a run folder, or a file that kd-export wrote")
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files, or folders of them")
     parser.add_argument(

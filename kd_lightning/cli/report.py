@@ -1,4 +1,4 @@
-"""``kd-report``: one table over run and sweep folders, or the page of results."""
+"""``kd-report``: a table of run and sweep folders, or the page of results."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kd_lightning.results.table import fold, render
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """``kd-report``: print one table over run and sweep folders."""
+    """Print the table or the page; returns 2 on an error."""
     parser = argparse.ArgumentParser(prog="kd-report", description="One table over runs: mean ± std over seeds.")
     parser.add_argument("folders", nargs="+", metavar="DIR", help="a run folder, any that holds runs, or results/")
     form = parser.add_mutually_exclusive_group()

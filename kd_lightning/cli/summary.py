@@ -1,4 +1,4 @@
-"""The end of one run on a terminal: its student beside the teacher and the controls."""
+"""The summary that a run prints at its end: student, teacher and controls."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from kd_lightning.results.table import BOUNDARY, CONTROLS, cut_short, headline_k
 
 
 def summary(result: Mapping[str, Any], paths: Sequence[str | Path] = ()) -> str:
-    """The end of one run on a terminal: its student beside the teacher and the controls.
+    """The text that a run prints at its end: student, teacher and controls.
 
-    A row with nothing measured (no teacher, no such control) is left out.
+    Rows without any measurement (no teacher, no such control) are left out.
 
     Args:
-        result: what result.json holds.
+        result: content of result.json.
         paths: files written, one line each.
     """
     metrics = result.get("metrics") or {}

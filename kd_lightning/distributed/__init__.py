@@ -1,1 +1,1 @@
-"""Ranks, devices and GPU slots."""
+"""Ranks, collectives, devices and GPU slots."""

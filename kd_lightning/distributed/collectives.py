@@ -1,6 +1,6 @@
-"""What ranks tell each other: decisions of the first, means, maxima and rows of all.
+"""Collectives: decisions of rank 0 for all, means, maxima and gathered rows.
 
-Without others, every function is what it would be for one process.
+In a single process they involve no communication.
 """
 
 from __future__ import annotations
@@ -22,33 +22,33 @@ _deciding = False
 
 
 def rank() -> int:
-    """Which of the processes this is; 0 also where it is the only one."""
+    """The rank of this process; 0 if it is the only one."""
     return dist.get_rank() if together() else 0
 
 
 def world() -> int:
-    """How many take part in what is done now: 1 inside :func:`decided`."""
+    """The number of ranks; 1 inside :func:`decided`."""
     return dist.get_world_size() if together() and not _deciding else 1
 
 
 def together() -> bool:
-    """Whether this process has met others."""
+    """Whether this process belongs to a process group."""
     return dist.is_available() and dist.is_initialized()
 
 
 def decided(decide: Callable[[], T]) -> T:
-    """What the first rank finds or does once all have come here, known to all; meanwhile they wait.
+    """Run ``decide`` on rank 0 after all ranks have arrived, and return its result on every rank.
 
     Args:
-        decide: called on the first rank alone; returns something small that pickles.
+        decide: called only on rank 0; returns something small that pickles.
 
     Raises:
-        UserError: what ``decide`` raised, on every rank.
+        UserError: raised by ``decide``; on every rank.
     """
     global _deciding
     if world() == 1:
         return decide()
-    dist.all_reduce(torch.zeros(1))  # all are here: what the first one renames or removes, nobody works in any more
+    dist.all_reduce(torch.zeros(1))  # a barrier: no rank still uses what rank 0 is about to rename or remove
     verdict: list[Any] = [None, None]
     failure: Exception | None = None
     if rank() == 0:
@@ -68,9 +68,9 @@ def decided(decide: Callable[[], T]) -> T:
 
 
 def gathered(own: Tensor) -> Tensor:
-    """The rows (N, ...) of every rank, in their order and in fp32, through which gradients reach this rank's.
+    """The rows (N, ...) of every rank, in rank order and in fp32; gradients reach this rank's rows.
 
-    A loss on the result, computed by every rank, has after DDP's averaging the gradient it would have on one.
+    A loss on the result, computed on every rank, has after DDP's averaging the gradient of a single process.
     """
     return own if world() == 1 else _Gathered.apply(torch.atleast_1d(own.float()))
 
@@ -95,13 +95,13 @@ def mean(own: Tensor) -> Tensor:
     """The mean over ranks, without gradient."""
     if world() == 1:
         return own
-    total = own.detach().double()  # of equal numbers exactly that number, for any number of ranks
+    total = own.detach().double()  # fp64: the mean of equal numbers is exactly that number
     dist.all_reduce(total)
     return (total / world()).to(own.dtype)
 
 
 def largest(own: Tensor) -> Tensor:
-    """The largest over ranks, element by element, without gradient."""
+    """The elementwise maximum over ranks, without gradient."""
     if world() > 1:
         own = own.detach().clone()
         dist.all_reduce(own, dist.ReduceOp.MAX)
@@ -109,7 +109,7 @@ def largest(own: Tensor) -> Tensor:
 
 
 def of_each(own: T) -> list[T]:
-    """What each rank holds, in their order; anything that pickles."""
+    """The objects of all ranks, in rank order; they must pickle."""
     if world() == 1:
         return [own]
     each: list[Any] = [None] * world()

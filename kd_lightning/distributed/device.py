@@ -1,4 +1,4 @@
-"""Where a fit runs, and in which precision it is fast there."""
+"""The device of a fit, and the precision that is fast on it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kd_lightning.distributed.launch import placed
 
 
 def device_of(trainer: Mapping[str, Any]) -> str:
-    """Where a fit's batches are wanted.
+    """The device of a fit's batches, such as ``cuda:0``.
 
     Args:
         trainer: its settings.

@@ -1,6 +1,6 @@
-"""What the slot launcher knows of its jobs: GPUs and threads, quoting, their folders, and how to end them.
+"""Helpers of the slot launcher: GPUs and threads per job, quoting, job folders, and ending jobs.
 
-The launcher is loaded by every ``kd-lightning`` command, so nothing heavy is imported here.
+Every ``kd-lightning`` command loads the launcher, so nothing slow is imported here.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from hydra.core.override_parser.types import Quote, QuotedString
 
 log = logging.getLogger(__name__)
 
-# How long an interrupted job may take to write its checkpoint before it is killed.
+# Seconds that an interrupted job has to write its checkpoint before it is killed.
 STOP_SECONDS = 30.0
 
 
 PARENT = "KD_PARENT"
-"""Names the pipe by whose end a rank or a job sees that whoever started it is gone."""
+"""Variable with the pipe whose closing tells a rank or job that its parent has ended."""
 
 
 @dataclass
@@ -54,19 +54,19 @@ class Job:
 
 
 def visible_slots() -> list[str]:
-    """One slot per visible GPU, or one for the CPU; torch, slow to import, is not asked."""
+    """One slot per visible GPU, or one for the CPU; found without importing torch, which is slow."""
     allowed = _allowed()
     return (_installed() if allowed is None else allowed) or [""]
 
 
 def missing_gpus(slots: Sequence[str]) -> str:
-    """Which GPUs that slots name cannot be had here, in words; empty if all can, or nobody knows."""
+    """A message about GPUs named by slots that do not exist here; empty if all exist or the driver is silent."""
     wanted = {gpu.strip(): None for slot in slots for gpu in slot.split(",") if gpu.strip() not in ("", "-1")}
     allowed = _allowed()
     if allowed is not None:
         gone = [gpu for gpu in wanted if gpu not in allowed]
         there = f"CUDA_VISIBLE_DEVICES={','.join(allowed)} allows {', '.join(allowed) or 'none'}"
-    elif (installed := _installed()) or not Path("/dev/kfd").exists():  # AMD's, which nvidia-smi knows nothing of
+    elif (installed := _installed()) or not Path("/dev/kfd").exists():  # not for AMD's, which nvidia-smi does not list
         gone = [gpu for gpu in wanted if gpu.isdecimal() and gpu not in installed]
         there = f"this machine has GPUs {', '.join(installed)}" if installed else "this machine has no GPU"
     else:
@@ -75,7 +75,7 @@ def missing_gpus(slots: Sequence[str]) -> str:
 
 
 def _allowed() -> list[str] | None:
-    """The GPUs that the environment leaves, None where it does not say."""
+    """The GPUs that the environment allows; None if it does not say."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         return None
@@ -94,37 +94,37 @@ def _installed() -> list[str]:
 
 
 def threads_per_job(slots: int) -> int:
-    """An equal share of the cores this process may use."""
+    """An equal share of the cores that this process may use."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // slots)
 
 
 def quoted(text: str) -> str:
-    """``text`` as Hydra's grammar reads it back unchanged, whatever commas, blanks or = it has."""
+    """``text`` quoted so that Hydra's grammar reads it back unchanged, with any commas, blanks or =."""
     return QuotedString(text=text.replace("${", r"\${"), quote=Quote.double).with_quotes()
 
 
 def resume_override(sweep_dir: Path) -> str:
-    """What to add to the command line, as a shell takes it, to go on with a sweep."""
+    """The override, quoted for a shell, that resumes a sweep."""
     plain = re.fullmatch(r"[\w./-]+", str(sweep_dir))
     return shlex.quote(f"sweep.resume={sweep_dir if plain else quoted(str(sweep_dir))}")
 
 
 def signal_group(job: Job, which: signal.Signals) -> None:
-    """Send a signal to a job and all that it started."""
+    """Send a signal to a job and all its children."""
     if job.process is not None:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(job.process.pid, which)
 
 
 def last_word(job: Job, reason: str) -> None:
-    """Leave in a job's log what it could not say itself; reports quote the last line."""
+    """Append to a job's log why it was ended; reports quote the last line."""
     with open(job.folder / "console.log", "a") as console:
         console.write(f"\n{reason}\n")
 
 
 def stop(jobs: Collection[Job]) -> None:
-    """Interrupt jobs as Ctrl-C would, and kill what is left of them when their time or patience is over."""
+    """Interrupt jobs as Ctrl-C would, and kill them after a time limit or a second Ctrl-C."""
     for job in jobs:
         signal_group(job, signal.SIGINT)
     deadline = time.monotonic() + STOP_SECONDS
@@ -144,9 +144,9 @@ def stop(jobs: Collection[Job]) -> None:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Treat SIGTERM and SIGHUP like Ctrl-C, so that no way of ending a sweep leaves jobs on the GPUs.
+    """Treat SIGTERM and SIGHUP like Ctrl-C, so that no job stays on a GPU however a sweep ends.
 
-    A wrapper may pass on a Ctrl-C that the terminal sent to all: what follows within a second is an echo.
+    A wrapper may forward a Ctrl-C that the terminal sent to all: another signal within a second is ignored.
     """
     latest = -math.inf
 

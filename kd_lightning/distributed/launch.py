@@ -1,7 +1,6 @@
-"""One command, several ranks: starts a process for each device of this machine, and looks after them.
+"""Starts one process per device of this machine for a command, and supervises them.
 
-Ranks are started before the page, not in the middle of it, so that all run it alike. Where torchrun or SLURM started
-them already, nothing is started. Imports no torch.
+All ranks run the same command from its start. If torchrun or SLURM started them, nothing is started. Imports no torch.
 """
 
 from __future__ import annotations
@@ -26,15 +25,15 @@ from kd_lightning.distributed.gpu_slots import PARENT, interruptible, quoted, th
 AUTO = ("auto", "-1", -1)
 MEETING = "KD_MEETING"
 LOST = 3
-"""Exit code of a rank that ends because another did."""
+"""Exit code of a rank that ends because another one ended."""
 PATIENCE = 20.0
-"""Seconds that ranks are given to end by themselves when one has failed, or after Ctrl-C."""
+"""Seconds that ranks have to end by themselves after one has failed, or after Ctrl-C."""
 _OURS = ("hydra.sweep", "hydra.launcher", "hydra/launcher", "hydra/sweeper", "hydra.mode", "hydra.run.")
 
 
 @dataclass(frozen=True)
 class Place:
-    """Of a process among the ``world`` of a run; ``local`` counts those of its machine."""
+    """Rank of a process among the ``world`` of a run; ``local`` is its rank on this machine."""
 
     rank: int
     world: int
@@ -43,18 +42,18 @@ class Place:
 
     @property
     def nodes(self) -> int:
-        """Machines."""
+        """Number of machines."""
         return self.world // self.local_world
 
 
 @cache
 def placed() -> Place | None:
-    """Where this process stands if it was started as one of several: by :func:`start`, torchrun or srun."""
-    return place_in(os.environ)  # read once: Lightning takes WORLD_SIZE away after a fit
+    """The place of this process if :func:`start`, torchrun or srun started it as one of several; else None."""
+    return place_in(os.environ)  # read only once: Lightning removes WORLD_SIZE after a fit
 
 
 def place_in(environment: Mapping[str, str]) -> Place | None:
-    """What :func:`placed` reads."""
+    """As :func:`placed`, from a given environment."""
 
     def number(name: str, default: int = 1) -> int:
         return int(environment.get(name, default))
@@ -71,7 +70,7 @@ def place_in(environment: Mapping[str, str]) -> Place | None:
 
 
 def wanted(trainer: Mapping[str, Any]) -> int:
-    """Ranks on each machine that a trainer's settings ask for; 1 where they make no sense, which check says."""
+    """Ranks per machine that a trainer's settings ask for; 1 if they are invalid, which ``check`` reports."""
     devices, accelerator = trainer.get("devices", "auto"), trainer.get("accelerator", "auto")
     if isinstance(devices, list | tuple):
         return max(1, len(devices))
@@ -92,29 +91,29 @@ def _gpus() -> int:
 
 
 def stay_with_parent() -> None:
-    """End together with the command that started this rank or job, however that ends; it alone sends Ctrl-C."""
-    pipe = os.environ.pop(PARENT, None)  # what this process starts has no such pipe
+    """End this rank or job when the command that started it ends; only that command forwards Ctrl-C."""
+    pipe = os.environ.pop(PARENT, None)  # not inherited by this process's children
     if pipe is not None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits none
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits SIG_IGN
         threading.Thread(target=_wait_for_end, args=[int(pipe)], daemon=True).start()
 
 
 def _wait_for_end(pipe: int) -> None:
     with suppress(OSError):
-        os.read(pipe, 1)  # nobody writes: it returns when the other end is closed
+        os.read(pipe, 1)  # nothing is ever written: returns when the other end closes
         os.killpg(0, signal.SIGKILL)
 
 
 @dataclass
 class Rank:
-    """A child: its process and what it printed, the first one's excepted."""
+    """A child process, and what it printed; the first rank prints to the terminal."""
 
     number: int
     process: subprocess.Popen[bytes]
     log: Path
 
     def signal(self, which: signal.Signals) -> None:
-        """Send it to the rank and all that it started."""
+        """Send a signal to the rank and all its children."""
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, which)
 
@@ -122,15 +121,15 @@ class Rank:
 def start(hydra: Any, number: int, *, patience: float = PATIENCE) -> tuple[int, str | None]:
     """Run this command on ``number`` ranks of this machine, in one run folder, and wait for them.
 
-    Ctrl-C reaches the first rank alone, which then ends as a single process would; the others follow it.
+    Ctrl-C reaches only the first rank, which ends as a single process would; the others follow.
 
     Args:
-        hydra: the ``hydra`` node of the composition.
+        hydra: the ``hydra`` node of the configuration.
         number: of ranks.
-        patience: seconds until ranks are killed that do not end when they should.
+        patience: seconds after which ranks that do not end are killed.
 
     Returns:
-        The exit code, and why the ranks had to be ended if the first one does not know it.
+        The exit code, and why the ranks were ended, if the first rank cannot know it.
     """
     with tempfile.TemporaryDirectory(prefix="kd_ranks_") as meeting, interruptible():
         inner, ours = os.pipe()
@@ -164,13 +163,13 @@ def _started(command: Sequence[str], i: int, number: int, meeting: Path, pipe: i
             stdin=subprocess.DEVNULL,
             stdout=None if i == 0 else said,
             stderr=None if i == 0 else said,
-            process_group=0,  # the terminal's Ctrl-C reaches the parent alone
+            process_group=0,  # the terminal's Ctrl-C reaches only the parent
         )
     return Rank(i, process, log)
 
 
 def _command(hydra: Any) -> list[str]:
-    """This job of this command as a single run, in the same folder; its composition is written there already."""
+    """The command line that runs this job as a single run in the same folder, where its configuration is written."""
     flags = {"main": "--config-path", "command-line": "--config-dir"}
     command = [sys.executable, "-m", "kd_lightning.cli.main"]
     for source in hydra.runtime.config_sources:
@@ -202,7 +201,7 @@ def _watch(ranks: list[Rank], patience: float) -> tuple[int, str | None]:
     failed += [rank for rank in ranks if rank.process.poll() and rank not in failed]
     if not failed or ranks[0].process.returncode == 0:
         return 0, None
-    if ranks[0].process.returncode not in (LOST, -signal.SIGKILL):  # it said why, and so may others in chorus
+    if ranks[0].process.returncode not in (LOST, -signal.SIGKILL):  # it has printed the reason itself
         first = ranks[0]
     else:
         first = next((rank for rank in failed if rank.process.returncode != LOST), failed[0])
@@ -218,6 +217,6 @@ def _watch(ranks: list[Rank], patience: float) -> tuple[int, str | None]:
 
 
 def objective(folder: Path) -> float | None:
-    """What the ranks' result says."""
+    """The objective in the ranks' result."""
     result: dict[str, Any] = json.loads((folder / "result.json").read_text())
     return result["objective"]

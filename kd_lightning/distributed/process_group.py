@@ -1,4 +1,4 @@
-"""How the ranks of a run meet and part, once :mod:`kd_lightning.distributed.launch` or a scheduler has started them."""
+"""Joining and leaving the process group of a run."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ from kd_lightning.distributed.launch import MEETING, Place
 from kd_lightning.errors import RankLost
 
 MEET = timedelta(minutes=30)
-"""How long ranks wait for each other to start."""
+"""Longest wait for the other ranks to start."""
 PATIENCE = timedelta(days=1)
-"""How long they wait later on: the first may be optimising a pool of images."""
+"""Longest wait in a collective: rank 0 may be optimising a pool of images."""
 
 _place: Place | None = None
 
 
 def joined() -> Place | None:
-    """The place that this process took with :func:`join`; None where it is the only one."""
+    """The place that this process took with :func:`join`; None for a single process."""
     return _place
 
 
 def join(place: Place, device: str) -> None:
-    """Meet the others, before anything else is done.
+    """Join the process group; the first thing that a rank does.
 
     Args:
-        place: of this process among them.
+        place: of this process.
         device: ``cpu``, or the GPU of this rank.
     """
     global _place
     _place = place
     if place.rank:
-        warnings.simplefilter("ignore")  # the first rank says it
+        warnings.simplefilter("ignore")  # rank 0 shows them
     if device != "cpu":
         torch.cuda.set_device(device)
-    if MEETING in os.environ:  # on one machine a file does, and no two jobs can want the same port
+    if MEETING in os.environ:  # a file is enough on one machine, and two jobs cannot collide on a port
         store: Any = dist.FileStore(os.environ[MEETING], place.world)
     else:
         _tell_torch(place)
@@ -55,7 +55,7 @@ def join(place: Place, device: str) -> None:
 
 
 def _tell_torch(place: Place) -> None:
-    """What torchrun sets by itself, under SLURM."""
+    """Set the variables that torchrun sets and SLURM does not."""
     from lightning.fabric.plugins.environments import SLURMEnvironment
 
     if "MASTER_ADDR" not in os.environ or "MASTER_PORT" not in os.environ:
@@ -65,24 +65,24 @@ def _tell_torch(place: Place) -> None:
 
 
 def environment() -> dict[str, Any]:
-    """What a trainer is told of ranks that the command started: SLURM may be about, but it started one process."""
+    """Trainer arguments for ranks that this command started, so that Lightning ignores a surrounding SLURM job."""
     from lightning.fabric.plugins.environments import LightningEnvironment
 
     return {"plugins": [LightningEnvironment()]} if MEETING in os.environ else {}
 
 
 def leave() -> None:
-    """Part from the others at the end of the page."""
+    """Leave the process group at the end of the run."""
     if together():
         dist.destroy_process_group()
 
 
 @contextmanager
 def losing() -> Iterator[None]:
-    """Inside, a rank that vanishes ends the others with one line.
+    """Inside, the loss of a rank ends the others with one line.
 
     Raises:
-        RankLost: what the others report then.
+        RankLost: on the ranks that remain.
     """
     try:
         yield
@@ -96,10 +96,10 @@ def losing() -> Iterator[None]:
 
 
 def taking_turns() -> Any:
-    """Lightning's strategy for methods in which two networks learn by turns, and which own their buffers."""
+    """Lightning's strategy for methods that train two networks alternately and own their buffers."""
     from lightning.pytorch.strategies import DDPStrategy
 
     known = inspect.signature(DistributedDataParallel).parameters
-    buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # the older name
+    buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # its older name
     settings: dict[str, Any] = {"find_unused_parameters": True, buffers: False}
     return DDPStrategy(**settings)

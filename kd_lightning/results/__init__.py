@@ -1,1 +1,1 @@
-"""From finished runs to tables."""
+"""Reading finished runs, and tables, figures and pages of their results."""

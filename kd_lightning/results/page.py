@@ -6,8 +6,8 @@
 optionally,
 
 - ``metric``: of the same records, another; ``seed``: only the run of this seed;
-- ``paper``: its number, only where the row runs the paper's setting; ``published``: in words, where that stands, or
-  what the paper has at another setting;
+- ``paper``: its number, only where the row runs the paper's setting; ``published``: text, where that is, or what
+  the paper reports at another setting;
 - ``against``: the title of the row it is compared with, seed by seed.
 
 A table with ``columns`` shows several measures instead: a column has ``title`` and, optionally, ``metric``,
@@ -33,7 +33,7 @@ ROWS = "rows.yaml"
 WIDTH = 5
 METRIC, DIGITS = "test/accuracy", 4
 
-# What a mapping of rows.yaml must have, and what it may have beside that.
+# Required and optional keys of each mapping in rows.yaml.
 KEYS = {
     "page": ({"title", "tables"}, {"text"}),
     "table": (
@@ -48,7 +48,7 @@ Find = Callable[[Mapping[str, Any], Mapping[str, Any]], list[Record]]
 
 
 def results_page(folder: Path) -> str:
-    """The whole page.
+    """The Markdown text of the page.
 
     Raises:
         UserError: ``rows.yaml`` or a record cannot be read, a row has no record, or a record has no row.
@@ -63,7 +63,7 @@ def results_page(folder: Path) -> str:
             parts += [f"## {table['title']}", table.get("text", "").strip(), *_table(table, records, used)]
     except UserError as error:
         raise UserError(f"{path}: {error}" if str(folder) not in str(error) else str(error)) from error
-    except Exception as error:  # YAML that is none, or of another shape
+    except Exception as error:  # invalid YAML, or YAML of another structure
         raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
     if left := sorted({(record.table, record.name) for record in records} - used):
         raise UserError(f"{path} has no row for the records {', '.join(map('/'.join, left))}: add one, or remove them")
@@ -83,7 +83,7 @@ def _checked(node: Any, kind: str) -> dict[str, Any]:
 
 
 def _table(table: Mapping[str, Any], records: Sequence[Record], used: set[tuple[str, str]]) -> list[str]:
-    """The table and the notes below it."""
+    """A table in Markdown, and the notes below it."""
 
     def find(row: Mapping[str, Any], column: Mapping[str, Any]) -> list[Record]:
         folder, _, name = row["run"].replace("*", column.get("run", "*")).rpartition("/")
@@ -99,7 +99,7 @@ def _table(table: Mapping[str, Any], records: Sequence[Record], used: set[tuple[
 
 
 def _measures(table: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], find: Find) -> list[str]:
-    """A table of several measures of every row."""
+    """A table of several measures per row."""
     columns = [{**table, **_checked(column, "column")} for column in table["columns"]]
     found = [[find(row, column) for column in columns] for row in rows]
     notes = Notes(table.get("digits", DIGITS))
@@ -132,7 +132,7 @@ def _average(cells: Iterable[Sequence[Record]], column: Mapping[str, Any]) -> st
 
 
 def _comparison(table: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], find: Find) -> list[str]:
-    """A table of one measure, beside the paper's number and the row it is compared with; without empty columns."""
+    """A table of one measure, with the paper's number and the row it is compared with; empty columns are dropped."""
     metric, digits = table.get("metric", METRIC), table.get("digits", DIGITS)
     found = {row["title"]: (find(row, {}), row.get("metric", metric)) for row in rows}
     teachers = f"teacher/{metric.rpartition('/')[2]}"
@@ -164,7 +164,7 @@ def _here(records: Sequence[Record], metric: str, digits: int) -> str:
 
 
 def _difference(row: Mapping[str, Any], found: Mapping[str, tuple[list[Record], str]], table: Mapping[str, Any]) -> str:
-    """The paired difference to the row that ``against`` names; that of the means where no two seeds pair."""
+    """The paired difference to the row named by ``against``; the difference of the means if no seeds are common."""
     title, digits = row.get("against"), table.get("digits", DIGITS)
     if title is None:
         return NOTHING

@@ -1,4 +1,4 @@
-"""The numbered notes below a table of RESULTS.md: by which commands, seeds and machine its rows came about."""
+"""The numbered notes below a table of RESULTS.md: commands, seeds and machine of its rows."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from kd_lightning.results.run_index import Stat
 
 PRECISION = {"32-true": "fp32", "bf16-mixed": "bf16"}
 BESIDE = {"teacher": "teacher", "agreement": "agreement", "scratch": "real data", "noise": "noise"}
-"""Metrics that a note lists where no row of the table shows them: whose, and what the note calls it."""
+"""Metrics that a note lists if no row of the table shows them, and their names in the note."""
 
 
 class Notes:
-    """Gives every set of circumstances a number, and the text of its note."""
+    """Numbers each set of circumstances, and writes its note."""
 
     def __init__(self, digits: int) -> None:
         self.digits = digits
@@ -23,7 +23,7 @@ class Notes:
         self.beside: dict[tuple[str, ...], list[str]] = {}
 
     def number(self, records: Sequence[Record]) -> list[int]:
-        """The numbers of the notes that these records stand in."""
+        """The numbers of the notes of these records."""
         for record in records:
             group = self.groups.setdefault(circumstances(record), [])
             if record not in group:
@@ -32,14 +32,14 @@ class Notes:
         return sorted({places.index(circumstances(record)) + 1 for record in records})
 
     def add_values(self, title: str, records: Sequence[Record], metric: str) -> None:
-        """List the values of a row seed by seed, in the notes of its records."""
+        """List the values of a row by seed, in the notes of its records."""
         for key, group in self.groups.items():
             found = [stat.mean for record in group if record in records and (stat := record.metric(metric))]
             if found and any(record.seed is not None for record in group):
                 self.values.setdefault(key, {})[title] = ", ".join(f"{value:.{self.digits}f}" for value in found)
 
     def add_beside(self, shown: set[str], metric: str) -> None:
-        """List the teacher, the agreement and the controls where the table's rows do not show them."""
+        """List the teacher's metric, the agreement and the controls that the table's rows do not show."""
         for key, group in self.groups.items():
             for who, name in BESIDE.items():
                 wanted = "test/agreement" if who == "agreement" else f"{who}/{metric.rpartition('/')[2]}"
@@ -56,7 +56,7 @@ class Notes:
 
 
 def stat_of(records: Sequence[Record], metric: str) -> Stat | None:
-    """A metric over records that differ in their seeds; None where none has it."""
+    """A metric over records that differ in their seeds; None if no record has it."""
     found = [stat for record in records if (stat := record.metric(metric))]
     if len(found) < 2:
         return found[0] if found else None
@@ -64,13 +64,13 @@ def stat_of(records: Sequence[Record], metric: str) -> Stat | None:
 
 
 def in_words(stat: Stat, digits: int) -> str:
-    """Mean and spread: ``0.9705 ± 0.0049``; no spread where there is none."""
+    """Mean and spread: ``0.9705 ± 0.0049``; only the mean if there is no spread."""
     spread = f" ± {stat.std:.{digits}f}" if stat.std else ""
     return f"{stat.mean:,.{digits}f}{spread}"
 
 
 def circumstances(record: Record) -> tuple[str, ...]:
-    """What two records share that stand in one note: command but for the seed, queries, machine and remark."""
+    """What records with a common note share: command except for the seed, queries, machine and remark."""
     holds = record.holds
     threads = holds.get("threads")
     machine = [
@@ -110,7 +110,7 @@ def _words(
 
 
 def _span(values: Sequence[float | None], unit: str) -> str:
-    """From the least to the most of what is known and not 0: ``12 to 14 s``."""
+    """Range of the known values other than 0: ``12 to 14 s``."""
     known = [value for value in values if value]
     ends = dict.fromkeys(f"{value:,.0f}" for value in (min(known), max(known))) if known else []
     return f"{' to '.join(ends)} {unit}" if known else ""

@@ -1,4 +1,4 @@
-"""The paired difference of two rows over the seeds that both have, with its Student-t interval."""
+"""Paired difference of two rows over their common seeds, with a Student-t interval."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Seed = TypeVar("Seed", bound=Hashable)
 
 
 class Difference(NamedTuple):
-    """Mean of ours - theirs over ``n`` seeds, and the ends of its interval; no ends for one seed."""
+    """Mean of ours - theirs over ``n`` seeds, and the ends of its interval, None for one seed."""
 
     mean: float
     low: float | None
@@ -57,14 +57,14 @@ def paired_difference(ours: Mapping[Seed, float], theirs: Mapping[Seed, float], 
     n, mean = len(differences), statistics.fmean(differences)
     if n == 1:
         return Difference(mean, None, None, 1)
-    from scipy.special import stdtrit  # takes a moment to import, and few tables need it
+    from scipy.special import stdtrit  # slow to import, and few tables need it
 
     half = float(stdtrit(n - 1, (1 + level) / 2)) * statistics.stdev(differences) / math.sqrt(n)
     return Difference(mean, mean - half, mean + half, n)
 
 
 def differences(groups: Sequence[Group], key: str, against: str) -> list[Difference | None]:
-    """The paired difference of each group to that of the method ``against`` whose other settings are the same.
+    """The paired difference of each group to the group of method ``against`` with the same other settings.
 
     Raises:
         UserError: no group is of that method.

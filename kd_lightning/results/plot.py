@@ -1,4 +1,4 @@
-"""The figure of ``kd-report --plot``; matplotlib is wanted here alone and imported when drawing."""
+"""The figure of ``kd-report --plot``; only here is matplotlib needed, and imported when drawing."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 def plot(groups: Sequence[Group], path: Path, by: str | None = None) -> None:
-    """Write what :func:`draw` draws, or :func:`spread` where ``by`` names a setting.
+    """Save the figure of :func:`draw` or, if ``by`` names a setting, of :func:`spread`.
 
     Raises:
-        UserError: as for those two, or ``path`` cannot be written.
+        UserError: as for these two, or ``path`` cannot be written.
     """
     figure = draw(groups) if by is None else spread(groups, by)
     with writing(path):
@@ -30,8 +30,9 @@ def plot(groups: Sequence[Group], path: Path, by: str | None = None) -> None:
 
 
 def draw(groups: Sequence[Group]) -> Figure:
-    """Every group's metric with its error bar, beside the teacher's and the controls'; over total seconds, and over
-    queries where groups asked unequally many.
+    """Plot every group's metric with its error bar, beside the teacher's and the controls'.
+
+    The x axis is the total time in seconds and, in a second panel if the groups differ in it, the number of queries.
 
     Raises:
         UserError: matplotlib is missing, or nothing was measured.
@@ -44,7 +45,7 @@ def draw(groups: Sequence[Group]) -> Figure:
     panels = {"total seconds": [at.cost("seconds", "total") for at, _ in measured]}
     queries = [at.cost("queries") for at, _ in measured]
     if len(set(queries)) > 1:
-        panels["images the teacher was asked about"] = queries
+        panels["queried images"] = queries
 
     height = max(3.2, 1.4 + 0.32 * len(measured))
     figure = figure_of_size(4.2 * (1 + len(panels)) + 1.5, height)
@@ -80,7 +81,7 @@ def draw(groups: Sequence[Group]) -> Figure:
 
 
 def spread(groups: Sequence[Group], by: str) -> Figure:
-    """One row for each value of the setting ``by``: a dot for every group's mean, and their mean ± deviation below.
+    """Plot one row per value of the setting ``by``: a dot for every group's mean, below it their mean ± deviation.
 
     Raises:
         UserError: matplotlib is missing, nothing was measured, or ``by`` does not vary.
@@ -116,18 +117,18 @@ def _figures() -> Callable[[float, float], Figure]:
 
 
 def _controls(measured: Sequence[tuple[Group, Stat]], metric: str) -> dict[str, list[float]]:
-    """What stands beside the student's metric, by name: a mean for every group, NaN where it was not measured."""
+    """The controls' values of the student's metric, by name: a mean for every group, NaN if not measured."""
     own, found = [stat.mean for _, stat in measured], {}
     for key, name in metric_columns([at for at, _ in measured]).items():
         if key.endswith(f"/{metric}") and not key.startswith(("test/", "teacher/")):
             means = [stat.mean if (stat := at.stat(key)) else math.nan for at, _ in measured]
-            if means != own:  # the student's own, by another name
+            if means != own:  # not a copy of the student's own
                 found[name] = means
     return found
 
 
 def _label(key: str, measured: Sequence[tuple[Group, Stat]]) -> str:
-    """A metric of the test set for people, with its unit where all runs have the same."""
+    """A metric's name for people, with its unit if all runs have the same."""
     units = {unit_of(run.result) for at, _ in measured for run in at.runs}
     return measured_in(key.removeprefix("test/"), units.pop() if len(units) == 1 else "")
 

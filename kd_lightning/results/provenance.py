@@ -1,4 +1,4 @@
-"""What a result says of where it comes from and what it cost."""
+"""Provenance and cost of a result: versions, commit, settings, peak memory."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from kd_lightning.store.artifacts import FORMAT_VERSION, write_json
 
 
 def header(names: Mapping[str, str | None], seed: int | None, *, teacher: bool = True) -> dict[str, Any]:
-    """What every result begins with, also a failed one.
+    """The first entries of every result, including failed ones.
 
     Args:
         names: the chosen members of the groups.
         seed: of the student's fit.
-        teacher: whether there is one, whatever was chosen.
+        teacher: whether there is one; if not, the name is ``none``.
     """
     return {
         "format_version": FORMAT_VERSION,
@@ -42,18 +42,18 @@ def header(names: Mapping[str, str | None], seed: int | None, *, teacher: bool =
 
 
 def header_of(composition: Composition) -> dict[str, Any]:
-    """What the result of a composition begins with."""
+    """The first entries of a composition's result."""
     return header(composition.names, composition.seed, teacher=composition.teacher is not None)
 
 
 def leave_reason(folder: Path, head: Mapping[str, Any], status: str, reason: str) -> None:
-    """Leave in ``result.json`` why a run has no result.
+    """Write to ``result.json`` why a run has no result.
 
     Args:
         folder: the run folder.
-        head: as :func:`header` gives it.
+        head: as :func:`header` returns it.
         status: ``failed`` or ``stopped``.
-        reason: in words.
+        reason: one line.
     """
     write_json(folder / "result.json", {**head, "status": status, "reason": reason, "metrics": {}})
 
@@ -64,7 +64,7 @@ def parameters(net: torch.nn.Module) -> int:
 
 
 def peak_memory() -> int:
-    """Bytes at the peak: of the GPU's memory where there is one, else of this process."""
+    """Peak memory in bytes: of the GPU if there is one, else of this process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     unit = 1 if platform.system() == "Darwin" else 1024
@@ -72,9 +72,9 @@ def peak_memory() -> int:
 
 
 def git_commit() -> str | None:
-    """The commit of the checkout that runs, ``+changes`` if it has some; None for an installed package."""
+    """The commit of this checkout, with ``+changes`` if it is modified; None for an installed package."""
     here = Path(__file__).parents[2]
-    if not (here / "pyproject.toml").is_file():  # an installed package may lie inside somebody else's repository
+    if not (here / "pyproject.toml").is_file():  # an installed package may be inside another repository
         return None
     how: dict[str, Any] = {"cwd": here, "capture_output": True, "text": True, "check": True, "timeout": 10}
     try:

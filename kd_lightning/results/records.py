@@ -1,7 +1,7 @@
 """Records: one small JSON file per finished run, kept under ``results/``, from which RESULTS.md is written.
 
-``results/TABLE/NAME_s0.json`` holds the run of seed 0 of the row NAME. ``NAME_mean.json`` stands for several runs of
-which only the mean is known. A record says what is known and leaves out the rest; it names no path of a machine.
+``results/TABLE/NAME_s0.json`` holds the run with seed 0 of the row NAME. ``NAME_mean.json`` stands for several runs of
+which only the mean is known. A record leaves out what is unknown, and contains no path of a machine.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _OF_THE_MACHINE = re.compile(r"\+*(hydra|artifacts|sweep|logger)([./].*)?")
 
 @dataclass(frozen=True)
 class Record:
-    """One file of ``results/``: the row ``name`` of the table ``table``, and what the file holds."""
+    """One file of ``results/``: row ``name`` of table ``table``, with the file's content."""
 
     table: str
     name: str
@@ -64,7 +64,7 @@ class Record:
         return self.holds.get("seed")
 
     def metric(self, key: str) -> Stat | None:
-        """A metric as mean, standard deviation and n; those of one run are its value, None and 1."""
+        """A metric as mean, standard deviation and n; for one run its value, None and 1."""
         value = self.holds["metrics"].get(key)
         if value is None:
             return None
@@ -72,19 +72,19 @@ class Record:
 
 
 def without_paths(text: str) -> str:
-    """``text`` with every absolute path shortened to its last part."""
+    """``text`` with every absolute path shortened to its last component."""
     return _ABSOLUTE.sub(lambda path: path.group(1), text)
 
 
 def command_of(run: Run) -> str:
-    """The command of a run, without settings that say where or when it happened, and without absolute paths."""
+    """The command of a run, without settings that only say where or when it ran, and without absolute paths."""
     kept = [f"{key}={value}" for key, value in run.settings.items() if not _OF_THE_MACHINE.fullmatch(key)]
     quoted = [f"'{entry}'" if re.search(r"[\s\[\]{}()*$&|;<>]", entry) else entry for entry in map(without_paths, kept)]
     return " ".join(["kd-lightning", *quoted])
 
 
 def from_run(run: Run) -> dict[str, Any]:
-    """What a record of a finished run holds."""
+    """The content of a finished run's record."""
     result, cost = run.result, run.result.get("cost") or {}
     device, _, threads = str(result.get("device") or "").partition(" x")
     seconds = {name: round(spent, 1) for name, spent in (cost.get("seconds") or {}).items()}
@@ -115,12 +115,12 @@ def from_run(run: Run) -> dict[str, Any]:
 
 
 def write_records(runs: Sequence[Run], table: Path) -> list[Path]:
-    """Write the record of every finished run into the folder ``table``, over one of the same name.
+    """Write the record of every finished run into the folder ``table``, replacing one of the same name.
 
     A record is named after the run's method, the other settings that vary among ``runs``, and its seed.
 
     Raises:
-        UserError: a run did not finish or has no seed, two would get the same name, or a file cannot be written.
+        UserError: a run did not finish or has no seed, two runs get the same name, or a file cannot be written.
     """
     if not runs or any(run.status != "ok" for run in runs):
         bad = next((f"{run.folder}: {run.reason}" for run in runs if run.status != "ok"), "there is none")
@@ -145,7 +145,7 @@ def write_records(runs: Sequence[Run], table: Path) -> list[Path]:
 
 
 def fault(holds: Any) -> str:
-    """What is wrong with the content of a record, in words; empty where nothing is."""
+    """What is wrong with the content of a record; empty if it is valid."""
     if not isinstance(holds, dict):
         return "not a JSON object"
     for key in REQUIRED:
@@ -174,10 +174,10 @@ def fault(holds: Any) -> str:
 
 
 def read_records(folder: Path) -> list[Record]:
-    """Every record under ``folder``, by table, name and seed.
+    """All records under ``folder``, sorted by table, name and seed.
 
     Raises:
-        UserError: a file is not a record, is not named as one, or a row has a mean beside single runs.
+        UserError: a file is not a record, its name is wrong, or a row has both a mean and single runs.
     """
     records = [_read(path) for path in sorted(folder.glob("*/*.json"))]
     for record in records:

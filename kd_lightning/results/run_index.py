@@ -1,27 +1,23 @@
-"""Run folders read back from disk, whatever state they are in, and grouped by their settings."""
+"""Reads run folders, finished or not, and groups them by their settings."""
 
 from __future__ import annotations
 
-import fcntl
 import itertools
 import os
 import re
 import statistics
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from kd_lightning.errors import UserError
+from kd_lightning.results.run_lock import is_running
 from kd_lightning.store import strangers
 from kd_lightning.store.artifacts import refuse_format
 
 NOTHING = "–"
-RUNNING = ".running"
-"""File in the folder of a run, locked as long as a process works on it."""
 SEEDS = ("seed", "teacher.seed", "source.seed")
 
 # Overrides that say where, when or how often a run happens, not what it does.
@@ -37,20 +33,20 @@ class Stat(NamedTuple):
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Stat:
-        """Of one value or more."""
+        """The statistics of at least one value."""
         return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
 
 
 @dataclass
 class Run:
-    """One run folder as it was found.
+    """One run folder.
 
     Attributes:
         settings: the overrides it was started with, key to text; the last of a key wins.
-        result: what its result.json holds; empty when there is none to trust.
+        result: content of its result.json; empty if there is no valid one.
         status: ``ok``, ``failed``, ``stopped``, ``running`` (a process holds its lock), ``unfinished`` (no result.json
-            and nobody at work) or ``unreadable``.
-        reason: one line, empty when all is well.
+            and no process) or ``unreadable``.
+        reason: one line, empty if all is well.
     """
 
     folder: Path
@@ -61,7 +57,7 @@ class Run:
 
     @cached_property
     def config(self) -> Any:
-        """The record of every value, those that no override named among them; what refers to others stays as it is."""
+        """The saved configuration, including values that no override set; interpolations are not resolved."""
         return _load_yaml(self.folder / ".hydra" / "config.yaml")
 
     @cached_property
@@ -70,7 +66,7 @@ class Run:
         return pick(_load_yaml(self.folder / ".hydra" / "hydra.yaml"), "hydra", "runtime", "choices")
 
     def setting(self, key: str) -> str:
-        """The value of ``key``, by override or by default; numbers in one spelling."""
+        """The value of ``key``, by override or by default; numbers in a canonical form."""
         value = self.settings.get(key)
         if value is None:
             value = pick(self.choices, key)
@@ -83,13 +79,13 @@ class Run:
             return NOTHING if str(value) in ("None", "null", "") or isinstance(value, dict | list) else str(value)
 
     def metric(self, key: str) -> float | None:
-        """A metric of the result, or None where it was not measured."""
+        """A metric of the result, or None if it was not measured."""
         return (self.result.get("metrics") or {}).get(key)
 
 
 @dataclass
 class Group:
-    """Runs with the same settings: the finished ones differ in their seeds alone."""
+    """Runs with the same settings; the finished ones differ only in their seeds."""
 
     settings: dict[str, str]
     runs: list[Run] = field(default_factory=list)
@@ -101,18 +97,18 @@ class Group:
         return Stat.of(values) if values else None
 
     def cost(self, *path: str) -> float | None:
-        """Mean of one entry of the results' ``cost``."""
+        """Mean over the runs of one entry of ``cost``."""
         values = [value for run in self.runs if (value := _number(pick(run.result, "cost", *path))) is not None]
         return statistics.fmean(values) if values else None
 
     def paper(self, key: str) -> float | None:
-        """The paper's number for a metric, where a result names one."""
+        """The paper's number for a metric, if a result names one."""
         values = (_number(pick(run.result, "paper", key)) for run in self.runs)
         return next((value for value in values if value is not None), None)
 
 
 def pick(result: Any, *path: str) -> Any:
-    """Walk down nested mappings; None where the path ends early."""
+    """Look up a path in nested mappings; None if it ends early."""
     for key in path:
         result = result.get(key) if isinstance(result, Mapping) else None
     return result
@@ -126,17 +122,17 @@ def _load_yaml(path: Path) -> Any:
 
 
 def read_overrides(folder: Path) -> list[str] | None:
-    """The overrides that a run folder was started with, or None where nothing readable says so."""
+    """The overrides that a run folder was started with, or None if they cannot be read."""
     overrides = _load_yaml(folder / ".hydra" / "overrides.yaml")
     return [str(entry) for entry in overrides] if isinstance(overrides, list) else None
 
 
 def read_result(folder: Path) -> dict[str, Any]:
-    """What a run wrote to its result.json.
+    """The content of a run's result.json.
 
     Raises:
-        VersionError: written in another format.
-        UserError: half-written, or written by something else.
+        VersionError: it has another format version.
+        UserError: it is incomplete, or not a result of this package.
         FileNotFoundError: there is none.
     """
     path = folder / "result.json"
@@ -155,7 +151,7 @@ def read_result(folder: Path) -> dict[str, Any]:
 
 
 def _odd_entry(result: Mapping[str, Any]) -> str:
-    """The first entry of a result that those who compute with it would stumble over; empty where there is none."""
+    """The first entry of a result that has the wrong type; empty if there is none."""
     for key in ("metrics", "cost", "paper", "task", "ended_by"):
         if not isinstance(result.get(key) or {}, dict):
             return key
@@ -171,64 +167,12 @@ def _odd_entry(result: Mapping[str, Any]) -> str:
 
 
 def _number(value: Any) -> float | None:
-    """A number that can be computed with, None for anything else."""
+    """The number itself; None for anything else."""
     return value if type(value) is float or (type(value) is int and abs(value) < 2**63) else None
 
 
-def hold(folder: Path) -> int | None:
-    """Mark a run as running as long as this file descriptor, or a copy in another process, is open.
-
-    Returns:
-        None where another process has marked it, or the folder cannot be written.
-    """
-    try:
-        file = os.open(folder / RUNNING, os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError:
-        return None
-    for _ in range(20):  # somebody may be looking, who holds it for a moment
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return file
-        except OSError:
-            time.sleep(0.01)
-    os.close(file)
-    return None
-
-
-@contextmanager
-def running(folder: Path) -> Iterator[None]:
-    """Mark a run as running in this block; where the process is killed, the system takes the mark away."""
-    file = hold(folder)
-    try:
-        yield
-    finally:
-        if file is not None:
-            (folder / RUNNING).unlink(missing_ok=True)
-            os.close(file)
-
-
-def is_running(folder: Path) -> bool:
-    """Whether a process of this machine, or of one that shares its locks, is at work on a run.
-
-    The sign is a lock on a file in the folder, which ends with the process however that ends; the file itself may stay.
-    """
-    try:
-        file = os.open(folder / RUNNING, os.O_RDONLY)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:  # a file system without locks
-        return False
-    finally:
-        os.close(file)
-    return False
-
-
 def last_line(log: Path) -> str:
-    """Last line that a job printed, without Hydra's hint on full traces; empty where there is none."""
+    """The last line that a job printed, without Hydra's hint on full traces; empty if there is none."""
     try:
         lines = strangers.read_text(log, strangers.MOST_TABLE, errors="replace").splitlines()
     except (OSError, ValueError):
@@ -238,7 +182,7 @@ def last_line(log: Path) -> str:
 
 
 def read_run(folder: Path) -> Run:
-    """Read one run folder; whatever is wrong with it becomes its status and reason."""
+    """Read one run folder; any defect becomes its status and reason."""
     overrides = read_overrides(folder)
     pairs = (entry.lstrip("+").partition("=") for entry in overrides or ())
     settings = {key: value.strip("'\"") for key, _, value in pairs}
@@ -271,10 +215,10 @@ def _natural(path: Path) -> list[tuple[bool, int, str]]:
 
 
 def collect(paths: Iterable[str | Path]) -> list[Run]:
-    """Every run in and under ``paths``, each once, in natural order within a path.
+    """All runs in and under ``paths``, each once, in natural order within a path.
 
     Raises:
-        UserError: a path is no folder, or holds no run.
+        UserError: a path is not a folder, or holds no run.
     """
     runs: dict[Path, Run] = {}
     for path in map(Path, paths):
@@ -289,17 +233,16 @@ def collect(paths: Iterable[str | Path]) -> list[Run]:
 
 
 def seeds_of(run: Run) -> tuple[str, ...]:
-    """What ``SEEDS`` were in a run, as text."""
+    """The values of ``SEEDS`` in a run, as text."""
     first = str(run.result.get("seed", run.settings.get("seed", NOTHING)))
     others = ({NOTHING: "0", "${seed}": first}.get(seed, seed) for seed in map(run.setting, SEEDS[1:]))
     return first, *others
 
 
 def group(runs: Sequence[Run]) -> list[Group]:
-    """Runs by the settings that vary among them.
+    """Group runs by the settings that vary among them.
 
-    Of runs with the same settings *and* the same seeds only the newest counts, lest n and std be
-    those of copies.
+    Of runs with the same settings *and* the same seeds only the newest counts: copies would distort n and std.
     """
     known = [run for run in runs if run.status not in ("running", "unreadable")]
     keys = dict.fromkeys(key for run in known for key in run.settings if not _NO_SETTING.fullmatch(key))
@@ -320,10 +263,10 @@ def group(runs: Sequence[Run]) -> list[Group]:
 
 
 def job_numbers(sweep_dir: Path, jobs: Sequence[Sequence[str]], first: int) -> list[int]:
-    """The folder of each job in a sweep that is resumed.
+    """The folder number of each job in a resumed sweep.
 
-    A job returns to the folder with its overrides; a new one takes its position, or where that is
-    taken by other overrides, a number after all others.
+    A job keeps the folder with its overrides; a new one gets its position or, if other overrides have that folder, a
+    number after all others.
     """
     folders = [folder for folder in sweep_dir.iterdir() if folder.name.isdigit()]
     found = {int(folder.name): read_overrides(folder) for folder in folders}

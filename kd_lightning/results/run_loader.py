@@ -1,4 +1,4 @@
-"""A run that ended well, read back: its result, composition, student, generator and data."""
+"""Loads a finished run: its result, configuration, student, teacher, generator and data."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ RUNS = "runs"
 
 @dataclass(frozen=True)
 class Finished:
-    """A run that ended well.
+    """A run that finished well.
 
     Args:
         folder: the run folder.
-        result: what its ``result.json`` holds.
-        cfg: the composition it ran, in plain values.
-        student: as :func:`~kd_lightning.results.student_files.load_student` gives it.
-        trust: whether its data and networks may be built by anybody's code.
+        result: content of its ``result.json``.
+        cfg: its configuration, as plain values.
+        student: as :func:`~kd_lightning.results.student_files.load_student` returns it.
+        trust: whether its data and networks may be built by code outside this package.
     """
 
     folder: Path
@@ -48,7 +48,7 @@ class Finished:
 
     @property
     def task(self) -> Task:
-        """What the student's answers mean."""
+        """Classification or regression, from the student's card."""
         return task_of(self.student.card)
 
     @property
@@ -70,7 +70,7 @@ def newest_run(top: str | Path | None = None) -> Path:
     """The folder of the run that finished last below ``top``.
 
     Args:
-        top: default is ``runs`` here, or in the nearest folder above that has one.
+        top: default is ``runs`` here, or in the nearest parent folder that has one.
 
     Raises:
         UserError: there is none.
@@ -83,7 +83,7 @@ def newest_run(top: str | Path | None = None) -> Path:
 
 
 def newest_sweep(top: str | Path | None = None) -> Path:
-    """The folder of the last sweep below ``top`` (default as for :func:`newest_run`); ``top`` itself where none is."""
+    """The folder of the last sweep below ``top`` (default as in :func:`newest_run`), else ``top`` itself."""
     folder = Path(top) if top is not None else _runs_near(Path.cwd())
     sweeps = [path for path in (folder / "sweeps").glob("*") if path.is_dir()]
     return max(sweeps, key=lambda path: path.stat().st_mtime, default=folder)
@@ -97,12 +97,12 @@ def open_run(folder: str | Path, *, network: nn.Module | None = None, trust: boo
     """Read a run folder.
 
     Args:
-        folder: of a run that ended well.
-        network: the student's network, where it was handed to ``distill`` in memory; it gets the weights.
-        trust: let its composition name data and networks that are none of ours, and so run anybody's code.
+        folder: of a run that finished well.
+        network: the student's network, if it was passed to ``distill`` in memory; it receives the weights.
+        trust: allow data and networks from outside this package, and thereby run code that the folder names.
 
     Raises:
-        UserError: no such folder, no result or a half-written one, a failed run, another format version.
+        UserError: no such folder, no result or an incomplete one, a failed run, another format version.
     """
     folder = Path(folder).expanduser()
     if not folder.is_dir():
@@ -116,10 +116,10 @@ def open_run(folder: str | Path, *, network: nn.Module | None = None, trust: boo
 
 
 def _composition(folder: Path, *, trust: bool) -> dict[str, Any]:
-    """What a run was made of, as plain values.
+    """The configuration of a run, as plain values.
 
     Raises:
-        UserError: it cannot be read, or still refers to something and is not trusted to.
+        UserError: it cannot be read, or contains interpolations and is not trusted.
     """
     path = folder / ".hydra" / "config.yaml"
     tree = strangers.read_yaml(path)
@@ -135,13 +135,13 @@ def _composition(folder: Path, *, trust: bool) -> dict[str, Any]:
 
 
 def _part(run: Finished, key: str) -> Any:
-    """A part of the composition, as plain data; None where it has none."""
+    """A part of the composition, as plain data; None if it has none."""
     return pick(run.cfg, *key.split("."))
 
 
 @contextmanager
 def _building(run: Finished, what: str) -> Iterator[None]:
-    """Let the building of a part that fails or is not trusted be one line."""
+    """Turn a failure to build a part, or a lack of trust, into one line."""
     where = f"{run.folder}: its {what}"
     try:
         with strangers.reading(run.folder / ".hydra" / "config.yaml", said=f"{where} cannot be built here"):
@@ -151,15 +151,15 @@ def _building(run: Finished, what: str) -> Iterator[None]:
 
 
 def own_store() -> Store:
-    """The reader's own store: a stranger's composition does not say where anything is written."""
+    """The reader's own store: an untrusted configuration must not decide where files are written."""
     return Store(os.environ.get("KD_ARTIFACTS") or None)
 
 
 def data_of(run: Finished) -> Dataset:
-    """The data set that a run was made with.
+    """The data set of a run.
 
     Raises:
-        UserError: it is not here, or is loaded by code that is none of ours (see ``open_run(..., trust=True)``).
+        UserError: it is not available here, or loaded by code outside this package (``open_run(..., trust=True)``).
     """
     load = _part(run, "data.load")
     if isinstance(load, dict) and load.get("_target_") == DATA_IN_MEMORY:
@@ -173,7 +173,7 @@ def data_of(run: Finished) -> Dataset:
 
 
 def real_images(run: Finished) -> Split:
-    """The images a run was judged by: its data's test part, else the validation part.
+    """The images a run was evaluated on: its data's test part, else the validation part.
 
     Raises:
         UserError: as for :func:`data_of`, or the data have neither.
@@ -186,10 +186,10 @@ def real_images(run: Finished) -> Split:
 
 
 def load_teacher(run: Finished) -> Normalized:
-    """The teacher of a run, from its weights file or from where the run kept what it trained.
+    """The teacher of a run, from its weights file or from the store.
 
     Raises:
-        UserError: it had none, no more than answers may be had of it, it is no longer there or cannot be built here.
+        UserError: the run had none or a query-only one, its files are missing, or it cannot be built here.
     """
     settings = _part(run, "teacher")
     if not isinstance(settings, dict) or (not settings.get("net") and not settings.get("asker")):
@@ -207,7 +207,7 @@ def load_teacher(run: Finished) -> Normalized:
 
 
 def _kept_teacher(run: Finished) -> Path:
-    """The weights of a teacher that the run trained, in the reader's store or where the run kept it."""
+    """The weights of a teacher that the run trained, in the reader's store or in the run's."""
     name = run.result.get("teacher_kept")
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise UserError(f"{run.folder}: its result does not say which teacher was kept: an older kd_lightning wrote it")
@@ -245,7 +245,7 @@ def load_generator(run: Finished) -> nn.Module:
         name = min(state.keys() ^ wanted.keys())
         raise UserError(
             f"{file} holds another generator than its composition says: "
-            f"{name} is in {'the checkpoint' if name in state else 'the composition'} alone"
+            f"{name} is only in {'the checkpoint' if name in state else 'the composition'}"
         )
     for name, value in state.items():
         if value.shape != wanted[name].shape:

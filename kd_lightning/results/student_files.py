@@ -1,4 +1,4 @@
-"""The student's own files: weights beside everything needed to use them, without the trainer, or without torch."""
+"""A student's files: weights and card, as safetensors or ONNX, usable without the trainer."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ from kd_lightning.store.artifacts import FORMAT_VERSION, refuse_format, write_js
 CARD = ("network", "classes", "image_shape", "mean", "std")
 IN_MEMORY, DATA_IN_MEMORY = "kd_lightning.api.held", "kd_lightning.api.held_data"
 LARGEST_SIDE = 2048
-"""Of a student's images, in pixels."""
+"""Largest side of a student's images, in pixels."""
 TOLERANCE = 1e-4
-"""Largest difference of any answer between the student and its ONNX form."""
+"""Largest difference of any answer allowed between a student and its ONNX form."""
 
 
 class Student(Normalized):
-    """A trained network, its card (class names, image shape, metrics, what it was made from) and where it lay."""
+    """A trained network with its card (class names, image shape, metrics, provenance) and its folder."""
 
     card: dict[str, Any]
     folder: Path
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (N, K), or (N, 1) where the labels are numbers.
+        """Logits (N, K), or (N, 1) for regression.
 
         Raises:
-            UserError: the network fails, its answers are not finite, or they are not as many as the card says.
+            UserError: the network fails, its answers are not finite, or their shape differs from the card's.
         """
         if torch.compiler.is_compiling():
             return super().forward(x)
@@ -66,8 +66,8 @@ def save_student(network: nn.Module, folder: Path, card: Mapping[str, Any]) -> N
 
     Args:
         network: the student.
-        folder: where.
-        card: ``network`` (its config), ``classes``, ``image_shape``, ``mean``, ``std`` and whatever else is known.
+        folder: of the files.
+        card: ``network`` (its config), ``classes``, ``image_shape``, ``mean``, ``std`` and further entries.
     """
     state = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
     with writing(folder):
@@ -77,7 +77,7 @@ def save_student(network: nn.Module, folder: Path, card: Mapping[str, Any]) -> N
 
 
 def save_single(student: Student, file: Path) -> None:
-    """Write a loaded student as one safetensors file, its card inside; :func:`load_student` reads it back."""
+    """Write a loaded student as one safetensors file that includes its card; :func:`load_student` reads it."""
     state = {k: v.detach().cpu().contiguous() for k, v in student.state_dict().items()}
     with writing(file):
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -87,15 +87,15 @@ def save_single(student: Student, file: Path) -> None:
 def load_student(path: str | Path, *, network: nn.Module | None = None, trust: bool = False) -> Student:
     """The student of a run folder: images (N, C, H, W) in [0, 1] to logits (N, K), in eval mode.
 
-    Its card is at ``.card``: class names, image shape, metrics. Where the labels are numbers it answers (N, 1), their
-    places in the range that the card gives, and ``tasks.task_of(card).numbers(answers)`` are the numbers themselves.
+    Its card is ``.card``: class names, image shape, metrics. For regression it answers (N, 1), places in the range that
+    the card gives; ``core.tasks.task_of(card).numbers(answers)`` converts them to numbers.
 
     Args:
-        path: a run folder, any folder with ``student.safetensors`` and ``student.json``, or the one file that
-            ``kd-export --safetensors`` writes.
-        network: the student's network, which gets the weights; by default it is built as the card says.
-        trust: build networks from anywhere. The card names the Python class of the network; by default only
-            those of this package, of ``torch.nn`` and torchvision's without weights of its own are built.
+        path: a run folder, any folder with ``student.safetensors`` and ``student.json``, or a single file written by
+            ``kd-export --safetensors``.
+        network: the student's network, which receives the weights; by default it is built as the card says.
+        trust: build networks from anywhere. The card names the Python class of the network; by default only those of
+            this package, of ``torch.nn`` and torchvision's without pretrained weights are built.
 
     Raises:
         UserError: no student there, another format version, an untrusted class, or weights that do not fit.
@@ -123,7 +123,7 @@ def _card_of(folder: Path) -> dict[str, Any]:
     try:
         result = read_result(folder)
     except (FileNotFoundError, UserError):
-        result = {"status": "ok"}  # a student can be used without
+        result = {"status": "ok"}  # a student can be used without a result
     missing = [name for name in ("student.json", "student.safetensors") if not (folder / name).exists()]
     if result["status"] == "failed" or (missing and result["status"] != "ok"):
         reason = (str(result.get("reason") or "").splitlines() or ["no reason given"])[0]
@@ -148,10 +148,10 @@ def _card_inside(file: Path) -> dict[str, Any]:
 
 
 def _refuse_card(card: Mapping[str, Any], *, trust: bool) -> None:
-    """Let a card pass whose entries are of the kinds that those who read it expect.
+    """Raise unless a card's entries have the expected types.
 
     Raises:
-        Exception: says what is not.
+        Exception: says what is wrong.
     """
     if not trust:
         strangers.refuse_interpolations(dict(card))
@@ -189,20 +189,20 @@ def _built(card: Mapping[str, Any], path: Path, weights: Path, *, trust: bool) -
 
 
 def room_for(weights: Path) -> int:
-    """Bytes that a network may have whose weights are in a file: half precision takes half as many, and some slack."""
+    """Bytes allowed for a network whose weights are in a file, perhaps in half precision: 8 times its size and 1 MB."""
     return 8 * weights.stat().st_size + 1_000_000
 
 
 def to_onnx(student: Student, file: Path, images: Tensor) -> float:
     """Write a loaded student as ONNX: ``images`` (N, C, H, W) in [0, 1], N free, to ``logits`` (N, K).
 
-    Where the labels are numbers, to ``places`` (N, 1) in their range, which is part of the ``task`` in the metadata.
-    These are ``classes``, ``task``, ``image_shape``, the metric it is judged by, ``teacher`` and the versions.
+    For regression, to ``places`` (N, 1) in the range that is part of ``task`` in the metadata. The metadata are
+    ``classes``, ``task``, ``image_shape``, the headline metric, ``teacher`` and the versions.
 
     Args:
-        student: as :func:`load_student` gives it.
-        file: where; nothing is written if the check fails.
-        images: what the file is checked on, uint8 (N, C, H, W).
+        student: as :func:`load_student` returns it.
+        file: to write; not written if the check fails.
+        images: for the check, uint8 (N, C, H, W).
 
     Returns:
         The largest difference of any answer between torch and onnxruntime.
@@ -217,7 +217,7 @@ def to_onnx(student: Student, file: Path, images: Tensor) -> float:
     except ImportError as error:
         raise UserError(f"ONNX needs {error.name}: pip install 'kd-lightning[export]'") from error
     student = student.cpu().eval()
-    with warnings.catch_warnings(action="ignore"):  # torch's about itself
+    with warnings.catch_warnings(action="ignore"):  # torch's own warnings
         try:
             program = torch.onnx.export(
                 student,
@@ -255,7 +255,7 @@ def to_onnx(student: Student, file: Path, images: Tensor) -> float:
 
 
 def _forget_where(model: Any) -> None:
-    """Remove what torch notes of the exporting machine: source files with their paths, at every node and value."""
+    """Remove what torch notes of the exporting machine: paths of source files, at every node and value."""
     graphs = [model.graph, *model.functions]
     for part in [*graphs, *(n for g in graphs for n in g.node), *(v for g in graphs for v in g.value_info)]:
         part.ClearField("metadata_props")
@@ -263,7 +263,7 @@ def _forget_where(model: Any) -> None:
 
 
 def answer_name(card: Mapping[str, Any]) -> str:
-    """What a student's answers are called: ``logits``, or ``places`` of numbers in their range."""
+    """Name of a student's output: ``logits``, or ``places`` for regression."""
     return "places" if isinstance(task_of(card), Regression) else "logits"
 
 
@@ -287,6 +287,6 @@ def _difference(student: nn.Module, onnxruntime: Any, content: bytes, images: Te
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    batches = [images[:1], *images[1:].split(250)]  # two sizes at least: the axis is free
+    batches = [images[:1], *images[1:].split(250)]  # at least two sizes, because N is free
     answers = [session.run(None, {"images": (x.float() / 255).numpy()})[0] for x in batches if len(x)]
     return float((torch.cat([torch.from_numpy(a) for a in answers]) - predict(student, images)).abs().max())

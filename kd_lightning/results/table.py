@@ -1,4 +1,4 @@
-"""Many results, one table: run folders in, mean and standard deviation over seeds out."""
+"""Tables of results: from run folders to mean and standard deviation over seeds."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ __all__ = ["Table", "collect", "fold", "headline", "render", "write_table"]
 
 CONTROLS = {"scratch": "real data"}
 BOUNDARY = "boundary/"
-"""What ``metrics=boundary`` measures of the student."""
+"""Prefix of the metrics of ``metrics=boundary``."""
 
 Cell = str | int | float | Stat | Difference | None
 
 
 @dataclass
 class Table:
-    """Plain cells under their headers, and the lines to print beneath."""
+    """Cells under their headers, and the notes printed below."""
 
     headers: list[str]
     rows: list[list[Cell]]
@@ -35,13 +35,13 @@ class Table:
 
 
 def headline_key(result: Mapping[str, Any]) -> str | None:
-    """The metric a result is judged by: its first of the test set that is not agreement."""
+    """The metric a result is judged by: its first test metric other than agreement."""
     metrics = result.get("metrics") or {}
     return next((key for key in metrics if key.startswith("test/") and key != "test/agreement"), None)
 
 
 def headline(result: Mapping[str, Any]) -> str:
-    """The metric a result is judged by, for one line: ``accuracy 0.9712``, ``mae 5.1234 degrees``."""
+    """The headline metric as text: ``accuracy 0.9712``, ``mae 5.1234 degrees``."""
     key = headline_key(result)
     value = result["metrics"][key] if key else None
     said = "" if key is None or value is None else f"{key.removeprefix('test/')} {value:.4f} {unit_of(result)}"
@@ -49,17 +49,17 @@ def headline(result: Mapping[str, Any]) -> str:
 
 
 def unit_of(result: Mapping[str, Any]) -> str:
-    """What the metrics of a result are measured in: ``degrees``; empty where they are fractions."""
+    """The unit of a result's metrics: ``degrees``; empty for fractions."""
     return pick(result, "task", "unit") or ""
 
 
 def measured_in(name: str, unit: str) -> str:
-    """A metric's name for people: ``mae (degrees)``."""
+    """A metric's name with its unit: ``mae (degrees)``."""
     return f"{name} ({unit})" if unit else name
 
 
 def _unit(groups: Sequence[Group]) -> str:
-    """The unit of all runs, if they have one in common."""
+    """The common unit of all runs; empty if they differ."""
     units = {unit_of(run.result) for at in groups for run in at.runs}
     return units.pop() if len(units) == 1 else ""
 
@@ -118,7 +118,7 @@ def fold(runs: Sequence[Run], against: str | None = None) -> Table:
             header = key.replace("/", " ")
         stats = [at.stat(key) for at in groups]
         if not key.startswith(("test/", BOUNDARY)):
-            # One teacher or control that all seeds share has no spread to speak of.
+            # A teacher or control that all seeds share has no spread.
             stats = [stat and stat._replace(std=stat.std or None) for stat in stats]
         if any(stats):
             columns[header] = list(stats)
@@ -133,7 +133,7 @@ def fold(runs: Sequence[Run], against: str | None = None) -> Table:
         notes.append(f"− {against}: mean difference over the seeds that both have (95 % interval, Student's t)")
     if unit := _unit(groups):
         notes.append(
-            f"mae, agreement and whatever stands beside them: mean absolute differences in {unit}, less is better"
+            f"mae, agreement and the columns derived from them: mean absolute differences in {unit}, less is better"
         )
     if copies:
         notes.append(f"{copies} repeated with the same settings and seeds: of each the newest counts")
@@ -147,7 +147,7 @@ def fold(runs: Sequence[Run], against: str | None = None) -> Table:
 
 
 def cut_short(result: Mapping[str, Any]) -> str:
-    """The fits of a run that ``trainer.max_time`` ended before their last round, in words; empty where none was."""
+    """The fits that ``trainer.max_time`` ended before their last round, as text; empty if there are none."""
     early = result.get("ended_by") or {}
     return ", ".join(f"{name} by {at['by']} at round {at['round']:,} of {at['of']:,}" for name, at in early.items())
 
@@ -180,14 +180,14 @@ def _as_csv(table: Table) -> str:
 
 
 def _csv_parts(cells: Sequence[Cell]) -> list[str]:
-    """What stands in columns of its own behind a mean."""
+    """Names of the columns that follow a mean in CSV."""
     if any(isinstance(cell, Difference) for cell in cells):
         return ["low", "high"]
     return ["std"] if any(isinstance(cell, Stat) for cell in cells) else []
 
 
 def render(table: Table, form: str = "terminal") -> str:
-    """The table as ``terminal`` or ``markdown`` text with its notes, or as ``csv`` at full precision without."""
+    """The table with its notes as ``terminal`` or ``markdown`` text, or without them as ``csv`` at full precision."""
     if form == "csv":
         return _as_csv(table)
     n = table.headers.index("n")
@@ -219,11 +219,11 @@ def _write(path: Path, text: str) -> None:
 
 
 def write_table(sweep_dir: str | Path, running: Collection[Path] = ()) -> Table:
-    """Write ``table.md`` and ``table.csv`` into a sweep's folder, over those of before.
+    """Write ``table.md`` and ``table.csv`` into a sweep's folder, replacing earlier ones.
 
     Args:
         sweep_dir: folder of the sweep.
-        running: folders of jobs still at work, which are neither finished nor failed.
+        running: folders of running jobs, which are left out.
 
     Raises:
         UserError: the folder holds no run, or cannot be written.

@@ -1,4 +1,4 @@
-"""Builds what a stranger's card or composition names: networks, and data sets that only read, from plain values."""
+"""Builds networks and data sets named by untrusted cards and configurations, from an allowlist and plain values."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ from kd_lightning.store import strangers
 NETWORKS, DATA = "kd_lightning.networks.", "kd_lightning.data.datasets."
 TASKS = {f"{task.__module__}.{task.__name__}" for task in (Classification, Regression)}
 FETCHING = ("weights", "weights_backbone", "pretrained", "pretrained_backbone", "download")
-"""Arguments by which a maker would fetch something."""
+"""Arguments with which a constructor would download something."""
 WORDS = ("_target_", "_args_", "_partial_", "_recursive_", "_convert_")
 LARGEST = 1_000_000
-"""Of any whole number in a stranger's tree: widths, depths, classes."""
+"""Largest integer allowed in an untrusted tree: widths, depths, classes."""
 MODULES = 20_000
-"""A stranger's network may have at most so many parts."""
+"""Largest number of modules, parameters and buffers of an untrusted network."""
 
 
 class Untrusted(UserError):
-    """A tree names what is not on the list."""
+    """A tree names something that is not on the allowlist."""
 
 
 def network(tree: Any, *, trust: bool = False, most: int | None = None) -> nn.Module:
     """Build a network.
 
     Args:
-        tree: plain data, with ``_target_`` as Hydra understands it; exactly this is checked, and built.
+        tree: plain data, with ``_target_`` as in Hydra; exactly this is checked and built.
         trust: whether it may name anything.
-        most: bytes that its parameters and buffers may have, where it is not trusted.
+        most: largest number of bytes of its parameters and buffers, if it is not trusted.
 
     Raises:
-        Untrusted: it names something else than networks of kd_lightning, torch and torchvision, or would fetch weights.
+        Untrusted: it names anything other than networks of kd_lightning, torch and torchvision, or downloads weights.
         Exception: whatever building it raises.
     """
     if trust:
@@ -61,10 +61,10 @@ def data(tree: Any, *, trust: bool = False, **given: Any) -> Any:
     Args:
         tree: as for :func:`network`.
         trust: whether it may name anything.
-        **given: further arguments, where its maker takes them.
+        **given: further arguments, passed if the function accepts them.
 
     Raises:
-        Untrusted: it names something else than a data set of kd_lightning, or would fetch it.
+        Untrusted: it names anything other than a data set of kd_lightning, or downloads it.
         Exception: whatever building it raises.
     """
     if not trust:
@@ -92,23 +92,23 @@ def _refuse_strange(tree: Any, allowed: Callable[[str, bool], bool]) -> None:
             continue
         names = [k for k in value if k not in WORDS]
         if odd := [k for k in names if not isinstance(k, str) or (k.startswith("_") and k.endswith("_"))]:
-            raise Untrusted(f"{where or 'it'} has the key {odd[0]}, which nothing here knows")
+            raise Untrusted(f"{where or 'it'} has the key {odd[0]}, which is unknown")
         if "_target_" not in value:
             if any(word in value for word in WORDS):
                 raise Untrusted(f"{where or 'it'} has arguments without a _target_")
             continue
         target = value["_target_"]
         if not isinstance(target, str):
-            raise Untrusted(f"{where}._target_".lstrip(".") + " is no name")
+            raise Untrusted(f"{where}._target_".lstrip(".") + " is not a name")
         if not allowed(target, depth == 0):
-            raise Untrusted(f"{target} is none of ours")
+            raise Untrusted(f"{target} is not on the allowlist")
         if value.get("_recursive_", True) is not True:
             raise Untrusted(f"{target} would build its own parts (_recursive_)")
         _refuse_fetching(target, value)
 
 
 def _refuse_fetching(target: str, node: Mapping[str, Any]) -> None:
-    """Let makers pass that fetch nothing, by what they are given and by default."""
+    """Raise if a constructor would download something, by its arguments or by its defaults."""
     if given := [key for key in FETCHING if node.get(key)]:
         raise Untrusted(f"{target} would fetch something ({given[0]}={node[given[0]]!r:.60})")
     if not target.startswith("torchvision."):
@@ -121,7 +121,7 @@ def _refuse_fetching(target: str, node: Mapping[str, Any]) -> None:
 
 
 def _is_network(target: str, outermost: bool) -> bool:
-    """Whether it is a network's class, or one of torchvision's makers, under the name of the module that defines it."""
+    """Whether it is a network class, or a torchvision model builder, under the name of its defining module."""
     module, _, name = target.rpartition(".")
     if target.startswith(NETWORKS):
         found = located(target)
@@ -137,7 +137,7 @@ def _is_network(target: str, outermost: bool) -> bool:
 
 
 def _loads(target: str) -> bool:
-    """Whether it is the function ``load`` of one of our data sets."""
+    """Whether it is the ``load`` function of a data set of this package."""
     module, _, name = target.rpartition(".")
     if not target.startswith(DATA):
         return False
@@ -153,19 +153,19 @@ def _module(name: str) -> Any:
 
 
 def located(target: str) -> Any:
-    """What a ``_target_`` names.
+    """The object that a ``_target_`` names.
 
     Raises:
-        UserError: it is not installed, or not in this version.
+        UserError: it is not installed, or does not exist in this version.
     """
     try:
         return locate(target)
-    except Exception as error:  # whatever importing it raises
+    except Exception as error:  # importing it may raise anything
         raise UserError(f"there is no {target:.200} here: another version of its package has made this") from error
 
 
 def _build(node: Any) -> Any:
-    """What Hydra would make of plain data, with nothing left to resolve."""
+    """What Hydra's ``instantiate`` returns for plain data without interpolations."""
     if isinstance(node, list):
         return [_build(value) for value in node]
     if not isinstance(node, Mapping):
@@ -181,7 +181,7 @@ def _build(node: Any) -> Any:
 
 @contextmanager
 def _bounded(most: int | None) -> Iterator[None]:
-    """End the building of a network as soon as it is too large, before its memory is touched."""
+    """Abort building a network as soon as it is too large, before its memory is used."""
     parts = held = 0
 
     def count(*_: Any) -> None:

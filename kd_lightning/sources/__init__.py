@@ -1,1 +1,1 @@
-"""What training may see: real images, a few of them, none at all, noise, or answers that were paid for."""
+"""Sources of training images: real, few, none, noise, generated, or with stored answers of the teacher."""

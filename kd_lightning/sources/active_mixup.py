@@ -1,14 +1,14 @@
-"""Active mixup: asking about the mixes of a few images that the student is least sure of (Wang et al., CVPR 2020).
+"""Active mixup: query the mixes of a few images on which the student is least certain (Wang et al., CVPR 2020).
 
 *Neural Networks Are More Productive Teachers Than Human Raters: Active Mixup for Data-Efficient Knowledge Distillation
 from a Blackbox Model* (BBKD in FS-BBT's tables). A student learns the answers to a few images; of all mixes of two of
-them those are asked about that it is least sure of; another student learns all answers so far, and so on. Scoring is
-free, only what was chosen is paid. Each student but the last is a stage.
+them, those on which it is least certain are queried; another student learns all answers so far, and so on. Scoring
+needs no query. Each student but the last is a stage.
 
 Deviations (paper / authors' code / here):
-    * Candidates: - / all pairs / ``candidates`` pairs at random; both take the least sure of eleven weights.
-    * Mixes: - / float / 8 bits, those that the teacher was asked about.
-    * Rounds: until the student is good enough / the same / as many as there are stages, equally large.
+    * Candidates: - / all pairs / ``candidates`` random pairs; both take the least certain of eleven weights.
+    * Mixes: - / float / 8 bits, as the teacher receives them.
+    * Rounds: until the student is good enough / the same / the number of stages, with parts of equal size.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ from kd_lightning.sources.fs_bbt import mixed
 from kd_lightning.store.artifacts import file_digest
 
 CHUNK = 2000
-"""Candidates are mixed and scored so many at a time."""
+"""Number of candidates mixed and scored at a time."""
 
 
 class ActiveMixup:
-    """A part for each student so far: the mixes that it was least sure of.
+    """One part per earlier student: the mixes on which it was least certain.
 
     Args:
         network: the students' architecture.
-        students: their weights, ``stage:NAME/student.safetensors`` of the stages before, the first one first.
-        rounds: parts that there will be at the end, equally large.
-        candidates: pairs that are scored for each part.
-        shares: weights of which each pair gets the one that the student is least sure of.
+        students: their weights, ``stage:NAME/student.safetensors`` of the earlier stages, in order.
+        rounds: final number of parts, of equal size.
+        candidates: number of pairs scored for each part.
+        shares: mixing weights tried for each pair; the least certain one is used.
     """
 
     version = 1
@@ -60,15 +60,15 @@ class ActiveMixup:
         self.rounds, self.candidates, self.shares = rounds, candidates, tuple(shares)
 
     def sizes(self, images: int) -> list[int]:
-        """Equal parts of ``images``, of the rounds that are due; the last round takes the rest."""
+        """Sizes of the parts, one per student so far, of ``images`` in all rounds; the last takes the remainder."""
         each = images // self.rounds
         return [*[each] * (self.rounds - 1), images - each * (self.rounds - 1)][: len(self.students)]
 
     def __call__(self, context: Context, few: Tensor, images: int, seed: int) -> list[Tensor]:
-        """What each student was least sure of, chosen now or earlier.
+        """The parts, selected now or read from the store: each uint8 (N, C, H, W).
 
         Raises:
-            DataError: there are not so many pairs.
+            DataError: there are too few pairs.
             TeacherError: a file of weights cannot be read, or holds another network.
         """
         parts: list[Tensor] = []
@@ -87,7 +87,7 @@ class ActiveMixup:
         return parts
 
     def settings(self, students: Sequence[str]) -> dict[str, Any]:
-        """What determines a part, beside the few, the seed and its size."""
+        """What determines a part, in addition to the few images, the seed and its size."""
         settings = {"candidates": self.candidates, "shares": list(self.shares)}
         settings |= {"kind": "ActiveMixup", "version": self.version, "students": [*map(file_digest, students)]}
         return {"expand": settings}
@@ -95,7 +95,7 @@ class ActiveMixup:
     def make(
         self, context: Context, few: Tensor, student: str, size: int, taken: np.ndarray, random: np.random.Generator
     ) -> dict[str, Tensor]:
-        """``images`` uint8 (size, C, H, W), and the number of each one's pair, ``pairs`` (size,)."""
+        """Select a part: ``images`` uint8 (size, C, H, W) and ``pairs`` (size,), the number of each image's pair."""
         net = context.placed(Normalized(self.network, mean=context.mean, std=context.std))
         load_weights(net, student)
         free = candidates(len(few), self.candidates, taken, random)
@@ -111,14 +111,14 @@ class ActiveMixup:
 
 
 def candidates(few: int, wanted: int, taken: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Numbers (M,) of at most ``wanted`` different pairs of the few, none of those ``taken``, at random."""
+    """Numbers (M,) of at most ``wanted`` random different pairs of the few, none of them in ``taken``."""
     pairs = few * (few - 1) // 2
     drawn = random.choice(pairs, min(pairs, wanted + len(taken)), replace=False)
     return np.sort(drawn[~np.isin(drawn, taken)][:wanted])
 
 
 def both_of(pairs: np.ndarray, few: int) -> tuple[np.ndarray, np.ndarray]:
-    """The two of the few that pair number k is of: k % few, and k // few + 1 places further round."""
+    """Indices of the two images of pair number k: k % few, and k // few + 1 further, cyclically."""
     first = pairs % few
     return first, (first + pairs // few + 1) % few
 
@@ -126,7 +126,7 @@ def both_of(pairs: np.ndarray, few: int) -> tuple[np.ndarray, np.ndarray]:
 def least_sure(
     net: nn.Module, few: Tensor, first: np.ndarray, second: np.ndarray, shares: Sequence[float], device: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Of each pair the share at which the student's largest probability is least, (M,), and 1 - that, (M,)."""
+    """For each pair the share with the smallest maximum probability p of the student, (M,), and 1 - p, (M,)."""
     doubts = []
     for begin in range(0, len(first), CHUNK):
         rows = slice(begin, begin + CHUNK)

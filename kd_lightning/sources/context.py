@@ -1,4 +1,4 @@
-"""What a source may use to prepare itself."""
+"""What a source receives to prepare its batches."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from kd_lightning.store.artifacts import Store
 
 @dataclass
 class Context:
-    """Handed to ``source.prepare``, which returns any sized iterable of batches.
+    """The argument of ``source.prepare``, which returns a sized iterable of batches.
 
     Args:
-        dataset: the images and labels that exist.
+        dataset: the available images and labels.
         teacher: a :class:`FrozenTeacher` or :class:`QueryTeacher`, or None.
-        store: where pools and paid answers are kept.
-        keys: the data's and the teacher's digests, parents of whatever the source keeps.
+        store: holds pools and paid answers.
+        keys: digests of data and teacher, which enter the keys of whatever the source stores.
         mean: per channel, in data units.
         std: per channel, in data units.
-        order_seed: of the order in which a fit sees the images.
-        rank: which of the ``world`` processes this is.
+        order_seed: seed of the order in which a fit sees the images.
+        rank: of this process among ``world``.
         world: number of processes.
-        device: where batches are wanted.
+        device: of the batches.
         precision: of the fit, as Lightning names it.
         memory_format: of the fit's networks, ``contiguous`` or ``channels_last``.
         needs: of the method that will train on the source, such as ``teacher``.
-        rounds: of an epoch, where that method says how many.
-        notes: what the source found out, for the fit's report.
+        rounds: per epoch, if that method sets them.
+        notes: filled by the source, for the fit's report.
     """
 
     dataset: Dataset
@@ -54,12 +54,12 @@ class Context:
     notes: dict[str, Any] = field(default_factory=dict)
 
     def autocast(self) -> torch.autocast:
-        """What a fit enters around its steps, for networks that a source runs between them."""
+        """The autocast context of the fit's steps, for networks that a source runs."""
         half = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(self.precision)
         return torch.autocast(torch.device(self.device).type, half, enabled=half is not None)
 
     def placed(self, net: nn.Module) -> nn.Module:
-        """``net`` on the device and in the memory format of the fit."""
+        """``net`` on the fit's device and in its memory format."""
         layout = torch.channels_last if self.memory_format == "channels_last" else torch.contiguous_format
         return net.to(self.device, memory_format=layout)  # type: ignore[call-overload]
 
@@ -72,7 +72,7 @@ class Context:
         if self.dataset.train is None:
             raise DataError(
                 f"data={self.dataset.name} has no training images, but this source needs them. "
-                "Use a method that makes its own (method=dafl), or give the set a train folder"
+                "Use a method that generates its own (method=dafl), or give the data a train folder"
             )
         return self.dataset.train
 
@@ -87,7 +87,7 @@ class Context:
         augment: Sequence[Augmentation] = (),
         whole: bool = True,
     ) -> TensorLoader:
-        """A shuffling loader of uint8 images (N, C, H, W) for this rank; ``whole`` batches alone, if there is one."""
+        """A shuffling loader of uint8 images (N, C, H, W) for this rank; ``whole`` drops the incomplete last batch."""
         return TensorLoader(
             images,
             labels,

@@ -1,4 +1,4 @@
-"""Counterfactual images: shape, texture and background each with a label of its own, the shape's being the image's."""
+"""Counterfactual images: shape, texture and background with independent labels; the image's label is the shape's."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ Drawers = Mapping[str, DrawingTeacher | KeptDrawings]
 
 
 class Counterfactual:
-    """Images of a trained CGN, or of three students that take its mechanisms' places.
+    """Images of a trained CGN, or of three students of its mechanisms.
 
     Args:
         mechanisms: ``shape``, ``fg`` and ``bg``, each with a ``generator`` and its ``weights``: a network of latents
-            and labels, or one that draws all three.
-        latent: length of z, of which every mechanism has its own.
-        rounds: batches of one epoch where images are streamed.
+            and labels, or one with all three mechanisms.
+        latent: length of z, which is independent for each mechanism.
+        rounds: batches per epoch of a stream.
         batch_size: images per batch and rank.
-        images: how many, made once and kept; None for fresh ones in every batch.
-        drawings: where images are streamed, pictures of each mechanism that are drawn once and composed anew in every
-            batch; None draws them for every batch.
-        ratio: counterfactuals of one mask.
+        images: size of a pool that is generated once and stored; None for a stream of fresh images.
+        drawings: in a stream, number of images per mechanism that are generated once and recombined in every batch;
+            None generates them for every batch.
+        ratio: counterfactuals per mask.
         labels: of textures and backgrounds: ``independent`` of the shape's and of each other, or ``permuted``, the
-            batch's labels in another order, as CGN's code has them.
-        shift: move textures in a circle, as in CGN's training.
-        compose: operators on mask, texture and background before they are composed.
-        seed: of the images that are kept.
+            batch's labels in another order, as in CGN's code.
+        shift: shift textures cyclically, as in CGN's training.
+        compose: operators applied to mask, texture and background before they are combined.
+        seed: of the stored images.
 
     Raises:
-        ConfigError: a mechanism is missing, there are fewer images than ``ratio``, or no drawings.
+        ConfigError: a mechanism is missing, ``images`` is less than ``ratio``, or another argument is out of range.
     """
 
     version = 1
@@ -82,7 +82,7 @@ class Counterfactual:
         self.shift, self.compose, self.seed = shift, tuple(compose), seed
 
     def prepare(self, context: Context) -> TensorLoader | CounterfactualLoader:
-        """A loader of labelled images; looks at no image of the data.
+        """A loader of labelled images; needs no image of the data.
 
         Raises:
             TeacherError: weights cannot be read, or hold another network.
@@ -116,11 +116,11 @@ class Counterfactual:
                              batch_size=self.batch_size)  # fmt: skip
 
     def with_latents_of_their_own(self) -> list[str]:
-        """Mechanisms whose generator is asked with other latents than N(0, I)."""
+        """Mechanisms whose generator has another latent distribution than N(0, I)."""
         return [im for im, node in self.mechanisms.items() if hasattr(node["generator"], "latents")]
 
     def kept(self, drawers: Mapping[str, DrawingTeacher], context: Context) -> Drawers:
-        """What draws in the place of the mechanisms: themselves, or what they drew once."""
+        """The mechanisms' generators or, with ``drawings``, their stored images."""
         if self.drawings is None:
             return drawers
         rng, classes = torch.Generator(context.device).manual_seed(self.seed), context.dataset.num_classes
@@ -151,7 +151,7 @@ class Counterfactual:
 
 
 class CounterfactualLoader(Rounds):
-    """Each batch is drawn from seed, epoch, its number in that and the rank: nothing else needs to be kept."""
+    """Resumable: each batch depends only on seed, epoch, its number within the epoch and the rank."""
 
     def __init__(self, source: Counterfactual, drawers: Drawers, context: Context) -> None:
         super().__init__(source.rounds)
@@ -160,7 +160,7 @@ class CounterfactualLoader(Rounds):
         self.rng = torch.Generator(context.device)
 
     def batch(self, number: int) -> Batch:
-        """Fresh images and the labels of their shapes."""
+        """Fresh images with the labels of their shapes."""
         words = np.random.SeedSequence((self.seed, self.epoch, number, self.rank))
         self.rng.manual_seed(int(words.generate_state(1, np.uint64)[0]))
         n = self.source.batch_size

@@ -1,4 +1,4 @@
-"""No data at all: a count of rounds for methods that make their own images."""
+"""No data: only a number of rounds, for methods that generate their own images."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from kd_lightning.sources.context import Context
 
 
 class Rounds:
-    """The numbers of an epoch's rounds; goes on in the middle of an epoch where a killed fit stopped.
+    """Iterates over the numbers of an epoch's rounds; resumable within an epoch.
 
     Args:
-        rounds: of one epoch.
+        rounds: per epoch.
     """
 
     def __init__(self, rounds: int) -> None:
@@ -34,7 +34,7 @@ class Rounds:
             yield self.batch(self.drawn - 1)
 
     def batch(self, number: int) -> Any:
-        """What the round with this number in its epoch is given."""
+        """The content of round ``number`` of the epoch."""
         return number
 
     @property
@@ -47,19 +47,19 @@ class Rounds:
         self.epoch = epoch
 
     def state_dict(self) -> dict[str, int]:
-        """How many were drawn in this epoch."""
+        """Number of rounds already drawn in this epoch."""
         return {"drawn": self.drawn}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on behind them at the next ``iter``; Lightning calls this only within an epoch."""
+        """Skip the rounds already drawn at the next ``iter``; Lightning calls this only within an epoch."""
         self.drawn, self._resumed = state["drawn"], True
 
 
 class Free:
-    """``rounds`` rounds an epoch.
+    """A source without images, with ``rounds`` rounds per epoch.
 
     Args:
-        rounds: batches of one epoch; what a round is, the method says. None where the method says their number, too.
+        rounds: batches per epoch; the method defines what a round does. None if the method also sets their number.
     """
 
     offers = frozenset({"source.free"})
@@ -68,7 +68,7 @@ class Free:
         self.rounds = rounds
 
     def prepare(self, context: Context) -> Rounds:
-        """A sized iterable of nothing but numbers; looks at no image."""
+        """A sized iterable of round numbers; uses no image."""
         rounds = context.rounds if self.rounds is None else self.rounds
         if rounds is None:
             raise ConfigError("source.rounds: expected a whole number, because the method does not say how many")

@@ -1,19 +1,19 @@
 """ZSKD: zero-shot knowledge distillation in deep networks (Nayak et al., ICML 2019, arXiv 1905.08114).
 
-The rows of the teacher's last layer tell which classes it finds alike. Soft targets are drawn from Dirichlet
-distributions shaped by that, and pixels are optimised until the teacher's softened answer is the target: a
-pool of "data impressions". The student learns the teacher's softened answers on them (``Distill``, KL at T=20).
+The rows of the teacher's last layer determine the similarity of classes. Soft targets are drawn from Dirichlet
+distributions with concentrations from these similarities, and pixels are optimised until the teacher's softened answer
+is the target: a pool of "data impressions". The student learns the softened answers (``Distill``, KL at T=20).
 
 Deviations (paper / authors' code / here):
     * concentrations: beta times the class similarities scaled to [0, 1] / scaled to [0, 1] once more afterwards, so
       that beta=0.1 gives what beta=1 does / the paper; ``variant="code"`` for the other.
-    * Pixels: - / the whole batch is stretched to [0, 1] before every step, which leaves grey strokes on grey / the
-      code; ``keep="clamp"`` cuts every pixel off at 0 and 1 instead, which leaves strokes of full contrast.
-    * Batches: - / go on from the last impressions of the class and Adam's state / begin from fresh noise.
+    * Pixels: - / the whole batch is rescaled to [0, 1] before every step, which leaves grey strokes on grey / the
+      code; ``keep="clamp"`` clips every pixel to [0, 1] instead, which leaves strokes of full contrast.
+    * Batches: - / continue from the last impressions of the class and Adam's state / start from fresh noise.
     * Images: - / float / rounded to 8 bits.
     * Teacher's answers: - / its softmax before the last step, at 20 / its logits on the rounded image.
-    * Augmentation: - / flips, shifts, rotations ... / the data set's own; the answer stays that of the whole image,
-      unless ``fresh_answers`` has the teacher answer what the student is shown.
+    * Augmentation: - / flips, shifts, rotations ... / the data set's own; the target stays the answer to the original
+      image, unless ``fresh_answers`` has the teacher answer the augmented one.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ class DataImpressions:
     """A pool of impressions, served with the teacher's answers.
 
     Args:
-        images: in all, shared evenly among the pairs of class and beta.
+        images: total number, divided evenly among the pairs of class and beta.
         batch_size: images per batch and rank, for the student.
-        impressions: optimised together, one class and beta after the other.
-        steps: of Adam for each.
+        impressions: number optimised together, of one class and beta.
+        steps: of Adam for each batch of impressions.
         lr: its learning rate, on pixels in [0, 1].
         temperature: tau of the teacher's softmax.
-        betas: the scalings of the concentrations.
+        betas: scalings of the concentrations.
         variant: ``paper`` or ``code``, see the deviations above.
         keep: how pixels stay in [0, 1]: ``stretch`` or ``clamp``, see the deviations above.
-        fresh_answers: whether the teacher answers every augmented batch anew.
+        fresh_answers: whether the teacher answers every augmented batch again.
         augment: applied to each batch.
         seed: of targets and noise.
     """
@@ -81,10 +81,10 @@ class DataImpressions:
         self.augment, self.seed = augment, seed
 
     def prepare(self, context: Context) -> TensorLoader:
-        """The impressions, optimised now or read.
+        """The impressions, optimised now or read from the store.
 
         Raises:
-            ConfigError: the teacher's weights may not be read.
+            ConfigError: the teacher is missing or not white-box.
         """
         net = teacher_of(context, "data_impressions")
         similarity = class_similarity(last_weights(net)).cpu()
@@ -108,7 +108,7 @@ class DataImpressions:
         return context.serve(pool["images"], answers=answers, batch_size=self.batch_size, augment=self.augment)
 
     def impress(self, net: nn.Module, x: Tensor, targets: Tensor) -> Tensor:
-        """Pixels x (N, C, H, W) that minimise CE(y, softmax(T(x) / tau)), kept in [0, 1] at every step."""
+        """Optimise pixels x (N, C, H, W) to minimise CE(y, softmax(T(x) / tau)), kept in [0, 1] at every step."""
         x = x.requires_grad_()
         adam = torch.optim.Adam([x], lr=self.lr)
         keep = _stretch if self.keep == "stretch" else _clamp
@@ -123,26 +123,26 @@ class DataImpressions:
 
 @torch.no_grad()
 def _stretch(x: Tensor) -> Tensor:
-    """Scale the whole batch to [0, 1], in place."""
+    """Rescale the whole batch to [0, 1], in place."""
     low, high = x.aminmax()
     return x.sub_(low).div_(high - low)
 
 
 @torch.no_grad()
 def _clamp(x: Tensor) -> Tensor:
-    """Cut every pixel off at 0 and 1, in place."""
+    """Clip every pixel to [0, 1], in place."""
     return x.clamp_(0, 1)
 
 
 def last_weights(net: Normalized) -> Tensor:
-    """The weights (C, d) of the last linear layer, rows in the order of our classes."""
+    """The weights (C, d) of the last linear layer, rows in the order of the data's classes."""
     head = net.get_submodule(head_of(net))
     weights = [module.weight for module in head.modules() if isinstance(module, nn.Linear)][-1].detach()
     return weights if net.class_order is None else weights[net.class_order]
 
 
 def class_similarity(weights: Tensor) -> Tensor:
-    """Cosines (C, C) between the rows of ``weights`` (C, d), each row scaled to [0, 1]."""
+    """Cosine similarities (C, C) between the rows of ``weights`` (C, d), each row scaled to [0, 1]."""
     unit = F.normalize(weights.float(), dim=1)
     return _unit_range(unit @ unit.T)
 
@@ -150,7 +150,7 @@ def class_similarity(weights: Tensor) -> Tensor:
 def concentrations(
     similarity: Tensor, beta: float, *, variant: Literal["paper", "code"] = "paper", floor: float = 1e-4
 ) -> Tensor:
-    """The Dirichlet's alpha (..., C) for rows of class similarities in [0, 1]; ``floor`` keeps it positive."""
+    """Dirichlet concentrations alpha (..., C) for rows of class similarities in [0, 1], at least ``floor``."""
     scaled = beta * similarity
     return (scaled if variant == "paper" else _unit_range(scaled)) + floor
 

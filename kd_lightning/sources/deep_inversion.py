@@ -1,17 +1,17 @@
 """DeepInversion: dreaming to distill (Yin et al., CVPR 2020, arXiv 1912.08795).
 
-Pixels are optimised until the teacher sees the wanted class in them and its batch norms see the mean and
-variance that they kept of the training data; neighbouring pixels should not differ much. The images make a
-pool, on which the student imitates the teacher (``Distill``, KL at T=3).
+Pixels are optimised until the teacher predicts the wanted class and the statistics entering its batch norms match
+their running mean and variance; a total variation term keeps images smooth. The images form a pool on which the
+student learns the teacher's answers (``Distill``, KL at T=3).
 
 Deviations (paper / authors' code / here):
     * Result of the steps: the best images / the last, because "best" is kept by reference / the last.
-    * Pixels: - / ImageNet code: clipped to the range of images after every step; CIFAR code: free / ``clip`` says.
-    * Images: - / float, standardised / clipped in the end and rounded to 8 bits.
-    * jitter and flip: both / CIFAR code: a shift that wraps around / both; the flip is a setting, for digits have
-      a handedness.
-    * Hooks: - / registered again for every batch, never removed / attached while a batch is made.
-    * Student: - / never released / the maintainers' answers: from scratch, T=3.
+    * Pixels: - / ImageNet code: clipped to the range of images after every step; CIFAR code: free / setting ``clip``.
+    * Images: - / float, standardised / clipped at the end and rounded to 8 bits.
+    * Jitter and flip: both / CIFAR code: a cyclic shift / both; the flip is a setting, because mirrored digits are
+      not digits.
+    * Hooks: - / registered again for every batch, never removed / attached only while a batch is optimised.
+    * Student: - / not released / the maintainers' answers: from scratch, T=3.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ from kd_lightning.sources.pool import noise_on, obtain_pool, teacher_of
 
 
 class DeepInversion:
-    """A pool of inverted images, served with the classes they were made for.
+    """A pool of inverted images, served with the classes they were optimised for.
 
     Args:
-        images: in all; every class equally often.
+        images: total number, equally many of each class.
         batch_size: images per batch and rank, for the student.
-        inverted: optimised together: their statistics are compared with the batch norms'.
+        inverted: number optimised together; their joint statistics are compared with the batch norms'.
         steps: of Adam for each batch.
         lr: its learning rate, on standardised pixels.
         bn: weight of the batch-norm statistics (alpha_f).
         tv: weight of the total variation (alpha_tv); the norm grows with the square root of ``inverted``.
         l2: weight of the norm (alpha_l2).
-        clip: whether pixels are kept in the range of images at every step.
+        clip: whether pixels are clipped to the range of images at every step.
         jitter: largest shift in pixels.
         flip: mirror in every second step.
         augment: applied to each batch.
@@ -81,10 +81,10 @@ class DeepInversion:
         self.augment, self.seed = augment, seed
 
     def prepare(self, context: Context) -> TensorLoader:
-        """The images, optimised now or read.
+        """The images, optimised now or read from the store.
 
         Raises:
-            ConfigError: the teacher has no batch norm, or its weights may not be read.
+            ConfigError: the teacher has no batch norm, or is not white-box.
         """
         net = teacher_of(context, "deep_inversion")
         try:
@@ -109,7 +109,7 @@ class DeepInversion:
         return context.serve(pool["images"], pool["labels"], batch_size=self.batch_size, augment=self.augment)
 
     def invert(self, net: Normalized, u: Tensor, y: Tensor, random: np.random.Generator) -> Tensor:
-        """From standardised noise u (N, C, H, W) to images in data units of the classes y (N,)."""
+        """Optimise standardised noise u (N, C, H, W) into images in data units of the classes y (N,)."""
         u = u.requires_grad_()
         adam = torch.optim.Adam([u], lr=self.lr)
         step = partial(inversion_step, bn=self.bn, tv=self.tv, l2=self.l2, clip=self.clip)

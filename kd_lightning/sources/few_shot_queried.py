@@ -1,4 +1,4 @@
-"""A few real images that the teacher answers once, and what a method makes of them."""
+"""A few real images, and images synthesised from them, that the teacher answers once."""
 
 from __future__ import annotations
 
@@ -22,32 +22,32 @@ from kd_lightning.teachers.black_box import QueryTeacher
 
 
 class Expansion(Protocol):
-    """Makes images of a few, part after part."""
+    """Synthesises images from a few, part after part."""
 
     def sizes(self, images: int) -> list[int]:
-        """Images of each part, if there are ``images`` to be in all."""
+        """Sizes of the parts, for ``images`` images in total."""
         ...
 
     def __call__(self, context: Context, few: Tensor, images: int, seed: int) -> list[Tensor]:
-        """The parts, each uint8 (N, C, H, W); the same ones whenever the few and ``seed`` are the same."""
+        """The parts, each uint8 (N, C, H, W), determined by the few images and ``seed``."""
         ...
 
 
 class FewAsked:
-    """``per_class`` images of each class with their labels and, if the method wants them, the teacher's answers.
+    """``per_class`` images of each class with their labels and, if the method needs them, the teacher's answers.
 
-    With ``expand`` it is those few and ``synthetic`` images made of them, all of them answered, without labels. What
-    the teacher is asked about depends on ``seed`` alone, not on the seed of the fit.
+    With ``expand`` it is those images and ``synthetic`` ones made from them, all with answers and without labels. The
+    queried images depend only on ``seed``, not on the seed of the fit.
 
     Args:
         per_class: real images of each class.
         batch_size: images per batch and rank.
-        synthetic: images that ``expand`` makes; without it, by how many an epoch is longer than the few, which are
-            repeated: so that methods with and without take as many steps.
-        expand: makes them of the few.
-        mixup_again: whether each batch is mixed once more, images and answers alike, without asking; with ``expand``.
-        augment: applied to each batch; the answer stays that of the image as it was asked about.
-        seed: of the choice of the few and of what is made of them.
+        synthetic: number of images that ``expand`` makes. Without it the few images are repeated to lengthen the epoch
+            by this number, so that methods with and without ``expand`` take equally many steps.
+        expand: makes them from the few.
+        mixup_again: whether to mix each batch again, images and answers alike, without queries; only with ``expand``.
+        augment: applied to each batch; the target stays the answer to the original image.
+        seed: of the choice of the few and of the images made from them.
     """
 
     offers = frozenset({"source.images", "source.labels", "source.answers"})
@@ -71,16 +71,16 @@ class FewAsked:
             self.offers = self.offers | {"source.synthetic"}
 
     def sizes(self, num_classes: int) -> list[int]:
-        """Images of each part that the teacher is asked about: the few, then those made of them."""
+        """Sizes of the queried parts: the few, then those made from them."""
         return [self.per_class * num_classes, *(self.expand.sizes(self.synthetic) if self.expand else [])]
 
     def prepare(self, context: Context) -> TensorLoader:
-        """Choose, make, ask, or read what was made and answered before.
+        """Choose, synthesise and query, or read earlier images and answers.
 
         Raises:
-            DataError: a class has fewer images.
-            ConfigError: the method trains on labels, which made images have not; and as :func:`ask`.
-            BudgetExceeded: ``teacher.budget`` is smaller than the number of images; nothing is asked.
+            DataError: a class has too few images.
+            ConfigError: the method trains on labels, which synthesised images lack; and as :func:`ask`.
+            BudgetExceeded: ``teacher.budget`` is smaller than the number of images; nothing is queried.
         """
         split = context.real()
         index = few_places(split, self.per_class, seed=self.seed, classes=context.dataset.classes)
@@ -120,7 +120,7 @@ class FewAsked:
         )
 
     def _ask(self, context: Context, parts: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
-        """Places and answers of each part."""
+        """Positions and answers of each part."""
         context.notes["plan"] = hashlib.sha256("".join(map(pixels, parts)).encode()).hexdigest()
         return [ask(context, part) for part in parts]
 
@@ -133,12 +133,12 @@ def pixels(images: Tensor) -> str:
 def kept_pool(
     context: Context, config: Mapping[str, Any], make: Callable[[], Mapping[str, Tensor]]
 ) -> dict[str, Tensor]:
-    """What ``make`` returns, made once: paid answers outlive whatever else might draw other images.
+    """The tensors that ``make`` returns, made once and stored, so that paid answers stay those of these images.
 
     Args:
         context: of the source.
         config: plain data that determines the tensors.
-        make: returns them by name; among ranks the first alone makes them.
+        make: returns them by name; called only on rank 0.
     """
 
     def build(folder: Path) -> None:
@@ -150,11 +150,11 @@ def kept_pool(
 
 
 def mixup_again(x: Tensor, t: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Mix a batch with itself in another order: weight ~ U(0, 1), the same for an image and its answer.
+    """Mix a batch with a permutation of itself: weight ~ U(0, 1), the same for an image and its answer.
 
     Args:
         x: images (N, C, H, W).
-        t: answers usable as logits (N, K); what comes back are log-probabilities.
+        t: answers usable as logits (N, K); the result holds log-probabilities.
         rng: on their device.
     """
     other = torch.randperm(len(x), generator=rng, device=x.device)

@@ -1,4 +1,4 @@
-"""Images of a generator that is trained already: fresh ones in every batch, from the network left as it is."""
+"""Images of a trained generator: fresh ones in every batch, from a frozen network."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Generated:
     Args:
         generator: latents (N, latent) to images (N, C, H, W) in data units.
         weights: its weights, ``stage:NAME/generator.safetensors`` of an earlier stage or a file.
-        rounds: batches of one epoch.
+        rounds: batches per epoch.
         batch_size: images per batch and rank.
         latent: length of z.
     """
@@ -30,7 +30,7 @@ class Generated:
         self.rounds, self.batch_size, self.latent = rounds, batch_size, latent
 
     def prepare(self, context: Context) -> GeneratedLoader:
-        """A resumable loader of what the generator makes; looks at no image of the data.
+        """A resumable loader of generated images; needs no image of the data.
 
         Raises:
             TeacherError: the file cannot be read, or holds another generator.
@@ -41,7 +41,7 @@ class Generated:
 
 
 class GeneratedLoader(Rounds):
-    """Each batch is drawn from seed, epoch, its number in that and the rank: nothing else needs to be kept."""
+    """Resumable: each batch depends only on seed, epoch, its number within the epoch and the rank."""
 
     def __init__(self, generator: nn.Module, rounds: int, shape: tuple[int, int], context: Context) -> None:
         super().__init__(rounds)
@@ -59,7 +59,7 @@ class GeneratedLoader(Rounds):
         return Batch(x.float(), None)
 
     def latents(self, number: int) -> Tensor:
-        """Z ~ N(0, I) of this batch, (batch_size, latent)."""
+        """Latents z ~ N(0, I) of a batch, (batch_size, latent)."""
         words = np.random.SeedSequence((self.seed, self.epoch, number, self.rank))
         self.rng.manual_seed(int(words.generate_state(1, np.uint64)[0]))
         return torch.randn(self.shape, device=self.rng.device, generator=self.rng)

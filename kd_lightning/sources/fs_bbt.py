@@ -1,22 +1,22 @@
 """FS-BBT: black-box few-shot knowledge distillation (Nguyen et al., ECCV 2022).
 
-A few unlabelled images and a teacher that tells probabilities. Pairs of them are mixed (MixUp); mixes that are nearly
-one of their parents give way to images of a CVAE that has learned the few (``methods/cvae.py``), half of them from the
-latents it knows and half from wider ones. The teacher is asked about every image once, and the student learns the
-answers by soft cross-entropy (``Distill``). Labels, mixed labels and the CVAE's intended class are not used.
+From a few unlabelled images and a teacher that answers with probabilities. Pairs of images are mixed (MixUp); mixes
+that are almost one of their parents are replaced by images of a CVAE trained on the few (``methods/cvae.py``), half of
+them from N(0, I) and half from a wider distribution. The teacher is queried once about every image, and the student
+learns the answers by soft cross-entropy (``Distill``). Labels, mixed labels and the CVAE's class are not used.
 
 Deviations (paper / authors' code / here):
-    * Few images: one set / others for the CVAE than for the student / one set, chosen by ``source.seed``.
-    * Pairs: two random orders of the few, each repeated / over all repetitions, so an image may meet itself / one
-      order after another, never with itself.
-    * Images to make: - / a multiple of the few / any number; the CVAE's are not cut to a multiple of the classes.
-    * Latents: half normal, half wide / in blocks, so that half of the classes see normal ones alone / taking turns
+    * Few images: one set / different ones for CVAE and student / one set, chosen by ``source.seed``.
+    * Pairs: two random orders of the few, each repeated / over all repetitions, so an image may be its own partner /
+      one order after another, never with itself.
+    * Number of images: - / a multiple of the few / any; the CVAE's are not cut to a multiple of the classes.
+    * Latents: half normal, half wide / in blocks, so that half of the classes get only normal ones / alternating
       within each class.
-    * Images: - / float / 8 bits, those that the teacher was asked about.
-    * Questions: N + M / once more the few for the CVAE, and all test images / N + M.
-    * Second MixUp while training, without asking: - / except for CIFAR-100 / ``source.mixup_again``, off; the partner
-      is drawn from the same batch. ``experiment=fs_bbt/mnist_paper_code`` has it.
-    * Without CVAE (``method=fs_bbt_mixup``): - / no mix gives way / the same.
+    * Images: - / float / 8 bits, as the teacher receives them.
+    * Queries: N + M / also the few again for the CVAE, and all test images / N + M.
+    * Second MixUp during training, without queries: - / except for CIFAR-100 / ``source.mixup_again``, off; the
+      partner is drawn from the same batch. ``experiment=fs_bbt/mnist_paper_code`` has it.
+    * Without CVAE (``method=fs_bbt_mixup``): - / no mix is replaced / the same.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ Random = np.random.Generator
 
 
 class Mixup:
-    """Mixes of the few, and nothing else.
+    """Only mixes of the few.
 
     Args:
-        a: of Beta(a, a), from which the weights come.
+        a: of Beta(a, a), the distribution of the mixing weights.
     """
 
     version = 1
@@ -54,7 +54,7 @@ class Mixup:
         return [images]
 
     def __call__(self, context: Context, few: Tensor, images: int, seed: int) -> list[Tensor]:
-        """All of them, made now or earlier.
+        """All mixes, made now or read from the store.
 
         Raises:
             DataError: a single image has no partner.
@@ -67,24 +67,24 @@ class Mixup:
         return [kept_pool(context, config, make)["images"]]
 
     def settings(self) -> dict[str, Any]:
-        """What determines the images, beside the few and the seed."""
+        """What determines the images, in addition to the few and the seed."""
         return {"kind": type(self).__name__, "version": self.version, "a": self.a}
 
     def make(self, context: Context, few: Tensor, images: int, random: Random) -> Tensor:
-        """Uint8 (images, C, H, W)."""
+        """Mix: uint8 (images, C, H, W)."""
         return mixed(few, *pairs(images, len(few), random), shares(images, self.a, random))
 
 
 class MixupCvae(Mixup):
-    """Mixes of the few, and images of a CVAE in the place of those that are nearly one of their parents.
+    """Mixes of the few, and images of a CVAE that replace those almost equal to one of their parents.
 
     Args:
         generator: the CVAE's decoder.
         weights: its weights, ``stage:NAME/generator.safetensors`` of an earlier stage or a file.
         a: of Beta(a, a).
-        tau: a mix stays if its weight is in (tau, 1 - tau); the paper's alpha.
+        tau: a mix is kept if its weight is in (tau, 1 - tau); the paper's alpha.
         sampling: latents from N(0, I), ``gaussian``, from U(-wide, wide), ``uniform``, or both in turn, ``hybrid``.
-        wide: see there.
+        wide: half-width of the uniform distribution.
     """
 
     def __init__(
@@ -102,12 +102,12 @@ class MixupCvae(Mixup):
         self.tau, self.sampling, self.wide = tau, sampling, wide
 
     def settings(self) -> dict[str, Any]:
-        """Those of the mixes, and the decoder."""
+        """As for the mixes, and the decoder."""
         own = {"tau": self.tau, "sampling": self.sampling, "wide": self.wide, "decoder": file_digest(self.weights)}
         return super().settings() | own
 
     def make(self, context: Context, few: Tensor, images: int, random: Random) -> Tensor:
-        """First the mixes that stay, then the CVAE's.
+        """The kept mixes followed by the CVAE's images, uint8 (images, C, H, W).
 
         Raises:
             TeacherError: the file of weights cannot be read, or holds another decoder.
@@ -115,7 +115,7 @@ class MixupCvae(Mixup):
         load_weights(self.generator, self.weights)
         decoder = self.generator.eval().requires_grad_(False).to(context.device)
         (first, second), share = pairs(images, len(few), random), shares(images, self.a, random)
-        stays = (share > self.tau + 1e-9) & (share < 1 - self.tau - 1e-9)  # two decimals
+        stays = (share > self.tau + 1e-9) & (share < 1 - self.tau - 1e-9)  # weights have two decimals
         z, label = latents(
             int((~stays).sum()), decoder.latent, decoder.num_classes, random, sampling=self.sampling, wide=self.wide
         )
@@ -123,10 +123,10 @@ class MixupCvae(Mixup):
 
 
 def pairs(images: int, few: int, random: Random) -> tuple[np.ndarray, np.ndarray]:
-    """Two parents (images,) for each mix: every one of the few equally often on each side, none with itself.
+    """Indices of two parents, (images,) each: each of the few equally often on each side, none with itself.
 
     Raises:
-        DataError: there is one image only.
+        DataError: there is only one image.
     """
     if few < 2:
         raise DataError("MixUp needs at least two images: raise source.per_class")
@@ -143,12 +143,12 @@ def pairs(images: int, few: int, random: Random) -> tuple[np.ndarray, np.ndarray
 
 
 def shares(images: int, a: float, random: Random) -> np.ndarray:
-    """Lambda ~ Beta(a, a), rounded to two decimals, (images,)."""
+    """Mixing weights (images,) ~ Beta(a, a), rounded to two decimals."""
     return random.beta(a, a, images).round(2)
 
 
 def mixed(few: Tensor, first: np.ndarray, second: np.ndarray, share: np.ndarray) -> Tensor:
-    """Share * first + (1 - share) * second, uint8 of uint8; (M, C, H, W) of (N, C, H, W)."""
+    """Weighted mean share * first + (1 - share) * second, uint8; (M, C, H, W) from (N, C, H, W)."""
     made = torch.empty(len(share), *few.shape[1:], dtype=torch.uint8)
     for begin in range(0, len(share), 1000):
         rows = slice(begin, begin + 1000)
@@ -161,7 +161,7 @@ def mixed(few: Tensor, first: np.ndarray, second: np.ndarray, share: np.ndarray)
 def latents(
     images: int, latent: int, num_classes: int, random: Random, *, sampling: str = "hybrid", wide: float = 3.0
 ) -> tuple[Tensor, Tensor]:
-    """Z (images, latent) and its class (images,): classes take turns, and within each the two ways to draw z."""
+    """Latents z (images, latent) and classes (images,): classes alternate, and within each the distributions of z."""
     number = np.arange(images)
     near = random.standard_normal((images, latent))
     far = random.uniform(-wide, wide, (images, latent))
@@ -172,7 +172,7 @@ def latents(
 
 @torch.no_grad()
 def decoded(decoder: nn.Module, z: Tensor, label: Tensor) -> Tensor:
-    """What the decoder makes of latents and classes, uint8 (N, C, H, W) on the CPU."""
+    """The decoder's images for latents and classes, uint8 (N, C, H, W) on the CPU."""
     device = next(decoder.parameters()).device
     made = [decoder(*(part.to(device) for part in rows)) for rows in zip(z.split(500), label.split(500), strict=True)]
     return (torch.cat(made) * 255).round().to(torch.uint8).cpu()

@@ -1,4 +1,4 @@
-"""What a drawing teacher answers: images of one mechanism, with the latents and labels they were drawn from."""
+"""The answers of a generator used as a teacher: images of one mechanism, with their latents and labels."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ PER_PART = 1000
 
 
 class Drawn:
-    """Pairs of (latents, label) and image, asked for once and kept; a killed pool goes on where it was.
+    """Pairs of (latents, label) and image, queried once and stored; an interrupted pool is resumed.
 
-    The file of pairs is all that a student needs: no real image, and no teacher any more.
+    A student needs only the stored pairs: no real image and no teacher.
 
     Args:
         generator: the teacher, see :class:`~kd_lightning.teachers.generator.DrawingTeacher`.
         weights: its weights, ``stage:NAME/generator.safetensors`` or a file.
         im: the mechanism, ``shape``, ``fg`` or ``bg``.
-        latent: length of z, N(0, I) or as the teacher was trained on.
-        pairs: how many, classes in turn.
+        latent: length of z, from N(0, I) or the teacher's own latent distribution.
+        pairs: number of pairs, with alternating classes.
         batch_size: images per batch and rank.
         seed: of the latents.
     """
@@ -50,10 +50,10 @@ class Drawn:
         self.pairs, self.batch_size, self.seed = pairs, batch_size, seed
 
     def prepare(self, context: Context) -> TensorLoader:
-        """Ask, or read what was answered; batches have the latents in the place of answers.
+        """Query, or read stored pairs; batches hold the latents in place of answers.
 
         Raises:
-            TeacherError: the weights cannot be read, or an answer is no image.
+            TeacherError: the weights cannot be read, or an answer is not an image.
         """
         classes = context.dataset.num_classes
         teacher: list[DrawingTeacher] = []

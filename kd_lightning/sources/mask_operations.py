@@ -1,18 +1,18 @@
-"""Changes of mask, texture and background before they are composed: SKDCGN's study of how images come together.
+"""Operations on mask, texture and background before they are combined: SKDCGN's study of the composition of images.
 
 Ambekar et al., *SKDCGN: Source-free Knowledge Distillation of Counterfactual Generative Networks using cGANs* (ECCV
 workshops 2022, arXiv 2208.04226). Each is called with a mask (N, 1, H, W), a texture and a background (N, 3, H, W), all
-in [0, 1], and a ``torch.Generator`` on the same device, from which alone its randomness comes. Gradients cross it, so
-that it may stand in a generator's training as well as in the making of images. Two others of the study are settings:
-the weight of the mask's entropy, and the number of counterfactuals.
+in [0, 1], and a ``torch.Generator`` on the same device, its only source of randomness. Gradients pass through it, so
+that it can be used in a generator's training as well as for the generation of images. Two further parts of the study
+are settings: the weight of the mask's entropy, and the number of counterfactuals.
 
 Deviations (paper / authors' code / here): what the paper says of them was not read.
-    * Noise: - / of deviation 1, in runs that are called *noise01* / 0.1; of 1 a small classifier learns nothing.
+    * Noise: - / standard deviation 1, in runs called *noise01* / 0.1; with 1 a small classifier learns nothing.
     * Rotation: - / one angle per call, nearest pixel / one angle per image, bilinear.
-    * Weights: - / free variables that nothing sets, textures in [-1, 1], no limits / textures are weighed about grey,
-      which is 0 in [-1, 1]; what leaves [0, 1] is cut off.
-    * Jitter: - / of the data's images, one order of the four at random / of texture and background, each its own
-      draw, in the order brightness, contrast, saturation, hue.
+    * Weights: - / free variables that are never set, textures in [-1, 1], not clipped / textures are weighted about
+      grey, which is 0 in [-1, 1]; the result is clipped to [0, 1].
+    * Jitter: - / of the data's images, one random order of the four / of texture and background independently, in
+      the order brightness, contrast, saturation, hue.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ Parts = tuple[Tensor, Tensor, Tensor]
 
 
 class Operator(Protocol):
-    """A change of the parts of images; its ``repr`` says what it does, settings and all."""
+    """An operation on the parts of images; its ``repr`` gives all of its settings."""
 
     def __call__(self, mask: Tensor, fg: Tensor, bg: Tensor, rng: torch.Generator) -> Parts:
-        """Other mask, texture and background, of the same shapes."""
+        """The changed mask, texture and background, of the same shapes."""
 
 
 def applied(operators: Iterable[Operator], mask: Tensor, fg: Tensor, bg: Tensor, rng: torch.Generator) -> Parts:
-    """What the operators make of mask, texture and background, one after the other."""
+    """Apply the operators in order."""
     for operator in operators:
         mask, fg, bg = operator(mask, fg, bg, rng)
     return mask, fg, bg
@@ -48,29 +48,29 @@ def applied(operators: Iterable[Operator], mask: Tensor, fg: Tensor, bg: Tensor,
 
 @dataclass(frozen=True)
 class MaskNoise:
-    """m + N(0, std^2), cut to [0.0001, 0.9999].
+    """m + N(0, std^2), clipped to [0.0001, 0.9999].
 
     Args:
-        std: against a shape of 1 on 0.
+        std: standard deviation of the noise; masks range from 0 to 1.
     """
 
     std: float = 0.1
 
     def __call__(self, mask: Tensor, fg: Tensor, bg: Tensor, rng: torch.Generator) -> Parts:
-        """Every pixel of the mask its own noise."""
+        """Add independent noise to every pixel of the mask."""
         noise = torch.randn(mask.shape, generator=rng, device=mask.device)
         return (mask + self.std * noise).clamp(LOWEST, HIGHEST), fg, bg
 
 
 @dataclass(frozen=True)
 class Opacity:
-    """Factor * m: the background shows through the shape.
+    """factor * m: the background shows through the shape.
 
     Args:
         factor: between 0, no shape, and 1, no change.
 
     Raises:
-        ConfigError: another factor.
+        ConfigError: the factor is outside [0, 1].
     """
 
     factor: float = 0.75
@@ -80,13 +80,13 @@ class Opacity:
             raise ConfigError(f"compose: Opacity.factor={self.factor}: expected a number between 0 and 1")
 
     def __call__(self, mask: Tensor, fg: Tensor, bg: Tensor, rng: torch.Generator) -> Parts:
-        """Draws nothing."""
+        """Uses no randomness."""
         return self.factor * mask, fg, bg
 
 
 @dataclass(frozen=True)
 class Rotation:
-    """The mask turned about its centre, with no shape where nothing was.
+    """The mask rotated about its centre, filled with 0 from outside.
 
     Args:
         degrees: the angle is drawn uniformly from -degrees to degrees, for every image.
@@ -95,13 +95,13 @@ class Rotation:
     degrees: float = 180.0
 
     def __call__(self, mask: Tensor, fg: Tensor, bg: Tensor, rng: torch.Generator) -> Parts:
-        """Every mask its own angle."""
+        """Rotate every mask by its own angle."""
         return RandomAffine(self.degrees, shift=0.0, fill="zeros")(mask, rng), fg, bg
 
 
 @dataclass(frozen=True)
 class Weights:
-    """A m, and b f and c b about grey, cut to [0, 1].
+    """a * m, and textures weighted about grey by b and c, clipped to [0, 1].
 
     Args:
         mask: a.
@@ -114,7 +114,7 @@ class Weights:
     bg: float = 1.0
 
     def __call__(self, mask: Tensor, fg: Tensor, bg: Tensor, rng: torch.Generator) -> Parts:
-        """Draws nothing."""
+        """Uses no randomness."""
         textures = (0.5 + weight * (x - 0.5) for weight, x in ((self.fg, fg), (self.bg, bg)))
         fg, bg = (x.clamp(0, 1) for x in textures)
         return (self.mask * mask).clamp(0, 1), fg, bg
@@ -122,10 +122,10 @@ class Weights:
 
 @dataclass(frozen=True)
 class Jitter:
-    """Other colours of texture and background, as torchvision's ColorJitter has them; the mask stays.
+    """Colour jitter of texture and background, as in torchvision's ColorJitter; the mask stays.
 
     Args:
-        brightness: the factor is drawn uniformly from 1 - brightness to 1 + brightness, likewise the next two.
+        brightness: the factor is drawn uniformly from 1 - brightness to 1 + brightness; likewise the next two.
         contrast: about the mean grey of the image.
         saturation: about the grey of the pixel.
         hue: in turns of the colour wheel, from -hue to hue.
@@ -137,7 +137,7 @@ class Jitter:
     hue: float = 0.1
 
     def __call__(self, mask: Tensor, fg: Tensor, bg: Tensor, rng: torch.Generator) -> Parts:
-        """Every texture and every background its own colours."""
+        """Jitter every texture and every background independently."""
         return mask, self._coloured(fg, rng), self._coloured(bg, rng)
 
     def _coloured(self, x: Tensor, rng: torch.Generator) -> Tensor:
@@ -161,7 +161,7 @@ def _grey(x: Tensor) -> Tensor:
 def _turned(x: Tensor, turns: Tensor) -> Tensor:
     """Colours (N, 3, H, W) in [0, 1] with their hue turned, lightest and darkest value of each pixel kept.
 
-    The hue counts six sectors; its distance to each channel's own says how much of the chroma that channel lacks.
+    The hue has six sectors; the distance to a channel's own sector gives the share of the chroma that it lacks.
     """
     (lightest, which), darkest = x.max(1, keepdim=True), x.min(1, keepdim=True).values
     chroma = lightest - darkest

@@ -1,4 +1,4 @@
-"""Images of pure noise: the floor every data-free method has to rise above."""
+"""Images of pure noise: a lower bound for data-free methods."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from kd_lightning.sources.data_free import Rounds
 
 
 class Noise:
-    """Pixels independent and normal with the data's mean and standard deviation per channel, fresh in every batch.
+    """Independent normal pixels with the data's mean and standard deviation per channel, fresh in every batch.
 
     Args:
-        rounds: batches of one epoch.
+        rounds: batches per epoch.
         batch_size: images per batch and rank.
     """
 
@@ -29,7 +29,7 @@ class Noise:
 
 
 class NoiseLoader(Rounds):
-    """Each batch is drawn from seed, epoch, its number in that and the rank: nothing else needs to be kept."""
+    """Resumable: each batch depends only on seed, epoch, its number within the epoch and the rank."""
 
     def __init__(self, rounds: int, batch_size: int, context: Context) -> None:
         super().__init__(rounds)

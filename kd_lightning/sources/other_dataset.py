@@ -1,4 +1,4 @@
-"""The training images of another data set in place of the run's own, which still judges the student."""
+"""The training images of another data set in place of the run's own, which is still used for evaluation."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from kd_lightning.sources.context import Context
 
 
 class Other:
-    """Every training image of another set with its label, shuffled and augmented.
+    """Every training image of another data set with its label, shuffled and augmented.
 
-    For the upper bound of a biased set, the same set with ``unbiased: true``; for another domain, its set. Nobody
-    looks whether the other set's training images are among the run's test images: same base, split and seed keep
-    them apart.
+    For the upper bound of a biased data set, the same one with ``unbiased: true``; for another domain, its data set. It
+    is not checked whether its training images are among the run's test images: the same base, split and seed keep them
+    apart.
 
     Args:
-        load: of the other set: a node such as that of a member of ``data``, with ``_partial_: true``.
+        load: function that loads it: a node like that of a ``data`` group member, with ``_partial_: true``.
         batch_size: images per batch and rank.
         augment: applied to each batch in this order.
     """
@@ -30,15 +30,15 @@ class Other:
         self.load, self.batch_size, self.augment = load, batch_size, augment
 
     def prepare(self, context: Context) -> TensorLoader:
-        """A loader of the other images; looks at no image of the data.
+        """A loader of the other images; uses no image of the run's own data.
 
         Raises:
-            ConfigError: ``load`` has been called already.
-            DataError: the other set cannot be loaded, has no training images, or images or labels of another kind.
+            ConfigError: ``load`` has already been called.
+            DataError: the data set cannot be loaded, has no training images, or images or labels of another kind.
         """
         if not callable(self.load):
             raise ConfigError(
-                "source.load was called before it was wanted: set source.load._partial_=true beside its _target_"
+                "source.load is not a function but its result: set source.load._partial_=true beside its _target_"
             )
         keeps = "store" in inspect.signature(self.load).parameters
         other, own = self.load(**({"store": context.store} if keeps else {})), context.dataset

@@ -1,4 +1,4 @@
-"""A pool of images, made once and kept; a killed one goes on with its next batch."""
+"""Pools of images, made once batch by batch and stored; an interrupted pool is resumed."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from kd_lightning.tracking.image_grids import save_grid, to_uint8
 
 
 def teacher_of(context: Context, source: str) -> Normalized:
-    """The teacher's network on the device, which gradients can cross.
+    """The teacher's network on the device, through which gradients pass.
 
     Raises:
-        ConfigError: there is none, or it only answers.
+        ConfigError: there is no teacher, or it is not white-box.
     """
     if not isinstance(context.teacher, FrozenTeacher):
         has = "teacher=none" if context.teacher is None else f"teacher.access={context.teacher.access}"
@@ -44,12 +44,12 @@ def obtain_pool(
     batches: int,
     make: Callable[[int, np.random.Generator], dict[str, Tensor]],
 ) -> dict[str, Tensor]:
-    """What ``make`` returns for each batch, made by the teacher or read, and put end to end.
+    """The tensors that ``make`` returns for each batch, concatenated; made with the teacher or read from the store.
 
     Args:
         context: of the source.
         config: the source's settings, with its ``seed``, ``images`` and ``steps``.
-        batches: how many.
+        batches: their number.
         make: as for :func:`obtain_parts`.
     """
     spent = context.teacher.asked
@@ -66,16 +66,16 @@ def obtain_parts(
     batches: int,
     make: Callable[[int, np.random.Generator], dict[str, Tensor]],
 ) -> list[dict[str, Tensor]]:
-    """What ``make`` returns for each batch, made or read; mapped from the files, so that no part is in memory unused.
+    """The tensors that ``make`` returns for each batch, made or read; memory-mapped from the files.
 
-    A picture of it, ``grid.png``, lies beside them: a hundred images, evenly from first to last.
+    A preview, ``grid.png``, is stored with them: a hundred images, evenly spaced from first to last.
 
     Args:
         context: of the source.
         config: plain data that determines the tensors, with a ``seed``.
-        batches: how many.
-        make: number of a batch and its randomness -> ``images`` (N, C, H, W) in [0, 1], kept as uint8, and other
-            tensors.
+        batches: their number.
+        make: number of a batch and its random generator -> ``images`` (N, C, H, W) in [0, 1], stored as uint8, and
+            other tensors.
     """
 
     def build(folder: Path) -> None:
@@ -97,11 +97,11 @@ def obtain_parts(
 
 
 def gathered(parts: Sequence[dict[str, Tensor]], rows: Tensor) -> Tensor:
-    """Images of a pool.
+    """Images uint8 (M, C, H, W) of a pool.
 
     Args:
         parts: as :func:`obtain_parts` returns them.
-        rows: positions in the pool, in ascending order.
+        rows: positions in the pool, (M,), ascending.
     """
     begin, found = 0, []
     for part in parts:
@@ -112,7 +112,7 @@ def gathered(parts: Sequence[dict[str, Tensor]], rows: Tensor) -> Tensor:
 
 
 def noise_on(context: Context, random: np.random.Generator) -> torch.Generator:
-    """The same randomness for tensors on the device."""
+    """A torch generator on the device, seeded from ``random``."""
     return torch.Generator(context.device).manual_seed(int(random.integers(2**63)))
 
 

@@ -1,4 +1,4 @@
-"""Whether the stages before a pool have done their work, in numbers: cGAN-KD with a bad one is worse than without."""
+"""Checks of the stages before a cGAN-KD pool: with a bad generator or ratio, cGAN-KD is worse than no pool."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from kd_lightning.teachers.white_box import FrozenTeacher
 
 
 class Gate(NamedTuple):
-    """A stage's ``value`` beside what it should be; ``meaning``: of a failure."""
+    """A stage's ``value``, the ``wanted`` range, whether it ``passed``, and the ``meaning`` of a failure."""
 
     name: str
     value: float
@@ -31,7 +31,7 @@ class Gate(NamedTuple):
 
     @property
     def key(self) -> str:
-        """Its name in ``result.json``: ``gate/acceptance_rate``."""
+        """Its key in ``result.json``: ``gate/acceptance_rate``."""
         return self.name.replace("'s", "").replace(" ", "_")
 
     def __str__(self) -> str:
@@ -39,7 +39,7 @@ class Gate(NamedTuple):
 
 
 def report(gates: Sequence[Gate], *, strict: bool) -> None:
-    """Say of each that failed what it means.
+    """Warn of each check that failed, with its meaning.
 
     Raises:
         TrainingError: one failed, and ``strict`` is set.
@@ -52,13 +52,13 @@ def report(gates: Sequence[Gate], *, strict: bool) -> None:
 
 
 def of_acceptance(rate: float) -> Gate:
-    """Of the part of the drawn images that the ratio accepted."""
+    """Check of the fraction of generated images that rejection sampling accepted."""
     return Gate("acceptance rate", rate, "over 0.05", rate > 0.05, "the ratio is far greater on a few images")
 
 
 @torch.no_grad()
 def of_ratio(context: Context, ratio: nn.Module, generator: nn.Module, latent: int, seed: int) -> list[Gate]:
-    """What a ratio is worth on images that it was not trained on, and as many made ones of their labels."""
+    """Checks of a density ratio on held-out real images and as many generated ones with the same labels."""
     if (held_out := context.dataset.val) is None:
         return []
     rng = torch.Generator(context.device).manual_seed(seed)
@@ -70,15 +70,15 @@ def of_ratio(context: Context, ratio: nn.Module, generator: nn.Module, latent: i
         of_fake.append(ratio(rounded(generator(z, y)), y).cpu())
     real, fake = torch.cat(of_real), torch.cat(of_fake)
     mean, loss, wanted = float(fake.mean()), float(softplus_ratio(real, fake)), CONSTANT - 0.01
-    knows = "the ratio knows no more than a constant: either it learned nothing, or the images need no subsampling"
+    knows = "the ratio is no better than a constant: it learned nothing, or the images need no subsampling"
     return [
-        Gate("mean ratio of made images", mean, "0.8 to 1.2", 0.8 <= mean <= 1.2, "it is no ratio of densities"),
+        Gate("mean ratio of made images", mean, "0.8 to 1.2", 0.8 <= mean <= 1.2, "it is not a ratio of densities"),
         Gate("softplus loss held out", loss, f"under {wanted:.4f}", loss <= wanted, knows),
     ]
 
 
 def of_labels(context: Context, errors: Tensor) -> list[Gate]:
-    """The teacher's error on made images beside its error on real ones that nobody trained on."""
+    """Check of the teacher's error on generated images against its error on held-out real ones."""
     held_out, teacher = context.dataset.val, context.teacher
     if held_out is None or not isinstance(teacher, FrozenTeacher):
         return []
@@ -98,7 +98,7 @@ def of_labels(context: Context, errors: Tensor) -> list[Gate]:
 
 
 def errors_of(task: Task, answers: Tensor, labels: Tensor) -> Tensor:
-    """The teacher's error on each image, (N,): cross-entropy, or the absolute difference in the unit."""
+    """The teacher's error on each image, (N,): cross-entropy, or the absolute difference in the labels' unit."""
     if isinstance(task, Classification):
         return F.cross_entropy(answers.float(), labels, reduction="none")
     return (task.numbers(answers) - labels.float()).abs()

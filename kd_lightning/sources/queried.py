@@ -1,4 +1,4 @@
-"""Real images with the teacher's answers in place of its presence."""
+"""Real images with stored answers of the teacher."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from kd_lightning.sources.queried_once import ask
 
 
 class Queried:
-    """``images`` training images, answered by the teacher and stored; training sees the answers, not the teacher.
+    """``images`` training images, answered once by the teacher; training uses the stored answers, not the teacher.
 
     Args:
-        images: how many of the training images are asked about, a random choice; None for all.
+        images: number of training images to query, chosen at random; None for all.
         batch_size: images per batch and rank.
-        augment: applied to each batch; the answer stays that of the image as it was asked about.
+        augment: applied to each batch; the target stays the answer to the original image.
         seed: of the choice.
     """
 
@@ -29,7 +29,7 @@ class Queried:
         self.images, self.batch_size, self.augment, self.seed = images, batch_size, augment, seed
 
     def prepare(self, context: Context) -> TensorLoader:
-        """Ask, or read what was answered before; raises what :func:`ask` does."""
+        """Query, or read earlier answers; raises what :func:`ask` does."""
         split = context.real()
         order = torch.randperm(len(split), generator=torch.Generator().manual_seed(self.seed))
         index = order[: self.images].sort().values

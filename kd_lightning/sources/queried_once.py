@@ -1,4 +1,4 @@
-"""Images that the teacher is asked about once: the answers are counted, kept, and never asked for again."""
+"""Images about which the teacher is queried once; its answers are counted and stored."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from kd_lightning.teachers.black_box import QueryTeacher
 
 
 def ask(context: Context, images: Tensor, *, called: str = "images") -> tuple[Tensor, Tensor]:
-    """The teacher's answers to images, asked for now or earlier.
+    """The teacher's answers to images, queried now or earlier.
 
     Args:
         context: of the source.
-        images: uint8 (N, C, H, W): the very pixels that training will see.
-        called: what they are, where a source asks about several kinds: the result counts abstentions by it.
+        images: uint8 (N, C, H, W), exactly as training will see them.
+        called: name of these images, for sources that query several kinds; the result counts abstentions by it.
 
     Returns:
-        Positions (M,) int64 of the images that it answered, and the answers (M, K), usable as logits.
+        Positions (M,) int64 of the images that were answered, and the answers (M, K), usable as logits.
 
     Raises:
         BudgetExceeded: ``teacher.budget`` is smaller than the number of images.
@@ -30,12 +30,12 @@ def ask(context: Context, images: Tensor, *, called: str = "images") -> tuple[Te
     """
     teacher = context.teacher
     if teacher is None:
-        raise ConfigError("this source asks a teacher, but teacher=none: choose one with teacher=NAME")
+        raise ConfigError("this source queries a teacher, but teacher=none: choose one with teacher=NAME")
     context.notes["queries"] = context.notes.get("queries", 0) + len(images)
     if not isinstance(teacher, QueryTeacher):
         spent = teacher.asked
         answers = predict(teacher, images, device=context.device)
-        teacher.asked = spent + len(images)  # once, though every rank computes them
+        teacher.asked = spent + len(images)  # counted once, though every rank computes them
         return torch.arange(len(images)), answers
     told = teacher.about(images)
     noted = context.notes.setdefault("answers", {}).setdefault(called, {"asked": 0, "abstained": 0, "failed": 0})

@@ -49,26 +49,26 @@ class FewShot(Real):
         self.per_class, self.seed = per_class, seed
 
     def prepare(self, context: Context) -> TensorLoader:
-        """A loader of the few.
+        """A loader of these images.
 
         Raises:
-            DataError: a class has fewer images.
+            DataError: a class has too few images.
         """
         split = few(context.real(), self.per_class, seed=self.seed, classes=context.dataset.classes)
         return context.serve(split.images, split.labels, batch_size=self.batch_size, augment=self.augment)
 
 
 def few(split: Split, per_class: int, *, seed: int, classes: Sequence[str]) -> Split:
-    """Those that :func:`few_places` names."""
+    """The images and labels at :func:`few_places`."""
     index = few_places(split, per_class, seed=seed, classes=classes)
     return Split(split.images[index], split.labels[index])
 
 
 def few_places(split: Split, per_class: int, *, seed: int, classes: Sequence[str]) -> Tensor:
-    """Where ``per_class`` images of every class are, the same ones for the same seed; more are a superset of fewer.
+    """Indices of ``per_class`` images of every class, determined by the seed; a larger ``per_class`` adds to a smaller.
 
     Raises:
-        DataError: names the class that has fewer, and how many it has.
+        DataError: names the class that has fewer, and its number of images.
     """
     generator = torch.Generator().manual_seed(seed)
     chosen = []

@@ -1,7 +1,7 @@
-"""Real images, and beside each batch counterfactual ones of a folder, each with three labels.
+"""Real images, and with each batch counterfactual ones from a folder, which have three labels each.
 
-The folder is what CGN (Sauer and Geiger, ICLR 2021) writes: images below it, in ``ims`` say, and ``labels.csv`` with
-the columns im_name, shape_cls, texture_cls and bg_cls.
+The folder is as written by CGN (Sauer and Geiger, ICLR 2021): images below it, for example in ``ims``, and
+``labels.csv`` with the columns im_name, shape_cls, texture_cls and bg_cls.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ COLUMNS = ("im_name", "shape_cls", "texture_cls", "bg_cls")
 
 
 class RealAndCounterfactual:
-    """Every training image, shuffled, with counterfactual images drawn at random beside each batch.
+    """Every training image, shuffled, with random counterfactual images in each batch.
 
     Args:
         folder: of the counterfactual images, with its ``labels.csv``.
         batch_size: real images per batch and rank.
-        cf_ratio: counterfactual images for each real one; 0 for none.
+        cf_ratio: counterfactual images per real one; 0 for none.
         augment: applied to both in this order.
 
     Raises:
-        DataError: there is no such folder, or its labels do not say of what its images are made.
+        DataError: there is no such folder, or its labels are missing or invalid.
     """
 
     needs = frozenset({"task.classification"})
@@ -58,7 +58,7 @@ class RealAndCounterfactual:
 
 
 class PairedLoader:
-    """Batches of a loader, each with counterfactual images that are drawn from its place and the rank alone."""
+    """Batches of a loader, each with counterfactual images that depend only on its position and the rank."""
 
     def __init__(self, real: TensorLoader, images: Tensor, causes: Tensor, source: RealAndCounterfactual) -> None:
         self.real, self.images, self.causes, self.source = real, images, causes, source
@@ -89,22 +89,21 @@ class PairedLoader:
         self.real.set_epoch(epoch)
 
     def state_dict(self) -> dict[str, int]:
-        """The place in the real images."""
+        """The position in the real images."""
         return self.real.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on behind it."""
+        """Continue after it."""
         self.real.load_state_dict(state)
 
 
 def labelled(folder: Path, num_classes: int) -> tuple[list[Path], Tensor]:
-    """Image files of a folder of counterfactuals, and the classes of shape, texture and background, int64 (N,3).
+    """Image files of a folder of counterfactuals, and the classes of shape, texture and background, int64 (N, 3).
 
-    A header that is repeated between the rows, as CGN's appending leaves it, is passed over.
+    Repeated header lines between the rows, which CGN's script leaves when it appends, are skipped.
 
     Raises:
-        DataError: no ``labels.csv``, or one that names other columns, classes that there are not, images that are not
-            there or none at all.
+        DataError: no ``labels.csv``, or one with other columns, invalid classes, missing images or no rows.
     """
     table = folder / "labels.csv"
     if not table.is_file():
@@ -126,7 +125,7 @@ def labelled(folder: Path, num_classes: int) -> tuple[list[Path], Tensor]:
             classes = [-1]
         if not all(0 <= k < num_classes for k in classes):
             given = ", ".join(str(row[column]) for column in COLUMNS[1:])
-            raise DataError(f"{table}: {name} is of the classes {given}, expected three of 0 to {num_classes - 1}")
+            raise DataError(f"{table}: {name} has the classes {given}, expected three of 0 to {num_classes - 1}")
         files.append(where[name])
         causes.append(classes)
     return files, torch.tensor(causes)

@@ -1,12 +1,10 @@
-"""Subsampling of a generator: of what it draws for one label, as much of each kind as there is among real images.
-
-Rejection sampling by a density ratio, as cDR-RS and cGAN-KD (Ding et al.) do it.
+"""Rejection sampling of a generator by a density ratio, as in cDR-RS and cGAN-KD (Ding et al.).
 
 Deviations (paper / authors' code / here):
-    * A ratio of 0 everywhere: - / 0 / 0, and a loop without end / an error.
+    * A ratio of 0 everywhere: - / 0 / 0, and an endless loop / an error.
     * Number of batches: - / as many as it takes / at most ``max_rounds``.
-    * The greatest ratio: of the first draws / raised as the sampling goes on, images accepted before it stay accepted /
-      the code.
+    * Largest ratio: of the first draws / raised during sampling, and images accepted before it stay accepted / the
+      code.
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ from kd_lightning.errors import TrainingError
 
 
 class Accepted(NamedTuple):
-    """``images`` (n, ...); of ``drawn`` images ``accepted`` were accepted, n of them kept; ``most``: greatest ratio."""
+    """``images`` (n, ...), kept of ``accepted`` ones among ``drawn`` ones; ``most``: the largest ratio."""
 
     images: Tensor
     drawn: int
@@ -30,7 +28,7 @@ class Accepted(NamedTuple):
 
     @property
     def rate(self) -> float:
-        """Part of the drawn images that was accepted."""
+        """Fraction of the drawn images that was accepted."""
         return self.accepted / self.drawn
 
 
@@ -47,16 +45,16 @@ def rejection(
 ) -> Accepted:
     """``n`` images of one label, each accepted with probability ratio / M.
 
-    M is the greatest ratio of ``burn_in`` images, which are thrown away, and of all that were drawn after them.
+    M is the largest ratio of ``burn_in`` images, which are discarded, and of all images drawn after them.
 
     Args:
-        draw: makes so many images (k, ...) of the label.
-        ratio: their density ratios (k,), not negative, of the same label.
-        n: wanted.
-        burn_in: images that M begins with.
-        batch_size: drawn at a time.
+        draw: generates k images (k, ...) of the label.
+        ratio: their density ratios (k,), not negative, for the same label.
+        n: number of images wanted.
+        burn_in: number of images for the first M.
+        batch_size: images drawn at a time.
         rng: on the images' device.
-        max_rounds: batches after which the ratio is taken to be useless.
+        max_rounds: number of batches after which sampling is given up.
 
     Raises:
         TrainingError: the ratio is 0 on all images, not finite, or accepts too few.
@@ -72,8 +70,8 @@ def rejection(
         most = torch.maximum(most, ratios.max())
         if not 0 < float(most) < float("inf"):
             raise TrainingError(
-                f"the greatest density ratio of {burn_in + drawn + batch_size} made images is {float(most):g}: it "
-                "tells none from another. Train it longer or with a lower learning rate, or do without subsampling"
+                f"the greatest density ratio of {burn_in + drawn + batch_size} made images is {float(most):g}: it does "
+                "not tell images apart. Train it longer or with a lower learning rate, or set source.subsample=false"
             )
         chosen = torch.rand(len(ratios), generator=rng, device=ratios.device) * most <= ratios
         chosen &= ratios > 0  # u may be 0
@@ -83,5 +81,6 @@ def rejection(
             return Accepted(torch.cat(kept)[:n], drawn, accepted, float(most))
     raise TrainingError(
         f"the density ratio accepted {accepted} of {drawn} made images where {n} were wanted: it is far greater "
-        f"({float(most):.3g}) on a few than on the others. Train generator and ratio longer, or do without subsampling"
+        f"({float(most):.3g}) on a few than on the others. Train generator and ratio longer, or set "
+        "source.subsample=false"
     )

@@ -1,20 +1,20 @@
 """cGAN-KD's processed images of a conditional generator (Ding et al., ESWA 213, 2023), joined to the real ones.
 
-Four switches: whether the generator's images are subsampled by a density ratio (``subsample``, the paper's M1), which
-part of them is kept by the teacher's error against the label they were made for (``keep``, the paper's rho of M2),
-whether the teacher's own answer takes the place of that label (``relabel``, M2 for numbers), and how many go to the
-student (``images``, M^g). Classes: ``subsample=true keep=0.9``. Numbers: ``subsample=true keep=0.7 relabel=true``.
+Four settings: whether the generator's images are subsampled by a density ratio (``subsample``, the paper's M1), which
+fraction is kept by the teacher's error against the label they were generated for (``keep``, the paper's rho of M2),
+whether the teacher's answer replaces that label (``relabel``, M2 for regression), and how many the student sees
+(``images``, M^g). Classes: ``subsample=true keep=0.9``. Numbers: ``subsample=true keep=0.7 relabel=true``.
 
-Any conditional generator will do: a network of latents and labels, from a weights file.
+Any conditional generator works: a network of latents and labels, with a file of weights.
 
 Deviations (paper / authors' code / here):
-    * Cut-off of the filter: the rho-quantile of the teacher's errors / for classes of 1000 further images, for numbers
-      of the pool / of the pool, for each class or over all numbers.
+    * Threshold of the filter: the rho-quantile of the teacher's errors / for classes of 1000 further images, for
+      numbers of the pool / of the pool, for each class or over all numbers.
     * Size of the pool: - / filtered classes are refilled / the same before the filter, so that variants share it.
-    * Images before the filter: - / augmented as in training / as they are.
-    * Pixels: - / cut off to 8 bits / rounded, before the ratio and the teacher look at them.
-    * Statistics of the student's input: - / of real and made images together / the data set's.
-    * Batches of numbers: - / drawn with replacement / a shuffled pass, as of classes.
+    * Images before the filter: - / augmented as in training / unchanged.
+    * Pixels: - / truncated to 8 bits / rounded, before ratio and teacher receive them.
+    * Statistics of the student's input: - / of real and generated images together / the data set's.
+    * Batches of numbers: - / drawn with replacement / a shuffled pass, as for classes.
 """
 
 from __future__ import annotations
@@ -44,31 +44,31 @@ from kd_lightning.store.strangers import read_tensors
 from kd_lightning.teachers.white_box import FrozenTeacher
 
 PER_PART = 2000
-"""Images after which a pool begins another file."""
+"""Largest number of images in one file of a pool."""
 
 
 class Synthetic:
-    """Real images and labels, and beside them a generator's.
+    """Real images with their labels, and images of a generator.
 
     Args:
         generator: latents (N, latent) and labels (N,), classes or places in [0, 1], to images (N, C, H, W) in [0, 1].
         weights: its weights, ``stage:NAME/generator.safetensors`` or a file.
         latent: length of z.
         per_label: images of the pool for each label.
-        labels: of numbers, how many equally spaced ones the pool has; None for those of the training images.
+        labels: for regression, number of equally spaced labels in the pool; None for those of the training images.
         subsample: accept images by their density ratio.
-        ratio: images and labels to ratios (N,); needed to subsample.
+        ratio: images and labels to ratios (N,); required by ``subsample``.
         ratio_weights: its weights.
-        burn_in: images by whose greatest ratio the first are accepted.
+        burn_in: number of images for the first largest ratio.
         draw: images drawn at a time.
-        teacher: ``net`` and ``weights`` of a teacher for filter and labels, as the run obtains one; None for the run's.
-        keep: part of the pool with the smallest errors of the teacher, of each class or of all numbers; None for all.
-        relabel: the teacher's answer takes the label's place.
-        processing: one of the paper's variants in place of those three: ``unprocessed``, ``subsampled``, ``filtered``
-            (and subsampled) or ``replaced`` (and filtered), the last two with the part ``keep``; None leaves them.
-        images: of the pool that training sees, for classes equally many of each; None for all.
+        teacher: ``net`` and ``weights`` of a teacher for filter and labels, obtained as for a run; None for the run's.
+        keep: fraction of the pool with the smallest errors of the teacher, per class or over all numbers; None for all.
+        relabel: the teacher's answer replaces the label.
+        processing: one of the paper's variants in place of these three: ``unprocessed``, ``subsampled``, ``filtered``
+            (after subsampling) or ``replaced`` (after filtering), the last two with ``keep``; None for none.
+        images: number of the pool's images that training sees, for classes equally many of each; None for all.
         real: join the training images.
-        strict: stop where a stage has not done its work, in place of a warning.
+        strict: raise if an earlier stage fails a check, instead of a warning.
         batch_size: images per batch and rank.
         augment: applied to each batch in this order.
         seed: of the pool and of the choice from it.
@@ -119,19 +119,19 @@ class Synthetic:
         self.batch_size, self.augment, self.seed = batch_size, augment, seed
 
     def prepare(self, context: Context) -> TensorLoader:
-        """Draw the pool or read it, filter, choose, join.
+        """Generate the pool or read it, filter it, choose from it, and join the real images.
 
         Raises:
-            ConfigError: a filter, or labels of the teacher, without a teacher.
+            ConfigError: a filter, or the teacher's labels, without a teacher.
             DataError: the pool is smaller than ``images``.
             TeacherError: a file of weights cannot be read, or holds another network.
-            TrainingError: the ratio accepts nothing; or with ``strict`` a stage has not done its work.
+            TrainingError: the ratio accepts nothing; or, with ``strict``, an earlier stage failed a check.
         """
         asks = self.keep is not None or self.relabel
         if asks and context.teacher is None:
             raise ConfigError(
-                "source.keep and source.relabel ask a teacher, but teacher=none: choose one with teacher=NAME, or say "
-                "source.keep=null source.relabel=false"
+                "source.keep and source.relabel query a teacher, but teacher=none: choose one with teacher=NAME, or "
+                "say source.keep=null source.relabel=false"
             )
         task = context.dataset.task
         load_weights(self.generator, self.weights)
@@ -169,7 +169,7 @@ class Synthetic:
         return context.serve(images, labels, batch_size=self.batch_size, augment=self.augment)
 
     def _pool(self, context: Context) -> tuple[str, list[dict[str, Tensor]]]:
-        """What it is called in the store, and its parts."""
+        """Its name in the store, and its parts."""
         wanted = self.wanted(context)
         chunks = wanted.split(max(1, PER_PART // self.per_label))
 
@@ -197,7 +197,7 @@ class Synthetic:
         return context.store.path("pool", config).name, obtain_parts(context, config, len(chunks), make)
 
     def wanted(self, context: Context) -> Tensor:
-        """Labels (L,) of the pool, each of which has ``per_label`` images."""
+        """Labels (L,) of the pool, which has ``per_label`` images of each."""
         task = context.dataset.task
         if isinstance(task, Classification):
             return torch.arange(task.num_classes)
@@ -208,7 +208,7 @@ class Synthetic:
     def of_label(
         self, context: Context, label: Tensor, rng: torch.Generator
     ) -> tuple[Callable[[int], Tensor], Callable[[Tensor], Tensor] | None]:
-        """What draws so many images of a label, and what gives images their ratios, if any does."""
+        """Two functions for a label: one draws n images, the other, or None, gives images their density ratios."""
         y = places(context.dataset.task, label).to(context.device)
 
         def draw(n: int) -> Tensor:
@@ -227,7 +227,7 @@ class Synthetic:
         return rejection(draw, ratio, self.per_label, burn_in=self.burn_in, batch_size=self.draw, rng=rng)
 
     def _answers(self, context: Context, pool: str, parts: Sequence[dict[str, Tensor]]) -> tuple[Tensor, Tensor]:
-        """Rows of the pool that the teacher answered, and its answers; those of a white one are kept."""
+        """Rows of the pool that the teacher answered, and its answers; those of a white-box teacher are stored."""
         if isinstance(context.teacher, FrozenTeacher):
             count, spent = sum(len(part["images"]) for part in parts), context.teacher.asked
 
@@ -249,7 +249,7 @@ class Synthetic:
         return torch.cat(rows), torch.cat(answers)
 
     def _gates(self, context: Context, parts: Sequence[dict[str, Tensor]]) -> list[Gate]:
-        """What can be said of the pool before a teacher is asked."""
+        """The checks that need no teacher."""
         if self.ratio is None:
             return []
         drawn, accepted = (sum(int(part[key].sum()) for part in parts) for key in ("drawn", "accepted"))
@@ -257,14 +257,14 @@ class Synthetic:
 
 
 def answers_config(context: Context, pool: str) -> dict[str, str]:
-    """What determines a white teacher's answers to a pool of that name."""
+    """What determines a white-box teacher's answers to the pool of that name."""
     return {"pool": pool, "teacher": context.keys["teacher"]}
 
 
 def smallest(errors: Tensor, labels: Tensor, share: float, *, each: bool) -> Tensor:
-    """Which errors are smaller than their ``share``-quantile (N,), over all or for each label.
+    """Mask (N,) of the errors below their ``share``-quantile, over all or per label.
 
-    As in the paper strictly smaller, so that ``share=1`` leaves out the worst; where all errors are equal, all stay.
+    As in the paper strictly below, so that ``share=1`` drops the largest; if all errors are equal, all stay.
     """
     stays = torch.zeros(len(errors), dtype=torch.bool)
     for rows in [labels == label for label in labels.unique()] if each else [torch.ones_like(stays)]:
@@ -276,15 +276,15 @@ def smallest(errors: Tensor, labels: Tensor, share: float, *, each: bool) -> Ten
 
 
 def choice(groups: Tensor, n: int, rng: torch.Generator) -> Tensor:
-    """Positions of ``n`` rows, equally many of each group; the last takes what does not divide.
+    """Positions (n,) of random rows, equally many of each group; the last group takes the remainder.
 
     Args:
-        groups: (N,) whole numbers.
-        n: wanted.
+        groups: (N,) integers.
+        n: number of rows.
         rng: on the CPU.
 
     Raises:
-        DataError: a group has fewer.
+        DataError: a group has too few rows.
     """
     names = groups.unique()
     share, chosen = n // max(1, len(names)), []

@@ -1,4 +1,4 @@
-"""Real images drawn by label: for every wanted label an image whose own label is that, or near it."""
+"""Real images drawn by label: for every drawn label an image with that label or one near it."""
 
 from __future__ import annotations
 
@@ -16,17 +16,16 @@ from kd_lightning.sources.vicinity import Vicinity, places
 
 
 class Vicinal:
-    """Labels drawn from the distinct ones of the training set, each as likely as any other, and images near them.
+    """Labels drawn uniformly from the distinct ones of the training set, with noise, and an image near each.
 
-    With ``m_kappa=0`` and ``sigma=0`` an image of exactly the wanted label: every label equally often, however many
-    images it has.
+    With ``m_kappa=0`` and ``sigma=0`` each image has exactly the drawn label, so that all labels are equally frequent.
 
     Args:
-        rounds: batches of one epoch.
+        rounds: batches per epoch.
         batch_size: images per batch and rank.
         kind: ``soft`` or ``hard``, see :class:`kd_lightning.sources.vicinity.Vicinity`.
         m_kappa: width of the vicinity, in widest gaps between neighbouring labels.
-        sigma: noise on the wanted labels; None for the rule of thumb.
+        sigma: noise on the drawn labels; None for the rule of thumb.
         augment: applied to x in this order.
     """
 
@@ -52,7 +51,7 @@ class Vicinal:
 
 
 class VicinalLoader(Rounds):
-    """Each batch is drawn from seed, epoch, its number in that and the rank: nothing else needs to be kept."""
+    """Resumable: each batch depends only on seed, epoch, its number within the epoch and the rank."""
 
     def __init__(self, source: Vicinal, context: Context) -> None:
         super().__init__(source.rounds)
@@ -64,7 +63,7 @@ class VicinalLoader(Rounds):
         self.rng = torch.Generator(context.device)
 
     def batch(self, number: int) -> VicinalBatch:
-        """Fresh draws."""
+        """A fresh batch."""
         words = np.random.SeedSequence((self.seed, self.epoch, number, self.rank))
         self.rng.manual_seed(int(words.generate_state(1, np.uint64)[0]))
         n = self.source.batch_size

@@ -1,4 +1,4 @@
-"""Labels that are numbers: which images count as images of a label that hardly any image has exactly.
+"""Vicinities of regression labels: which images count as images of a label that few or none have exactly.
 
 The vicinities of CcGAN (Ding et al., ICLR 2021; *Continuous Conditional Generative Adversarial Networks: Novel
 Empirical Losses and Label Input Mechanisms*, TPAMI 2022). All labels here are places in [0, 1].
@@ -16,36 +16,36 @@ from kd_lightning.errors import ConfigError
 from kd_lightning.losses.gan import vicinity_weight
 
 LEAST = 1e-3
-"""A label whose soft weight is smaller is outside."""
+"""Soft weight below which a label is outside the vicinity."""
 REDRAWS = 1000
-"""After so many, noise and vicinity do not fit together."""
+"""Number of redraws after which noise and vicinity are considered incompatible."""
 
 
 def places(task: Any, labels: Tensor) -> Tensor:
-    """Labels as generators take them: classes as they are, numbers as places in [0, 1]."""
+    """Labels as generators receive them: classes unchanged, numbers as places in [0, 1]."""
     normalise = getattr(task, "normalise", None)
     return labels if normalise is None else normalise(labels)
 
 
 def label_noise(labels: Tensor) -> float:
-    """Sigma, 1.06 std(labels) N^(-1/5): Silverman's width of a kernel, with the population's standard deviation."""
+    """Sigma = 1.06 std(labels) N^(-1/5), Silverman's bandwidth, with the population's standard deviation."""
     return 1.06 * float(labels.double().std(correction=0)) * len(labels) ** -0.2
 
 
 def widest_gap(labels: Tensor) -> float:
-    """Between neighbours among the distinct labels; 0 where there is only one."""
+    """The widest gap between neighbouring distinct labels; 0 if there is only one."""
     gaps = labels.double().unique().diff()
     return float(gaps.max()) if len(gaps) else 0.0
 
 
 class Vicinity:
-    """Draws targets, the real labels near them and labels for images to be made, a whole batch at a time.
+    """Draws target labels, real images near them and labels for generated images, in batches.
 
     Args:
         labels: (N,) floats, places in [0, 1], in any order, on the device of the draws.
-        kind: ``soft``: weights exp(-nu (label - target)^2), nu = 1 / kappa^2, and inside is where they are at least
-            1e-3; ``hard``: weights 1, and inside is where labels differ by at most kappa.
-        m_kappa: kappa in widest gaps between neighbouring labels; 0 takes exactly the labels there are.
+        kind: ``soft``: weights exp(-nu (label - target)^2), nu = 1 / kappa^2, within the vicinity where at least 1e-3;
+            ``hard``: weights 1, within the vicinity where labels differ by at most kappa.
+        m_kappa: kappa in widest gaps between neighbouring labels; 0 for exactly the existing labels.
         sigma: of the noise on targets; None for :func:`label_noise`.
     """
 
@@ -65,18 +65,18 @@ class Vicinity:
         self.radius = self.kappa if kind == "hard" else self.kappa * math.sqrt(-math.log(LEAST))
 
     def goals(self, n: int, rng: torch.Generator) -> Tensor:
-        """Labels (n,) drawn from the distinct ones, each as likely as any other, with noise; not clipped to [0, 1]."""
+        """Labels (n,) drawn uniformly from the distinct ones, with noise; not clipped to [0, 1]."""
         base = torch.randint(len(self.unique), (n,), generator=rng, device=self.unique.device)
         return self._noisy(self.unique[base], rng)
 
     def targets(self, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """The same, every one with a real label in its vicinity, the noise drawn again where it has none.
+        """As :meth:`goals`, but redrawing the noise until every target has a real label in its vicinity.
 
         Returns:
-            Targets (n,), and where the labels inside begin and end (n,) among the sorted ones.
+            Targets (n,), and begin and end (n,) of the range of sorted labels in each vicinity.
 
         Raises:
-            ConfigError: some have none after many draws.
+            ConfigError: some vicinities are empty after many redraws.
         """
         base = self.unique[torch.randint(len(self.unique), (n,), generator=rng, device=self.unique.device)]
         target = self._noisy(base, rng)
@@ -93,15 +93,15 @@ class Vicinity:
         )
 
     def draw(self, n: int, rng: torch.Generator) -> dict[str, Tensor]:
-        """One step of a discriminator: n targets, a real and a made image for each.
+        """Draws for one step of a discriminator: n targets, with a real and a generated image for each.
 
         Returns:
-            ``target`` (n,); ``index`` (n,) of a real image, uniform among those in the vicinity; ``fake`` (n,), a label
-            uniform on the vicinity within [0, 1]; ``real_weight`` and ``fake_weight`` (n,).
+            ``target`` (n,); ``index`` (n,) of a real image, uniform over the vicinity; ``fake`` (n,), a label uniform
+            on the vicinity within [0, 1]; ``real_weight`` and ``fake_weight`` (n,).
         """
         target, first, last = self.targets(n, rng)
         u, v = torch.rand(2, n, generator=rng, device=target.device)
-        # u < 1, and yet u * count may round up to count
+        # u < 1, but u * count may round up to count
         inside = torch.minimum(first + (u.double() * (last - first)).long(), last - 1)
         low, high = (target - self.radius).clamp(min=0), (target + self.radius).clamp(max=1)
         fake = low + v * (high - low)
@@ -114,7 +114,7 @@ class Vicinity:
         }
 
     def weight(self, label: Tensor, target: Tensor) -> Tensor:
-        """What an image of ``label`` is worth for ``target``, (N,)."""
+        """The weight (N,) of images with labels ``label`` for the targets."""
         if self.kind == "hard" or not self.kappa:
             return torch.ones_like(target)
         return vicinity_weight(label, target, self.nu)

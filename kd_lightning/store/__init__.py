@@ -1,1 +1,1 @@
-"""Kept work: artefacts under a hash of what made them."""
+"""The artefact store: folders named after a hash of what made them."""

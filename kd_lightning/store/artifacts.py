@@ -1,4 +1,4 @@
-"""Things that take long and are wanted again: kept in a folder named after a hash of what made them."""
+"""Artefacts: results of long computations, each in a folder named after a hash of what determines it."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ from kd_lightning.errors import UserError, VersionError
 from kd_lightning.store import strangers
 
 FORMAT_VERSION = 1
-"""Of artefacts, checkpoints, results and students; raised when old ones cannot be read any more."""
+"""Version of the format of artefacts, checkpoints, results and students; raised when old files become unreadable."""
 
 NAME = re.compile(r"[a-z]+-[0-9a-f]{12}")
-"""What an artefact's folder is called."""
+"""Name of an artefact's folder."""
 
 
 WHOLE, GONE = "whole", "gone"
 
 
 def refuse_format(found: Any, where: Path, remedy: str = "make it anew") -> None:
-    """Let files of this format pass.
+    """Raise unless a file has the format version of this package.
 
     Args:
-        found: the ``format_version`` that a file gives.
+        found: the file's ``format_version``.
         where: the file.
-        remedy: what to do with an older one.
+        remedy: what to do with a file of an older version.
 
     Raises:
-        VersionError: another format; says what to do.
+        VersionError: another format version; says what to do.
     """
     if found == FORMAT_VERSION and not isinstance(found, bool):
         return
@@ -53,15 +53,15 @@ def refuse_format(found: Any, where: Path, remedy: str = "make it anew") -> None
 
 
 def remedy(folder: Path) -> str:
-    """What to type where a file of this artefact cannot be read."""
+    """What to type if a file of this artefact cannot be read."""
     return f"kd-artifacts rm {folder.name}, and it is made anew"
 
 
 def read_meta(folder: Path) -> dict[str, Any] | None:
-    """What ``artifact.json`` says of a finished artefact, None where there is none.
+    """The content of a finished artefact's ``artifact.json``; None if there is none.
 
     Raises:
-        VersionError: it has another format.
+        VersionError: it has another format version.
         UserError: it cannot be read.
     """
     file, advice = folder / "artifact.json", remedy(folder)
@@ -75,10 +75,10 @@ def read_meta(folder: Path) -> dict[str, Any] | None:
 
 
 def state_of(folder: Path) -> str:
-    """``WHOLE``, ``GONE``, or what is wrong with a finished artefact: a file that is not as long as it was written.
+    """``WHOLE``, ``GONE``, or what is damaged: a file that does not have the length it was written with.
 
     Raises:
-        VersionError: it has another format.
+        VersionError: the artefact has another format version.
     """
     try:
         meta = read_meta(folder)
@@ -97,13 +97,13 @@ def state_of(folder: Path) -> str:
 
 
 def _sizes(folder: Path) -> dict[str, int]:
-    """Bytes of the files that are read again, by their paths in an artefact's folder."""
+    """Path relative to the artefact's folder -> bytes, for the files that are read back later."""
     found = [*folder.glob("*.json"), *folder.glob("*.csv"), *folder.rglob("*.safetensors"), *folder.rglob("*.ckpt")]
     return {str(file.relative_to(folder)): file.stat().st_size for file in found if file.is_file()}
 
 
 def _set_aside(folder: Path) -> None:
-    """Make place for another, where the artefact that is there is damaged."""
+    """Rename a damaged artefact, so that it can be built again."""
     if (wrong := state_of(folder)) in (WHOLE, GONE):
         return
     aside = folder.with_name(folder.name + ".damaged")
@@ -126,15 +126,15 @@ def file_digest(path: str | Path) -> str:
 
 
 def names_file(text: Any) -> bool:
-    """Whether a value of a composition is the path of a file that is there."""
+    """Whether a value of a configuration is the path of an existing file."""
     return isinstance(text, str) and text != "" and os.path.isfile(os.path.expanduser(text))
 
 
 def within_artefact(path: str, root: str | Path) -> str | None:
-    """Where in the store a file of a finished artefact lies, as ``/kind-hash/name``; None for every other file.
+    """``/kind-hash/name`` for a file of a finished artefact; None for any other file.
 
     Args:
-        path: of a file.
+        path: of the file.
         root: of the store.
     """
     file, store = (os.path.abspath(os.path.expanduser(where)) for where in (path, str(root)))
@@ -144,7 +144,7 @@ def within_artefact(path: str, root: str | Path) -> str | None:
 
 
 def by_content(node: Any, root: str | Path) -> Any:
-    """Files of finished artefacts count by their name, which says what made them; all others by what is in them."""
+    """A configuration in which a finished artefact's file is replaced by its name and any other file by its digest."""
     if isinstance(node, dict):
         return {k: by_content(v, root) for k, v in node.items()}
     if isinstance(node, list):
@@ -155,12 +155,12 @@ def by_content(node: Any, root: str | Path) -> Any:
 
 
 def copy_into(source: Path, target: Path, leave: Sequence[str] = ()) -> None:
-    """Copy the files of a folder of the store as new files, which their owner may write, whatever the store's may.
+    """Copy the files of a folder in the store as new files that their owner may write, even if the store is read-only.
 
     Args:
-        source: folder; links to folders in it are left out.
-        target: folder, made where it is missing; files of the same names are overwritten.
-        leave: patterns of names that are left out.
+        source: folder; links to folders inside it are skipped.
+        target: folder, created if missing; files of the same names are overwritten.
+        leave: patterns of file names to skip.
     """
 
     def wanted(names: Sequence[str]) -> list[str]:
@@ -175,7 +175,7 @@ def copy_into(source: Path, target: Path, leave: Sequence[str] = ()) -> None:
 
 
 def size_of(folder: Path) -> int:
-    """Bytes of the files in and below a folder, also of one that changes meanwhile."""
+    """Bytes of the files in and below a folder, even if it changes meanwhile."""
     total = 0
     for top, _, files in os.walk(folder):
         for file in files:
@@ -185,7 +185,7 @@ def size_of(folder: Path) -> int:
 
 
 def in_words(size: float) -> str:
-    """Bytes as a person reads them: ``1.5 MB``."""
+    """A number of bytes for people: ``1.5 MB``."""
     for unit in ("B", "kB", "MB", "GB"):
         if size < 999.5:
             break
@@ -194,7 +194,7 @@ def in_words(size: float) -> str:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write ``content`` so that readers see the old file or the new one, never a half.
+    """Write JSON atomically: readers see the old file or the new one.
 
     Raises:
         UserError: the disk is full or the folder cannot be written.
@@ -210,7 +210,11 @@ def write_json(path: Path, content: Any) -> None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn the operating system's refusal to write ``path`` into one clear line."""
+    """Turn an OSError while writing ``path`` into one line of advice.
+
+    Raises:
+        UserError: ``path`` cannot be written.
+    """
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -229,10 +233,10 @@ class Store:
     """A folder of artefacts.
 
     Args:
-        root: where artefacts live; default is the user's cache directory.
-        reuse: ``False`` builds anew what this store has not built itself since it was made.
-        decided: called with what one process of several has to do, and returns its result to all of them, as
-            :func:`kd_lightning.distributed.collectives.decided` does; by default there is one process.
+        root: the folder; default is the user's cache directory.
+        reuse: ``False`` rebuilds every artefact that this object has not built itself.
+        decided: runs a function on one rank and returns its result on all, as
+            :func:`kd_lightning.distributed.collectives.decided` does; the default is for a single process.
     """
 
     def __init__(
@@ -249,31 +253,31 @@ class Store:
         self._used: list[set[str]] = []
 
     def path(self, kind: str, config: Mapping[str, Any]) -> Path:
-        """Where the artefact that ``config`` describes is, or would be."""
+        """The folder of the artefact that ``config`` determines, whether it exists or not."""
         return self.root / f"{kind}-{digest({'kind': kind, **config})}"
 
     def obtain(
         self, kind: str, config: Mapping[str, Any], build: Callable[[Path], None], *, everywhere: bool = False
     ) -> Path:
-        """Return the folder of the artefact, calling ``build`` on an unfinished folder if it is not there.
+        """The folder of an artefact, built if it does not exist.
 
-        One process builds while others wait. ``build`` finds in the folder whatever an interrupted
-        build left, and goes on from it; nobody else ever sees a folder whose build has not returned.
-        Among ranks the first alone looks, locks and tidies up.
+        One process builds while others wait. ``build`` receives an unfinished folder, with the files that an
+        interrupted build left in it, and continues from them; the folder gets its name only after ``build`` has
+        returned. Among ranks only the first locks and renames.
 
         Args:
             kind: first part of the folder's name, such as ``teacher``.
-            config: plain data that determines the result: settings, parents' hashes, seed, builder's version.
+            config: plain data that determines the result: settings, hashes of parents, seed, builder's version.
             build: writes the artefact into the folder it is given.
-            everywhere: whether every rank builds, as in a fit; else the first one does while the others wait.
+            everywhere: whether every rank builds, as in a fit; else only the first, while the others wait.
 
         Raises:
-            UserError: the store cannot be written, or the artefact that is there cannot be read.
+            UserError: the store cannot be written, or the existing artefact cannot be read.
         """
         folder = self.path(kind, config)
-        if self._used:  # what is being built now uses it
+        if self._used:  # the artefact under construction uses it
             self._used[-1].add(folder.name)
-        if self._usable(folder):  # what is finished never changes: no lock, and a read-only store will do
+        if self._usable(folder):  # finished artefacts never change: no lock, and the store may be read-only
             return folder
         with self._locked(folder):
             if not self._usable(folder):
@@ -284,7 +288,7 @@ class Store:
                 try:
                     build(work) if everywhere else self._decided(lambda: build(work))
                 finally:
-                    used = self._used.pop() | set(NAME.findall(json.dumps(config, default=str)))  # a stage's file, too
+                    used = self._used.pop() | set(NAME.findall(json.dumps(config, default=str)))  # a stage's file too
                 meta = {"format_version": FORMAT_VERSION, "kind": kind, "uses": sorted(used), "config": config}
                 self._decided(lambda: self._finish(work, folder, meta))
                 self.built.add(folder)

@@ -1,4 +1,4 @@
-"""What lies in a store: what each artefact is, what it was made from, and which of it nobody will miss."""
+"""The contents of a store: each artefact's description and parents, and which artefacts may be removed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from kd_lightning.store.artifacts import NAME, read_meta, size_of
 from kd_lightning.store.strangers import read_json
 
 DERIVED = ("fit", "pool", "labels")
-"""Kinds that ``gc`` removes where no run uses them: computing brings them back. Paid answers and runs stay."""
+"""Kinds that ``gc`` removes if no run uses them, because they can be computed again. Paid answers and runs stay."""
 
 
 @dataclass(frozen=True)
@@ -26,13 +26,13 @@ class Entry:
     """One folder of the store.
 
     Args:
-        folder: where.
+        folder: its path.
         name: of the artefact: ``kind-hash``.
         state: empty, ``unfinished``, ``old``, ``damaged`` or ``unreadable``.
         size: bytes.
-        touched: when something in it last changed, in seconds since the epoch.
-        about: what it is, in a few words.
-        uses: names of the artefacts it was made from; None where that was not noted.
+        touched: when a file in it last changed, in seconds since the epoch.
+        about: short description.
+        uses: names of the artefacts it was made from; None if unknown.
     """
 
     folder: Path
@@ -50,10 +50,10 @@ class Entry:
 
 
 def entries(root: Path) -> list[Entry]:
-    """Everything in a store, the biggest first within a kind.
+    """All entries of a store, sorted by kind and within a kind by size, the largest first.
 
     Raises:
-        UserError: there is no such folder.
+        UserError: the folder does not exist.
     """
     if not root.is_dir():
         raise UserError(f"there is no store {root}: nothing was kept yet, or KD_ARTIFACTS or --root names another")
@@ -116,25 +116,25 @@ def users_of(name: str, found: Sequence[Entry]) -> list[Entry]:
 
 
 def garbage(found: Sequence[Entry], *, before: float, keep: Sequence[str] = ()) -> tuple[list[Entry], list[str]]:
-    """What nobody will miss.
+    """Entries that can be removed without loss.
 
     Args:
         found: all entries of a store.
-        before: only what was last touched before this time, in seconds since the epoch.
-        keep: beginnings of names that stay.
+        before: remove only what last changed before this time, in seconds since the epoch.
+        keep: prefixes of names to keep.
 
     Returns:
-        Entries, and notes on why others stay.
+        The entries, and notes on why others stay.
     """
     old = [entry for entry in found if entry.touched < before and not entry.folder.name.startswith(tuple(keep))]
     going = [entry for entry in old if entry.state in ("unfinished", "old", "damaged") and not at_work(entry)]
     runs = [entry for entry in found if entry.kind == "run" and entry not in going]
     notes: list[str] = []
     if begun := [entry.name for entry in runs if entry.state == "unfinished"]:
-        notes.append(f"fits stay, for {', '.join(begun)} is unfinished and may use them")
+        notes.append(f"fits stay, because {', '.join(begun)} is unfinished and may use them")
     elif unsure := [entry.name for entry in runs if entry.uses is None]:
         notes.append(
-            f"fits stay, for nobody knows what {', '.join(unsure)} uses: kd-artifacts rm removes those by name"
+            f"fits stay, because it is unknown what {', '.join(unsure)} uses: kd-artifacts rm removes those by name"
         )
     else:
         roots = [e for e in found if e not in going and (e.kind not in DERIVED or e not in old)]
@@ -157,10 +157,10 @@ def _reached(roots: Sequence[Entry], found: Sequence[Entry]) -> set[str]:
 
 @contextmanager
 def locked(entry: Entry) -> Iterator[None]:
-    """Keep others from making it.
+    """Hold the lock of an entry, so that no process builds it.
 
     Raises:
-        UserError: somebody is making it now, or the store cannot be written.
+        UserError: a process is building it, or the store cannot be written.
     """
     lock = FileLock(entry.folder.with_name(entry.name + ".lock"))
     try:
@@ -176,7 +176,7 @@ def locked(entry: Entry) -> Iterator[None]:
 
 
 def at_work(entry: Entry) -> bool:
-    """Whether somebody is making it now."""
+    """Whether a process is building it."""
     try:
         with locked(entry):
             return False
@@ -185,10 +185,10 @@ def at_work(entry: Entry) -> bool:
 
 
 def remove(entry: Entry) -> None:
-    """Delete a folder, which is gone at once for everybody else.
+    """Delete a folder atomically for other processes.
 
     Raises:
-        UserError: somebody is making it now, or it cannot be deleted.
+        UserError: a process is building it, or it cannot be deleted.
     """
     with locked(entry):
         away = entry.folder.with_name(entry.name + ".old")

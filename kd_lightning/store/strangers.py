@@ -1,4 +1,4 @@
-"""The one door for files that somebody else may have made: plain data comes out, or one line that names the file."""
+"""Reads files from untrusted sources into plain data; every failure is one line that names the file."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from typing import Any
 from kd_lightning.errors import UserError
 
 MOST_JSON, MOST_YAML, MOST_TABLE = 16_000_000, 1_000_000, 200_000_000
-"""Bytes that are read of a file of that kind."""
+"""Largest size in bytes of a JSON, a YAML and a table file."""
 DEEPEST = 64
-"""Levels of lists and mappings in one another."""
+"""Largest nesting depth of lists and mappings."""
 INFLATES, SLACK = 4, 1_000_000
-"""A zip file may hold so many times its own size, and so many bytes beside."""
+"""A zip file may expand to this many times its size, plus this many bytes."""
 
 
 @contextmanager
 def reading(
     path: str | Path, *, error: type[UserError] = UserError, said: str = "", advice: str = "copy it again"
 ) -> Iterator[None]:
-    """Whatever goes wrong inside is one line that names the file.
+    """Turn any exception inside the block into one line that names the file.
 
     Args:
-        path: the file, which must be a regular one: pipes and devices could be waited for without an end.
-        error: what is raised.
-        said: how the line begins; by default that the file cannot be read.
-        advice: how it ends.
+        path: the file, which must be a regular one: reading a pipe or device could block for ever.
+        error: type to raise.
+        said: beginning of the line; by default, that the file cannot be read.
+        advice: end of the line.
 
     Raises:
-        UserError: as ``error``; one that is raised inside passes as it is.
+        UserError: of type ``error``; a UserError raised inside passes unchanged.
     """
     said = said or f"{path} cannot be read"
     try:
@@ -42,12 +42,12 @@ def reading(
         yield
     except (UserError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
-    except BaseException as reason:  # safetensors panics with one that is no Exception
+    except BaseException as reason:  # safetensors raises a panic that is not an Exception
         raise error(f"{said} ({in_a_line(reason)}): {advice}") from reason
 
 
 def in_a_line(reason: BaseException, most: int = 160) -> str:
-    """What an exception says, in one printable line."""
+    """An exception's text in one printable line."""
     text = (getattr(reason, "strerror", None) or str(reason)).strip() or type(reason).__name__
     if isinstance(reason, MemoryError | RecursionError):
         text = type(reason).__name__
@@ -55,10 +55,10 @@ def in_a_line(reason: BaseException, most: int = 160) -> str:
 
 
 def refuse_irregular(path: str | Path) -> None:
-    """Let regular files pass, and links to them.
+    """Raise unless a path is a regular file or a link to one.
 
     Raises:
-        OSError: it is none; says what it is instead.
+        OSError: says what it is instead.
     """
     try:
         mode = os.stat(path).st_mode
@@ -68,14 +68,14 @@ def refuse_irregular(path: str | Path) -> None:
         raise
     if not stat.S_ISREG(mode):
         kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
-        raise OSError(f"{kinds.get(stat.S_IFMT(mode), 'a device')}, no regular file")
+        raise OSError(f"{kinds.get(stat.S_IFMT(mode), 'a device')}, not a regular file")
 
 
 def read_text(path: str | Path, most: int = MOST_JSON, *, errors: str = "strict") -> str:
     """The text of a file of at most ``most`` bytes.
 
     Raises:
-        OSError, ValueError: it is larger, no regular file, or no text.
+        OSError, ValueError: it is larger, not a regular file, or not text.
     """
     refuse_irregular(path)
     with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # it may have become a pipe since
@@ -90,24 +90,24 @@ def read_json(path: str | Path, **how: Any) -> Any:
 
     Args:
         path: the file.
-        **how: as :func:`reading` takes it.
+        **how: keyword arguments of :func:`reading`.
 
     Raises:
-        UserError: it cannot be read, is no JSON, too large or too deep.
+        UserError: it cannot be read, is not JSON, too large or too deep.
     """
     with reading(path, **how):
         return refuse_odd(json.loads(read_text(path)))
 
 
 def read_yaml(path: str | Path, **how: Any) -> Any:
-    """Plain data from a YAML file, numbers as the configurations have them; nothing is resolved.
+    """Plain data from a YAML file, with numbers parsed as in configurations; nothing is resolved.
 
     Args:
         path: the file.
-        **how: as :func:`reading` takes it.
+        **how: keyword arguments of :func:`reading`.
 
     Raises:
-        UserError: it cannot be read, is no YAML, too large or too deep, or has parts that refer to others.
+        UserError: it cannot be read, is not YAML, too large or too deep, or contains aliases.
     """
     import yaml
     from omegaconf._utils import get_yaml_loader
@@ -115,7 +115,7 @@ def read_yaml(path: str | Path, **how: Any) -> Any:
     with reading(path, **how):
         text, depth = read_text(path, MOST_YAML), 0
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
-            if isinstance(event, yaml.AliasEvent):  # a few of them make gigabytes
+            if isinstance(event, yaml.AliasEvent):  # nested aliases can expand to gigabytes
                 raise ValueError(f"*{event.anchor} refers to another part: expected plain values")
             opens = isinstance(event, yaml.CollectionStartEvent)
             depth += opens - isinstance(event, yaml.CollectionEndEvent)
@@ -125,7 +125,7 @@ def read_yaml(path: str | Path, **how: Any) -> Any:
 
 
 def refuse_odd(tree: Any) -> Any:
-    """Let plain data pass: text, numbers, true, false and null in lists and mappings, not too deep.
+    """Return a tree if it is plain data: text, numbers, booleans and None in lists and mappings, not too deep.
 
     Raises:
         ValueError: says what else is in it.
@@ -142,10 +142,10 @@ def refuse_odd(tree: Any) -> Any:
 
 
 def refuse_interpolations(tree: Any) -> None:
-    """Let data pass that refer to nothing: no ``${...}``, escaped or not.
+    """Raise if a tree contains an interpolation ``${...}``, escaped or not.
 
     Raises:
-        ValueError: names the first that does.
+        ValueError: names the first one.
     """
     for where, value, _ in walk(tree):
         texts = value if isinstance(value, dict) else (value,)
@@ -154,7 +154,7 @@ def refuse_interpolations(tree: Any) -> None:
 
 
 def walk(tree: Any) -> Iterator[tuple[str, Any, int]]:
-    """Every value of nested lists and mappings, with its dotted place and its depth; the outermost first."""
+    """All values of nested lists and mappings with their dotted path and depth, outermost first."""
     ahead: list[tuple[str, Any, int]] = [("", tree, 0)]
     while ahead:
         where, value, depth = ahead.pop()
@@ -164,10 +164,10 @@ def walk(tree: Any) -> Iterator[tuple[str, Any, int]]:
 
 
 def refuse_inflating(path: str | Path) -> bool:
-    """Whether a file is a zip file, as torch writes them: one that holds much more than its size is refused.
+    """Whether a file is a zip file, as torch writes them.
 
     Raises:
-        ValueError: it does.
+        ValueError: it is one that expands to far more than its size.
     """
     with open(path, "rb") as file:
         begins = file.read(2) == b"PK"
@@ -187,10 +187,10 @@ def read_tensors(path: str | Path, **how: Any) -> dict[str, Any]:
 
     Args:
         path: the file.
-        **how: as :func:`reading` takes it.
+        **how: keyword arguments of :func:`reading`.
 
     Raises:
-        UserError: it cannot be read, is truncated, or is none.
+        UserError: it cannot be read, is truncated, or is not a safetensors file.
     """
     from safetensors.torch import load_file
 

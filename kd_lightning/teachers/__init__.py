@@ -1,1 +1,1 @@
-"""The model that answers, and how much of it may be touched."""
+"""Teachers: white-box networks, query-only teachers and their budgets."""

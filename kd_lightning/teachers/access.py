@@ -1,4 +1,4 @@
-"""How much a teacher tells, from its gradients down to a bare class, and what a student can make of it."""
+"""Access levels of a teacher: what it reveals (logits down to the label), and how its answers become targets."""
 
 from __future__ import annotations
 
@@ -18,15 +18,17 @@ LEVELS = ("white", "logits", "probs", "topk", "label")
 def told(
     logits: Tensor, access: Told, *, decimals: int | None = None, k: int = 5, abstain_below: float | None = None
 ) -> list[Answer]:
-    """What a teacher says aloud of what it thinks.
+    """Reduce logits to the answers of an access level.
 
     Args:
         logits: (N, K).
-        access: ``logits`` tells everything; ``probs`` the probabilities; ``topk`` the ``k`` largest of them;
-            ``label`` the class alone.
-        decimals: probabilities are rounded to this many decimals, as an API would print them.
-        k: number of classes told at level ``topk``.
-        abstain_below: it would not say where its largest probability is smaller than this.
+        access: ``logits``; ``probs``; ``topk``, the ``k`` largest probabilities; ``label``, only the class.
+        decimals: decimals to which probabilities are rounded, as an API would print them; None for no rounding.
+        k: number of classes in a ``topk`` answer.
+        abstain_below: abstain where the largest probability is below this; None for never.
+
+    Returns:
+        N answers, in the order of the rows.
     """
     logits = logits.detach().double().cpu()
     probs = logits.softmax(1).numpy()
@@ -50,14 +52,14 @@ def told(
 
 
 def usable(answers: Sequence[Answer], teacher: Described, *, smoothing: float = 0.1) -> Tensor:
-    """Answers (N, K) of any level as logits, so that one response loss serves all of them.
+    """Answers of any access level as logits (N, K), so that one response loss serves all levels.
 
-    Below ``logits`` they are log-probabilities: ``softmax`` of the result is the answer that was given.
+    Below ``logits`` they are log-probabilities: ``softmax`` of the result is the answer.
 
     Args:
-        answers: of the teacher's level, no abstentions among them.
-        teacher: who gave them.
-        smoothing: mass that a bare class spreads evenly over all K.
+        answers: N answers of the teacher's access level, without abstentions.
+        teacher: the teacher that gave them.
+        smoothing: probability mass of a ``label`` answer spread evenly over all K classes.
     """
     shape = (len(answers), teacher.num_classes)
     if teacher.access == "logits":
@@ -75,18 +77,18 @@ def usable(answers: Sequence[Answer], teacher: Described, *, smoothing: float = 
             row[list(answer.classes)] = answer.values
     else:
         probs[:] = np.array([cast(Probs, a).values for a in answers], np.float64).reshape(shape)
-    # an answer rounded to 0 means "less than half of the last decimal", not "impossible"
+    # a probability rounded to 0 means "less than half of the last decimal", not "impossible"
     floor = 0.5 * 10.0**-teacher.decimals if teacher.decimals is not None else math.exp(-30)
     return torch.from_numpy(np.log(np.maximum(probs, floor))).float()
 
 
 def malformed(answer: object, teacher: Described) -> str | None:
-    """What is wrong with an answer, None if nothing is."""
+    """What is wrong with an answer of this teacher; None if it is valid."""
     kinds = {"logits": Probs, "probs": Probs, "topk": TopK, "label": Label}
     if isinstance(answer, Abstained):
         return None
     if not isinstance(answer, kinds[teacher.access]):
-        return f"it told {type(answer).__name__}, expected {kinds[teacher.access].__name__} at access {teacher.access}"
+        return f"got {type(answer).__name__}, expected {kinds[teacher.access].__name__} at access {teacher.access}"
     classes = teacher.num_classes
     if isinstance(answer, Label):
         return None if 0 <= answer.label < classes else f"class {answer.label} of {classes} classes"
@@ -100,8 +102,8 @@ def malformed(answer: object, teacher: Described) -> str | None:
         if not all(0 <= c < classes for c in answer.classes):
             return f"classes {answer.classes} of {classes}"
     if not all(map(math.isfinite, values)):
-        return "a number that is not finite"
+        return "a value that is not finite"
     rounding = 0.0 if teacher.decimals is None else len(values) * 10.0**-teacher.decimals
     if teacher.access != "logits" and (min(values) < 0 or sum(values) > 1.01 + rounding):
-        return f"no probabilities: they reach from {min(values):g} to {max(values):g} and add up to {sum(values):g}"
+        return f"not probabilities: they range from {min(values):g} to {max(values):g} and sum to {sum(values):g}"
     return None

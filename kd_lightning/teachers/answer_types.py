@@ -1,7 +1,7 @@
-"""What crosses the door of a teacher that only answers: 8-bit images one way, answers the other, numpy alone.
+"""The interface to a query-only teacher: 8-bit images in, answers out, numpy only.
 
-No tensor, module or gradient can pass. Whoever answers is an :class:`Asker`, one attempt a call; counting, paying,
-waiting, retrying and remembering are done once for all of them, by those who ask.
+No tensor, module or gradient crosses it. An :class:`Asker` makes one attempt per call; counting, budgets, waiting,
+retrying and caching are done for all of them by :class:`~kd_lightning.teachers.remote.client.Asking`.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ Told = Literal["logits", "probs", "topk", "label"]
 
 @dataclass(frozen=True)
 class Probs:
-    """A number for each of the K classes: probabilities, or logits where the access is ``logits``."""
+    """One value for each of the K classes: probabilities, or logits where the access level is ``logits``."""
 
     values: tuple[float, ...]
 
 
 @dataclass(frozen=True)
 class TopK:
-    """The largest probabilities, and the classes they belong to; what is missing was not told."""
+    """The largest probabilities and their classes; the other classes were not revealed."""
 
     classes: tuple[int, ...]
     values: tuple[float, ...]
@@ -32,14 +32,14 @@ class TopK:
 
 @dataclass(frozen=True)
 class Label:
-    """A class and nothing else."""
+    """Only the predicted class."""
 
     label: int
 
 
 @dataclass(frozen=True)
 class Abstained:
-    """The teacher would not say: valid, paid for, and nothing to train on."""
+    """The teacher declined to answer: a valid answer that counts and costs, but gives no target."""
 
     reason: str = ""
 
@@ -49,18 +49,18 @@ Answer = Probs | TopK | Label | Abstained
 
 @dataclass(frozen=True)
 class Described:
-    """What a teacher says of itself before it is asked anything.
+    """A teacher's description of itself.
 
     Args:
-        name: who it is; answers of two names are never mixed.
-        version: of its model; nor those of two versions.
-        access: what its answers are.
+        name: identifies the teacher; answers of different names are never mixed.
+        version: identifies its model; answers of different versions are never mixed.
+        access: the level of its answers.
         num_classes: K.
-        image: (H, W, C) of the images it takes, None for any.
-        max_batch: most images of one question.
-        decimals: to which its probabilities are rounded, None for not at all.
-        k: classes that ``topk`` tells.
-        price: of one image, in whatever currency.
+        image: (H, W, C) of the images it accepts, None for any.
+        max_batch: largest number of images in one query.
+        decimals: decimals to which its probabilities are rounded, None for no rounding.
+        k: number of classes in a ``topk`` answer.
+        price: of one image, in any currency.
     """
 
     name: str
@@ -75,34 +75,34 @@ class Described:
 
 
 class Asker(Protocol):
-    """Asks one teacher, once."""
+    """Sends queries to one teacher, one attempt per call."""
 
     def describe(self) -> Described:
-        """What the teacher says of itself; free."""
+        """The teacher's description of itself; costs nothing."""
         ...
 
     def ask(self, images: np.ndarray) -> Sequence[Answer]:
-        """One attempt at images uint8 (N, H, W, C), N at most ``max_batch``: an answer for each, in their order.
+        """Query the teacher about images uint8 (N, H, W, C), N at most ``max_batch``: one answer per image, in order.
 
         Raises:
-            Busy: not now; nothing was counted.
-            Unclear: nobody knows whether it was counted.
-            Unfit: something about the images is wrong; nothing was counted.
+            Busy: refused for now; the images were not counted.
+            Unclear: it is unknown whether the images were counted.
+            Unfit: the teacher rejects these images; they were not counted.
             Closed: no further attempt can succeed.
         """
         ...
 
 
 class Unanswered(Exception):
-    """An attempt without answers."""
+    """An attempt that brought no answers."""
 
 
 class Busy(Unanswered):
-    """Refused for now and not counted: 408, 429, a connection that never came about.
+    """Refused for now and not counted: 408, 429, or no connection.
 
     Args:
-        reason: in words.
-        retry_after: seconds to wait at least, where the teacher said so.
+        reason: one line.
+        retry_after: seconds to wait at least, if the teacher said so.
     """
 
     def __init__(self, reason: str, retry_after: float | None = None) -> None:
@@ -111,7 +111,7 @@ class Busy(Unanswered):
 
 
 class Unclear(Unanswered):
-    """The question left and no answer came: a timeout, a broken connection, a 5xx. It counts as spent."""
+    """The query was sent but no answer came: a timeout, a broken connection, a 5xx. It counts as spent."""
 
     def __init__(self, reason: str, retry_after: float | None = None) -> None:
         super().__init__(reason)
@@ -119,8 +119,8 @@ class Unclear(Unanswered):
 
 
 class Unfit(Unanswered):
-    """The teacher will not take these images, 400, 413 or 422: some of them may be at fault, and it is not counted."""
+    """The teacher rejects the images (400, 413 or 422), perhaps only some of them; not counted."""
 
 
 class Closed(Unanswered):
-    """Asking on is of no use: a wrong key, no such model, no credit, another version than before."""
+    """Further queries are useless: a wrong key, no such model, no credit, or the model has changed."""

@@ -1,4 +1,4 @@
-"""What a method is handed of a teacher that only answers: something to ask, no module, no parameter, no gradient."""
+"""The query-only teacher that methods receive: it answers images and exposes no module, parameter or gradient."""
 
 from __future__ import annotations
 
@@ -18,35 +18,35 @@ from kd_lightning.teachers.budget.tables import Bucket, Spent
 
 
 class Door(Protocol):
-    """What stands between the one who asks and the teacher: :class:`~kd_lightning.teachers.remote.client.Asking`."""
+    """The client that queries the teacher: :class:`~kd_lightning.teachers.remote.client.Asking`, or a dry run."""
 
     def about(self, images: np.ndarray, *, bucket: Bucket = "training", fit: str | None = None) -> list[Kept]:
-        """Answers to uint8 (N, H, W, C)."""
+        """Answers to images uint8 (N, H, W, C), in order."""
         ...
 
     def asked(self, fit: str | None = None) -> int:
-        """Different images used so far."""
+        """Number of different images used so far."""
         ...
 
     def adopt(self, fit: str, images: int) -> int:
-        """Count those of a fit that was made before."""
+        """Count the images that an earlier fit used; returns how many."""
         ...
 
     def spent(self) -> dict[str, Spent]:
-        """By bucket."""
+        """Images used, paid for and in doubt, and their cost, by bucket."""
         ...
 
 
 @dataclass(frozen=True)
 class Answered:
-    """What was asked, and what came of it.
+    """The answers to one set of images.
 
     Args:
-        positions: int64 (M,) of the images that were answered.
+        positions: int64 (M,), positions of the images that were answered.
         answers: (M, K), usable as logits.
-        abstained: how many the teacher would say nothing of.
-        failed: how many it would not take.
-        asked: different images that the fit has used so far.
+        abstained: number of images on which the teacher abstained.
+        failed: number of images that it rejected.
+        asked: number of different images that the fit has used so far.
     """
 
     positions: Tensor
@@ -57,14 +57,14 @@ class Answered:
 
 
 class QueryTeacher:
-    """Asks in 8 bits, on the account of one fit; among ranks the first one asks for all.
+    """Queries a teacher with 8-bit images on behalf of one fit; in a distributed run only rank 0 sends queries.
 
     Args:
-        door: who asks; only the first rank has one.
-        described: what the teacher says of itself.
-        smoothing: mass that a bare class spreads evenly over all.
-        min_coverage: smallest share of images that a source may be left with because the teacher failed on the rest.
-        budget: most images that the run may use, for :meth:`require`; the door keeps to it.
+        door: the client that queries the teacher; None on all ranks but the first.
+        described: the teacher's description of itself.
+        smoothing: label smoothing of answers that are only a class.
+        min_coverage: smallest fraction of a source's images that must remain where the teacher failed on others.
+        budget: most images that the run may use, checked by :meth:`require`; the client enforces it on every query.
     """
 
     def __init__(
@@ -83,39 +83,39 @@ class QueryTeacher:
 
     @property
     def access(self) -> str:
-        """The level of its answers."""
+        """The access level of its answers."""
         return self.described.access
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Answer a batch (N, C, H, W) in [0, 1] with (N, K), usable as logits; every rank asks about its own.
+        """Answer this rank's batch (N, C, H, W) in [0, 1] with (N, K), usable as logits. A collective call.
 
         Raises:
-            BudgetExceeded: the batch does not fit into what is left; nothing is asked.
-            TeacherError: it has no answer to some of them.
+            BudgetExceeded: the batch does not fit into the remaining budget; nothing is queried.
+            TeacherError: the teacher abstained or failed on some of the images.
         """
         each = collectives.of_each(to_bytes(x))
         told = self._told(np.concatenate(each))
         if told.abstained or told.failed:
             raise TeacherError(
                 f"the teacher abstained on {told.abstained} images of a batch and failed on {told.failed}, and a "
-                "method that asks in every step cannot leave them out: ask once, with source=queried"
+                "method that queries in every step cannot leave them out: query once, with source=queried"
             )
         before = sum(len(images) for images in each[: collectives.rank()])
         return told.answers[before : before + len(x)].to(x.device)
 
     def about(self, images: Tensor) -> Answered:
-        """Answers to uint8 images (N, C, H, W), the same ones on all ranks; equal ones are asked about once.
+        """Answers to uint8 images (N, C, H, W), the same on all ranks; duplicates are queried once. A collective call.
 
         Raises:
-            BudgetExceeded: they do not all fit into what is left; nothing is asked.
+            BudgetExceeded: the images do not fit into the remaining budget; nothing is queried.
         """
         return self._told(channels_last(images))
 
     def require(self, images: int) -> None:
-        """Refuse at once what will not fit: so many different images in all, before they are made.
+        """Check that this many different images in all fit into the budget, before they are generated.
 
         Raises:
-            BudgetExceeded: that is more than ``teacher.budget``.
+            BudgetExceeded: they exceed ``teacher.budget``.
         """
         if self.budget is not None and images > self.budget:
             raise BudgetExceeded(
@@ -123,7 +123,7 @@ class QueryTeacher:
             )
 
     def for_evaluation(self, images: Tensor) -> Answered | None:
-        """The same out of a bucket that training does not see; None if it does not hold all: nothing is asked then."""
+        """As :meth:`about`, charged to the evaluation budget; None, without a query, if that is too small for all."""
         return collectives.decided(lambda: self._paid(channels_last(images)))
 
     def _paid(self, images: np.ndarray) -> Answered | None:
@@ -133,10 +133,10 @@ class QueryTeacher:
             return None
 
     def adopt(self, images: int) -> None:
-        """Count the images of the fit, made now or earlier; it knows of at least so many.
+        """Count the images that the fit has used, at least ``images``, whether it was trained now or earlier.
 
         Raises:
-            BudgetExceeded: they do not fit into what is left of the run's budget.
+            BudgetExceeded: they do not fit into the remaining budget of the run.
         """
         fit = self.fit or ""
         self.asked = collectives.decided(lambda: cast(Door, self._door).adopt(fit, images))
@@ -157,7 +157,7 @@ class QueryTeacher:
 
 
 def eight_bits(x: Tensor) -> Tensor:
-    """Images in [0, 1] as a teacher that only answers is asked about them: rounded to 1/255."""
+    """Images in [0, 1] as a query-only teacher receives them: rounded to multiples of 1/255."""
     return (x.float().clamp(0, 1) * 255).round() / 255
 
 

@@ -1,4 +1,4 @@
-"""A teacher that draws: asked with latents and labels, it answers with a mechanism's image and nothing else."""
+"""A generator as a teacher: latents and labels in, images of one mechanism (mask, texture or background) out."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ PER_CALL = 500
 
 
 class DrawingTeacher:
-    """The black box of SKDCGN: (z, y) to images. It shows no module, no parameter and no gradient.
+    """The black-box teacher of SKDCGN: (z, y) to images; it exposes no module, parameter or gradient.
 
     Args:
-        generator: a network with ``draw(im, z, y)``, or one of latents and labels that is all of one mechanism.
-        weights: its weights, ``stage:NAME/generator.safetensors`` or a file; None leaves it as it is.
-        device: where it draws.
+        generator: a network with ``draw(im, z, y)``, or a network of latents and labels for a single mechanism.
+        weights: its weights, ``stage:NAME/generator.safetensors`` or a file; None keeps the network as it is.
+        device: on which it generates.
 
     Raises:
         TeacherError: the file cannot be read, or holds another network.
@@ -44,7 +44,7 @@ class DrawingTeacher:
         self.latents = lambda n, length, rng: latents_of(generator, n, length, rng)
 
     def sample(self, im: str, z: Tensor, y: Tensor) -> Tensor:
-        """Images of a mechanism, without a gradient.
+        """Images of one mechanism, without gradient.
 
         Args:
             im: ``shape``, ``fg`` or ``bg``.
@@ -55,33 +55,33 @@ class DrawingTeacher:
             Masks (N, 1, H, W) for ``shape``, else textures (N, C, H, W), in [0, 1].
 
         Raises:
-            TeacherError: its first answer has another shape, another range, or no numbers.
+            TeacherError: the first answer has a wrong shape or range, or is NaN.
         """
         answer = self._ask(im, z, y)
         self.asked += len(y)
-        if im not in self._seen:  # the first answer tells, and later ones need not wait for the device
+        if im not in self._seen:  # only the first answer is checked: a check waits for the device
             _check(answer, im, len(y))
             self._seen.add(im)
         return answer.clamp(0, 1)
 
 
 def latents_of(generator: nn.Module, n: int, length: int, rng: torch.Generator) -> Tensor:
-    """Latents (n, length) as a generator was trained on: its own ``latents``, or z ~ N(0, I)."""
+    """Latents (n, length) of the generator's training distribution: its own ``latents``, or z ~ N(0, I)."""
     if hasattr(generator, "latents"):
         return cast(Any, generator).latents(n, length, rng)
     return torch.randn(n, length, generator=rng, device=rng.device)
 
 
 class KeptDrawings:
-    """What a mechanism drew once, asked in its place: the first number of z says which picture of the label's it is.
+    """Images of a mechanism, generated once and looked up afterwards; z[:, 0] selects the image within the label.
 
     Args:
-        drawer: asked now, and never again.
+        drawer: the teacher, queried only in the constructor.
         im: the mechanism.
         latent: length of z.
-        classes: of the labels, which are equally often among the pictures.
-        pictures: how many, at least one of each class.
-        rng: of the latents, on the drawer's device.
+        classes: number of labels, equally frequent among the images.
+        pictures: number of images, at least one per class.
+        rng: for the latents, on the drawer's device.
     """
 
     def __init__(
@@ -94,11 +94,11 @@ class KeptDrawings:
         )
 
     def latents(self, n: int, length: int, rng: torch.Generator) -> Tensor:
-        """Z ~ N(0, I), (n, length), whatever the drawer's are."""
+        """Latents z ~ N(0, I), (n, length), whatever the drawer's distribution."""
         return torch.randn(n, length, generator=rng, device=rng.device)
 
     def sample(self, im: str, z: Tensor, y: Tensor) -> Tensor:
-        """Pictures (N, C, H, W) of labels (N,): where z ~ N(0, I), each of a label's is as likely as another."""
+        """Images (N, C, H, W) of labels (N,); z ~ N(0, I) selects uniformly among the images of a label."""
         number = (torch.special.ndtr(z[:, 0]) * self.each).long().clamp(max=self.each - 1)
         return self.pictures[y * self.each + number]
 
@@ -110,7 +110,7 @@ def _check(answer: Tensor, im: str, n: int) -> None:
             f"the drawing teacher answers {im} with {tuple(answer.shape)}, expected ({', '.join(map(str, wanted))})"
         )
     low, high = float(answer.min()), float(answer.max())
-    if not (low >= -0.01 and high <= 1.01):  # NaN is neither
+    if not (low >= -0.01 and high <= 1.01):  # false for NaN as well
         raise TeacherError(
             f"the drawing teacher answers {im} in [{low:.3g}, {high:.3g}], expected [0, 1]: a generator whose last "
             "layer is tanh has to convert its images, (x + 1) / 2"

@@ -1,4 +1,4 @@
-"""A teacher inside a LightningModule that nothing there can change."""
+"""A white-box teacher inside a LightningModule, protected from training."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ from kd_lightning.errors import TeacherError
 
 
 class FrozenTeacher(nn.Module):
-    """Follows its owner to a device or dtype, but owns no parameter, buffer or checkpoint key.
+    """Follows its owner to a device or dtype, but adds no parameter, buffer or checkpoint key to it.
 
-    It stays in eval mode whatever its owner does, gradients pass through it to the images and never
-    reach its weights.
+    It stays in eval mode. Gradients pass through it to the images and never reach its weights.
 
     Args:
-        net: images (N, C, H, W) in [0, 1] -> logits (N, K); put in eval mode, and frozen.
+        net: images (N, C, H, W) in [0, 1] -> logits (N, K); put in eval mode and frozen.
     """
 
     access = "white"
@@ -37,23 +36,23 @@ class FrozenTeacher(nn.Module):
         return self._held[0]
 
     def standardise(self, x: Tensor) -> Tensor:
-        """What the network sees of images x (N, C, H, W) in [0, 1]: (x - mean) / std per channel."""
+        """The network's input for images x (N, C, H, W) in [0, 1]: (x - mean) / std per channel."""
         net: Any = self.net
         return net.standardise(x)
 
     def fold_batchnorm(self) -> None:
-        """Answer as one network in which batch norms are part of the convolutions that they follow.
+        """Answer with a copy of the network whose batch norms are folded into the convolutions before them.
 
-        It shares all other layers with ``net``, which still answers whenever a hook sits on what only ``net`` has.
+        It shares all other layers with ``net``. ``net`` itself answers while a hook sits on a layer that only it has.
 
         Raises:
-            TeacherError: there are batch norms, in a forward that cannot be traced.
+            TeacherError: the network has batch norms, but its forward cannot be traced.
         """
         if not any(isinstance(module, _BatchNorm) for module in self.net.modules()):
             return
         try:
-            folded = fuse(self.net, inplace=True)  # a graph of its own: "in place" copies no layers
-        except Exception as error:  # whatever a forward raises when its images are symbols
+            folded = fuse(self.net, inplace=True)  # a new graph; "in place" only means that layers are not copied
+        except Exception as error:  # a forward may raise anything when traced
             reason = str(error).partition(". ")[0]
             name = type(getattr(self.net, "net", self.net)).__name__
             raise TeacherError(
@@ -64,7 +63,7 @@ class FrozenTeacher(nn.Module):
         self._only_in_net = [module for module in self.net.modules() if module not in shared]
 
     def compile_with(self, backend: str) -> None:
-        """Compile what answers, each network when it is first called."""
+        """Compile the networks that answer, each at its first call."""
         for net in self._held:
             net.compile(backend=backend)
 

@@ -81,7 +81,7 @@ def test_a_burn_in_is_thrown_away() -> None:
 
 @pytest.mark.parametrize("value", [0.0, float("nan"), float("inf")])
 def test_a_dead_ratio_raises(value: float) -> None:
-    with pytest.raises(TrainingError, match="tells none from another"):
+    with pytest.raises(TrainingError, match="does not tell images apart"):
         rejection(
             torch.zeros,
             lambda x: torch.full((len(x),), value),

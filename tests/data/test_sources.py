@@ -180,7 +180,7 @@ def test_other_loads_its_set_no_sooner_than_it_is_prepared(tmp_path: Path) -> No
     node = {"_target_": f"{another.__module__}.another", "_partial_": True, "classes": 3}
     source = instantiate({"_target_": "kd_lightning.sources.other_dataset.Other", "load": node, "batch_size": 12})
     assert positions(source.prepare(context(tmp_path))) == list(range(100, 112))
-    with pytest.raises(ConfigError, match=r"called before it was wanted: set source\.load\._partial_=true"):
+    with pytest.raises(ConfigError, match=r"is not a function but its result: set source\.load\._partial_=true"):
         Other(load=another(), batch_size=12).prepare(context(tmp_path))  # type: ignore[arg-type]
 
 

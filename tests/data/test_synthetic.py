@@ -310,7 +310,7 @@ def gates(context: Context) -> dict[str, Any]:
 
 def test_the_gates_of_a_ratio_that_knows_nothing(tmp_path: Path) -> None:
     context = at(tmp_path)
-    with pytest.warns(UserWarning, match=r"softplus loss held out -1\.313, wanted under -1\.3233: the ratio knows no"):
+    with pytest.warns(UserWarning, match=r"softplus loss held out -1\.313, wanted under -1\.3233: the ratio is no"):
         source(tmp_path, ratio=Ratio(0.0)).prepare(context)
     found = gates(context)
     assert found["acceptance_rate"] == {"value": 1.0, "passed": True}
@@ -322,7 +322,7 @@ def test_the_gates_of_a_ratio_that_knows_nothing(tmp_path: Path) -> None:
 
 def test_the_gates_of_ratios_that_are_none(tmp_path: Path) -> None:
     context = at(tmp_path)
-    with pytest.warns(UserWarning, match=r"mean ratio of made images 3, wanted 0\.8 to 1\.2: it is no ratio"):
+    with pytest.warns(UserWarning, match=r"mean ratio of made images 3, wanted 0\.8 to 1\.2: it is not a ratio"):
         source(tmp_path, ratio=Ratio(0.0, scale=3.0)).prepare(context)
     context = at(tmp_path)
     with pytest.warns(UserWarning, match="acceptance rate .* the ratio is far greater on a few images"):
@@ -391,6 +391,6 @@ def test_settings_that_make_no_sense(settings: dict[str, Any], words: str, tmp_p
 
 @pytest.mark.parametrize("settings", [{"keep": 0.9}, {"relabel": True}])
 def test_nobody_to_ask(settings: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="ask a teacher, but teacher=none"):
+    with pytest.raises(ConfigError, match="query a teacher, but teacher=none"):
         source(tmp_path, **settings).prepare(at(tmp_path, teacher=False))
     assert len(source(tmp_path).prepare(at(tmp_path, teacher=False)).images) == 280

@@ -127,7 +127,7 @@ def test_attempts_in_doubt_are_spent(tmp_path: Path) -> None:
 def test_a_closed_door_is_tried_once(tmp_path: Path) -> None:
     asker = Fake(troubles=repeat(Closed("401: wrong key")))
     door = asking(asker, tmp_path)
-    with pytest.raises(TeacherError, match="fake cannot be asked: 401: wrong key"):
+    with pytest.raises(TeacherError, match="fake cannot be queried: 401: wrong key"):
         door.about(pictures(*range(4)))
     assert asker.attempts == 1
     assert spent(door) == Spent()
@@ -186,7 +186,7 @@ def test_an_error_in_a_thread_ends_the_others_and_is_told(tmp_path: Path) -> Non
     [
         ([Label(0)], "1 answers to 2 images"),
         ([Label(0), Label(3)], "class 3 of 3 classes"),
-        ([Label(0), Probs((1.0, 0.0, 0.0))], "it told Probs, expected Label at access label"),
+        ([Label(0), Probs((1.0, 0.0, 0.0))], "got Probs, expected Label at access label"),
     ],
 )
 def test_answers_that_make_no_sense_are_refused(answers: list[Any], said: str, tmp_path: Path) -> None:
@@ -196,7 +196,7 @@ def test_answers_that_make_no_sense_are_refused(answers: list[Any], said: str, t
 
 
 @pytest.mark.parametrize(
-    ("values", "said"), [((1.0, 0.0), "2 values"), ((1.0, 0.5, 0.0), "add up to 1.5"), ((float("nan"), 0, 1), "finite")]
+    ("values", "said"), [((1.0, 0.0), "2 values"), ((1.0, 0.5, 0.0), "sum to 1.5"), ((float("nan"), 0, 1), "finite")]
 )
 def test_probabilities_that_are_none(values: tuple[float, ...], said: str, tmp_path: Path) -> None:
     asker = Fake(access="probs", troubles=iter([lambda images: [Probs(values)]]))

@@ -56,7 +56,7 @@ def somewhere_else(client: httpx.Client) -> Iterator[httpx.Client]:
 
 PROGRAM = """
 import resource, socket, sys
-sys.path.insert(0, {folder!r})
+sys.path[:0] = [{folder!r}, {folder!r} + "/.."]  # loopback, and the conftest that it imports
 resource.setrlimit(resource.RLIMIT_NOFILE, (160, 160))
 from loopback import TEACHER, Service, probs, server_of
 
@@ -166,7 +166,7 @@ def test_bodies_on_their_way_take_half_the_places_of_all() -> None:
             held.enter_context(connected(client, BODY))
             while service.under_way < n:
                 threading.Event().wait(0.005)
-        assert post(client, images(1)).json()["error"]["reason"] == "2 questions of 127.0.0.1 are on their way"
+        assert post(client, images(1)).json()["error"]["reason"] == "2 queries from 127.0.0.1 are arriving"
         assert post(other, images(1)).status_code == 200
         held.close()
         while service.under_way:

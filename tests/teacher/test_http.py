@@ -1,4 +1,4 @@
-"""What comes of one attempt over HTTP: every status, every break, every answer that is none."""
+"""What comes of one attempt over HTTP: every status, every break, every invalid answer."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def test_a_date_without_the_other_sides_clock_is_read_by_ours() -> None:
 )
 def test_no_credit_is_not_a_matter_of_waiting(error: dict[str, str]) -> None:
     assert type(attempt(httpx.Response(429, json={"error": error}, headers={"Retry-After": "1"}))) is Closed
-    assert type(attempt(httpx.Response(429, json={"error": {"reason": "at most 60 questions a minute"}}))) is Busy
+    assert type(attempt(httpx.Response(429, json={"error": {"reason": "at most 60 queries a minute"}}))) is Busy
 
 
 BROKEN = {
@@ -187,12 +187,12 @@ def test_an_answer_that_breaks_off_or_never_ends() -> None:
 
 P = [0.1, 0.2, 0.3, 0.4]
 MALFORMED = {
-    "no json": (b"<html>", "no JSON"),
-    "half a json": (b'{"answers": [', "no JSON"),
-    "nothing": (b"", "no JSON"),
-    "no utf-8": (b"\xff\xfe\x00", "no JSON"),
-    "deep": (b"[" * 100_000, "no JSON"),
-    "a list": ([1], "no JSON object"),
+    "no json": (b"<html>", "not JSON"),
+    "half a json": (b'{"answers": [', "not JSON"),
+    "nothing": (b"", "not JSON"),
+    "no utf-8": (b"\xff\xfe\x00", "not JSON"),
+    "deep": (b"[" * 100_000, "not JSON"),
+    "a list": ([1], "not a JSON object"),
     "no list": ({"answers": {"0": P}}, "no answers for 2 images"),
     "one missing": ({"answers": [{"index": 0, "probs": P}]}, "1 answers for 2 images"),
     "one more": ({"answers": [{"index": i, "probs": P} for i in range(3)]}, "3 answers for 2 images"),
@@ -201,7 +201,7 @@ MALFORMED = {
     "index from 1": ({"answers": [{"index": i, "probs": P} for i in (1, 2)]}, "index 2"),
     "index as text": ({"answers": [{"index": str(i), "probs": P} for i in (0, 1)]}, "index '0'"),
     "index as bool": ({"answers": [{"index": i, "probs": P} for i in (False, True)]}, "index False"),
-    "an answer that is a list": ({"answers": [P, P]}, "no object"),
+    "an answer that is a list": ({"answers": [P, P]}, "not an object"),
     "K - 1": ([0.2, 0.4, 0.4], "probs: 3 for 4 classes"),
     "K + 1": ([*P, 0.0], "probs: 5 for 4 classes"),
     "no probs": (None, "expected a list of numbers"),
@@ -213,14 +213,14 @@ MALFORMED = {
     "huge": ([10**400, 0, 0, 0], "expected a list of numbers from 0 to 1"),
     "no sum of one": ([0.4, 0.4, 0.4, 0.4], "they add up to 1.6"),
     "nothing likely": ([0.0, 0.0, 0.0, 0.0], "they add up to 0"),
-    "nan": (b"NaN", "NaN is no number"),
-    "infinite": (b"-Infinity", "-Infinity is no number"),
+    "nan": (b"NaN", "NaN is not a number"),
+    "infinite": (b"-Infinity", "-Infinity is not a number"),
     "overflow": (b"1e999", "expected a list of numbers from 0 to 1"),
 }
 
 
 @pytest.mark.parametrize("name", MALFORMED)
-def test_an_answer_that_is_none_is_unclear(name: str) -> None:
+def test_an_invalid_answer_is_unclear(name: str) -> None:
     wrong, reason = MALFORMED[name]
     about = {"format": 1, "name": "toy", "version": "v1", "access": "probs"}
     fine = {"index": 0, "probs": P}
@@ -237,7 +237,7 @@ def test_an_answer_that_is_none_is_unclear(name: str) -> None:
         content = json.dumps({**about, "answers": [fine, {"index": 1, "probs": wrong}]}).encode()
     found = attempt(httpx.Response(200, content=content))
     assert type(found) is Unclear
-    assert str(found).startswith("an answer that is none: ")
+    assert str(found).startswith("an invalid answer: ")
     assert reason in str(found)
 
 

@@ -103,7 +103,7 @@ def test_it_says_what_it_is(cfg: Any) -> None:
         line = serve.summary(serve.address_of(listening), service, "MY_KEY")
     assert re.fullmatch(
         r"http://127\.0\.0\.1:\d+ answers for SmallConvNet, version [0-9a-f]{12}: topk \(10\), 10 classes, "
-        r"images 8x8x1, 20 in a question, 600 images a minute, key in MY_KEY",
+        r"images 8x8x1, 20 in a query, 600 images a minute, key in MY_KEY",
         line,
     )
     less = service_of(cfg("teacher.access=probs", "teacher.decimals=3", "name=digits", "images_per_minute=7"))
@@ -197,8 +197,8 @@ def test_an_address_that_is_taken_is_one_line() -> None:
 
 def test_without_the_extra_it_says_what_to_install(cfg: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     composed = cfg("teacher.access=label")
-    for module in ("limits", "service"):
-        monkeypatch.delitem(sys.modules, f"kd_lightning.teachers.{module}")
+    for module in ("limits", "app"):
+        monkeypatch.delitem(sys.modules, f"kd_lightning.cli.serve.{module}", raising=False)
     monkeypatch.setitem(sys.modules, "starlette.responses", None)
     with pytest.raises(UserError, match=r"pip install 'kd-lightning\[http\]'"):
         service_of(composed)
@@ -235,7 +235,7 @@ def test_the_command_from_start_to_end(teacher_file: Path, tmp_path: Path) -> No
     ) as process:
         assert process.stdout is not None
         line = process.stdout.readline()
-        assert "probs with 3 decimals, 10 classes, images 8x8x1, 500 in a question, key in MY_KEY" in line
+        assert "probs with 3 decimals, 10 classes, images 8x8x1, 500 in a query, key in MY_KEY" in line
         asker = HttpTeacher(line.split()[0].replace("0.0.0.0", "127.0.0.1"), key_env="OTHER_KEY")
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("OTHER_KEY", key)
@@ -245,8 +245,8 @@ def test_the_command_from_start_to_end(teacher_file: Path, tmp_path: Path) -> No
     assert process.returncode == 0
     assert out == ""
     assert err == (
-        "kd-serve: warning: 0.0.0.0 is no loopback: other machines can ask, who knows the key\n"
-        "kd-serve: answered 1 questions, 20 images\n"
+        "kd-serve: warning: 0.0.0.0 is not a loopback address: other machines can send queries with the key\n"
+        "kd-serve: answered 1 queries, 20 images\n"
     )
     assert [json.loads(each)["images"] for each in (tmp_path / "count").read_text().splitlines()] == [20]
     assert all(isinstance(answer, Probs) and answer.values == tuple(np.round(answer.values, 3)) for answer in answers)

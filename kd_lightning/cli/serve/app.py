@@ -1,7 +1,7 @@
-"""A teacher as an HTTP service: bounded in every direction, and what it answered is counted. ``wire`` has the format.
+"""A teacher as an HTTP service with bounded memory, rates and connections; ``protocol`` has the format.
 
-The event loop only reads, checks and writes; the network runs in one thread, one question after the other. A question
-counts once its answers are there, before they are sent; nothing that is refused counts.
+The event loop only reads, checks and writes; the network runs in one thread, one query after the other. A query counts
+when its answers are computed, before they are sent; a refused query does not count.
 """
 
 from __future__ import annotations
@@ -34,15 +34,18 @@ from kd_lightning.teachers.remote import protocol as wire
 
 
 class Service:
-    """Answers over HTTP for a teacher.
+    """Answers queries to a teacher over HTTP.
 
     Args:
-        answer: images uint8 (N, H, W, C) to answers; it is called in one thread.
-        teacher: what it says of itself; ``image`` and ``max_batch`` bound the body of a question.
-        limits: what may be done to it.
-        key: that every request must show, None for none.
-        tally: counts what was answered.
-        clock: seconds, never going back.
+        answer: images uint8 (N, H, W, C) to N answers; called in one thread.
+        teacher: its description; ``image`` and ``max_batch`` bound the body of a query.
+        limits: rates, concurrency and timeouts.
+        key: that every request must send, None for none.
+        tally: counts the answers.
+        clock: monotonic seconds.
+
+    Raises:
+        ValueError: the description has no image size, or access level ``logits``.
     """
 
     def __init__(
@@ -56,7 +59,7 @@ class Service:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if teacher.image is None or teacher.access not in ("probs", "topk", "label"):
-            raise ValueError("a service tells no logits, and knows the size of its images")
+            raise ValueError("a service answers with probs, topk or label, for images of one size")
         self.answer, self.teacher, self.limits = answer, teacher, limits or Limits()
         self.shape: tuple[int, int, int] = teacher.image
         self.key = None if key is None else key.encode()
@@ -69,7 +72,7 @@ class Service:
         self.worker = ThreadPoolExecutor(1, thread_name_prefix="teacher")
 
     def app(self) -> Starlette:
-        """To be served by any ASGI server, in one process."""
+        """The application, for any ASGI server with a single process."""
 
         @asynccontextmanager
         async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -81,12 +84,12 @@ class Service:
             async def endpoint(request: Request) -> Response:
                 try:
                     self._refuse_stranger(request)
-                    request.state.known = True  # its connection may stay
+                    request.state.known = True  # keeps its connection when places run short
                     return await handle(request)
                 except Refused as refused:
                     return refused.response()
                 except ClientDisconnect:
-                    return Response(status_code=400)  # nobody is there to read it
+                    return Response(status_code=400)  # the client has gone
                 except Exception as error:
                     print(f"kd-serve: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
                     return Refused(500, "failed", "the teacher failed; nothing was counted").response()
@@ -103,17 +106,17 @@ class Service:
         return app
 
     async def describe(self, _: Request) -> Response:
-        """What the teacher says of itself, and the limits."""
+        """Description of the teacher, and the limits."""
         content = {**wire.description(self.teacher), "limits": asdict(self.limits)}
         return JSONResponse(content, headers={"ETag": f'"{self.teacher.version}"'})
 
     async def count(self, _: Request) -> Response:
-        """What was answered since the start."""
+        """Number of queries and images answered since the start."""
         names = ("questions", "images", "repeated")
         return JSONResponse({name: getattr(self.tally, name) for name in names})
 
     async def ask(self, request: Request) -> Response:
-        """One question."""
+        """Answer one query."""
         shape = self._announced(request)
         address = request.client.host if request.client else ""
         self._admit(shape[0], address)
@@ -133,7 +136,7 @@ class Service:
                 task = asyncio.create_task(self._answered(np.frombuffer(pixels, np.uint8).reshape(shape), identity))
                 if identity is not None:
                     self.memory.keep(identity, content, task)
-            body = await asyncio.shield(task)  # others may be waiting for it
+            body = await asyncio.shield(task)  # a repeated query may be waiting for it
         finally:
             self.under_way -= 1
         self.tally.repeated += repeated
@@ -156,7 +159,7 @@ class Service:
             raise Refused(401, "key", "expected the header Authorization: Bearer KEY, with the right key", headers=how)
 
     def _announced(self, request: Request) -> tuple[int, int, int, int]:
-        """The shape of a question whose headers are all right."""
+        """The shape that a query announces, after all of its headers are checked."""
         headers, most = request.headers, self.teacher.max_batch
         try:
             shape = wire.shape_in(headers.get("Content-Type", ""))
@@ -166,7 +169,7 @@ class Service:
             raise Refused(400, "shape", str(error)) from None
         length = headers.get("Content-Length", str(math.prod(shape)))
         if shape[0] > most or int(length) > most * math.prod(self.shape):
-            raise Refused(413, "too_many", f"at most {most} images of {_by(self.shape)} in one question")
+            raise Refused(413, "too_many", f"at most {most} images of {_by(self.shape)} in one query")
         if shape[0] == 0:
             raise Refused(422, "empty", "no images: expected at least one")
         if shape[1:] != self.shape:
@@ -181,21 +184,21 @@ class Service:
         return shape
 
     def _admit(self, images: int, address: str) -> None:
-        """Let a question in, or say when to come again; one address has half the places while its bodies arrive."""
+        """Admit a query or refuse it; one address may fill half of the places with bodies that are still arriving."""
         if self.under_way >= self.limits.waiting:
-            raise Refused(503, "busy", f"{self.under_way} questions are under way", after=1)
+            raise Refused(503, "busy", f"{self.under_way} queries are in flight", after=1)
         if self.arriving[address] >= (self.limits.waiting + 1) // 2:
-            raise Refused(503, "busy", f"{self.arriving[address]} questions of {address} are on their way", after=1)
+            raise Refused(503, "busy", f"{self.arriving[address]} queries from {address} are arriving", after=1)
         wait = max(self.requests.wait(1), self.images.wait(images))
         if wait > 0:
             asked, shown = self.limits.requests_per_minute, self.limits.images_per_minute
-            allowed = [f"{most:g} {what} a minute" for most, what in ((asked, "questions"), (shown, "images")) if most]
+            allowed = [f"{most:g} {what} a minute" for most, what in ((asked, "queries"), (shown, "images")) if most]
             raise Refused(429, "rate", f"at most {' and '.join(allowed)}", after=wait)
         self.requests.take(1)
         self.images.take(images)
 
     async def _body(self, request: Request, size: int) -> bytearray:
-        """Exactly so many bytes."""
+        """The body, of exactly ``size`` bytes."""
         body = bytearray()
         try:
             async with asyncio.timeout(self.limits.patience):
@@ -223,7 +226,7 @@ async def _no_such_thing(request: Request, error: Exception) -> Response:
 
 
 def server_of(service: Service) -> uvicorn.Server:
-    """A server for ``run(sockets=[...])``; it ends at SIGINT and SIGTERM, when what is under way is answered."""
+    """A server for ``run(sockets=[...])``; at SIGINT or SIGTERM it ends after answering the queries in flight."""
     connections = Connections(service.limits, service.log)
     config = uvicorn.Config(
         service.app(),

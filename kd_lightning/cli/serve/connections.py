@@ -1,4 +1,4 @@
-"""The connections of the service: how many there may be, and how long each may keep it waiting."""
+"""The connections of the service: their number, and timeouts for each."""
 
 from __future__ import annotations
 
@@ -16,26 +16,25 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from kd_lightning.cli.serve.limits import Limits, Refused
 
 KEEP = 60
-"""Seconds that a connection without a question stays open: longer than clients keep theirs, or one may be closed as it
-is used."""
+"""Seconds that an idle connection stays open: longer than in clients, which might else use a closed one."""
 BACKLOG = 32
 """Connections that are accepted in one step of the event loop."""
 EVERY = 60.0
-"""Seconds between two lines about what was refused."""
+"""Seconds between two lines about refused connections."""
 
 
 class Log:
-    """One line a minute on standard error, however much there is to say.
+    """Prints at most one line a minute on standard error.
 
     Args:
-        clock: seconds, never going back.
+        clock: monotonic seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock, self.unsaid, self.next = clock, 0, -float("inf")
 
     def say(self, what: str) -> None:
-        """Print it, and how many lines before it were not, or count it."""
+        """Print a line with the number of suppressed ones before it, or suppress it."""
         if self.clock() < self.next:
             self.unsaid += 1
             return
@@ -44,20 +43,19 @@ class Log:
         self.unsaid, self.next = 0, self.clock() + EVERY
 
     def error(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """What the event loop would print with a traceback."""
+        """Log an exception of the event loop in one line instead of a traceback."""
         error = context.get("exception")
         self.say(f"{context['message']}{f' ({error})' if error else ''}")
 
 
 class Connections:
-    """Those that are open, the oldest first.
+    """The open connections, oldest first.
 
-    Where there is no room for a new one, the oldest that has not asked anything yet, or showed no key, gives way: who
-    sends nothing keeps nobody out.
+    If there is no room for a new one, the oldest that has sent no query yet, or no valid key, is closed.
 
     Args:
-        limits: how many in all and of one address, and how long each may take.
-        log: of those that are refused.
+        limits: numbers in total and per address, and timeouts.
+        log: for refused connections.
     """
 
     def __init__(self, limits: Limits, log: Log) -> None:
@@ -69,7 +67,7 @@ class Connections:
         self.leaving: set[Connection] = set()
 
     def admit(self, new: Connection) -> bool:
-        """Whether there is room, or could be made."""
+        """Add a connection, after closing an idle one if necessary; False if there is no room."""
         of_one = [one for one in self.open if one.address == new.address]
         for there, most, whose in ((of_one, self.of_one, f" of {new.address}"), ([*self.open], self.most, "")):
             if len(there) >= most:
@@ -83,7 +81,7 @@ class Connections:
 
 
 class Connection(H11Protocol):
-    """One of them: head, body and the reading of the answer must each be done in time, and a refusal is sent."""
+    """One connection: timeouts for head, body and the reading of the answer, each with an error response."""
 
     def __init__(self, gate: Connections, **given: Any) -> None:
         super().__init__(**given)
@@ -93,14 +91,14 @@ class Connection(H11Protocol):
         self._timers: dict[str, asyncio.TimerHandle] = {}
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin with a head, or be refused."""
+        """Start the timeout of the first head, or refuse the connection."""
         super().connection_made(transport)
         self.address = self.client[0] if self.client else ""
         if self.gate.admit(self):
             self._within("head", self.gate.patience)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget it."""
+        """Cancel the timeouts and forget the connection."""
         for name in list(self._timers):
             self._cancel(name)
         self.gate.open.pop(self, None)
@@ -108,40 +106,40 @@ class Connection(H11Protocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Read on; a head has a deadline, and its body that of the one who reads it."""
+        """Read on; a new head starts a timeout, and a complete one ends it."""
         if self.ended:
             return
         before = self.cycle
         super().data_received(data)
-        if self.cycle is not before:  # a head is there: its body has a deadline of its own
+        if self.cycle is not before:  # the head is complete; Service times the body
             self._asked()
         elif self.conn.their_state is h11.IDLE and "head" not in self._timers:
             self._within("head", self.gate.patience)
 
     def on_response_complete(self) -> None:
-        """Wait for another question, or for the rest of a body that nobody read."""
+        """Start the timeout for the next query, or for the rest of an unread body."""
         before = self.cycle
         super().on_response_complete()
         if self.cycle is not before:
             self._asked()
         elif not self.ended:
             known = before.scope["state"].get("known", False)
-            whole = self.conn.their_state in (h11.IDLE, h11.DONE)  # else the rest of its body is on the way
+            whole = self.conn.their_state in (h11.IDLE, h11.DONE)  # else the rest of its body is still to come
             self.gives_way = not known
             self._within("rest", KEEP + self.gate.patience if known and whole else self.gate.patience)
 
     def pause_writing(self) -> None:
-        """The answer is not being read."""
+        """Start the timeout of an answer that the client does not read."""
         super().pause_writing()
         self._within("answer", self.gate.patience)
 
     def resume_writing(self) -> None:
-        """It is."""
+        """End it: the client reads again."""
         super().resume_writing()
         self._cancel("answer")
 
     def end(self, status: int, code: str, reason: str, after: float | None = None) -> None:
-        """Say why, if no answer has begun, and leave it to the client to close within its time."""
+        """Send an error response if no answer has begun, and give the client a second to close."""
         self.ended = True
         for name in list(self._timers):
             self._cancel(name)
@@ -155,7 +153,7 @@ class Connection(H11Protocol):
         head = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}".encode()]
         head += [b"%b: %b" % pair for pair in response.raw_headers]
         self.transport.write(b"\r\n".join([*head, b"", bytes(response.body)]))
-        self.transport.write_eof()  # to close now would take the reason from who is still sending
+        self.transport.write_eof()  # closing now would discard the response while the client still sends
         self.gate.leaving.add(self)
         self._within("end", 1.0)
 
@@ -177,5 +175,5 @@ class Connection(H11Protocol):
         if name == "end":
             self.transport.abort()
             return
-        what = {"head": "a question", "rest": "the rest of one, or another one", "answer": "the reading of an answer"}
+        what = {"head": "a query", "rest": "the rest of one, or another one", "answer": "the reading of an answer"}
         self.end(408, "slow", f"{what[name]} took longer than {self.gate.patience:g} seconds")

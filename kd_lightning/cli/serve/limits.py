@@ -1,4 +1,4 @@
-"""How much a service lets be done to it, what it has answered, and what it remembers."""
+"""Limits of a service, the count of its answers, and the cache of repeated queries."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from starlette.responses import JSONResponse, Response
 from kd_lightning.errors import UserError
 
 REMEMBERED = 64_000_000
-"""Bytes of answers that are kept for questions that are repeated, the oldest are forgotten first."""
+"""Bytes of answers kept for repeated queries; the oldest are dropped first."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a service lets be done to it.
+    """Limits of a service.
 
     Args:
-        requests_per_minute: questions, None for any number; as many may come at once.
+        requests_per_minute: queries, None for any number; as many may come at once.
         images_per_minute: images in them.
-        waiting: questions under way at the same time.
-        patience: seconds in which the head of a question must arrive, its body, and the answer at who asked.
+        waiting: queries in flight at the same time.
+        patience: seconds for each of: receiving a head, receiving its body, sending the answer.
         connections: open at the same time.
-        connections_per_address: of them from one address.
+        connections_per_address: open at the same time from one address.
     """
 
     requests_per_minute: float | None = None
@@ -42,13 +42,13 @@ class Limits:
 
 
 class Refused(Exception):
-    """A question that is not answered.
+    """A refused query.
 
     Args:
-        status: of HTTP, 400 or more.
+        status: HTTP status, 400 or more.
         code: one word for programs.
-        reason: for people: what was wrong, what was expected.
-        after: seconds after which it may be tried again.
+        reason: for people: what was wrong and what was expected.
+        after: seconds after which to try again.
         headers: further ones.
     """
 
@@ -61,16 +61,16 @@ class Refused(Exception):
             self.headers["Retry-After"] = str(max(1, math.ceil(after)))
 
     def response(self) -> Response:
-        """As it is sent."""
+        """The HTTP response."""
         error = {"code": self.code, "reason": str(self), "counted": False}
         return JSONResponse({"error": error}, self.status, self.headers)
 
 
 class Tally:
-    """What was answered since the start: a line of JSON for every question in a file, if one is named, and the sums.
+    """Counts answers since the start and, if a file is named, appends a line of JSON to it for every query.
 
     Args:
-        file: is appended to; what is in it outlives ``kill -9``.
+        file: appended to; a line survives ``kill -9``.
 
     Raises:
         UserError: it cannot be written.
@@ -85,7 +85,11 @@ class Tally:
             raise UserError(f"count_file={file}: {error.strerror}") from error
 
     def add(self, images: int, identity: str | None) -> None:
-        """Count one question; OSError, and no change, where that cannot be written down."""
+        """Count one query.
+
+        Raises:
+            OSError: the file cannot be written; nothing is counted.
+        """
         if self._file is not None:
             line = json.dumps({"time": round(time.time(), 3), "images": images, "id": identity}) + "\n"
             os.write(self._file, line.encode())
@@ -94,11 +98,11 @@ class Tally:
 
 
 class Bucket:
-    """Tokens that refill evenly, a minute's worth at most.
+    """A token bucket that holds one minute's worth.
 
     Args:
-        per_minute: None for any number.
-        clock: seconds, never going back.
+        per_minute: rate of refill, None for no limit.
+        clock: monotonic seconds.
     """
 
     def __init__(self, per_minute: float | None, clock: Callable[[], float]) -> None:
@@ -106,7 +110,7 @@ class Bucket:
         self.level, self.seen = per_minute or 0.0, clock()
 
     def wait(self, tokens: float) -> float:
-        """Seconds until so many are there."""
+        """Seconds until this many tokens are available."""
         if self.size is None:
             return 0.0
         now = self.clock()
@@ -115,33 +119,33 @@ class Bucket:
         return max(0.0, tokens - self.level) * 60 / self.size
 
     def take(self, tokens: float) -> None:
-        """Use some."""
+        """Remove tokens."""
         self.level -= tokens
 
 
 class Memory:
-    """Answers by the ID of their question, those under way among them; bounded by the bytes of those that are there."""
+    """Answers by the ID of their query, finished or in flight; the finished ones are bounded in bytes."""
 
     def __init__(self, size: int = REMEMBERED) -> None:
         self.size, self.held = size, 0
         self.entries: dict[str, tuple[bytes, asyncio.Task[bytes]]] = {}
-        self._sizes: OrderedDict[str, int] = OrderedDict()  # of the answers that are there, the oldest first
+        self._sizes: OrderedDict[str, int] = OrderedDict()  # of finished answers, oldest first
 
     def find(self, identity: str, content: bytes) -> asyncio.Task[bytes] | None:
-        """The answer to this question, or nothing.
+        """The answer to a query with this ID and content, finished or in flight; None if there is none.
 
         Raises:
-            Refused: the ID was another question's.
+            Refused: the ID was used for another query.
         """
         if identity not in self.entries:
             return None
         known, task = self.entries[identity]
         if known != content:
-            raise Refused(422, "id", "this Idempotency-Key was that of another question: use one for each")
+            raise Refused(422, "id", "this Idempotency-Key was used for another query: use one for each")
         return task
 
     def keep(self, identity: str, content: bytes, task: asyncio.Task[bytes]) -> None:
-        """Remember a question from now on, and its answer when it is there; one that fails is forgotten."""
+        """Remember a query and its answer, unless computing the answer fails."""
         self.entries[identity] = content, task
         task.add_done_callback(lambda done: self._done(identity, done))
 

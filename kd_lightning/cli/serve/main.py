@@ -1,4 +1,4 @@
-"""``kd-serve``: any teacher of ours as an HTTP service that only answers. Imports no torch before it composes."""
+"""``kd-serve``: a network as a query-only HTTP service. Imports no torch before the configuration is checked."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ It is asked by kd-lightning teacher=http teacher.asker.url=ADDRESS, or by anythi
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that waits for connections.
+    """A listening socket.
 
     Raises:
-        UserError: the address is taken, or none of this machine's.
+        UserError: the address is in use or does not belong to this machine.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
@@ -43,13 +43,13 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def address_of(listening: socket.socket) -> str:
-    """Where it is asked."""
+    """The URL of the service."""
     host, port = listening.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def summary(address: str, service: Service, key_env: str | None) -> str:
-    """One line: the address, the teacher, what it tells, and the limits."""
+    """One line: address, teacher, access level and limits."""
     teacher, limits = service.teacher, service.limits
     access = {"topk": f"topk ({teacher.k})"}.get(teacher.access, teacher.access)
     rounded = f" with {teacher.decimals} decimals" if teacher.decimals is not None else ""
@@ -57,8 +57,8 @@ def summary(address: str, service: Service, key_env: str | None) -> str:
         f"{address} answers for {teacher.name}, version {teacher.version}: {access}{rounded}",
         f"{teacher.num_classes} classes",
         "images {}x{}x{}".format(*service.shape),
-        f"{teacher.max_batch} in a question",
-        *([f"{limits.requests_per_minute:g} questions a minute"] if limits.requests_per_minute else []),
+        f"{teacher.max_batch} in a query",
+        *([f"{limits.requests_per_minute:g} queries a minute"] if limits.requests_per_minute else []),
         *([f"{limits.images_per_minute:g} images a minute"] if limits.images_per_minute else []),
         f"key in {key_env}" if key_env else "no key",
     ]
@@ -68,8 +68,9 @@ def summary(address: str, service: Service, key_env: str | None) -> str:
 def _warn_of_others(listening: socket.socket, key_env: str | None) -> None:
     host = listening.getsockname()[0]
     if not ipaddress.ip_address(host.partition("%")[0]).is_loopback:
-        how = "who knows the key" if key_env else "without any key (set key_env=NAME)"
-        print(f"kd-serve: warning: {host} is no loopback: other machines can ask, {how}", file=sys.stderr, flush=True)
+        how = "with the key" if key_env else "without any key (set key_env=NAME)"
+        warning = f"{host} is not a loopback address: other machines can send queries {how}"
+        print(f"kd-serve: warning: {warning}", file=sys.stderr, flush=True)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -77,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     settings = "\n".join("  " + line.replace(": ", "=", 1) for line in own)
     parser = argparse.ArgumentParser(
         prog="kd-serve",
-        description="Serve a teacher over HTTP, for others to learn from its answers alone.",
+        description="Serve a teacher over HTTP, for distillation from only its answers.",
         epilog=f"{COMPOSED}\n\n{settings}\n\n{EXAMPLES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -87,9 +88,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Answer until interrupted or terminated; 2 where it cannot be served."""
+    """Serve until interrupted or terminated; returns 2 on an error."""
     args = _parser().parse_args(argv)
-    sys.path.append(str(Path.cwd()))  # a network of the user's own may lie beside the command
+    sys.path.append(str(Path.cwd()))  # finds a user's network in the working directory
     try:
         from kd_lightning.cli.serve.server import compose, service_of
         from kd_lightning.core.log_filters import quiet
@@ -112,11 +113,11 @@ def _serve(service: Service, listening: socket.socket, key_env: str | None) -> N
 
     _warn_of_others(listening, key_env)
     print(summary(address_of(listening), service, key_env), flush=True)
-    for ends in (signal.SIGINT, signal.SIGTERM):  # the server takes them over, and raises them again when it has ended
+    for ends in (signal.SIGINT, signal.SIGTERM):  # the server handles them and raises them again at its end
         signal.signal(ends, lambda *_: None)
     server_of(service).run(sockets=[listening])
     tally = service.tally
-    print(f"kd-serve: answered {tally.questions} questions, {tally.images} images", file=sys.stderr)
+    print(f"kd-serve: answered {tally.questions} queries, {tally.images} images", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What ``kd-serve`` serves: a composition read, its teacher obtained, and both made a service."""
+"""Builds the service of ``kd-serve`` from a configuration: checks it, obtains the teacher, describes it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from kd_lightning.cli.serve.app import Service
 
 READ = ("data", "teacher", "experiment", "scale", "artifacts", "trainer.accelerator")
-"""Of what kd-lightning reads."""
+"""The parts of kd-lightning's configuration that kd-serve reads."""
 SETTINGS: dict[str, Any] = {
     "host": str,
     "port": int,
@@ -49,14 +49,14 @@ SETTINGS: dict[str, Any] = {
     "connections_per_address": int,
     "count_file": str | None,
 }
-"""Of its own; ``conf/serve.yaml`` says what they are."""
+"""Its own settings, described in ``conf/serve.yaml``."""
 
 
 FLOOD = ("patience", "connections", "connections_per_address")
 
 
 def compose(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> DictConfig:
-    """The composition of what kd-serve reads.
+    """The checked configuration of kd-serve.
 
     Args:
         overrides: as typed.
@@ -113,7 +113,7 @@ def key_in(name: str | None) -> str | None:
         name: of the variable; None for no key.
 
     Raises:
-        UserError: it is not set, or no key.
+        UserError: the variable is not set, its name is invalid, or its content is not a valid key.
     """
     if name is None:
         return None
@@ -131,7 +131,7 @@ def key_in(name: str | None) -> str | None:
 
 
 def _composition(cfg: DictConfig) -> Composition:
-    """What a run would be made of; whatever is no teacher and no data may be wrong in it."""
+    """The composition of a run with this teacher; only its teacher and data must be valid."""
     _, composition = examined(cfg)
     if composition is None or composition.teacher is None:
         raise ConfigError("there is no teacher to serve: choose one with teacher=NAME")
@@ -139,13 +139,13 @@ def _composition(cfg: DictConfig) -> Composition:
 
 
 def obtain(composition: Composition) -> Obtained:
-    """The teacher of a composition: from its weights file, with no need of data, or trained once and kept.
+    """The teacher of a composition: from its weights file, which needs no data, or trained once and kept.
 
     Raises:
-        UserError: as a run would.
+        UserError: as in a run.
     """
     assert composition.teacher is not None
-    teacher, data = replace(composition.teacher, access="white"), composition.data  # white to its owner
+    teacher, data = replace(composition.teacher, access="white"), composition.data  # the server holds the network
     composition = settle(composition.derive(teacher=teacher))
     store = Store(composition.artifacts.root, reuse=composition.artifacts.reuse)
     if teacher.weights:
@@ -160,7 +160,7 @@ def obtain(composition: Composition) -> Obtained:
 
 
 def described(cfg: DictConfig, composition: Composition, obtained: Obtained) -> Described:
-    """What the teacher will say of itself.
+    """The teacher's description of itself.
 
     Args:
         cfg: the service's own settings.
@@ -168,7 +168,7 @@ def described(cfg: DictConfig, composition: Composition, obtained: Obtained) -> 
         obtained: the teacher.
 
     Raises:
-        ConfigError: not even one image fits into what is allowed.
+        ConfigError: the limits do not allow even one image.
     """
     assert obtained.net is not None
     assert composition.teacher is not None
@@ -195,10 +195,10 @@ def described(cfg: DictConfig, composition: Composition, obtained: Obtained) -> 
 
 
 def service_of(cfg: DictConfig) -> Service:
-    """What a composition serves.
+    """The service of a configuration.
 
     Raises:
-        UserError: an extra is missing, or as :func:`obtain` does.
+        UserError: an extra is missing, or as in :func:`obtain`.
     """
     try:
         from kd_lightning.cli.serve.app import Service

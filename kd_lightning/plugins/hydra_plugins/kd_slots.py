@@ -202,7 +202,7 @@ class SlotLauncher(Launcher):
             "KD_SWEEP": self.sweep_dir.name,
             PARENT: str(self.inner),
         }
-        from kd_lightning.results.run_index import hold
+        from kd_lightning.results.run_lock import hold
 
         log.info("job %d on %s: %s", job.number, job.slot or "cpu", job.label)
         try:
@@ -230,7 +230,8 @@ class SlotLauncher(Launcher):
         job.status = "running"
 
     def _finish(self, job: Job) -> None:
-        from kd_lightning.results.run_index import RUNNING, read_run
+        from kd_lightning.results.run_index import read_run
+        from kd_lightning.results.run_lock import RUNNING
         from kd_lightning.results.table import headline
 
         assert job.process is not None

@@ -1,1 +1,1 @@
-"""Questions that are paid for: the ledger and its limits."""
+"""Budgets of query-only teachers: the ledger of paid answers, its limits, and rate limits."""

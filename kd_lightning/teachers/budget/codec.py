@@ -1,4 +1,4 @@
-"""Answers as bytes, to the bit as they were told, and the key under which each is found again."""
+"""Answers as bytes, bit-exact, and the cache key of a query."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kd_lightning.teachers.answer_types import Abstained, Answer, Described, Lab
 
 @dataclass(frozen=True)
 class Failed:
-    """The teacher will not take this image: not paid for, and nothing to train on."""
+    """The teacher rejects this image: not paid for, and no target."""
 
     reason: str = ""
 
@@ -23,10 +23,10 @@ Kept = Answer | Failed
 
 
 def keys_of(teacher: Described, images: np.ndarray) -> list[bytes]:
-    """SHA-256 of who is asked, in which version, how it answers, and the pixels.
+    """Cache keys of images: SHA-256 of the teacher's name and version, its access level and the pixels.
 
     Args:
-        teacher: whom.
+        teacher: the teacher to query.
         images: uint8 (N, H, W, C).
     """
     decimals = teacher.decimals if teacher.access in ("probs", "topk") else None
@@ -42,7 +42,7 @@ def keys_of(teacher: Described, images: np.ndarray) -> list[bytes]:
 
 
 def packed(answer: Kept) -> bytes:
-    """One letter for the kind, then its content."""
+    """An answer as bytes: one letter for its type, then its content."""
     match answer:
         case Probs(values):
             return b"p" + np.array(values, np.float64).tobytes()
@@ -57,7 +57,7 @@ def packed(answer: Kept) -> bytes:
 
 
 def unpacked(told: bytes) -> Kept:
-    """What was packed."""
+    """The answer in packed bytes."""
     kind, content = told[:1], told[1:]
     match kind:
         case b"p":
@@ -76,7 +76,7 @@ def unpacked(told: bytes) -> Kept:
 
 
 def read(told: bytes, teacher: Described) -> Kept:
-    """What was packed, if the teacher can have said it.
+    """The answer in packed bytes, checked to be a valid answer of this teacher.
 
     Raises:
         ValueError: the bytes are damaged.

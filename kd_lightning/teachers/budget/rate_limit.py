@@ -1,4 +1,4 @@
-"""How fast and how often a teacher is asked: rates, waiting after a refusal, and when to give up."""
+"""Rate limits, waiting after a refusal, and when to give up."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from kd_lightning.errors import TeacherError
 from kd_lightning.teachers.answer_types import Busy, Unclear
 
 FIRST, LONGEST = 1.0, 60.0
-"""Seconds that are waited for after the first failure, at most, and after any."""
+"""Seconds: longest wait after the first failure, which doubles with each further one, and its upper bound."""
 
 
 @dataclass(frozen=True)
 class Pace:
-    """What a teacher may be burdened with.
+    """Limits on the load that a run puts on a teacher.
 
     Args:
-        requests_per_minute: most questions, None for any number; refused ones count.
+        requests_per_minute: most queries, refused ones included; None for any number.
         images_per_minute: most images in them.
-        concurrency: questions under way at the same time.
-        tries: of one question.
-        failures: in a row, of whatever questions, after which nothing more is asked.
-        longest_wait: seconds that a teacher may ask to be left alone for (``Retry-After``); for more the run ends.
+        concurrency: queries in flight at the same time.
+        tries: attempts at one query.
+        failures: failed attempts in a row, over all queries, after which the run gives up.
+        longest_wait: longest ``Retry-After`` in seconds that the run waits for; for more it ends.
     """
 
     requests_per_minute: float | None = None
@@ -37,12 +37,12 @@ class Pace:
 
 
 class Gate:
-    """Lets questions through at a pace; shared by the threads of one process.
+    """Delays queries to keep the pace; shared by the threads of one process.
 
     Args:
-        pace: which.
-        clock: seconds, never going back.
-        sleep: waits so many seconds; default until then, or until somebody else gives up.
+        pace: the limits.
+        clock: monotonic seconds.
+        sleep: waits so many seconds; the default also returns when another thread gives up.
         random: uniform in [0, 1).
     """
 
@@ -60,7 +60,7 @@ class Gate:
         self._failed = 0
 
     def enter(self, images: int, stop: threading.Event) -> None:
-        """Wait until a question about so many images may be sent; the buckets of tokens hold one question.
+        """Wait until a query with this many images may be sent. The token buckets hold one query.
 
         Raises:
             Stopped: ``stop`` is set.
@@ -81,25 +81,25 @@ class Gate:
             self.wait(wait, stop)
 
     def answered(self) -> None:
-        """A question was: failures are no longer in a row."""
+        """Reset the count of consecutive failures."""
         with self._lock:
             self._failed = 0
 
     def refused(self, error: Busy | Unclear, tried: int, stop: threading.Event) -> None:
-        """Wait before the same question is asked again: full jitter under a doubling ceiling.
+        """Wait before the next attempt at a query: exponential backoff with full jitter.
 
         Args:
-            error: why it was not answered; nobody asks before the time it names.
-            tried: how often so far.
-            stop: ends the waiting.
+            error: why there was no answer; its ``retry_after`` holds for all threads.
+            tried: attempts so far.
+            stop: ends the wait.
 
         Raises:
-            TeacherError: that was often enough.
+            TeacherError: the number of attempts or of failures in a row is reached, or ``Retry-After`` is too long.
         """
         if (asked := error.retry_after or 0.0) > self.pace.longest_wait:
             raise TeacherError(
-                f"the teacher asks to be left alone for {asked:.0f} seconds, teacher.pace.longest_wait="
-                f"{self.pace.longest_wait:g} allows fewer: {error}. What it did answer is stored; the same command, "
+                f"the teacher asks for a pause of {asked:.0f} seconds, teacher.pace.longest_wait="
+                f"{self.pace.longest_wait:g} allows fewer: {error}. Its answers so far are stored; the same command, "
                 "later, goes on from there"
             )
         with self._lock:
@@ -109,15 +109,15 @@ class Gate:
                 self._not_before = max(self._not_before, self.clock() + error.retry_after)
         if tried >= self.pace.tries or failed >= self.pace.failures:
             raise TeacherError(
-                f"the teacher did not answer, {failed} times in a row: {error}. What it did answer is stored; the same "
-                "command goes on from there"
+                f"the teacher did not answer, {failed} times in a row: {error}. Its answers so far are stored; the "
+                "same command goes on from there"
             )
         self.wait(max(error.retry_after or 0.0, self.random() * min(LONGEST, FIRST * 2 ** (tried - 1))), stop)
 
     def wait(self, seconds: float, stop: threading.Event) -> None:
-        """Some time, or less."""
+        """Sleep, at most this many seconds."""
         (self.sleep or stop.wait)(seconds)
 
 
 class Stopped(Exception):
-    """Another thread has given up, and says why."""
+    """Raised in a thread because another one has given up; that one reports the reason."""

@@ -1,6 +1,7 @@
-"""Room on the disk for answers that are on their way: what cannot go into the ledger goes there, and later into it.
+"""Disk space reserved for the answers of queries in flight, used when the ledger cannot be written.
 
-A file is kept at the size that all answers under way may need, so a disk that fills up meanwhile can still hold them.
+The file is kept as large as all answers in flight may need, so they can be saved even if the disk fills up
+meanwhile. They move into the ledger later.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from kd_lightning.teachers.budget.tables import Claim
 
 SUFFIX = ".answers"
 PER_IMAGE, PER_QUESTION = 200, 2000
-"""Bytes beside the numbers of an answer, and of a question: names, keys and reasons."""
+"""Upper bound of the bytes per image and per query in addition to the numbers: names, keys and reasons."""
 
 
 @dataclass(frozen=True)
 class Unsettled:
-    """What was answered to one question, and on whose account."""
+    """The answers to one query that the ledger does not hold yet, and whom to charge."""
 
     claim: Claim
     attempt: int
@@ -30,10 +31,10 @@ class Unsettled:
 
 
 class Spare:
-    """This process's file.
+    """The reserved file of this process.
 
     Args:
-        file: where; it is made when first needed.
+        file: its path; created when first needed.
     """
 
     def __init__(self, file: Path) -> None:
@@ -43,10 +44,10 @@ class Spare:
         self._size = 0
 
     def secure(self, attempt: int, claim: Claim, images: int) -> None:
-        """Have room for the answers to a question before it is asked.
+        """Reserve space for the answers to a query, before it is sent.
 
         Raises:
-            OSError: there is none.
+            OSError: the space is not available.
         """
         self._room[attempt] = PER_QUESTION + images * (PER_IMAGE + 2 * _bytes_of(claim.teacher))
         missing = sum(self._room.values()) - self._size
@@ -59,25 +60,25 @@ class Spare:
             raise
 
     def free(self, attempt: int) -> None:
-        """Its answers are in the ledger, or there are none."""
+        """Release the space of a query: its answers are in the ledger, or it has none."""
         self._room.pop(attempt, None)
 
     def keep(self, unsettled: Unsettled) -> None:
-        """Remember it, in memory and in the file, until the ledger takes it.
+        """Keep answers in memory and in the file until the ledger accepts them.
 
         Raises:
-            OSError: the file does not take it either; in memory it is.
+            OSError: the file cannot be written either; the answers are kept in memory.
         """
         self.unsettled.append(unsettled)
         lines = "".join(f"{json.dumps(_plain(one))}\n" for one in self.unsettled)
         self._write(lines.encode() + b"\0", 0, durable=True)
 
     def settled(self) -> None:
-        """The ledger has it all."""
+        """Forget all kept answers: the ledger holds them."""
         for one in self.unsettled:
             self.free(one.attempt)
         self.unsettled = []
-        self._write(b"\0", 0)  # the room stays, for what is under way
+        self._write(b"\0", 0)  # the file keeps its size, for queries in flight
 
     def _write(self, content: bytes, at: int, *, durable: bool = False) -> None:
         file = os.open(self.file, os.O_WRONLY | os.O_CREAT, 0o600)
@@ -92,15 +93,15 @@ class Spare:
 
 
 def left_by(file: Path) -> list[Unsettled]:
-    """What a process that is gone could not settle."""
+    """Answers that a dead process could not store."""
     if not file.is_file():
         return []
     lines = file.read_bytes().split(b"\0")[0].splitlines(keepends=True)
-    return [_unsettled(json.loads(line)) for line in lines if line.endswith(b"\n")]  # the last may be cut off
+    return [_unsettled(json.loads(line)) for line in lines if line.endswith(b"\n")]  # the last line may be truncated
 
 
 def _bytes_of(teacher: Described) -> int:
-    """Of one answer."""
+    """Size of one answer."""
     return {"label": 9, "topk": 1 + 16 * teacher.k}.get(teacher.access, 1 + 8 * teacher.num_classes)
 
 

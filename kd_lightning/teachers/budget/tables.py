@@ -1,4 +1,4 @@
-"""The tables of a ledger, and the arithmetic on them that has to happen inside one transaction."""
+"""The tables of a ledger, and the operations on them that must happen inside one transaction."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from typing import Any, Literal
 
 from kd_lightning.errors import BudgetExceeded, TeacherError
 from kd_lightning.teachers.answer_types import Described
-from kd_lightning.teachers.budget.codec import Kept
+from kd_lightning.teachers.budget.codec import Failed, Kept, read
 
 Bucket = Literal["training", "evaluation", "canary"]
 BUCKETS: tuple[Bucket, ...] = ("training", "evaluation", "canary")
 FORMAT = 1
 UNREACHABLE = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_IOERR)
 MANY = 500
-"""Values in one SELECT."""
+"""Largest number of values in one SELECT."""
 SCHEMA = """
 CREATE TABLE teachers (id INTEGER PRIMARY KEY, name TEXT NOT NULL, version TEXT NOT NULL, UNIQUE (name, version));
 CREATE TABLE purses (name TEXT PRIMARY KEY, pending INTEGER NOT NULL DEFAULT 0, doubt INTEGER NOT NULL DEFAULT 0,
@@ -43,17 +43,17 @@ CREATE TABLE canaries (teacher INTEGER NOT NULL, answer INTEGER NOT NULL, shape 
 
 @dataclass(frozen=True)
 class Claim:
-    """On whose account is asked, and how far it reaches.
+    """Whom to charge for a query, and the limits.
 
     Args:
-        run: its name; all its fits, threads and processes together have the limit.
-        bucket: which of its accounts.
-        teacher: who is asked.
-        limit: most images that the run may use in this bucket: different ones, whoever paid, and every attempt of
-            its own that ended in doubt.
-        purse: most images that were ever paid for from this ledger for a teacher of this name.
-        fit: who also uses them, so that another run which takes that fit over counts them, too.
-        certain: nobody but this process counts: what it leaves open when it is killed was not spent.
+        run: its name; its fits, threads and processes share the limit.
+        bucket: the account to charge.
+        teacher: the teacher to query.
+        limit: most images that the run may use in this bucket: different images, whoever paid for them, and every
+            attempt of its own that ended in doubt.
+        purse: most images ever paid for from this ledger for a teacher of this name.
+        fit: a fit that uses the images too, so that another run which reuses the fit counts them as well.
+        certain: only this process counts the images: what it leaves open when killed was not spent.
     """
 
     run: str
@@ -67,7 +67,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Spent:
-    """One account: images used, paid for by this run itself, in doubt, and what those it paid for cost."""
+    """One account: images used, paid for by this run itself and in doubt, and the cost of those it paid for."""
 
     used: int = 0
     paid: int = 0
@@ -77,13 +77,13 @@ class Spent:
 
 @dataclass(frozen=True)
 class Reserved:
-    """What a reservation found.
+    """The result of a reservation.
 
     Args:
-        attempt: its number, to settle, release or doubt; None if there is nothing to ask.
-        mine: keys to ask about now.
-        known: those answered before, or never to be.
-        elsewhere: those that somebody else is asking about at this moment.
+        attempt: its number, to settle, release or doubt; None if there is nothing to query.
+        mine: keys to query now.
+        known: answers in the ledger, and images that the teacher rejects.
+        elsewhere: keys that another thread or process is querying now.
     """
 
     attempt: int | None
@@ -94,10 +94,10 @@ class Reserved:
 
 @contextmanager
 def in_one_line(file: Path) -> Iterator[None]:
-    """Turn whatever befalls a ledger's file in the block into one line that says what to do, and costs nothing anew.
+    """Turn any failure of the ledger's file inside the block into one line with advice that costs nothing.
 
     Raises:
-        TeacherError: locked, full, unreadable, damaged, or holding rows that nobody wrote.
+        TeacherError: the file is locked, unreadable or damaged, the disk is full, or a row is invalid.
     """
     try:
         yield
@@ -110,26 +110,26 @@ def in_one_line(file: Path) -> Iterator[None]:
             advice = "another process holds it: end that one and give the same command again"
         elif isinstance(error, OSError) or code in UNREACHABLE:
             advice = (
-                f"let it and its folder be read and written, or copy it, {file.name}-wal and {file.name}.open with it, "
+                f"make it and its folder readable and writable, or copy it with {file.name}-wal and {file.name}.open "
                 "and name the copy by teacher.ledger=FILE"
             )
         else:
             advice = (
-                "it is damaged, or none: put a copy of it back. teacher.ledger=FILE names another one, for which what "
-                "it does not hold is paid anew"
+                "it is damaged, or not a ledger: restore a copy of it. teacher.ledger=FILE names another one, but "
+                "answers that it does not hold are paid for again"
             )
         raise TeacherError(f"{file} cannot be used as a ledger ({reason}): {advice}") from error
 
 
 def teacher_of(db: sqlite3.Connection, teacher: Described) -> int:
-    """Its row."""
+    """Row number of a teacher, inserted if it is new."""
     where = (teacher.name, teacher.version)
     found = db.execute("SELECT id FROM teachers WHERE name = ? AND version = ?", where).fetchone()
     return found[0] if found else _inserted(db, "INSERT INTO teachers (name, version) VALUES (?, ?)", where)
 
 
 def account_of(db: sqlite3.Connection, owner: str, bucket: str) -> int:
-    """Its row, empty if it is new."""
+    """Row number of an account, inserted empty if it is new."""
     found = db.execute("SELECT id FROM accounts WHERE owner = ? AND bucket = ?", (owner, bucket)).fetchone()
     return found[0] if found else _inserted(db, "INSERT INTO accounts (owner, bucket) VALUES (?, ?)", (owner, bucket))
 
@@ -141,19 +141,19 @@ def _inserted(db: sqlite3.Connection, statement: str, row: Sequence[Any]) -> int
 
 
 def among(db: sqlite3.Connection, select: str, values: Sequence[Any], *given: Any) -> Iterator[tuple[Any, ...]]:
-    """Rows of ``select``: its ``{}`` stands for ``values``, some at a time, and any ``?`` before it for ``given``."""
+    """Rows of ``select``, whose ``{}`` stands for a chunk of ``values`` and any ``?`` before it for ``given``."""
     for start in range(0, len(values), MANY):
         part = values[start : start + MANY]
         yield from db.execute(select.format(",".join("?" * len(part))), (*given, *part))
 
 
 def flying(db: sqlite3.Connection, keys: Sequence[bytes]) -> set[bytes]:
-    """Those of the keys that somebody is asking about."""
+    """The keys among these that some thread or process is querying now."""
     return {key for (key,) in among(db, "SELECT key FROM flights WHERE key IN ({})", keys)}
 
 
 def found(db: sqlite3.Connection, keys: Sequence[bytes]) -> dict[bytes, tuple[int, bytes]]:
-    """Key -> row and packed answer, of those that are there."""
+    """Key -> (row number, packed answer), for the keys that have an answer."""
     rows = among(db, "SELECT key, id, told FROM answers WHERE key IN ({})", keys)
     return {key: (i, told) for key, i, told in rows}
 
@@ -171,8 +171,15 @@ def note_used(db: sqlite3.Connection, claim: Claim, answers: Sequence[int]) -> i
     return fresh
 
 
+def recall(db: sqlite3.Connection, claim: Claim, keys: Sequence[bytes]) -> tuple[dict[bytes, Kept], int]:
+    """Known answers by key, noted as used; and how many of them the run had not used before."""
+    rows = found(db, keys)
+    known = {key: read(told, claim.teacher) for key, (_, told) in rows.items()}
+    return known, note_used(db, claim, [i for key, (i, _) in rows.items() if not isinstance(known[key], Failed)])
+
+
 def store_answers(db: sqlite3.Connection, claim: Claim, attempt: int, answers: Mapping[bytes, bytes]) -> None:
-    """Book an attempt as paid, and keep what was told, packed, under its keys."""
+    """Book an attempt as paid and store its packed answers under their keys."""
     close_attempt(db, attempt, "paid")
     rows = [(key, attempt, told) for key, told in answers.items()]
     db.executemany("INSERT INTO answers (key, attempt, told) VALUES (?, ?, ?)", rows)
@@ -180,7 +187,7 @@ def store_answers(db: sqlite3.Connection, claim: Claim, attempt: int, answers: M
 
 
 def add(db: sqlite3.Connection, account: int, **changes: float) -> None:
-    """To some columns of an account."""
+    """Add amounts to columns of an account."""
     sets = ", ".join(f"{column} = {column} + ?" for column in changes)
     db.execute(f"UPDATE accounts SET {sets} WHERE id = ?", (*changes.values(), account))
 
@@ -192,17 +199,17 @@ def _pay(db: sqlite3.Connection, name: str, *, pending: int, doubt: int = 0, pai
 
 
 def refuse_excess(db: sqlite3.Connection, claim: Claim, wanted: int, unpaid: int, *, noted: int = 0) -> None:
-    """Let only what fits into both limits pass.
+    """Check a query against the limits of the run and of the ledger.
 
     Args:
         db: in a transaction.
-        claim: whose.
+        claim: account and limits.
         wanted: images that the run has not used yet.
         unpaid: those of them that nobody has paid for.
-        noted: those of them that are noted as used already.
+        noted: those of them already noted as used in this transaction.
 
     Raises:
-        BudgetExceeded: what is spent, and what to change.
+        BudgetExceeded: says what is spent and what to change.
     """
     spent, doubt = db.execute(
         "SELECT used + pending + doubt, doubt FROM accounts WHERE id = ?",
@@ -225,7 +232,7 @@ def refuse_excess(db: sqlite3.Connection, claim: Claim, wanted: int, unpaid: int
 
 
 def begin_attempt(db: sqlite3.Connection, claim: Claim, images: int, process: str) -> int:
-    """Set so many images aside; the attempt's number."""
+    """Open an attempt that reserves this many images; returns its number."""
     account = account_of(db, claim.run, claim.bucket)
     add(db, account, pending=images)
     _pay(db, claim.teacher.name, pending=images)
@@ -239,12 +246,12 @@ def begin_attempt(db: sqlite3.Connection, claim: Claim, images: int, process: st
 
 
 def is_open(db: sqlite3.Connection, attempt: int) -> bool:
-    """Whether nobody has booked it yet."""
+    """Whether an attempt is still pending."""
     return db.execute("SELECT 1 FROM attempts WHERE id = ? AND state = 'pending'", (attempt,)).fetchone() is not None
 
 
 def close_attempt(db: sqlite3.Connection, attempt: int, state: Literal["paid", "doubt", "released"]) -> None:
-    """Book it."""
+    """Book a pending attempt, and charge the account and the teacher's total."""
     account, name, images, price, before = db.execute(
         "SELECT account, name, images, price, state FROM attempts JOIN teachers ON teacher = teachers.id"
         " WHERE attempts.id = ?",

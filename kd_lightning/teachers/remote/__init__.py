@@ -1,1 +1,1 @@
-"""Teachers that are somewhere else."""
+"""Clients of query-only teachers: HTTP, functions, networks."""

@@ -1,4 +1,4 @@
-"""Asking a teacher: every image once, at its pace, again where it did not answer, and never beyond what was agreed."""
+"""The client of a query-only teacher: queries each image once, within the budget, with rate limits and retries."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from kd_lightning.teachers.budget.rate_limit import Gate, Pace
 from kd_lightning.teachers.budget.tables import Bucket, Claim, Spent
 
 DRIFT = 0.02
-"""Mean distance of the canaries' answers that is still the same teacher: half the sum of |dp| over the classes."""
+"""Largest mean total variation distance between old and new answers to the canaries of an unchanged teacher."""
 AGAIN = 0.2
-"""Seconds between two looks at whether somebody else has got an answer."""
+"""Seconds between two checks for the answers to images that another process is querying."""
 
 
 @dataclass(frozen=True)
 class Terms:
-    """How far a run may go.
+    """The limits of a run's queries.
 
     Args:
-        run: its name, on whose account is asked.
+        run: its name, which is charged.
         budget: most images that it may use in training; None for any number.
         purse: most images that all runs together may ever pay for.
-        eval_budget: most images that it may use to measure the teacher.
-        canaries: images that are asked again before the first new one, to see that the teacher is still the same.
+        eval_budget: most images that it may use to evaluate the teacher.
+        canaries: images queried again before the first new one, to detect that the teacher has changed.
         anew: forget what an earlier run of this name used.
     """
 
@@ -50,15 +50,15 @@ class Terms:
 
 
 class Asking:
-    """A teacher, what it has answered so far, and the terms on which it is asked.
+    """A teacher with its cached answers and the limits of this run.
 
     Args:
-        asker: asks it once.
-        ledger: the file, opened when first needed.
-        terms: how far this run may go.
-        pace: how fast.
-        at_home: the asker is this process's own: nobody else counts, what it answers can be had again, and one
-            question at a time keeps it busy.
+        asker: makes single attempts.
+        ledger: file of the cached answers and accounts, opened when first needed.
+        terms: the limits of this run.
+        pace: rate limits.
+        at_home: the asker is a network in this process: nobody else counts its answers, they can be computed again,
+            and one query at a time keeps it busy.
         **gate: clock, sleep and randomness, see :class:`~kd_lightning.teachers.budget.rate_limit.Gate`.
     """
 
@@ -81,16 +81,16 @@ class Asking:
         self._enough_canaries = terms.canaries == 0
 
     def about(self, images: np.ndarray, *, bucket: Bucket = "training", fit: str | None = None) -> list[Kept]:
-        """What the teacher says, or said before, of images uint8 (N, H, W, C), in their order.
+        """Answers to images uint8 (N, H, W, C), in order, from the cache or queried now.
 
         Args:
-            images: any number; equal ones are asked about once.
-            bucket: who pays.
-            fit: on whose behalf.
+            images: any number of them; duplicates are queried once.
+            bucket: the budget to charge.
+            fit: the fit that uses the answers.
 
         Raises:
-            BudgetExceeded: they do not fit into what is left: nothing is asked.
-            TeacherError: it cannot be asked, gave no answer, or is not what it was.
+            BudgetExceeded: the images do not fit into the remaining budget; nothing is queried.
+            TeacherError: the teacher cannot be queried, gave no answer, or has changed.
         """
         claim = self._claim(bucket, fit)
         self._begin()
@@ -103,7 +103,7 @@ class Asking:
         said = False
         quick = len(wanted) <= self.described.max_batch
         with tqdm(
-            total=len(wanted), desc="asking".ljust(12), unit="image", dynamic_ncols=True, disable=quick or None
+            total=len(wanted), desc="querying".ljust(12), unit="image", dynamic_ncols=True, disable=quick or None
         ) as bar:
             while wanted:
                 elsewhere: list[bytes] = []
@@ -113,7 +113,7 @@ class Asking:
                     bar.update(len(known))
                 if elsewhere:
                     if not said:
-                        say = f"another process is asking about {len(elsewhere)} of these images: waiting for it"
+                        say = f"another process is querying {len(elsewhere)} of these images: waiting for its answers"
                         tqdm.write(say, file=sys.stderr)
                         said = True
                     self.ledger.recover()
@@ -122,20 +122,20 @@ class Asking:
         return [answers[key] for key in keys]
 
     def asked(self, fit: str | None = None) -> int:
-        """How many different images a fit, or the whole run, has used in training."""
+        """Number of different images that a fit, or the whole run, has used in training."""
         return self.ledger.used(fit or self.terms.run)
 
     def adopt(self, fit: str, images: int) -> int:
-        """Count what a fit used that this or another run made, at least ``images``; how many that is.
+        """Count the images, at least ``images``, that a fit of this or another run used; returns how many.
 
         Raises:
-            BudgetExceeded: they do not fit into what is left.
+            BudgetExceeded: they do not fit into the remaining budget.
         """
         self._begin()
         return self.ledger.adopt(self._claim("training", fit), images)
 
     def spent(self) -> dict[str, Spent]:
-        """This run's accounts."""
+        """The accounts of this run, by bucket."""
         self._begin()
         return self.ledger.spent(self.terms.run)
 
@@ -152,7 +152,7 @@ class Asking:
     def _questions(
         self, claim: Claim, keys: Sequence[bytes], pixels: Mapping[bytes, np.ndarray]
     ) -> Iterator[tuple[dict[bytes, Kept], list[bytes]]]:
-        """Some at a time: answers, and the keys that somebody else is asking about."""
+        """Query in batches; yields answers, and keys that another process is querying."""
         size, stop = self.described.max_batch, threading.Event()
         parts = [keys[i : i + size] for i in range(0, len(keys), size)]
         if self.gate.pace.concurrency == 1 or len(parts) == 1:
@@ -165,14 +165,14 @@ class Asking:
                     done, waiting = wait(waiting, timeout=0.5, return_when=FIRST_EXCEPTION)
                     yield from (future.result() for future in done)
             except BaseException:
-                stop.set()  # what is under way is waited for, and stored
+                stop.set()  # wait for the queries in flight and store their answers
                 threads.shutdown(wait=True, cancel_futures=True)
                 raise
 
     def _question(
         self, claim: Claim, keys: Sequence[bytes], pixels: Mapping[bytes, np.ndarray], stop: threading.Event
     ) -> tuple[dict[bytes, Kept], list[bytes]]:
-        """Asked until it is answered, in halves where some image is at fault."""
+        """Query one batch until it is answered; on a rejection, its halves."""
         for tried in count(1):
             self.gate.enter(len(keys), stop)
             reserved = self.ledger.reserve(claim, keys)
@@ -195,11 +195,11 @@ class Asking:
         return known, elsewhere
 
     def _attempt(self, claim: Claim, number: int, images: np.ndarray, keys: Sequence[bytes] = ()) -> list[Kept]:
-        """One question, booked whatever comes of it.
+        """Send one query and book its outcome.
 
         Raises:
-            Busy, Unclear, Unfit: no answer; a single image that is unfit has failed instead.
-            TeacherError: no answer, and never will be; or one that makes no sense.
+            Busy, Unclear, Unfit: no answer; a single rejected image is stored as failed instead.
+            TeacherError: further attempts are useless, or the answers are invalid.
         """
         try:
             told = list(self.asker.ask(images))
@@ -219,7 +219,7 @@ class Asking:
             raise
         except Closed as error:
             self.ledger.release(number)
-            raise TeacherError(f"the teacher {self.described.name} cannot be asked: {error}") from error
+            raise TeacherError(f"the teacher {self.described.name} cannot be queried: {error}") from error
         except BaseException:
             (self.ledger.release if claim.certain else self.ledger.doubt)(number)
             raise
@@ -233,10 +233,10 @@ class Asking:
             self._enough_canaries = self.ledger.keep_canaries(self.described, told, self.terms.canaries)
 
     def _refuse_changed(self, shape: tuple[int, ...]) -> None:
-        """Ask about the canaries again, once a process, before anything new is paid for.
+        """Query the canaries again, once per process, before anything new is paid for.
 
         Raises:
-            TeacherError: the answers are not what they were.
+            TeacherError: the answers have changed.
         """
         with self._lock:
             if self._same or not self.terms.canaries:
@@ -258,7 +258,7 @@ class Asking:
                     told += self._attempt(claim, self.ledger.reserve_again(claim, len(part)), part)
                     break
                 except Unfit as error:
-                    raise self._changed("it no longer takes images that it took") from error
+                    raise self._changed("it rejects images that it answered before") from error
                 except (Busy, Unclear) as error:
                     self.gate.refused(error, tried, stop)
         return told
@@ -278,6 +278,6 @@ class Asking:
     def _changed(self, how: str) -> TeacherError:
         return TeacherError(
             f"the teacher {self.described.name}, version {self.described.version}, is not what it was: {how}. Its old "
-            "answers and new ones do not belong together: call what it is now another version, which is paid for anew, "
-            "or go on with teacher.canaries=0"
+            "answers and new ones must not be mixed: give the changed teacher another version, whose answers are "
+            "paid for anew, or go on with teacher.canaries=0"
         )

@@ -1,4 +1,4 @@
-"""A teacher's door in a plan: nobody is asked and nothing is paid, only counted."""
+"""The teacher's client in a dry run: counts what would be queried and paid, without querying a service."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from kd_lightning.teachers.budget.tables import Bucket, Spent, found, in_one_lin
 from kd_lightning.teachers.remote.client import Asking
 
 TRIED = 500
-"""Images that a network of ours is really asked about, to time it."""
+"""Most images with which a network in this process is really queried, to time it."""
 
 
 class Planned:
-    """Answers what is stored; of the rest what a network of ours says, where there is one, or anything.
+    """Answers from the cache; else from a network in this process, if there is one, else with arbitrary answers.
 
     Args:
-        asking: the real door.
-        promised: what earlier jobs of a sweep will have bought; this run's are added.
+        asking: the real client.
+        promised: keys that earlier jobs of a sweep will have paid for; extended by this run's.
     """
 
     def __init__(self, asking: Asking, promised: set[str]) -> None:
@@ -40,10 +40,10 @@ class Planned:
         self.paid: set[bytes] = set()
         self.unpaid: set[bytes] = set()
         self.seconds = 0.0
-        """That one image takes."""
+        """Of one image."""
 
     def about(self, images: np.ndarray, *, bucket: Bucket = "training", fit: str | None = None) -> list[Kept]:
-        """Answers to uint8 (N, H, W, C), right ones or not."""
+        """Answers to images uint8 (N, H, W, C), not necessarily the teacher's."""
         keys = keys_of(self.described, images)
         known = self._look(keys)
         self._used.setdefault(fit, set()).update(keys)
@@ -54,17 +54,17 @@ class Planned:
         return [known[key] for key in keys]
 
     def needed(self, images: Tensor) -> int:
-        """How many different ones there are among uint8 (N, C, H, W)."""
+        """Number of different images among uint8 (N, C, H, W)."""
         return len(set(keys_of(self.described, channels_last(images))))
 
     def look(self, images: Tensor) -> int:
-        """How many different ones among uint8 (N, C, H, W) nobody has paid for yet."""
+        """Number of different images among uint8 (N, C, H, W) that are not paid for yet."""
         before = len(self.unpaid)
         self._look(keys_of(self.described, channels_last(images)))
         return len(self.unpaid) - before
 
     def unseen(self, name: str, number: int) -> int:
-        """How many of ``number`` images that are not there yet are new: all, unless ``name`` was promised before."""
+        """Number of unpaid images among ``number`` not yet generated: all, or none if ``name`` was promised before."""
         keys, before = {f"{name}:{i}".encode() for i in range(number)}, len(self.unpaid)
         self._used.setdefault(name, set()).update(keys)
         self.unpaid |= {key for key in keys if key.hex() not in self.promised}
@@ -83,21 +83,21 @@ class Planned:
         return known
 
     def asked(self, fit: str | None = None) -> int:
-        """Different images so far."""
+        """Number of different images so far."""
         return len(self._used.get(fit, ()))
 
     def in_all(self) -> int:
-        """Different images so far, whichever fit they were for."""
+        """Number of different images so far, over all fits."""
         return len(set().union(*self._used.values())) + self._adopted
 
     def adopt(self, fit: str, images: int) -> int:
-        """Whatever the fit says."""
+        """The number that the fit reports."""
         if fit not in self._used:
             self._adopted += images
         return images
 
     def spent(self) -> dict[str, Spent]:
-        """Nothing."""
+        """Empty: nothing is spent."""
         return {}
 
     def _said(self, images: np.ndarray, number: int) -> list[Kept]:
@@ -112,7 +112,7 @@ class Planned:
 def _stored(file: Path, keys: Sequence[bytes]) -> dict[bytes, tuple[int, bytes]]:
     if not file.is_file():
         return {}
-    how = "mode=rw" if os.access(file.parent, os.W_OK) else "immutable=1"  # reading alone would leave files of its own
+    how = "mode=rw" if os.access(file.parent, os.W_OK) else "immutable=1"  # mode=ro would leave its own files
     with closing(sqlite3.connect(f"file:{quote(str(file))}?{how}", uri=True, timeout=60)) as db:
         return found(db, keys)
 

@@ -1,4 +1,4 @@
-"""Any function from images to answers as a teacher: a foreign API takes as many lines as its request needs."""
+"""Any Python function from images to answers as a teacher, for foreign APIs."""
 
 from __future__ import annotations
 
@@ -26,19 +26,18 @@ from kd_lightning.teachers.answer_types import (
 
 
 class Function:
-    """Asks a function. It is called by several threads at a time, as ``teacher.pace.concurrency`` says.
+    """Queries a function, from several threads at a time, as ``teacher.pace.concurrency`` says.
 
     Args:
-        function: images uint8 (N, H, W, C) to a list with, for each, K probabilities, ``{class: probability}``, a
-            class, or None where it will not say. It raises ``Unanswered``, or the
-            exception of an HTTP library, of whose status code the same is made; a connection that breaks may
-            have been counted.
-        name: who is asked; answers are kept under it.
-        version: of the teacher behind the function: another one is paid for anew.
+        function: images uint8 (N, H, W, C) to a list with, for each image, K probabilities, ``{class: probability}``,
+            a class, or None for an abstention. It may raise ``Unanswered`` or the exceptions of an HTTP library, which
+            are translated by their status code; a broken connection counts as spent.
+        name: identifies the teacher; answers are cached under it.
+        version: of the teacher behind the function; the answers of another version are paid for anew.
         num_classes: K.
-        access: what the function tells: ``probs``, ``topk`` for mappings, ``label``, or ``logits``.
-        decimals: to which its probabilities are rounded, None for not at all.
-        k: most classes that a mapping tells.
+        access: what the function returns: ``probs``, ``topk`` for mappings, ``label``, or ``logits``.
+        decimals: decimals to which its probabilities are rounded, None for no rounding.
+        k: most classes in a mapping.
         max_batch: most images of one call.
         price: of one image.
     """
@@ -69,11 +68,11 @@ class Function:
         )
 
     def describe(self) -> Described:
-        """As it was made."""
+        """The description given by the arguments."""
         return self.described
 
     def ask(self, images: np.ndarray) -> list[Answer]:
-        """Call it once."""
+        """Call the function once."""
         try:
             told = self.function(images)
         except Unanswered:
@@ -81,7 +80,7 @@ class Function:
         except Exception as error:
             if (unanswered := _unanswered(error)) is None:
                 raise
-            getattr(error, "close", lambda: None)()  # urllib's hold their connection
+            getattr(error, "close", lambda: None)()  # urllib's exceptions hold their connection
             raise unanswered from error
         return [self._answer(one) for one in told]
 
@@ -106,7 +105,7 @@ class Function:
 
 
 def _unanswered(error: Exception) -> Unanswered | None:
-    """What the exception of an HTTP library means; None if it is none."""
+    """What the exception of an HTTP library means; None for any other exception."""
     response = getattr(error, "response", None)
     code = getattr(error, "code", None) or getattr(response, "status_code", None)
     said = f"{type(error).__name__}: {error}"

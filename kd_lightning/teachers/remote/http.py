@@ -1,4 +1,4 @@
-"""Asks a teacher over HTTP, one attempt a call; ``wire`` describes the format, ``kd-serve`` is the other end."""
+"""Queries a teacher over HTTP, one attempt per call; see ``protocol`` for the format. ``kd-serve`` is the server."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ from kd_lightning.teachers.answer_types import Answer, Busy, Closed, Described, 
 from kd_lightning.teachers.remote import protocol as wire
 
 MOST_BYTES = 64_000_000
-"""Of an answer."""
+"""Largest answer, in bytes."""
 OPEN = 1000
-"""Questions without an answer whose IDs are remembered."""
+"""Number of unanswered queries whose IDs are remembered."""
 NO_CREDIT = re.compile(r"insufficient|credit|billing|payment", re.IGNORECASE)
 
 
 class HttpTeacher:
-    """Asks the service at ``url``. Any number of threads may.
+    """Queries the service at ``url``; safe to use from several threads.
 
-    A question that got no clear answer keeps its ID: when the same images are asked about again, a service that has
-    answered them already repeats the answer, and does not count it twice.
+    A query without a clear outcome keeps its ID: when the same images are sent again, a service that has answered them
+    already repeats the answer and does not count it twice.
 
     Args:
         url: such as ``http://127.0.0.1:8100``.
-        key_env: name of the environment variable that holds the key; read whenever a question is sent, kept nowhere.
-        timeout: seconds until a question counts as lost.
+        key_env: name of the environment variable that holds the key; read for every query and never stored.
+        timeout: seconds until a query counts as lost.
 
     Raises:
-        ConfigError: no address, or a key in the place of something else.
+        ConfigError: the URL is invalid, a key was given instead of a name, or the timeout is not positive.
     """
 
-    _transport: Any = None  # httpx's own; tests put another here
+    _transport: Any = None  # None for httpx's own; tests replace it
 
     def __init__(self, url: str, *, key_env: str | None = None, timeout: float = 60.0) -> None:
         parts = urlsplit(url)
@@ -52,7 +52,7 @@ class HttpTeacher:
             raise ConfigError("teacher.asker.url: expected an address such as http://127.0.0.1:8100")
         if parts.username or parts.password or parts.query or parts.fragment:
             raise ConfigError(
-                "teacher.asker.url: an address alone, please: a key goes into an environment variable, "
+                "teacher.asker.url: expected only an address: a key goes into an environment variable, "
                 "which teacher.asker.key_env names"
             )
         if key_env is not None and not re.fullmatch("[A-Z_][A-Z0-9_]*", key_env):
@@ -69,10 +69,10 @@ class HttpTeacher:
         self._open: OrderedDict[bytes, str] = OrderedDict()
 
     def describe(self) -> Described:
-        """What the service says of itself; asked for once.
+        """The service's description of itself, requested once.
 
         Raises:
-            TeacherError: it cannot be reached, does not let us in, or is no such service.
+            TeacherError: it cannot be reached, refuses the key, or is no such service.
         """
         try:
             return self._introduced()
@@ -98,7 +98,7 @@ class HttpTeacher:
             return self._described
 
     def ask(self, images: np.ndarray) -> list[Answer]:
-        """Answers to uint8 (N, H, W, C); what it raises is told in ``answers``."""
+        """Answers to images uint8 (N, H, W, C); raises what ``Asker.ask`` lists."""
         if images.dtype != np.uint8 or images.ndim != 4:
             raise ValueError(f"expected uint8 (N, H, W, C), got {images.dtype} {images.shape}")
         teacher = self._introduced()
@@ -134,10 +134,10 @@ class HttpTeacher:
                 if found.get(name) != getattr(teacher, name):
                     was = f"{name} was {getattr(teacher, name)}, is {found.get(name)!r:.80}"
                     self._over = f"the teacher at {self.url} has changed ({was})"
-                    raise Unclear(self._over)  # this once, because it may have been counted
+                    raise Unclear(self._over)  # not Closed yet: this query may have been counted
             return wire.answers_in(found, teacher, n)
         except wire.Malformed as error:
-            raise Unclear(f"an answer that is none: {error}") from None
+            raise Unclear(f"an invalid answer: {error}") from None
 
     def _identity(self, question: bytes) -> str:
         with self._lock:
@@ -153,11 +153,11 @@ class HttpTeacher:
     def _send(
         self, method: str, path: str, content: bytes | None = None, headers: Mapping[str, str] | None = None
     ) -> tuple[int, Mapping[str, str], bytes]:
-        """Status, headers and body of what comes back.
+        """Send a request; returns status, headers and body of the response.
 
         Raises:
             Busy: nothing was sent.
-            Unclear: it was, or part of it, and nothing whole came back.
+            Unclear: it was sent, perhaps in part, and no complete response came back.
             Closed: it cannot be sent at all.
         """
         client, httpx = self._connected()
@@ -172,11 +172,11 @@ class HttpTeacher:
                     if len(body) > MOST_BYTES or time.monotonic() > until:
                         raise Unclear(f"an answer without an end: {len(body)} bytes within {self.timeout:g} seconds")
                 return response.status_code, response.headers, bytes(body)
-        # not chained: those errors hold the request, and the request its headers
+        # not chained: these errors hold the request, whose headers hold the key
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError) as error:
             raise Busy(f"no connection ({self._said(error)})") from None
         except (httpx.UnsupportedProtocol, httpx.LocalProtocolError, httpx.InvalidURL) as error:
-            raise Closed(f"it cannot be asked ({self._said(error)})") from None
+            raise Closed(f"it cannot be queried ({self._said(error)})") from None
         except httpx.HTTPError as error:
             raise Unclear(f"no answer ({self._said(error)})") from None
 
@@ -184,11 +184,11 @@ class HttpTeacher:
         try:
             import httpx
         except ImportError:
-            raise UserError("asking over HTTP needs httpx: pip install 'kd-lightning[http]'") from None
+            raise UserError("querying over HTTP needs httpx: pip install 'kd-lightning[http]'") from None
         if self._client is None:
             self._client = httpx.Client(
                 timeout=httpx.Timeout(self.timeout, connect=min(10.0, self.timeout)),
-                trust_env=not _is_loopback(self.url),  # a proxy does not lead to this machine
+                trust_env=not _is_loopback(self.url),  # no proxy for this machine
                 transport=self._transport,
                 headers={"Accept": "application/json", "User-Agent": "kd-lightning"},
             )
@@ -209,12 +209,12 @@ class HttpTeacher:
         return os.environ.get(self.key_env, "").strip() if self.key_env else ""
 
     def _said(self, what: object) -> str:
-        """A reason in one line, without the key in it."""
+        """A reason in one line, with the key masked."""
         text = re.sub(r"\s+", " ", str(what)).strip()[:300] or type(what).__name__
         return text.replace(key, "***") if (key := self._key()) else text
 
     def _refusal(self, status: int, headers: Mapping[str, str], body: bytes) -> Busy | Unclear | Unfit | Closed:
-        """What a status other than 200 means."""
+        """The error that a status other than 200 stands for."""
         try:
             error = wire.parsed(body).get("error")
         except wire.Malformed:
@@ -237,7 +237,7 @@ class HttpTeacher:
 
 
 def _seconds(headers: Mapping[str, str]) -> float | None:
-    """What ``Retry-After`` says, seconds or a date; None where it says nothing that makes sense."""
+    """``Retry-After`` in seconds, from a number or a date; None if it is missing or invalid."""
     text = headers.get("Retry-After", "").strip()
     if re.fullmatch(r"\d{1,9}(\.\d{1,9})?", text, re.ASCII):
         return float(text)

@@ -1,4 +1,4 @@
-"""A network of ours as a teacher that only answers: it lives in a thread, and nothing leads to it."""
+"""A network as a query-only teacher: it lives in a thread, and the caller holds no reference to it."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from kd_lightning.teachers.access import told
 from kd_lightning.teachers.answer_types import Answer, Described
 
 CHUNK = 500
-"""Images of one forward pass."""
+"""Largest number of images in one forward pass."""
 
 
 class LocalAsker:
-    """Asks a network over a queue: arrays go in, answers come out.
+    """Queries a network through a queue: arrays go in, answers come out.
 
-    The thread alone holds the network; it ends when the asker is gone. It is a convenience in one process: who
-    wants to be sure puts the teacher into another one.
+    Only the thread holds the network; it ends when the asker is garbage-collected. This is no security boundary: for
+    that, run the teacher in another process with ``kd-serve``.
 
     Args:
         net: images (N, C, H, W) in [0, 1] to logits (N, K).
-        described: what it says of itself.
-        abstain_below: it abstains where its largest probability is smaller.
-        device: where it answers.
+        described: the description that it gives of itself.
+        abstain_below: abstain where the largest probability is below this; None for never.
+        device: on which it answers.
     """
 
     def __init__(
@@ -43,14 +43,14 @@ class LocalAsker:
         weakref.finalize(self, _end, self._questions, thread)
 
     def describe(self) -> Described:
-        """As it was made."""
+        """The description given to the constructor."""
         return self._described
 
     def ask(self, images: np.ndarray) -> Sequence[Answer]:
-        """Answers to uint8 (N, H, W, C).
+        """Answers to images uint8 (N, H, W, C).
 
         Raises:
-            RuntimeError: what the network raised, in words: its traceback would lead to it.
+            RuntimeError: the network failed; only the text is kept, because a traceback would refer to the network.
         """
         reply: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._questions.put((images, reply))
@@ -61,7 +61,7 @@ class LocalAsker:
 
 
 def _end(questions: queue.SimpleQueue[Any], thread: threading.Thread) -> None:
-    """Wait for it: a thread that still holds tensors while the interpreter shuts down aborts the process."""
+    """End the thread and wait for it: one that holds tensors at the interpreter's shutdown aborts the process."""
     questions.put(None)
     if thread is not threading.current_thread():
         thread.join()
@@ -77,7 +77,7 @@ def _answer(
         try:
             net.to(device)
             shape = images.transpose(0, 3, 1, 2).shape
-            # flat in between: a single channel's strides look like channels last, which torch computes otherwise
+            # flat in between: a single channel's strides look like channels last, for which torch computes other digits
             x = torch.from_numpy(images.transpose(0, 3, 1, 2).reshape(-1)).view(shape)
             logits = torch.cat([net(chunk.to(device).float() / 255).float().cpu() for chunk in x.split(CHUNK)])
             reply.put(told(logits, described.access, **how))

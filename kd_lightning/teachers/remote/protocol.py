@@ -1,15 +1,15 @@
-"""What a question and its answer look like over HTTP: one description of the format, for those who ask and who answer.
+"""The HTTP format of queries and answers, used by both client and server.
 
-A question is ``POST /ask``. Its body is the pixels and nothing else, uint8 in the order (N, H, W, C); its content type
-says so: ``application/x-kd-images; format=1; dtype=uint8; shape=16x32x32x1``. Further headers, all of them optional:
+A query is ``POST /ask``. Its body is only the pixels, uint8 in the order (N, H, W, C); its content type gives the
+shape: ``application/x-kd-images; format=1; dtype=uint8; shape=16x32x32x1``. Further headers, all optional:
 
 - ``Authorization: Bearer KEY``.
 - ``If-Match: "VERSION"``: answer only as that version of the teacher (else 412).
 - ``Idempotency-Key: ID``, up to 200 printable characters: the same ID with the same images is counted and answered
-  once, however often it is asked, as long as the service remembers it. So a question whose answer got lost may be
+  once, however often it is sent, as long as the service remembers it. So a query whose answer was lost may be
   repeated.
 
-The answer is JSON, one object for each image with its ``index`` and what the access level tells of it::
+The answer is JSON, one object for each image with its ``index`` and what the access level reveals::
 
     {"format": 1, "name": "LeNet5", "version": "5f0c...", "access": "probs", "answers": [
         {"index": 0, "probs": [0.98, 0.02]},                    # probs: all K
@@ -17,9 +17,9 @@ The answer is JSON, one object for each image with its ``index`` and what the ac
         {"index": 2, "label": 7},                               # label
         {"index": 3, "abstained": "not sure enough"}]}          # at any level
 
-Everything else is ``{"error": {"code": ..., "reason": ..., "counted": false}}`` with a status of 400 or more;
-``counted`` says whether the images were counted. ``GET /describe`` tells the fields of
-:class:`~kd_lightning.teachers.answer_types.Described`, ``GET /count`` what was answered so far.
+Every other response is ``{"error": {"code": ..., "reason": ..., "counted": false}}`` with a status of 400 or more;
+``counted`` says whether the images were counted. ``GET /describe`` returns the fields of
+:class:`~kd_lightning.teachers.answer_types.Described`, ``GET /count`` the number of answers so far.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ FORMAT = 1
 IMAGES = "application/x-kd-images"
 IDENTITY = re.compile(r"[\x21-\x7e]{1,200}")
 VERSION = re.compile(r"[\x21\x23-\x7e]{1,200}")
-"""What a version may be made of: it travels in quotes."""
+"""Characters allowed in a version, which is sent in quotes."""
 SLACK = 0.01
-"""What the sum of K probabilities may be off, beside their rounding."""
+"""Tolerance of the sum of K probabilities, in addition to their rounding."""
 
 
 class Malformed(ValueError):
-    """Not what this format says; its text says what is wrong."""
+    """A message that violates the format; its text says how."""
 
 
 def content_type(shape: Sequence[int]) -> str:
-    """Of a question about images (N, H, W, C)."""
+    """Content type of a query about images (N, H, W, C)."""
     return f"{IMAGES}; format={FORMAT}; dtype=uint8; shape={'x'.join(map(str, shape))}"
 
 
@@ -54,8 +54,8 @@ def shape_in(content_type: str) -> tuple[int, int, int, int]:
     """The shape (N, H, W, C) that a content type announces.
 
     Raises:
-        LookupError: it is another type, format or dtype.
-        Malformed: its shape is none.
+        LookupError: another type, format or dtype.
+        Malformed: an invalid shape.
     """
     kind, *rest = (part.strip() for part in content_type.split(";"))
     told = dict(part.partition("=")[::2] for part in rest)
@@ -93,36 +93,36 @@ def _plain(answer: Answer) -> dict[str, Any]:
 
 
 def parsed(body: bytes) -> dict[str, Any]:
-    """A JSON object.
+    """The JSON object in a body.
 
     Raises:
-        Malformed: it is none, or holds a number that is none.
+        Malformed: it is not a JSON object, or holds NaN or Infinity.
     """
 
     def refuse(number: str) -> NoReturn:
-        raise Malformed(f"{number} is no number")
+        raise Malformed(f"{number} is not a number")
 
     try:
         found = json.loads(body, parse_constant=refuse)
     except Malformed:
         raise
     except (ValueError, RecursionError) as error:
-        raise Malformed(f"no JSON ({str(error)[:80]})") from None
+        raise Malformed(f"not JSON ({str(error)[:80]})") from None
     if not isinstance(found, dict):
-        raise Malformed("no JSON object")
+        raise Malformed("not a JSON object")
     return found
 
 
 def answers_in(found: dict[str, Any], teacher: Described, n: int) -> list[Answer]:
-    """The answers to ``n`` images, by their index, each exactly once.
+    """The answers to ``n`` images, each exactly once, sorted by index.
 
     Args:
         found: the parsed body.
-        teacher: as it described itself.
-        n: number of images that it was asked about.
+        teacher: its description.
+        n: number of images in the query.
 
     Raises:
-        Malformed: anything is missing, twice there, of a wrong type or out of range.
+        Malformed: an answer is missing, duplicated, of a wrong type or out of range.
     """
     listed = found.get("answers")
     if not isinstance(listed, list) or len(listed) != n:
@@ -130,7 +130,7 @@ def answers_in(found: dict[str, Any], teacher: Described, n: int) -> list[Answer
     placed: dict[int, Answer] = {}
     for one in listed:
         if not isinstance(one, dict):
-            raise Malformed("an answer that is no object")
+            raise Malformed("an answer that is not an object")
         index = one.get("index")
         if type(index) is not int or not 0 <= index < n or index in placed:
             raise Malformed(f"index {index!r:.40}, expected each of 0 to {n - 1} once")
@@ -178,15 +178,15 @@ def _class(value: Any, classes: int) -> int:
 
 
 def description(teacher: Described) -> dict[str, Any]:
-    """What ``GET /describe`` tells."""
+    """The body of ``GET /describe``."""
     return {"format": FORMAT, **asdict(teacher)}
 
 
 def described_in(found: dict[str, Any]) -> Described:
-    """What a teacher says of itself.
+    """A teacher's description of itself, from the body of ``GET /describe``.
 
     Raises:
-        Malformed: a field is missing or cannot be; or it tells more than probabilities, which nobody does over HTTP.
+        Malformed: a field is missing or invalid, or the access level reveals more than probabilities.
     """
 
     def take(name: str, right: bool) -> Any:
