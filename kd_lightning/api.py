@@ -42,6 +42,7 @@ def distill(
     classes: Sequence[str] | None = None,
     data: tuple[Tensor, Tensor] | None = None,
     folder: str | Path | None = None,
+    config_dir: str | Path | None = None,
     **settings: Any,
 ) -> Student:
     """Train a small network from ``teacher``, which is all there is: no training images.
@@ -54,13 +55,15 @@ def distill(
         num_classes: K.
         image: (C, H, W) of its images, H equal to W.
         method: name of a method, as ``kd-lightning method=NAME`` takes it.
-        student: name of a network, or one whose copy is trained, from the weights it has.
+        student: name of a network, as ``kd-lightning student=NAME`` takes it, or one whose copy is trained, from the
+            weights it has.
         mean: per channel, what is subtracted from an image in [0, 1] before the teacher sees it; None if the teacher
             takes images as they are.
         std: per channel, what it is divided by.
         classes: their names.
         data: images uint8 (N, C, H, W) and labels int64 (N,) to test on; nothing is learned from them.
         folder: the run folder; default is one named after method and time in ``runs``.
+        config_dir: a folder with groups of your own, such as ``network/mine.yaml`` for ``student="mine"``.
         **settings: any other setting of the command, a dot written as two underscores: ``seed=1``,
             ``trainer__max_epochs=30``, ``teacher__access="logits"``.
 
@@ -85,7 +88,7 @@ def distill(
         _refuse_data(data, num_classes, image)
     overrides = _overrides(num_classes, image, method, student, mean, std, settings)
     resolvers.register()
-    found = read(overrides)
+    found = read(overrides, [str(config_dir)] if config_dir is not None else [])
     cfg = found.cfg
     with _holding(teacher=teacher, student=student, data=data) as keys, warnings.catch_warnings():
         quiet()

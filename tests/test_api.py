@@ -107,6 +107,15 @@ def test_a_network_of_the_users_own_is_copied_and_trained(teacher: nn.Module) ->
         load_student(student.folder)
 
 
+def test_a_network_of_a_folder_of_the_users_own(teacher: nn.Module, tmp_path: Path) -> None:
+    (tmp_path / "my_conf" / "network").mkdir(parents=True)
+    (tmp_path / "my_conf" / "network" / "mine.yaml").write_text("defaults: [small_conv]\nwidths: [5, 6]\n")
+    student = kd_lightning.distill(teacher, student="mine", config_dir=tmp_path / "my_conf", **TINY, mean=MEAN, std=STD)
+    assert student.card["network"]["widths"] == [5, 6]
+    with pytest.raises(UserError, match=r"there is no student called mine"):
+        kd_lightning.distill(teacher, student="mine", **TINY)
+
+
 def test_the_same_call_is_answered_from_what_is_kept(teacher: nn.Module, capsys: pytest.CaptureFixture[str]) -> None:
     first = kd_lightning.distill(teacher, **TINY, mean=MEAN, std=STD)
     again = kd_lightning.distill(copy.deepcopy(teacher), **TINY, mean=MEAN, std=STD)

@@ -46,7 +46,7 @@ NUMBERS = (
     *("labels.source.rounds=2", "gan.source.rounds=2", "ratio.source.rounds=2"),
     *("features.student.width=4", "features.student.features=32", "features.student.hidden=[16]"),
     *("gan.method.generator.widths=8", "gan.method.discriminator.widths=8"),
-    *("teacher=resnet8x4_regression", "student=wrn_16_1_regression"),
+    *("teacher=regressor/resnet8x4", "student=regressor/wrn_16_1"),
 )
 
 
@@ -116,10 +116,11 @@ def test_imagenet100(tmp_path: Path, store: Path, small: Callable[..., Outcome])
             file.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels(i + 1, 40, 36, 3)[0]).save(file)
     result = small(
-        *("imagenet100", *CLASSES, "data.num_classes=2", "data.size=32", "data.test=10", "teacher=resnet8x4_128"),
+        *("imagenet100", *CLASSES, "data.num_classes=2", "data.size=32", "data.test=10"),
+        *("data.network_size=128", "teacher=resnet8x4", "student=resnet20"),
         *("~features.student.trunk.stem", "gan.method.generator.widths=8", "gan.method.discriminator.widths=8"),
         *("gan.method.generator.attention=16", "gan.method.discriminator.attention=16", "gan.method.accumulate=2"),
-        *("student=resnet20_128", "source.per_label=20", "source.images=30"),
+        *("source.per_label=20", "source.images=30"),
     )
     assert 0 <= result["metrics"]["test/accuracy"] <= 1
     of_classes(reports(store), pool=40, used=30, rounds=(70 + 30) // 32)

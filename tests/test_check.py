@@ -127,7 +127,7 @@ ONE_FAULT = {
     "a boundary between numbers": ([*NUMBERS, "metrics=boundary"], "metrics.boundary: Boundary as it", "numbers"),
     "numbers as probabilities": ([*NUMBERS, "teacher.access=probs"], "teacher.access=probs: a number", "logits"),
     "two numbers": ([*NUMBERS, "student.num_classes=2"], "student.num_classes=2: the labels are numbers", "one output"),
-    "numbers for classes": ([*KD, "student=resnet20_regression"], "student: Regressor is made for numbers", "classes"),
+    "numbers for classes": ([*KD, "student=regressor/resnet20"], "student: Regressor is made for numbers", "classes"),
     "a range": ([*NUMBERS, "data.task.low=east"], "data.task.low: expected a number", "got 'east'"),
     "channels": ([*KD, "student.in_channels=3"], "student.in_channels=3", "the data has 1 channels"),
     "statistics": ([*KD, "data.mean=[0.1,0.2]"], "data.mean: 2 values", "1 channel"),

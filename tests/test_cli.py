@@ -40,7 +40,7 @@ def run(tmp_path):
 def my_conf(tmp_path):
     """A method and a data set of the user's own, with the method's file beside them."""
     folder = tmp_path / "my_conf"
-    for group in ("method", "data"):
+    for group in ("method", "data", "network"):
         (folder / group).mkdir(parents=True)
     (folder / "method" / "soft.yaml").write_text(
         "# @package _global_\ndefaults: [kd]\nmethod: {label: 0.2}\ntrainer: {max_epochs: 1}\n"
@@ -49,6 +49,7 @@ def my_conf(tmp_path):
         "# @package _global_\nmethod: {_target_: my_method.Buggy}\ntrainer: {max_epochs: 1}\n"
     )
     (folder / "data" / "little.yaml").write_text("defaults: [digits]\nrecipe: {batch_size: 32}\n")
+    (folder / "network" / "lean_net.yaml").write_text("defaults: [small_conv]\nwidths: [5, 6]\n")
     (tmp_path / "my_method.py").write_text(METHOD)
     return folder
 
@@ -112,7 +113,14 @@ def test_help_is_a_page_that_needs_no_torch(run):
 
 
 @pytest.mark.parametrize(
-    ("line", "expected"), [("method=", "method=kd"), ("sweep=", "sweep=seeds_all"), ("teacher.acc", "teacher.access=")]
+    ("line", "expected"),
+    [
+        ("method=", "method=kd"),
+        ("sweep=", "sweep=seeds_all"),
+        ("teacher.acc", "teacher.access="),
+        ("teacher=", "teacher=resnet34"),
+        ("student=resnet1", "student=resnet18"),
+    ],
 )
 def test_completion_needs_no_torch(run, line, expected):
     line = f"kd-lightning {line}"
@@ -124,6 +132,7 @@ def test_completion_needs_no_torch(run, line, expected):
 def test_help_names_the_users_own_members(run, my_conf):
     done = run(COMMAND, "--help", "--config-dir", my_conf)
     assert "soft" in done.stdout
+    assert done.stdout.count("lean_net") == done.stdout.count("resnet34") == 1
 
 
 def test_wrong_overrides_end_with_all_of_them_and_code_2(run, tmp_path):

@@ -25,7 +25,7 @@ def files(group):
 GROUPS = sorted(
     folder.name for folder in conf_dir().iterdir() if folder.is_dir() and folder.name not in ("hydra", "parts")
 )
-NEED_MORE = {"data": {"image_folder"}, "teacher": {"base", "callable", "http"}, "source": {"generated"}}
+NEED_MORE = {"data": {"image_folder"}, "teacher": {"callable", "file", "http"}, "source": {"generated"}}
 TARGETS = sorted(
     {target for file in conf_dir().rglob("*.yaml") for target in re.findall(r"_target_: ([\w.]+)", file.read_text())}
 )
@@ -76,28 +76,26 @@ def companions(group, name):
         return ["data=rotated_digits", "data.size=64", "method=supervised"]
     if group == "source":
         own = ["method=dafl"] if name == "free" else ["method=kd", "method.label=0"]
-        return [*own, *(["teacher=small_conv_bn"] if name == "deep_inversion" else [])]
+        return [*own, *(["teacher.net.batch_norm=true"] if name == "deep_inversion" else [])]
     if (group, name) == ("method", "cgan_kd_regression"):
         return ["data=rotated_digits"]
-    if name.endswith("_regression"):
-        return ["method=supervised", "data=utkface", "teacher=none"]
     if (group, name) in (("data", "rotated_digits"), ("data", "utkface"), ("data", "steering_angle")):
         return ["method=kd"]
     if (group, name) == ("teacher", "none"):
         return ["method=supervised"]
     if group == "method" and name in ("dfq", "cmi", "fast_dfkd", "deep_inversion", "adaptive_deep_inversion"):
-        return ["teacher=small_conv_bn"]
+        return ["teacher.net.batch_norm=true"]
     return []
 
 
 @pytest.mark.parametrize(
     ("group", "name"),
     one_of_each(
-        lambda member: architecture(member[1]) if member[0] == "teacher" else member,
+        lambda member: member,
         [
             (g, n)
             for g in GROUPS
-            if g not in ("tuned", "experiment", "student")
+            if g not in ("tuned", "experiment", "network")
             for n in files(g)
             if n not in NEED_MORE.get(g, ())
         ],
@@ -105,17 +103,22 @@ def companions(group, name):
 )
 def test_every_member_of_every_group_checks(group, name):
     # the method comes first: it chooses a source, which the member may then replace
-    overrides = [*companions(group, name), f"{group}={name}"]
-    if group == "teacher" and name in files("student"):
-        overrides.append(f"student={name}")
-    check(composed(*overrides))
+    check(composed(*companions(group, name), f"{group}={name}"))
 
 
-@pytest.mark.parametrize(
-    "name", one_of_each(architecture, sorted({*files("student")} - ({*files("teacher")} - NEED_MORE["teacher"])))
-)
-def test_every_student_that_is_no_teacher_checks(name):
-    check(composed(f"student={name}"))
+@pytest.mark.parametrize("name", [name for name in files("network") if name != "regressor"])
+def test_every_network_is_a_teacher_and_a_student(name):
+    cfg = composed("data=cifar10", f"teacher={name}", f"student={name}")
+    assert cfg.teacher.net == cfg.student
+    check(cfg)
+
+
+@pytest.mark.parametrize("name", ["vgg11", "mobilenet_v2_torchvision"])
+def test_a_regressor_is_around_any_network(name):
+    cfg = composed("data=utkface", "method=kd", f"teacher=regressor/{name}", f"student=regressor/{name}")
+    assert cfg.teacher.net == cfg.student
+    assert cfg.student.net == composed("data=utkface", "method=kd", f"student={name}").student
+    check(cfg)
 
 
 @pytest.mark.parametrize("name", one_of_each(lambda name: name.partition("/")[0], files("experiment")))
@@ -158,7 +161,7 @@ def test_every_tuned_file_without_an_experiment_is_pulled_in(name):
 
 @pytest.mark.parametrize(
     ("data", "teacher"),
-    [("digits", "none"), ("cifar10", "small_conv_bn"), pytest.param("cifar10", "resnet34", marks=SLOW)],
+    [("digits", "none"), ("cifar10", "vgg8"), pytest.param("cifar10", "resnet34", marks=SLOW)],
 )
 @pytest.mark.parametrize("method", files("method"))
 def test_every_method_data_and_teacher_checks_or_says_why_not(method, data, teacher):
@@ -174,7 +177,7 @@ def test_every_method_data_and_teacher_checks_or_says_why_not(method, data, teac
 
 @pytest.mark.parametrize("method", files("method"))
 def test_every_method_takes_numbers_or_says_why_not(method):
-    lines = faults(composed(f"method={method}", "data=rotated_digits", "teacher=small_conv_bn"))
+    lines = faults(composed(f"method={method}", "data=rotated_digits", "teacher=resnet8"))
     takes = method in ("kd", "supervised", "cgan_kd_regression")
     assert bool(lines) != takes, lines
     assert all("as it is set is made for classes" in line for line in lines)

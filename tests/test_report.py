@@ -200,6 +200,14 @@ def test_controls_teacher_and_the_papers_number(tmp_path):
     assert cell(table, 0, "real data").std > 0
 
 
+def test_teachers_that_vary_keep_their_names_beside_their_accuracy(tmp_path):
+    for name in ("small_conv", "resnet8"):
+        run_at(tmp_path / name, [f"teacher={name}"])
+    table = fold(collect([tmp_path]))
+    assert {cell(table, row, "teacher") for row in (0, 1)} == {"small_conv", "resnet8"}
+    assert cell(table, 0, "teacher accuracy").mean == 0.99
+
+
 def test_another_metric_names_its_own_column(tmp_path):
     run_at(tmp_path / "0", [], metrics={"test/mae": 4.25, "teacher/mae": 3.5})
     table = fold(collect([tmp_path]))

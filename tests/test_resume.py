@@ -21,7 +21,7 @@ CROPPED = "data.recipe.augment=[{_target_: kd_lightning.data.augment.RandomCrop,
 TURNED = "source.augment=[{_target_: kd_lightning.data.augment.RandomAffine}]"
 HALVES = "data.recipe.batch_size=600"  # two or three rounds an epoch
 POOLED = (
-    *("teacher=small_conv_bn", "method.per_batch=2", CROPPED),
+    *("teacher.net.batch_norm=true", "method.per_batch=2", CROPPED),
     *("method.generator.ngf=4", "method.latent=8", "method.batch_size=16", "method.kd_batch_size=16"),
 )
 CHAINS = {
@@ -29,7 +29,7 @@ CHAINS = {
     "dfad": ("method.student_steps=2", "source.rounds=2"),
     "bss": ("method.n_adv=8", "method.until=2.0", HALVES),
     "adaptive_deep_inversion": (
-        "teacher=small_conv_bn",
+        "teacher.net.batch_norm=true",
         *(f"method.{key}" for key in ("inverted=8", "steps=4", "kd_steps=2", "kd_batch_size=8", "per_batch=2")),
     ),
     "fast_dfkd": (*POOLED, "method.warmup=1", "method.steps=2", "method.kd_steps=4"),
@@ -37,7 +37,7 @@ CHAINS = {
     "kd": (SCHEDULED, CROPPED, HALVES),
     "kd of numbers": (
         *("data=rotated_digits", "data.base=digits", "data.size=8", "data.train=640", "data.val=100"),
-        *("teacher=small_conv_bn", SCHEDULED, CROPPED),
+        *("teacher.net.batch_norm=true", SCHEDULED, CROPPED),
     ),
     "fs_bbt": (
         *("source.per_class=3", "source.synthetic=50", "source.batch_size=40", "source.mixup_again=true", TURNED),
@@ -124,7 +124,7 @@ def assert_same_runs(one: Path, other: Path) -> None:
 @pytest.mark.parametrize("method", CHAINS)
 def test_killed_after_every_checkpoint(method: str, tmp_path: Path, teacher_file: Path) -> None:
     overrides = (f"method={method.partition(' ')[0]}", *CHAINS[method])
-    if "teacher=small_conv_bn" not in overrides:  # theirs has batch norm
+    if "teacher.net.batch_norm=true" not in overrides:  # theirs has batch norm
         overrides += (f"teacher.weights={teacher_file}",)
     whole = tiny_run(tmp_path / "whole", *overrides, root=tmp_path / "a")
     kills = 0

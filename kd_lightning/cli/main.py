@@ -7,7 +7,7 @@ import sys
 import tempfile
 import warnings
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
@@ -136,7 +136,7 @@ def _task(cfg: DictConfig) -> float | None:
         return None
     config = HydraConfig.get()
     folder = Path(config.runtime.output_dir)
-    names = {name: config.runtime.choices.get(name) for name in NAMED}
+    names = chosen(config.runtime.choices)
     place = start.placed()
     from kd_lightning.results.run_index import running
 
@@ -176,6 +176,15 @@ def _run(cfg: DictConfig, folder: Path, names: dict[str, str | None]) -> float |
     return result["objective"]
 
 
+def chosen(choices: Mapping[str, str | None] | DictConfig) -> dict[str, str | None]:
+    """The member chosen of each group; of ``teacher=network network@teacher.net=NAME`` it is the network."""
+    names = {name: choices.get(name) for name in NAMED}
+    for word, place in {"teacher": "teacher.net", "student": "student"}.items():
+        networks = [choices.get(key) for key in (f"network@{place}", f"network@{place}.net")]  # outer, inner
+        names[word] = "/".join(filter(None, networks)) or names[word]
+    return names
+
+
 def _on_ranks(number: int, cfg: DictConfig, folder: Path, names: dict[str, str | None]) -> float | None:
     """Let as many processes run the page as the trainer has devices."""
     from kd_lightning.results.provenance import amend
@@ -194,9 +203,8 @@ def _plan(cfg: DictConfig) -> None:
     from kd_lightning.planning.plan import plan, render
 
     quiet()
-    choices = HydraConfig.get().runtime.choices
     try:
-        made = plan(cfg, {name: choices.get(name) for name in NAMED}, _PROMISED)
+        made = plan(cfg, chosen(HydraConfig.get().runtime.choices), _PROMISED)
     except UserError as error:
         _fail(error)
     _PLANS.append((made.seconds, made.size))

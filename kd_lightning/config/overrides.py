@@ -27,7 +27,7 @@ from kd_lightning.config.groups import members
 from kd_lightning.config.resolvers import conf_dir
 from kd_lightning.errors import ConfigError
 
-REFUSALS = (HydraException, OmegaConfBaseException, MarkedYAMLError)
+REFUSALS = (HydraException, OmegaConfBaseException, MarkedYAMLError, ValueError)
 
 
 class Composed(NamedTuple):
@@ -161,6 +161,8 @@ def _explain(override: str, error: Exception, cfg: DictConfig | None = None) -> 
         return f"{override}: {key.lstrip('+')} is there already, write it without +"
     if text.startswith("Could not delete"):
         return f"{override}: there is nothing of that name to delete"
+    if text.startswith("Config group override must be a string"):
+        return f"{override}: expected the name of a {key}, got a value{_nearest_member(key, value)}"
     return f"{override}: {text.splitlines()[0]}"
 
 
@@ -170,14 +172,22 @@ def _explain_missing(override: str, file: str) -> str:
     typed = file == f"{group}/{value}"
     if not typed:
         group, _, value = file.rpartition("/")
-    there = members(group)
-    near = nearest(value, there)
-    hint = f"; did you mean {group}={near[0]}?" if near else f"; there are {', '.join(there)}" if there else ""
+    hint = _nearest_member(group, value)
     return (
         f"{override}: there is no {group} called {value}{hint}"
         if typed
         else (f"{override}: it asks for {group}={value}, and there is no such {group}{hint}")
     )
+
+
+def _nearest_member(group: str, value: str) -> str:
+    """How a hint at the right member of a group reads on; Hydra must be loaded."""
+    there = members(group)
+    around = value.rpartition("/")[0]
+    if around in there:  # a network inside another one
+        there = [f"{around}/{name}" for name in there]
+    near = nearest(value, there) or [name for name in there if value in name]
+    return f"; did you mean {group}={near[0]}?" if near else f"; there are {', '.join(there)}" if there else ""
 
 
 def suggest(key: str, siblings: Iterable[str], everywhere: Iterable[str] = ()) -> str:

@@ -226,9 +226,11 @@ def _teacher_faults(
         )
     net = at(cfg, "teacher.net")
     if "teacher.batch_norm" in needs and isinstance(net, dict) and not _has_batch_norm(net):
+        by_setting = "batch_norm" in net
+        how = "set teacher.net.batch_norm=true" if by_setting else "choose another teacher, such as teacher=resnet34"
         yield (
             f"{path}: {name} reads the teacher's batch-norm statistics, but {net['_target_'].rpartition('.')[2]} "
-            "as it is set has no batch norm: choose another teacher, such as teacher=resnet34"
+            f"as it is set has no batch norm: {how}"
         )
 
 

@@ -21,6 +21,7 @@ def register() -> None:
     OmegaConf.register_new_resolver("kd.plus", _plus, replace=True)
     OmegaConf.register_new_resolver("kd.merged", _merged, replace=True)
     OmegaConf.register_new_resolver("kd.flips", _flips, replace=True)
+    OmegaConf.register_new_resolver("kd.by_size", _by_size, replace=True)
     OmegaConf.register_new_resolver("kd.members", _members, replace=True)
     OmegaConf.register_new_resolver("kd.sweep", _sweep, replace=True)
 
@@ -57,6 +58,13 @@ def _plus(value: float | None, more: float | None) -> float:
     return value + more
 
 
+def _by_size(size: Any, small: Any, middle: Any, large: Any) -> Any:
+    """What a network has for images of about 32, 64 or 128 pixels, whichever is nearest."""
+    if not isinstance(size, int) or size < 48:  # what is no size is refused where it stands
+        return small
+    return middle if size < 96 else large
+
+
 def _merged(node: DictConfig, changes: DictConfig) -> DictConfig:
     plain: Any = OmegaConf.to_container(node, resolve=True)
     return OmegaConf.create({**plain, **changes})
@@ -70,7 +78,8 @@ def _flips(augment: ListConfig) -> ListConfig:
 def _members(group: str, indent: int = 0, width: int = 98) -> str:
     """The members of a group for ``--help``, the user's own among them; folders that hold the same share a line."""
     folders: dict[str, list[str]] = {}
-    for member in members(group):
+    own = set(members(group)) - (set(members("network")) if group in ("teacher", "student") else set())
+    for member in sorted(own):
         folder, _, name = member.rpartition("/")
         folders.setdefault(folder, []).append(name)
     alike: dict[str, list[str]] = {}

@@ -29,6 +29,7 @@ KEYS: dict[str, Any] = {
     "data.num_classes": int,
     "data.channels": int,
     "data.size": int,
+    "data.network_size": int,
     "data.mean": list[float],
     "data.std": list[float],
     "data.recipe": dict,

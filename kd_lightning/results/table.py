@@ -114,6 +114,8 @@ def fold(runs: Sequence[Run], against: str | None = None) -> Table:
     if failed:
         columns["failed"] = [len(at.failed) for at in groups]
     for key, header in metric_columns(groups).items():
+        if header in names:  # a sweep over teachers has a column of their names, too
+            header = key.replace("/", " ")
         stats = [at.stat(key) for at in groups]
         if not key.startswith(("test/", BOUNDARY)):
             # One teacher or control that all seeds share has no spread to speak of.

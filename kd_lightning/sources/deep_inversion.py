@@ -92,7 +92,8 @@ class DeepInversion:
         except ValueError:
             raise ConfigError(
                 f"source=deep_inversion reads batch-norm statistics, but {type(net.net).__name__} as it is set has "
-                "none: choose another teacher, such as teacher=resnet34 or teacher=lenet5_bn"
+                "none: set teacher.net.batch_norm=true if it has that setting, or choose another teacher, such as "
+                "teacher=resnet34"
             ) from None
         shape, classes = context.dataset.image_shape, context.dataset.num_classes
 

@@ -219,14 +219,14 @@ def test_jitter_and_flip_change_what_the_teacher_is_shown(teacher_bn: Normalized
 
 
 def test_a_teacher_without_batch_norm_cannot_be_inverted(teacher: nn.Module) -> None:
-    with pytest.raises(ConfigError, match=r"SmallConvNet as it is set has none.*teacher=lenet5_bn"):
+    with pytest.raises(ConfigError, match=r"SmallConvNet as it is set has none.*teacher.net.batch_norm=true"):
         inversion().prepare(context(teacher))
 
 
 @pytest.mark.parametrize("method", ["deep_inversion", "kd method.label=0 source=deep_inversion"])
 def test_such_a_teacher_is_refused_before_anything_runs(method: str) -> None:
     overrides = f"method={method}".split()
-    assert not faults(composed(*overrides, "teacher=small_conv_bn"))
+    assert not faults(composed(*overrides, "teacher.net.batch_norm=true"))
     (fault,) = faults(composed(*overrides, "teacher=small_conv"))
     assert fault.startswith("source: DeepInversion reads the teacher's batch-norm statistics, but SmallConvNet")
 
@@ -298,7 +298,7 @@ def test_networks_are_left_as_they_were(teacher_bn: nn.Module) -> None:
     ("method", "overrides"),
     [
         ("zskd", ("source.impressions=32",)),
-        ("deep_inversion", ("source.inverted=32", "teacher=small_conv_bn")),
+        ("deep_inversion", ("source.inverted=32", "teacher.net.batch_norm=true")),
     ],
 )
 def test_a_run_on_a_pool(method: str, overrides: tuple[str, ...], tiny: Any) -> None:

@@ -151,13 +151,13 @@ def test_steps_that_do_not_divide_are_refused(teacher: nn.Module) -> None:
 
 
 def test_a_teacher_without_batch_norm_is_refused_before_anything_runs() -> None:
-    assert not faults(composed("method=adaptive_deep_inversion", "teacher=small_conv_bn"))
+    assert not faults(composed("method=adaptive_deep_inversion", "teacher.net.batch_norm=true"))
     (fault,) = faults(composed("method=adaptive_deep_inversion", "teacher=small_conv"))
     assert fault.startswith("method: AdaptiveDeepInversion reads the teacher's batch-norm statistics, but SmallConvNet")
 
 
 def test_a_run_that_ends_before_the_student_starts(tiny: Any) -> None:
     short = ("+trainer.limit_train_batches=1", "method.inverted=8", "method.per_batch=2", "method.scheduler=null")
-    result = tiny("method=adaptive_deep_inversion", "teacher=small_conv_bn", *short)
+    result = tiny("method=adaptive_deep_inversion", "teacher.net.batch_norm=true", *short)
     assert result["cost"]["images_synthesised"] == 0
     assert "generated/agreement" not in result["metrics"]

@@ -79,6 +79,6 @@ def test_statistics_are_tapped_once_a_round(teacher: nn.Module, monkeypatch: pyt
 
 
 def test_a_teacher_without_batch_norm_is_refused_before_anything_runs() -> None:
-    assert not faults(composed("method=dfq", "teacher=small_conv_bn"))
+    assert not faults(composed("method=dfq", "teacher.net.batch_norm=true"))
     (fault,) = faults(composed("method=dfq", "teacher=small_conv"))
     assert fault.startswith("method: Dfq reads the teacher's batch-norm statistics, but SmallConvNet")

@@ -204,7 +204,7 @@ def test_settings_that_do_not_fit(teacher: nn.Module) -> None:
 
 @pytest.mark.parametrize("method", ["fast_dfkd", "cmi"])
 def test_a_teacher_without_batch_norm_is_refused_before_anything_runs(method: str) -> None:
-    assert not faults(composed(f"method={method}", "teacher=small_conv_bn"))
+    assert not faults(composed(f"method={method}", "teacher.net.batch_norm=true"))
     (fault,) = faults(composed(f"method={method}", "teacher=small_conv"))
     assert "reads the teacher's batch-norm statistics, but SmallConvNet" in fault
 
@@ -220,14 +220,14 @@ ROUNDS = {
 @pytest.mark.parametrize("method", ROUNDS)
 @pytest.mark.parametrize("setting", ["data=mnist", "data=digits", "data=cifar10", "data=svhn", "scale=paper"])
 def test_no_file_says_how_long_a_round_is_a_second_time(method: str, setting: str) -> None:
-    assert not faults(composed(f"method={method}", "teacher=small_conv_bn", setting))
+    assert not faults(composed(f"method={method}", "teacher.net.batch_norm=true", setting))
 
 
 @pytest.mark.parametrize("method", ROUNDS)
 def test_the_number_of_rounds_is_that_of_epochs(method: str, tiny: Any) -> None:
     """Whatever the length of a round, and however it is cut into batches."""
     generator = () if method == "adaptive_deep_inversion" else ("method.generator.ngf=4", "method.latent=8")
-    settings = ("teacher=small_conv_bn", "method.per_batch=2", "method.kd_batch_size=16", *ROUNDS[method], *generator)
+    settings = ("teacher.net.batch_norm=true", "method.per_batch=2", "method.kd_batch_size=16", *ROUNDS[method], *generator)
     result = tiny(f"method={method}", *settings)
     assert result["cost"]["images_synthesised"] == 2 * 16
     (fault,) = faults(composed(f"method={method}", *settings, "source.rounds=6"))

@@ -108,10 +108,19 @@ def test_for_numbers_at_64_pixels(make: Callable[[], nn.Module], count: int) -> 
 
 @pytest.mark.parametrize("name", IMAGENET100)
 def test_members_for_128_pixels_are_those(name: str) -> None:
-    cfg = composed("data=imagenet100", f"student={name}_128", f"teacher={name}_128")
+    cfg = composed("data=imagenet100", f"student={name}", f"teacher={name}")
     assert cfg.teacher.net == cfg.student
     with torch.device("meta"):
         assert parameters(instantiate(cfg.student)) == IMAGENET100[name][1]
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_members_for_numbers_at_64_pixels_are_those(name: str) -> None:
+    member = "regressor/" + name.replace("mobilenet_v2", "mobilenet_v2_torchvision")
+    cfg = composed("data=utkface", "method=kd", f"student={member}", f"teacher={member}")
+    assert cfg.teacher.net == cfg.student
+    with torch.device("meta"):
+        assert parameters(instantiate(cfg.student)) == NUMBERS[name][1]
 
 
 @pytest.mark.parametrize("name", CIFAR)

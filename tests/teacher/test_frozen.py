@@ -140,10 +140,10 @@ def test_a_folded_run_gives_the_same_numbers_by_a_fit_of_its_own(
     calls: list[FrozenTeacher] = []
     fold = FrozenTeacher.fold_batchnorm
     monkeypatch.setattr(FrozenTeacher, "fold_batchnorm", lambda self: (calls.append(self), fold(self))[1])
-    as_written = tiny("method=kd", "teacher=small_conv_bn")
+    as_written = tiny("method=kd", "teacher.net.batch_norm=true")
     fits = len(list(store.glob("fit-*")))
     assert not calls
-    folded = tiny("method=kd", "teacher=small_conv_bn", "fold_batchnorm=true")
+    folded = tiny("method=kd", "teacher.net.batch_norm=true", "fold_batchnorm=true")
     assert len(list(store.glob("fit-*"))) == 2 * fits
     assert (as_written["fold_batchnorm"], folded["fold_batchnorm"]) == (False, True)
     assert folded["metrics"] == pytest.approx(as_written["metrics"], abs=0.02)
