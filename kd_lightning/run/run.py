@@ -186,8 +186,8 @@ def _produce(
                 if name == "test" and collectives.rank() == 0:
                     draw_answers(work / "plots", bench.boards, dataset, output, test.labels, answers)
             metrics |= {f"{name}/{k}": v for k, v in measured.items()}
-            if name == "test" and cfg.called:
-                metrics |= {f"{cfg.called}/{k}": v for k, v in measured.items()}
+            if name == "test" and cfg.result_name:
+                metrics |= {f"{cfg.result_name}/{k}": v for k, v in measured.items()}
         for name, node in cfg.metrics.items():
             measure = instantiate(node, _convert_="all")
             metrics |= _further(name, measure, student, teacher, test, device_of(cfg), work / "samples")
@@ -224,9 +224,9 @@ def _produce(
         "restarts": {f.report["phase"]: f.report["restarts"] for f in fits if f.report.get("restarts")},
         "objective": metrics[f"test/{bench.task.headline}"],
         "metrics": metrics,
-        "called": cfg.called,
+        "result_name": cfg.result_name,
         "task": bench.task.described(),
-        "paper": OmegaConf.to_container(cfg.paper.get(names.get("method"), OmegaConf.create({}))),
+        "paper": OmegaConf.to_container(cfg.paper).get(names.get("method"), {}) if cfg.as_published else {},
         "teacher_kept": teacher.kept if teacher else None,
         "models": {k: {"parameters": parameters(net)} for k, net in networks.items()},
         "cost": {

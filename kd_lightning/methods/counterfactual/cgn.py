@@ -23,7 +23,7 @@ Deviations (paper / authors' code / here):
     * ``ema``: - / - / the average of the generator's weights is kept, if wanted.
     * ``ms``: - / - / a mode-seeking term on masks (Mao et al., CVPR 2019), in ``*_small``, where the discriminator lets
       a class be one shape; none by default.
-    * ``compose``: operators between the mechanisms and their composition, as SKDCGN's study has them; none by default.
+    * ``mask_operations``: operators between the mechanisms and their composition, as SKDCGN's study has them; none by default.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Cgn(ConditionalGan):
         edge: weight of what masks have on the rim, an eighth of the side; 0 is CGN.
         fade: rounds in which masks come in, from nothing; 0 is CGN.
         still: rounds in which the object's texture does not learn; 0 is CGN.
-        compose: operators on mask, texture and background before they are composed.
+        mask_operations: operators on mask, texture and background before they are composed.
         ms: weight of mode seeking among the masks of a label (MSGAN's lambda_ms); 0 is CGN.
         ms_from: round from which on they are sought.
         **gan: see :class:`ConditionalGan`; ``generator`` draws the three mechanisms.
@@ -79,13 +79,14 @@ class Cgn(ConditionalGan):
         edge: float = 0.0,
         fade: int = 0,
         still: int = 0,
-        compose: Sequence[Operator] = (),
+        mask_operations: Sequence[Operator] = (),
         ms: float = 0.0,
         ms_from: int = 0,
         **gan: Any,
     ) -> None:
         super().__init__(**gan)
-        self.binary, self.perc, self.colour, self.compose = binary, tuple(perc), colour, tuple(compose)
+        self.binary, self.perc, self.colour = binary, tuple(perc), colour
+        self.mask_operations = tuple(mask_operations)
         self.edge, self.fade, self.still, self.ms, self.ms_from = edge, fade, still, ms, ms_from
         self.watch, self.verdicts = MaskWatch(self.task.num_classes), VerdictWatch(self.task.num_classes)
         self.features = None if features is None else FrozenTeacher(features)
@@ -167,7 +168,7 @@ class Cgn(ConditionalGan):
         mask, fg, bg = (cast(Any, self.learner).draw(im, z, y) for im in MECHANISMS)
         fg = fg.detach() if self.still and self.rounds_done < self.still else fg
         come = min(1, (self.rounds_done + 1) / self.fade) if self.fade > 0 else 1
-        parts = applied(self.compose, come * mask, shifted(fg, self.rng), shifted(bg, self.rng), self.rng)
+        parts = applied(self.mask_operations, come * mask, shifted(fg, self.rng), shifted(bg, self.rng), self.rng)
         return mask, compose(*parts)
 
 
