@@ -6,7 +6,7 @@ be, too). ``run.yaml`` asks for ``recipe: METHOD+DATA+SCALE+TEACHER`` and gets t
 * ``DATA_TEACHER_SCALE`` and ``DATA_SCALE``, then the same of the data's family, then ``SCALE``, of the method
 * all of these of the method's family
 
-and nothing where there is none. A family is another name of the same kind, which a file in ``data/`` or ``method/`` states
+and nothing where there is none, or with ``recipe=none``. A family is another name of the same kind, which a file in ``data/`` or ``method/`` states
 in its first lines: ``# @family cifar``. Files of a user's own (``--config-dir``) are read alike.
 
 Every ``kd-lightning`` command imports this file, so it imports nothing heavy.
@@ -49,10 +49,11 @@ class RecipeSource(ConfigSource):
         if node is None:
             raise ConfigLoadError(f"there is no {config_path}")
         header = {"package": "_global_"}
-        return ConfigResult(OmegaConf.create(node), path=self.full_path(), provider=self.provider, header=header)
+        config = OmegaConf.create(node)
+        return ConfigResult(config=config, path=self.full_path(), provider=self.provider, header=header)
 
     def list(self, config_path: str, results_filter: Optional[ObjectType]) -> list[str]:  # noqa: UP045
-        """Nothing: recipes are chosen by the other groups."""
+        """Nothing: the other groups choose the recipe."""
         return []
 
 
@@ -71,6 +72,8 @@ def _node(config_path: str) -> dict[str, Any] | None:
     if name.count("+") == 3:
         recipe = _chosen(*name.split("+"))
         return {"defaults": [f"/{recipe}"]} if recipe else None
+    if name == "none":
+        return {}
     method, _, section = config_path.rpartition("/")
     return _sections(method).get(section)
 
