@@ -227,7 +227,8 @@ def test_no_file_says_how_long_a_round_is_a_second_time(method: str, setting: st
 def test_the_number_of_rounds_is_that_of_epochs(method: str, tiny: Any) -> None:
     """Whatever the length of a round, and however it is cut into batches."""
     generator = () if method == "adaptive_deep_inversion" else ("method.generator.ngf=4", "method.latent=8")
-    settings = ("teacher.net.batch_norm=true", "method.per_batch=2", "method.kd_batch_size=16", *ROUNDS[method], *generator)
+    pool = ("teacher.net.batch_norm=true", "method.per_batch=2", "method.kd_batch_size=16")
+    settings = (*pool, *ROUNDS[method], *generator)
     result = tiny(f"method={method}", *settings)
     assert result["cost"]["images_synthesised"] == 2 * 16
     (fault,) = faults(composed(f"method={method}", *settings, "source.rounds=6"))
