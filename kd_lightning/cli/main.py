@@ -40,6 +40,11 @@ _PROMISED: set[str] = set()
 
 def main() -> None:
     """Read the command line, refuse what is wrong in it, and hand over to Hydra."""
+    if sys.argv[1:2] == ["explain"]:
+        from kd_lightning.cli.explain import main as explain
+
+        explain(sys.argv[2:])
+        return
     resolvers.register()
     start.stay_with_parent()
     sys.path.append(str(Path.cwd()))  # a method of the user's own may lie beside the command
