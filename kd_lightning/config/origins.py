@@ -95,9 +95,9 @@ def _setters(overrides: Sequence[str]) -> dict[str, tuple[Any, str]]:
             _set(setters, (default.package or "").removeprefix("_global_"), node, file)
     sources = loader.get_sources()
     for override in OverridesParser.create().parse_overrides(list(overrides)):
-        key = override.key_or_group
-        if not override.is_delete() and not any(source.is_group(key) for source in sources):
-            value: Any = override.value()
+        key, value = override.key_or_group, None if override.is_delete() else override.value()
+        chooses = any(source.is_group(key) for source in sources) and not isinstance(value, Mapping)
+        if not override.is_delete() and not chooses:
             _set(setters, key, value, TYPED)
     return setters
 
