@@ -16,7 +16,9 @@ def _registered() -> None:
     resolvers.register()
 
 
-def told(*overrides: str, within: tuple[str, ...] = (), config_dirs: tuple[str, ...] = ()) -> Mapping[str, tuple[str, str]]:
+def told(
+    *overrides: str, within: tuple[str, ...] = (), config_dirs: tuple[str, ...] = ()
+) -> Mapping[str, tuple[str, str]]:
     return {key: (value, file) for key, value, file in origins(overrides, within, config_dirs)}
 
 

@@ -154,7 +154,9 @@ def _blended(other: Tensor, x: Tensor, factor: Tensor) -> Tensor:
 
 def _grey(x: Tensor) -> Tensor:
     if x.shape[1] != 3:
-        raise ConfigError(f"mask_operations: Jitter changes colours, and these images have {x.shape[1]} channel(s), not 3")
+        raise ConfigError(
+            f"mask_operations: Jitter changes colours, and these images have {x.shape[1]} channel(s), not 3"
+        )
     return (x * x.new_tensor([0.2989, 0.587, 0.114]).view(3, 1, 1)).sum(1, keepdim=True)
 
 

@@ -164,7 +164,10 @@ def test_the_group_gives_a_list_in_the_order_of_choice() -> None:
     assert made("mask_operations=noise", "mask_operations.noise.std=0.2") == [MaskNoise(0.2)]
     assert made("mask_operations=[opacity,rotation]") == [Opacity(0.75), Rotation(180.0)]
     assert made("mask_operations=[rotation,opacity]") == [Rotation(180.0), Opacity(0.75)]
-    assert made("mask_operations=[weights,jitter]", "mask_operations.weights.fg=0.5") == [Weights(fg=0.5, bg=0.75), Jitter()]
+    assert made("mask_operations=[weights,jitter]", "mask_operations.weights.fg=0.5") == [
+        Weights(fg=0.5, bg=0.75),
+        Jitter(),
+    ]
 
 
 def test_operators_that_nobody_applies_are_a_fault() -> None:

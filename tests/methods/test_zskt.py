@@ -132,6 +132,10 @@ def test_a_fused_optimiser_whose_gradient_is_clipped_is_named_in_mixed_precision
     assert [fault.partition("=")[0] for fault in found] == ["method.optimizer.fused", "method.optimizer_g.fused"]
     assert "set method.optimizer_g.fused=false" in found[1]
     fixed = ("method.optimizer.fused=false", "method.optimizer_g.fused=false")
-    assert not faults(composed("problem=cifar10_wrn", "method=zskt", "scale=paper", "trainer.precision=bf16-mixed", *fixed))
+    assert not faults(
+        composed("problem=cifar10_wrn", "method=zskt", "scale=paper", "trainer.precision=bf16-mixed", *fixed)
+    )
     assert not faults(composed("problem=cifar10_wrn", "method=zskt", "scale=paper", "trainer.precision=32-true"))
-    assert not faults(composed("problem=cifar10", "method=fast_dfkd", "scale=paper", "trainer.precision=bf16-mixed")), "it clips nothing"
+    assert not faults(composed("problem=cifar10", "method=fast_dfkd", "scale=paper", "trainer.precision=bf16-mixed")), (
+        "it clips nothing"
+    )

@@ -6,8 +6,8 @@ be, too). ``run.yaml`` asks for ``recipe: METHOD+DATA+SCALE+TEACHER`` and gets t
 * ``DATA_TEACHER_SCALE`` and ``DATA_SCALE``, then the same of the data's family, then ``SCALE``, of the method
 * all of these of the method's family
 
-and nothing where there is none, or with ``recipe=none``. A family is another name of the same kind, which a file in ``data/`` or ``method/`` states
-in its first lines: ``# @family cifar``. Files of a user's own (``--config-dir``) are read alike.
+and nothing where there is none, or with ``recipe=none``. A family is another name of the same kind,
+which a file in ``data/`` or ``method/`` states in its first lines: ``# @family cifar``. Files of a user's own (``--config-dir``) are read alike.
 
 Every ``kd-lightning`` command imports this file, so it imports nothing heavy.
 """
@@ -40,14 +40,24 @@ class RecipeSource(ConfigSource):
         return False
 
     def is_config(self, config_path: str) -> bool:
-        """Whether there is a recipe of that name, or one for these choices."""
-        return _node(config_path) is not None
+        """Whether there is a recipe for these choices; one that was named is looked for when it is loaded."""
+        group, _, name = config_path.partition("/")
+        if group != "recipe" or not name or not GlobalHydra.instance().is_initialized():
+            return False
+        return "+" not in name or _chosen(*name.split("+")) is not None
 
     def load_config(self, config_path: str) -> ConfigResult:
         """The recipe as a file would say it; for choices, a file that takes in nothing but the recipe."""
-        node = _node(config_path)
-        if node is None:
-            raise ConfigLoadError(f"there is no {config_path}")
+        name = config_path.removeprefix("recipe/")
+        method, _, section = name.rpartition("/")
+        sections = {"none": {}} if not method else _sections(f"recipe/{method}")
+        if "+" in name:
+            node = {"defaults": [f"/{_chosen(*name.split('+'))}"]}
+        elif section in sections:
+            node = sections[section]
+        else:
+            there = f"; there are {', '.join(f'{method}/{known}' for known in sections)}" if sections else ""
+            raise ConfigLoadError(f"there is no recipe {name}{there}")
         header = {"package": "_global_"}
         config = OmegaConf.create(node)
         return ConfigResult(config=config, path=self.full_path(), provider=self.provider, header=header)
@@ -63,19 +73,6 @@ class RecipesPlugin(SearchPathPlugin):
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         """Behind all files."""
         search_path.append(provider="kd_lightning", path=f"{RecipeSource.scheme()}://")
-
-
-def _node(config_path: str) -> dict[str, Any] | None:
-    group, _, name = config_path.partition("/")
-    if group != "recipe" or not name or not GlobalHydra.instance().is_initialized():
-        return None
-    if name.count("+") == 3:
-        recipe = _chosen(*name.split("+"))
-        return {"defaults": [f"/{recipe}"]} if recipe else None
-    if name == "none":
-        return {}
-    method, _, section = config_path.rpartition("/")
-    return _sections(method).get(section)
 
 
 def _chosen(method: str, data: str, scale: str, teacher: str) -> str | None:
