@@ -16,7 +16,7 @@ SCALES = ("small", "few_shot", "robustness", "paper")
 FAMILIES = {"cifar": "svhn"}
 """A family that is no data set -> a member of it."""
 NEED_MORE = {
-    **dict.fromkeys(("dfq", "cmi", "fast_dfkd", "deep_inversion", "adaptive_deep_inversion"), ["teacher=resnet8"]),
+    **{m: ["teacher=resnet8"] for m in ("dfq", "cmi", "fast_dfkd", "deep_inversion", "adaptive_deep_inversion")},
     "fs_bbt": ["source=few_asked", "teacher.access=probs", "teacher.budget=100000"],
 }
 

@@ -1,13 +1,14 @@
 """Chooses the recipe of a run: what a method needs on a data set, at a scale.
 
-``recipe/METHOD.yaml`` holds recipes by name, and each is read as if it were a file ``recipe/METHOD/NAME.yaml`` (which it may
-be, too). ``run.yaml`` asks for ``recipe: METHOD+DATA+SCALE+TEACHER`` and gets the first there is of
+``recipe/METHOD.yaml`` holds recipes by name, and each is read as if it were a file ``recipe/METHOD/NAME.yaml`` (which
+it may be, too). ``run.yaml`` asks for ``recipe: METHOD+DATA+SCALE+TEACHER`` and gets the first there is of
 
 * ``DATA_TEACHER_SCALE`` and ``DATA_SCALE``, then the same of the data's family, then ``SCALE``, of the method
 * all of these of the method's family
 
-and nothing where there is none, or with ``recipe=none``. A family is another name of the same kind,
-which a file in ``data/`` or ``method/`` states in its first lines: ``# @family cifar``. Files of a user's own (``--config-dir``) are read alike.
+and nothing where there is none, or with ``recipe=none``. A family is another name of the same kind, which a file in
+``data/`` or ``method/`` states in its first lines: ``# @family cifar``. Files of a user's own (``--config-dir``) are
+read alike.
 
 Every ``kd-lightning`` command imports this file, so it imports nothing heavy.
 """
