@@ -6,7 +6,6 @@ import pytest
 import yaml
 from conftest import composed
 from hydra.core.global_hydra import GlobalHydra
-from hydra.types import RunMode
 
 from kd_lightning.config.check import check
 from kd_lightning.config.overrides import loaded, read
@@ -26,14 +25,6 @@ def recipes() -> list[tuple[str, str]]:
     return [(file.stem, name) for file in files for name in yaml.safe_load(file.read_text())]
 
 
-def chosen(overrides: list[str]) -> str | None:
-    """The recipe's path, without its group; Hydra must be loaded."""
-    loader = GlobalHydra.instance().config_loader()
-    defaults = loader.compute_defaults_list("run", overrides, RunMode.RUN).defaults
-    first = [d.config_path for d in defaults if d.parent and d.parent.count("+") == 3 and not d.is_self]
-    return first[0].removeprefix("recipe/") if first else None
-
-
 def pulled_in_by(method: str, name: str) -> list[str]:
     scale = next(scale for scale in SCALES if name.endswith(scale))
     data = name.removesuffix(scale).rstrip("_") or "digits"
@@ -48,8 +39,12 @@ def pulled_in_by(method: str, name: str) -> list[str]:
 
 def test_every_recipe_is_chosen() -> None:
     with loaded():
-        found = {f"{method}/{name}": chosen(pulled_in_by(method, name)) for method, name in recipes()}
-    assert found == {name: name for name in found}
+        sources = GlobalHydra.instance().config_loader().get_sources()
+        source = next(source for source in sources if source.scheme() == "kd-recipes")
+        for method, name in recipes():
+            typed = dict(override.split("=") for override in pulled_in_by(method, name))
+            choices = "+".join(typed.get(key, "small_conv") for key in ("method", "data", "scale", "teacher"))
+            assert source.load_config(f"recipe/{choices}").config.defaults == [f"/recipe/{method}/{name}"]
 
 
 @pytest.mark.parametrize(

@@ -9,19 +9,19 @@ Deviations (paper / authors' code / here):
     * Perceptual loss: between an image and the one it stands for / between Gram matrices of images of different
       classes, as those it is compared with are any of the batch / the same, and without ``features`` none.
     * Pixels: - / [-1, 1] / [0, 1]; the discriminator and ``features`` turn them back.
-    * Discriminator: linear or convolutional, the label beside the image / the same / the same, and at ``scale=small`` a
+    * Discriminator: linear or convolutional, the label beside the image / the same / the same, and at small scale a
       projection of the label with spectral norms, with which masks take shape within hundreds of steps.
     * ``colour``: - / - / a level of the perceptual loss that is the pixels themselves, between images of one class, in
-      ``*_small``: without it, object and background of a class change places, or a texture paints the shape, before
+      small scale: without it, object and background of a class change places, or a texture paints the shape, before
       there are shapes. None by default.
     * ``edge``, ``still``: - / - / masks that reach the rim cost something, and the object's texture stands still at
-      first, at ``scale=small`` of wildlife digits, where object and background of a class change places; neither by
+      first, at small scale of wildlife digits, where object and background of a class change places; neither by
       default.
-    * Backgrounds: begin grey / the same / the same, and at ``scale=small`` of single-colored digits black (the generator's
+    * Backgrounds: begin grey / the same / the same, and at small scale of single-colored digits black (the generator's
       ``behind``), or some classes stand white before black.
-    * ``fade``: - / - / masks fade in, at ``scale=small``, so that backgrounds take their colours first; at once by default.
+    * ``fade``: - / - / masks fade in, at small scale, so that backgrounds take their colours first; at once by default.
     * ``ema``: - / - / the average of the generator's weights is kept, if wanted.
-    * ``ms``: - / - / a mode-seeking term on masks (Mao et al., CVPR 2019), at ``scale=small``, where the discriminator lets
+    * ``ms``: - / - / a mode-seeking term on masks (Mao et al., CVPR 2019), at small scale, where the discriminator lets
       a class be one shape; none by default.
     * ``mask_operations``: operators between the mechanisms and their composition, as SKDCGN's study has them; none by
       default.

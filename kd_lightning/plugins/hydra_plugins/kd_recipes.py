@@ -13,7 +13,6 @@ read alike.
 Every ``kd-lightning`` command imports this file, so it imports nothing heavy.
 """
 
-from collections.abc import Iterator
 from typing import Any, Optional
 
 from hydra.core.config_search_path import ConfigSearchPath
@@ -23,9 +22,16 @@ from hydra.plugins.config_source import ConfigLoadError, ConfigResult, ConfigSou
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 
+Names = list[str]
+Results = list[ConfigResult]
+
 
 class RecipeSource(ConfigSource):
     """Recipes, by their names and by what they are chosen by."""
+
+    def __init__(self, provider: str, path: str) -> None:
+        super().__init__(provider, path)
+        self.seen: dict[str, list[ConfigResult]] = {}
 
     @staticmethod
     def scheme() -> str:
@@ -45,27 +51,67 @@ class RecipeSource(ConfigSource):
         group, _, name = config_path.partition("/")
         if group != "recipe" or not name or not GlobalHydra.instance().is_initialized():
             return False
-        return "+" not in name or _chosen(*name.split("+")) is not None
+        return self._chosen(*name.split("+")) is not None if "+" in name else not self._files(config_path)
 
     def load_config(self, config_path: str) -> ConfigResult:
         """The recipe as a file would say it; for choices, a file that takes in nothing but the recipe."""
         name = config_path.removeprefix("recipe/")
         method, _, section = name.rpartition("/")
-        sections = {"none": {}} if not method else _sections(f"recipe/{method}")
+        sections = self._sections(f"recipe/{method}") if method else {"none": {}}
         if "+" in name:
-            node = {"defaults": [f"/{_chosen(*name.split('+'))}"]}
+            node = {"defaults": [f"/{self._chosen(*name.split('+'))}"]}
         elif section in sections:
             node = sections[section]
         else:
-            there = f"; there are {', '.join(f'{method}/{known}' for known in sections)}" if sections else ""
+            there = f"; there are {', '.join(f'{method}/{known}' for known in sections)}" if method and sections else ""
             raise ConfigLoadError(f"there is no recipe {name}{there}")
-        header = {"package": "_global_"}
         config = OmegaConf.create(node)
+        header = {"package": "_global_"}
         return ConfigResult(config=config, path=self.full_path(), provider=self.provider, header=header)
 
     def list(self, config_path: str, results_filter: Optional[ObjectType]) -> list[str]:  # noqa: UP045
         """Nothing: the other groups choose the recipe."""
         return []
+
+    def _chosen(self, method: str, data: str, scale: str, teacher: str) -> str | None:
+        """The recipe's path."""
+        wanted = []
+        for name in self._with_families(f"data/{data}"):
+            wanted += [f"{name}_{teacher.replace('/', '_')}_{scale}", f"{name}_{scale}"]
+        for own in self._with_families(f"method/{method}"):
+            sections = self._sections(f"recipe/{own}")
+            for name in [*wanted, scale]:
+                if name in sections or self._files(f"recipe/{own}/{name}"):
+                    return f"recipe/{own}/{name}"
+        return None
+
+    def _with_families(self, config_path: str) -> Names:
+        """The member's name, its family's, and so on."""
+        group, _, name = config_path.partition("/")
+        names: Names = []
+        while name and name not in names:
+            names.append(name)
+            stated = [config.header.get("family") for config in self._files(f"{group}/{name}")]
+            name = next((family for family in stated if family), "")
+        return names
+
+    def _sections(self, config_path: str) -> dict[str, Any]:
+        """The recipes in all files of that name; of two of one name, the package's."""
+        found: dict[str, Any] = {}
+        for config in self._files(config_path):
+            if isinstance(config.config, DictConfig):
+                plain: Any = OmegaConf.to_container(config.config, resolve=False)
+                found = plain | found
+        return found
+
+    def _files(self, config_path: str) -> Results:
+        """All files of that name, read once for each time that Hydra is loaded."""
+        if config_path not in self.seen:
+            sources = GlobalHydra.instance().config_loader().get_sources()
+            others = [source for source in sources if not isinstance(source, RecipeSource)]
+            found = [source.load_config(config_path) for source in others if source.is_config(config_path)]
+            self.seen[config_path] = found
+        return self.seen[config_path]
 
 
 class RecipesPlugin(SearchPathPlugin):
@@ -74,47 +120,3 @@ class RecipesPlugin(SearchPathPlugin):
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         """Behind all files."""
         search_path.append(provider="kd_lightning", path=f"{RecipeSource.scheme()}://")
-
-
-def _chosen(method: str, data: str, scale: str, teacher: str) -> str | None:
-    """The recipe's path."""
-    wanted = []
-    for name in _with_families(f"data/{data}"):
-        wanted += [f"{name}_{teacher.replace('/', '_')}_{scale}", f"{name}_{scale}"]
-    for own in _with_families(f"method/{method}"):
-        sections = _sections(f"recipe/{own}")
-        for name in [*wanted, scale]:
-            if name in sections or _files(f"recipe/{own}/{name}"):
-                return f"recipe/{own}/{name}"
-    return None
-
-
-def _with_families(config_path: str) -> list[str]:
-    """The member's name, its family's, and so on."""
-    group, _, name = config_path.partition("/")
-    names: list[str] = []
-    while name and name not in names:
-        names.append(name)
-        stated = [config.header.get("family") for config in _files(f"{group}/{name}")]
-        name = next((family for family in stated if family), "")
-    return names
-
-
-def _sections(config_path: str) -> dict[str, Any]:
-    """The recipes in all files of that name; of two of one name, the package's."""
-    found: dict[str, Any] = {}
-    for config in _files(config_path):
-        if isinstance(config.config, DictConfig):
-            plain: Any = OmegaConf.to_container(config.config, resolve=False)
-            found = plain | found
-    return found
-
-
-def _files(config_path: str) -> list[ConfigResult]:
-    return list(_each(config_path))
-
-
-def _each(config_path: str) -> Iterator[ConfigResult]:
-    for source in GlobalHydra.instance().config_loader().get_sources():
-        if not isinstance(source, RecipeSource) and source.is_config(config_path):
-            yield source.load_config(config_path)
