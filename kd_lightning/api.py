@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf, open_dict
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from kd_lightning.config import resolvers
-from kd_lightning.config.check import faults
+from kd_lightning.config.check import examined
 from kd_lightning.config.overrides import read, refusal
+from kd_lightning.config.record import chosen, leave, put
 from kd_lightning.data.dataset import Dataset, Split, check_labels
 from kd_lightning.errors import UserError
 from kd_lightning.results.student_files import DATA_IN_MEMORY, IN_MEMORY, Student, load_student
@@ -89,20 +88,21 @@ def distill(
     overrides = _overrides(num_classes, image, method, student, mean, std, settings)
     resolvers.register()
     found = read(overrides, [str(config_dir)] if config_dir is not None else [])
-    cfg = found.cfg
     with _holding(teacher=teacher, student=student, data=data) as keys, warnings.catch_warnings():
         quiet()
-        with open_dict(cfg):
-            _put_in(cfg, keys, teacher, image, mean, classes)
-        if wrong := [*found.problems, *faults(cfg)]:
-            raise refusal(list(dict.fromkeys(wrong)))
+        cfg = put(
+            found.cfg, _in_memory(keys, Store(chosen(found.cfg, "artifacts.root")), teacher, image, mean, classes)
+        )
+        names = _names(keys, method, student, settings, chosen(cfg, "source._target_"))
+        wrong, composition = examined(cfg, names)
+        if found.problems or wrong or composition is None:
+            raise refusal(list(dict.fromkeys([*found.problems, *wrong])))
         _refuse_answers("teacher", teacher, num_classes, image)
-        _refuse_answers("student", instantiate(cfg.student), num_classes, image)
-        names = _names(cfg, keys, method, student, settings)
-        folder = Path(folder) if folder is not None else _fresh_folder(method, names["data"], cfg.seed)
-        _leave_composition(cfg, overrides, names, folder)
+        _refuse_answers("student", composition.student.build(), num_classes, image)
+        folder = Path(folder) if folder is not None else _fresh_folder(method, names["data"], composition.seed)
+        leave(cfg, overrides, names, folder)
         with running(folder):
-            run(cfg, folder, names)
+            run(composition, folder)
         own = held(keys["student"]) if "student" in keys else None
         return load_student(folder, network=own, trust=True)
 
@@ -192,25 +192,26 @@ def _spelled(value: Any) -> str:
     return str(value)
 
 
-def _put_in(
-    cfg: DictConfig,
+def _in_memory(
     keys: Mapping[str, str],
+    store: Store,
     teacher: nn.Module,
     image: tuple[int, int, int],
     mean: Sequence[float] | None,
     classes: Sequence[str] | None,
-) -> None:
-    """What lies in memory, as the composition refers to it."""
-    cfg.teacher.net = {"_target_": IN_MEMORY, "key": keys["teacher"]}
-    cfg.teacher.weights = str(_kept_weights(Store(cfg.artifacts.root), keys["teacher"], teacher))
+) -> dict[str, Any]:
+    """What lies in memory, as a configuration refers to it: dotted key -> value."""
+    values: dict[str, Any] = {"teacher.net": {"_target_": IN_MEMORY, "key": keys["teacher"]}}
+    values["teacher.weights"] = str(_kept_weights(store, keys["teacher"], teacher))
     if mean is None:
-        cfg.teacher.mean, cfg.teacher.std = [0.0] * image[0], [1.0] * image[0]
+        values |= {"teacher.mean": [0.0] * image[0], "teacher.std": [1.0] * image[0]}
     if "student" in keys:
-        cfg.student = {"_target_": IN_MEMORY, "key": keys["student"]}
+        values["student"] = {"_target_": IN_MEMORY, "key": keys["student"]}
     if "data" in keys:
-        cfg.data.load = {"_target_": DATA_IN_MEMORY, "key": keys["data"], "classes": "${data.num_classes}"}
+        values["data.load"] = {"_target_": DATA_IN_MEMORY, "key": keys["data"], "classes": "${data.num_classes}"}
     if classes is not None:
-        cfg.data.load.classes = list(classes)
+        values["data.load.classes"] = list(classes)
+    return values
 
 
 def _kept_weights(store: Store, key: str, teacher: nn.Module) -> Path:
@@ -223,12 +224,12 @@ def _kept_weights(store: Store, key: str, teacher: nn.Module) -> Path:
 
 
 def _names(
-    cfg: DictConfig, keys: Mapping[str, str], method: str, student: str | nn.Module, settings: Mapping[str, Any]
+    keys: Mapping[str, str], method: str, student: str | nn.Module, settings: Mapping[str, Any], source: str
 ) -> dict[str, str | None]:
     return {
         "method": method,
         "data": "in_memory" if "data" in keys else "none",
-        "source": str(settings.get("source") or cfg.source._target_.rpartition(".")[2].lower()),
+        "source": str(settings.get("source") or source.rpartition(".")[2].lower()),
         "teacher": "in_memory",
         "student": student if isinstance(student, str) else type(student).__name__,
         "scale": settings.get("scale", "small"),
@@ -243,16 +244,6 @@ def _fresh_folder(method: str, data: str | None, seed: int) -> Path:
         if not folder.exists():
             return folder
     raise AssertionError
-
-
-def _leave_composition(cfg: DictConfig, overrides: list[str], names: Mapping[str, str | None], folder: Path) -> None:
-    """The files that Hydra would have left, so that every other command can read the run."""
-    hydra = {"hydra": {"runtime": {"choices": dict(names)}}}
-    with writing(folder):
-        (folder / ".hydra").mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(cfg, folder / ".hydra" / "config.yaml")
-        OmegaConf.save(OmegaConf.create(overrides), folder / ".hydra" / "overrides.yaml")
-        OmegaConf.save(OmegaConf.create(hydra), folder / ".hydra" / "hydra.yaml")
 
 
 def _refuse_shapes(

@@ -1,4 +1,4 @@
-"""A finished run under the magnifying glass: plain functions for notebooks, tensors in, tensors out."""
+"""Inspect a finished run: plain functions for notebooks, tensors in, tensors out."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from kd_lightning.core.feature_hooks import capture
@@ -17,7 +16,7 @@ from kd_lightning.core.inference import predict
 from kd_lightning.errors import UserError
 from kd_lightning.metrics.confusion_matrix import confusion
 from kd_lightning.networks import head_of
-from kd_lightning.results.run_index import collect
+from kd_lightning.results.run_index import collect, pick
 from kd_lightning.results.run_loader import (
     Finished,
     data_of,
@@ -72,7 +71,7 @@ def per_class_accuracy(counts: Tensor) -> Tensor:
 
 
 class Errors(NamedTuple):
-    """Wrong answers, the surest first: positions (M,), the answers' classes (M,) and probabilities (M,)."""
+    """Wrong answers, the most confident first: positions (M,), predicted classes (M,) and probabilities (M,)."""
 
     places: Tensor
     predicted: Tensor
@@ -80,7 +79,7 @@ class Errors(NamedTuple):
 
 
 def confident_errors(logits: Tensor, labels: Tensor, most: int = 16) -> Errors:
-    """The wrong answers that were given with most confidence, at most ``most``, from logits (N, K) and labels (N,)."""
+    """The wrong answers with the highest confidence, at most ``most``, from logits (N, K) and labels (N,)."""
     confidence, predicted = logits.float().softmax(1).max(1)
     wrong = (predicted != labels).nonzero().squeeze(1)
     index = wrong[confidence[wrong].argsort(descending=True, stable=True)][:most]
@@ -88,7 +87,7 @@ def confident_errors(logits: Tensor, labels: Tensor, most: int = 16) -> Errors:
 
 
 class Calibration(NamedTuple):
-    """Expected calibration error, and per bin that holds answers: mean confidence, accuracy, their number."""
+    """Expected calibration error, and per non-empty bin: mean confidence, accuracy, number of answers."""
 
     ece: float
     confidence: Tensor
@@ -97,12 +96,12 @@ class Calibration(NamedTuple):
 
 
 def calibration(logits: Tensor, labels: Tensor, bins: int = 15) -> Calibration:
-    """How far confidence is from accuracy, over bins of equal width (Guo et al., ICML 2017).
+    """Difference of confidence and accuracy over bins of equal width (Guo et al., ICML 2017).
 
     Args:
         logits: (N, K).
         labels: (N,).
-        bins: between 0 and 1.
+        bins: number of bins between 0 and 1.
     """
     confidence, predicted = logits.double().softmax(1).max(1)
     right = (predicted == labels).double()
@@ -117,7 +116,7 @@ def calibration(logits: Tensor, labels: Tensor, bins: int = 15) -> Calibration:
 
 @torch.no_grad()
 def features(net: nn.Module, images: Tensor, *, batch_size: int = 500) -> Tensor:
-    """What enters the head of a network: (N, D) in fp32, for uint8 images (N, C, H, W)."""
+    """Input of a network's head: (N, D) in fp32, for uint8 images (N, C, H, W)."""
     head = head_of(net)
     kept = []
     with capture(net.eval(), inputs=(head,)) as taps:
@@ -128,22 +127,22 @@ def features(net: nn.Module, images: Tensor, *, batch_size: int = 500) -> Tensor
 
 
 def feature_map(points: Tensor, *, how: str = "pca", seed: int = 0) -> np.ndarray:
-    """Features (N, D) laid out in the plane, (N, 2).
+    """Project features (N, D) to the plane, (N, 2).
 
     Args:
         points: one row per image.
         how: ``pca`` keeps distances as well as two axes can; ``tsne`` keeps neighbours together (and is slow
             beyond a few thousand points).
-        seed: of the layout.
+        seed: of the projection.
 
     Raises:
-        UserError: another word for ``how``, or fewer than three points.
+        UserError: an unknown ``how``, or fewer than three points.
     """
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 
     if len(points) < 3:
-        raise UserError(f"a map needs three points at least, got {len(points)}")
+        raise UserError(f"a map needs at least three points, got {len(points)}")
     if how == "pca":
         return PCA(2, random_state=seed).fit_transform(points.double().numpy())
     if how == "tsne":
@@ -153,8 +152,8 @@ def feature_map(points: Tensor, *, how: str = "pca", seed: int = 0) -> np.ndarra
 
 
 def latents(run: Finished, n: int, *, seed: int = 0) -> Tensor:
-    """Standard normal latents (n, latent) as long as the run's generator wants them."""
-    size = OmegaConf.select(run.cfg, "method.generator.latent") or OmegaConf.select(run.cfg, "method.latent")
+    """Standard normal latents (n, latent) of the length that the run's generator takes."""
+    size = pick(run.cfg, "method", "generator", "latent") or pick(run.cfg, "method", "latent")
     if type(size) is not int or not 0 < size <= LARGEST:
         raise UserError(f"{run.folder}: its composition has no latent of a generator, or {size!r:.40} as its length")
     return torch.randn(n, int(size), generator=torch.Generator().manual_seed(seed))
@@ -162,16 +161,16 @@ def latents(run: Finished, n: int, *, seed: int = 0) -> Tensor:
 
 @torch.no_grad()
 def generate(generator: nn.Module, z: Tensor, *, company: int = 128) -> Tensor:
-    """Images (N, C, H, W), clamped to [0, 1], as the student saw them: with the statistics of a batch.
+    """Images (N, C, H, W), clamped to [0, 1], generated with batch statistics as the student saw them.
 
-    Methods draw with the generator in training mode, where batch norm standardises over the batch, so that an
-    image depends on those beside it. Random latents keep ``z`` company, lest few or similar ones be taken for
-    a batch. The generator itself stays as it was.
+    Methods use the generator in training mode, where batch norm standardises over the batch, so that an image
+    depends on the others. Random latents are added to ``z``, so that few or similar latents do not distort the
+    statistics. The generator's state is restored afterwards.
 
     Args:
-        generator: as :func:`load_generator` gives it.
+        generator: as :func:`load_generator` returns it.
         z: latents, (N, latent).
-        company: how many random latents share the batch.
+        company: number of random latents added to the batch.
     """
     others = torch.randn(company, z.shape[1], generator=torch.Generator().manual_seed(0))
     kept = {name: value.clone() for name, value in generator.state_dict().items()}
@@ -187,7 +186,7 @@ def generate(generator: nn.Module, z: Tensor, *, company: int = 128) -> Tensor:
 def interpolation(start: Tensor, end: Tensor, steps: int = 8) -> Tensor:
     """Latents on the great circles from ``start`` to ``end``, both (N, Z): (N * steps, Z), row by row.
 
-    Straight lines would pass near the origin, where a generator has hardly ever been.
+    Straight lines would pass near the origin, where a generator is rarely trained.
     """
     t = torch.linspace(0, 1, steps).view(1, -1, 1)
     a, b = start[:, None], end[:, None]
@@ -196,19 +195,19 @@ def interpolation(start: Tensor, end: Tensor, steps: int = 8) -> Tensor:
 
 
 class Neighbours(NamedTuple):
-    """The nearest of many images for each of a few: positions (N, k) and root mean square differences (N, k)."""
+    """The nearest real images of each image: positions (N, k) and root mean square differences (N, k)."""
 
     places: Tensor
     distance: Tensor
 
 
 def nearest(images: Tensor, real: Tensor, k: int = 1) -> Neighbours:
-    """The real images most like each image, pixel by pixel.
+    """The real images nearest to each image in pixel space.
 
     Args:
         images: float in [0, 1], (N, C, H, W).
         real: uint8, (M, C, H, W).
-        k: how many of each.
+        k: real images per image.
     """
     pixels = real.flatten(1).float() / 255
     distances = torch.cat([torch.cdist(x, pixels) for x in images.flatten(1).split(256)])
@@ -217,7 +216,7 @@ def nearest(images: Tensor, real: Tensor, k: int = 1) -> Neighbours:
 
 
 def class_counts(logits: Tensor) -> Tensor:
-    """How often each class is answered: int64 (K,), from logits (N, K)."""
+    """How often each class is predicted: int64 (K,), from logits (N, K)."""
     return torch.bincount(logits.argmax(1), minlength=logits.shape[1])
 
 
@@ -245,7 +244,7 @@ def gallery(images: Tensor, captions: Sequence[str] = (), *, columns: int = 8) -
 
 
 class Curve(NamedTuple):
-    """One quantity over a fit: rounds (n,), seconds (n,), values (n,), and images asked about (n,) if they count."""
+    """One quantity over a fit: rounds (n,), seconds (n,), values (n,), and queries so far (n,) if they are counted."""
 
     rounds: np.ndarray
     seconds: np.ndarray
@@ -254,10 +253,10 @@ class Curve(NamedTuple):
 
 
 def curves(folder: str | Path) -> dict[str, Curve]:
-    """Everything in the ``metrics.csv`` of a run folder, by name; empty entries are left out.
+    """All curves in the ``metrics.csv`` of a run folder, by name; empty entries are left out.
 
     Raises:
-        UserError: there is no such file, or it is none of ours.
+        UserError: there is no such file, or kd_lightning did not write it.
     """
     path = Path(folder) / "metrics.csv"
     with strangers.reading(path, said=f"{path} holds no curves of kd_lightning"):
@@ -286,6 +285,6 @@ def answers(net: nn.Module, images: Tensor) -> Tensor:
 
 
 def captions(logits: Tensor, classes: Sequence[str]) -> list[str]:
-    """``name 0.98``: class and probability for each row of logits (N, K)."""
+    """Captions such as ``name 0.98``: class and probability for each row of logits (N, K)."""
     confidence, label = logits.float().softmax(1).max(1)
     return [f"{classes[i]} {p:.2f}" for i, p in zip(label.tolist(), confidence.tolist(), strict=True)]

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from kd_lightning.config import resolvers
+from kd_lightning.config.check import check
+from kd_lightning.config.composition import Composition
 
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
@@ -72,6 +74,11 @@ def composed(*overrides: str) -> DictConfig:
         return compose("run", list(overrides))
 
 
+def composition(*overrides: str, names: Mapping[str, str | None] | None = None) -> Composition:
+    """The same, checked and as a run gets it."""
+    return check(composed(*overrides), names)
+
+
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where this test's artefacts go."""
@@ -107,7 +114,8 @@ def tiny_run(folder: Path, *overrides: str, root: Path | None = None) -> Outcome
     rest = [o for o in overrides if not o.startswith("method=")]
     own = DAFL if names["method"] in ("dafl", "dfad") else ()
     at = [f"artifacts.root={root}"] if root else []
-    result = Outcome(run(composed(*TINY, f"method={names['method']}", *own, *rest, *at), folder, names))
+    whole = composition(*TINY, f"method={names['method']}", *own, *rest, *at, names=names)
+    result = Outcome(run(whole, folder))
     result.folder = folder
     return result
 

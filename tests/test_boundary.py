@@ -388,10 +388,10 @@ def test_a_run_measures_its_student_and_the_command_agrees(
 def test_a_teacher_that_is_not_ours_is_not_built(tmp_path: Path, store: Path) -> None:
     run = tiny_run(tmp_path / "run", "method=supervised")
     finished = open_run(with_hydra(run.folder, "method=supervised"))
-    finished.cfg.teacher.net._target_ = "os.getcwd"
+    finished.cfg["teacher"]["net"]["_target_"] = "os.getcwd"
     with pytest.raises(UserError, match=r"its teacher os\.getcwd is none of ours"):
         load_teacher(finished)
-    finished.cfg.teacher.net = None
+    finished.cfg["teacher"]["net"] = None
     with pytest.raises(UserError, match="has no teacher"):
         load_teacher(finished)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY, composed, tiny_run
+from conftest import TINY, composed, composition, tiny_run
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from safetensors.torch import save_file
@@ -145,7 +145,7 @@ def brief(monkeypatch: pytest.MonkeyPatch) -> None:
 def planned(*overrides: str, promised: set[str] | None = None) -> Plan:
     quiet()
     method = dict(o.split("=", 1) for o in overrides)["method"]
-    return plan(composed(*TINY, *overrides), {"method": method, "data": "digits"}, promised)
+    return plan(composition(*TINY, *overrides, names={"method": method, "data": "digits"}), promised)
 
 
 def steps_of(made: Plan) -> dict[str, Step]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torchvision.datasets as tv
-from conftest import Outcome, composed
+from conftest import Outcome, composition
 from PIL import Image
 
 from kd_lightning.core.log_filters import quiet
@@ -57,10 +57,10 @@ def small(tmp_path: Path, store: Path) -> Callable[..., Outcome]:
     def experiment(name: str, *overrides: str) -> Outcome:
         quiet()
         groups = [o for o in overrides if "." not in o.partition("=")[0]]
-        cfg = composed(f"experiment=cgan_kd/{name}", f"data.root={tmp_path}", *ONE_EPOCH, *overrides)
-        (tmp_path / "run").mkdir()
         names = {"data": name, "method": "cgan_kd"} | dict(o.split("=", 1) for o in groups)
-        return Outcome(run(cfg, tmp_path / "run", names))
+        own = (f"experiment=cgan_kd/{name}", f"data.root={tmp_path}", *ONE_EPOCH, *overrides)
+        (tmp_path / "run").mkdir()
+        return Outcome(run(composition(*own, names=names), tmp_path / "run"))
 
     return experiment
 

@@ -75,7 +75,7 @@ def without_torch(*args):
     """A program that runs the command and then tells whether torch came with it."""
     return textwrap.dedent(f"""
         import sys
-        from kd_lightning.cli import main
+        from kd_lightning.cli.main import main
         sys.argv = ["kd-lightning", *{args!r}]
         try:
             main()

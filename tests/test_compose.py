@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 import yaml
 from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
 
 from kd_lightning.config import resolvers
 from kd_lightning.config.check import check, faults
 from kd_lightning.config.overrides import loaded, members, read
+from kd_lightning.config.requirements import needs_of
 from kd_lightning.config.resolvers import conf_dir
 from kd_lightning.config.signatures import located
 from kd_lightning.errors import ConfigError
@@ -82,9 +84,14 @@ def companions(group, name):
         return ["method=kd"]
     if (group, name) == ("teacher", "none"):
         return ["method=supervised"]
-    if group == "method" and name in ("dfq", "cmi", "fast_dfkd", "deep_inversion", "adaptive_deep_inversion"):
-        return ["teacher.net.batch_norm=true"]
-    return []
+    return ["teacher.net.batch_norm=true"] if group == "method" and reads_batch_norm(name) else []
+
+
+def reads_batch_norm(method):
+    """Whether a method, or the source that it brings along, needs a teacher with batch norm."""
+    cfg = composed(f"method={method}")
+    of_source = getattr(located(cfg.source._target_), "needs", ())
+    return "teacher.batch_norm" in {*needs_of(OmegaConf.to_container(cfg.method)), *of_source}
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import signal
@@ -10,7 +11,6 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -19,14 +19,14 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from conftest import DAFL, FORKS, PATIENCE, TINY, composed, wait_until
+from conftest import DAFL, FORKS, PATIENCE, TINY, composed, composition, wait_until
 from doors import Fake, asking
 from lightning.pytorch.callbacks import Callback
-from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 sys.path.append(str(Path(__file__).parent / "methods"))
 from bars import bars
+from cases import RANKS, Case
 from toy import CLASSES, context, generator, network, patterns, sgd
 
 from kd_lightning.config import ranks
@@ -41,21 +41,10 @@ from kd_lightning.distributed.launch import MEETING, Place, place_in, wanted
 from kd_lightning.engine.checkpoint_writer import Resumable
 from kd_lightning.errors import ConfigError, UserError
 from kd_lightning.losses.moments import pooled
-from kd_lightning.losses.response import kl
 from kd_lightning.methods.base.conditional_gan import ConditionalGan
 from kd_lightning.methods.base.distiller import Distiller
-from kd_lightning.methods.data_free.adaptive_deep_inversion import AdaptiveDeepInversion
-from kd_lightning.methods.data_free.cmi import Cmi
-from kd_lightning.methods.data_free.dafl import Dafl
-from kd_lightning.methods.data_free.dfad import Dfad
-from kd_lightning.methods.data_free.dfq import Dfq
-from kd_lightning.methods.data_free.fast_dfkd import FastDfkd
-from kd_lightning.methods.data_free.rdskd import RdskdGenerator
-from kd_lightning.methods.data_free.zskt import Zskt
 from kd_lightning.methods.generators.biggan import BigGan
-from kd_lightning.methods.generators.ccgan import CcGan
 from kd_lightning.methods.generators.cvae import Cvae
-from kd_lightning.methods.real_data.distill import Distill
 from kd_lightning.networks.generators import biggan, sagan
 from kd_lightning.networks.generators.cvae import MlpDecoder, MlpEncoder
 from kd_lightning.networks.label_embedding import LabelToHidden
@@ -69,7 +58,6 @@ from kd_lightning.teachers.white_box import FrozenTeacher
 from kd_lightning.tracking.curves import Curves, KeepCurves
 
 B, LATENT = 8, 16
-HINTON = {"response": {"weight": 0.9, "loss": partial(kl, temperature=4.0)}}
 
 
 def rounds(number: int, batch: int, context: Context) -> Rounds:
@@ -147,80 +135,52 @@ class LabelOnly(nn.Linear):
         return super().forward(y[:, None])
 
 
-def plain_generator() -> nn.Module:
+def plain_generator(latent: int = LATENT) -> nn.Module:
     """Without batch norm, whose statistics are those of a rank."""
-    layers = (nn.Linear(LATENT, 64), nn.Tanh(), nn.Linear(64, 64), nn.Sigmoid(), nn.Unflatten(1, (1, 8, 8)))
+    layers = (nn.Linear(latent, 64), nn.Tanh(), nn.Linear(64, 64), nn.Sigmoid(), nn.Unflatten(1, (1, 8, 8)))
     return nn.Sequential(*layers)
 
 
-@dataclass
-class Row:
-    """A method with its settings, and what serves it."""
-
-    method: type[Distiller]
-    settings: dict[str, Any] = field(default_factory=dict)
-    loader: Callable[[int, int, Context], Any] = rounds
-    batch_norm: bool = False
-    """Of the teacher."""
-
-
-ROWS = {
-    "supervised": Row(Distill, {"label": 1.0}, real),
-    "kd": Row(Distill, {"label": 0.1, "terms": HINTON}, real),
-    "queried": Row(Distill, {"label": 0.0, "terms": HINTON}, partial(real, answered=True)),
-    "generated": Row(Distill, {"label": 0.0, "terms": HINTON}, generated),
-    "cvae": Row(Cvae, {}, partial(real, answered=True)),
-    "dafl": Row(Dafl),
-    "mskd": Row(Dafl, {"ms": 1.0}),
-    "dfad": Row(Dfad),
-    "dfad-log": Row(Dfad, {"log_distance": True}),
-    "zskt": Row(Zskt, {"student_steps": 2}),
-    "dfq": Row(Dfq, {"student_steps": 2}, batch_norm=True),
-    "rdskd": Row(RdskdGenerator, {"anchor_every": 2}),
-    "biggan": Row(BigGan, {"ema": 0.5, "d_steps": 2}, real),
-    "ccgan": Row(CcGan, {"d_steps": 2}, Vicinities),
-}
-POOLED = {"num_classes": CLASSES, "kd_steps": 2, "per_batch": 1, "kd_batch_size": B}
-OWN = {
-    "cmi": Row(Cmi, {**POOLED, "local": (), "optimizer_head": partial(sgd, lr=0.05), "steps": 2}, batch_norm=True),
-    "fast_dfkd": Row(FastDfkd, {**POOLED, "steps": 2, "warmup": 1, "reset_at": 1}, batch_norm=True),
-    "adaptive_deep_inversion": Row(
-        AdaptiveDeepInversion,
-        {"image": (1, 8, 8), "inverted": B, "steps": 2, "kd_steps": 2, "per_batch": 1, "kd_batch_size": B},
-        batch_norm=True,
-    ),
-}
-"""Those whose inner problem, and the pool that it fills, is each rank's own."""
-GATHER = ("dafl", "mskd", "dfad-log", "dfq", "rdskd")
-"""Those with a loss that is no mean over samples."""
+def served(case: Case) -> Callable[[int, int, Context], Any]:
+    """What a case's rounds see: what it needs."""
+    if case.served == "generated":
+        return generated
+    if "source.vicinity" in case.needs:
+        return Vicinities
+    if "source.free" in case.needs:
+        return rounds
+    return partial(real, answered=case.served == "answers" or "source.answers" in case.needs)
 
 
 def made(name: str, batch: int, *, batch_norm: bool) -> Distiller:
-    """The method of a row, ``batch_norm`` in student and generator; the same weights for the same row."""
-    row = {**ROWS, **OWN}[name]
+    """The method of a case, ``batch_norm`` in student and generator; the same weights for the same case."""
+    case = RANKS[name]
     torch.manual_seed(0)
-    teacher = network((16, 32), batch_norm=row.batch_norm)
+    teacher = network((16, 32), batch_norm=case.batch_norm)
     with torch.no_grad():
         list(teacher.parameters())[-2].mul_(20)  # opinions
-    gan = issubclass(row.method, ConditionalGan)
-    settings: dict[str, Any] = {"optimizer_d" if gan else "optimizer": partial(sgd, lr=0.05), **row.settings}
-    if gan:
-        settings |= {"latent": LATENT, **gan_networks(row.method, batch_norm=batch_norm)}
-    elif row.method is Cvae:
-        settings |= {
-            "encoder": MlpEncoder(size=8, num_classes=CLASSES, widths=(16, 8)),
-            "generator": MlpDecoder(size=8, num_classes=CLASSES, widths=(16, 8)),
-            "optimizer": partial(sgd, lr=1e-3),
-        }
-    elif row.method not in (Distill, AdaptiveDeepInversion):
-        settings |= {"latent": LATENT, "batch_size": batch}
-        settings["generator"] = generator(eps=0.8) if batch_norm else plain_generator()
-    if row.method not in (Distill, RdskdGenerator, AdaptiveDeepInversion, Cvae):
-        settings["optimizer_g"] = partial(sgd, lr=0.05)
+    given = {"latent": LATENT, "batch_size": batch, "kd_batch_size": batch, "image": (1, 8, 8), "num_classes": CLASSES}
+    given |= dict.fromkeys(("optimizer", "optimizer_g", "optimizer_d", "optimizer_head"), partial(sgd, lr=0.05))
+    given |= {"temperature": 4.0}
+    if issubclass(case.target, ConditionalGan):
+        given |= gan_networks(case.target, batch_norm=batch_norm)
+    elif case.target is Cvae:
+        shape: dict[str, Any] = {"size": 8, "num_classes": CLASSES, "widths": (16, 8)}
+        given |= {"encoder": MlpEncoder(**shape), "generator": MlpDecoder(**shape), "optimizer": partial(sgd, lr=1e-3)}
+    elif "source.free" in case.needs:
+        made_by = {"latent": (case.ranks or {}).get("hidden", LATENT)}
+        given["generator"] = generator(eps=0.8, **made_by) if batch_norm else plain_generator(**made_by)
     student = network((8, 16), batch_norm=batch_norm)
-    return row.method(
+    settings = {key: value for key, value in given.items() if key in taken(case.target)} | (case.ranks or {})
+    return case.target(
         student=student, teacher=FrozenTeacher(teacher), task=Classification(CLASSES), log_every=1, **settings
     )
+
+
+def taken(method: type[Distiller]) -> set[str]:
+    """What the constructors of a method and of its base classes take."""
+    layers = [vars(c)["__init__"] for c in method.__mro__ if issubclass(c, Distiller) and "__init__" in vars(c)]
+    return {name for layer in layers for name in inspect.signature(layer).parameters}
 
 
 def fitted(
@@ -277,7 +237,7 @@ def as_one(name: str, batch: int, *, common: bool = True) -> dict[str, Any]:
     """Three rounds on a batch of ``batch`` per rank, without batch norm in what learns."""
     method = made(name, batch, batch_norm=False)
     method.global_batch_losses = common
-    loader = ROWS[name].loader(3, batch, here(batch))
+    loader = served(RANKS[name])(3, batch, here(batch))
     with_one_noise(method, loader)
     fitted(method, loader)
     assert method.teacher is not None
@@ -303,7 +263,7 @@ class Watch(Callback):
 def as_two(name: str, folder: str) -> dict[str, Any]:
     """Two epochs of two rounds with batch norm, validation, curves and a checkpoint."""
     method = made(name, B, batch_norm=True)
-    loader = {**ROWS, **OWN}[name].loader(2, B, here(B))
+    loader = served(RANKS[name])(2, B, here(B))
     images, labels = patterns(1001, seed=2)  # with 500 at a time the first rank has a batch more
     val = TensorLoader(
         *((images * 255).byte(), labels),
@@ -345,7 +305,7 @@ def resumed(name: str, folder: str, *, cut: int | None) -> dict[str, Any]:
         method = made(name, B, batch_norm=True)
         torch.manual_seed(attempt)  # what the checkpoint does not hold comes out otherwise
         callbacks = [Resumable(checkpoint, seconds=0), *([Cut(cut)] if cut and not attempt else [])]
-        loader = ROWS[name].loader(55, B, here(B))
+        loader = served(RANKS[name])(55, B, here(B))
         ckpt = str(checkpoint) if attempt else None
         try:
             fitted(method, loader, epochs=1, callbacks=callbacks, ckpt_path=ckpt)
@@ -417,7 +377,7 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
-@pytest.mark.parametrize("name", [*ROWS, *OWN])
+@pytest.mark.parametrize("name", RANKS)
 def test_two_ranks_learn_the_same_from_noise_of_their_own(name: str, pair: Pair, tmp_path: Path) -> None:
     first, second = pair.both(as_two, name, str(tmp_path))
     assert same(first["weights"], second["weights"])
@@ -433,11 +393,11 @@ def test_two_ranks_learn_the_same_from_noise_of_their_own(name: str, pair: Pair,
     assert second["rows"] == []
     assert len((tmp_path / "metrics.csv").read_text().splitlines()) == len(first["rows"]) + 1
     pools = [f.name for f in tmp_path.iterdir() if f.suffix == ".bin"]
-    assert bool(pools) == (name in OWN)
+    assert bool(pools) == RANKS[name].own
     assert sorted(f.name for f in tmp_path.iterdir() if f.name not in pools) == ["last.ckpt", "metrics.csv"]
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", [name for name, case in RANKS.items() if not case.own])
 def test_two_ranks_make_of_half_a_batch_each_what_one_makes_of_all(name: str, pair: Pair) -> None:
     one = as_one(name, 2 * B)
     first, second = pair.both(as_one, name, B)
@@ -449,7 +409,7 @@ def test_two_ranks_make_of_half_a_batch_each_what_one_makes_of_all(name: str, pa
     assert first["logged"] == pytest.approx(one["logged"], abs=1e-4)
 
 
-@pytest.mark.parametrize("name", GATHER)
+@pytest.mark.parametrize("name", [name for name, case in RANKS.items() if case.gathers])
 def test_which_they_do_not_where_each_has_losses_of_its_own(name: str, pair: Pair) -> None:
     first, second = pair.both(as_one, name, B, common=False)
     assert furthest(first["weights"], second["weights"]) == 0
@@ -556,7 +516,7 @@ def test_pooled_statistics_are_those_of_the_whole_batch() -> None:
 
 def nan_on_the_second(name: str) -> str:
     method = made(name, B, batch_norm=False)
-    loader = ROWS[name].loader(3, B, here(B))
+    loader = served(RANKS[name])(3, B, here(B))
     if collectives.rank() == 1:
         method.noise = lambda *shape: torch.full(shape, float("nan"))  # type: ignore[method-assign]
     with pytest.raises(UserError) as caught:
@@ -590,13 +550,13 @@ def test_a_process_knows_its_place(environment: dict[str, str], place: Place | N
     ("devices", "number"), [("auto", 1), (-1, 1), (1, 1), (2, 2), ("2", 2), ([0, 2], 2), ("0,1,3", 3), ("two", 1)]
 )
 def test_ranks_wanted_on_the_cpu(devices: Any, number: int) -> None:
-    assert wanted(OmegaConf.create({"devices": devices, "accelerator": "cpu"})) == number
+    assert wanted({"devices": devices, "accelerator": "cpu"}) == number
 
 
 def test_gpus_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    assert wanted(OmegaConf.create({"devices": "auto", "accelerator": "auto"})) == 4
-    assert wanted(OmegaConf.create({"devices": 3, "accelerator": "auto"})) == 3
+    assert wanted({"devices": "auto", "accelerator": "auto"}) == 4
+    assert wanted({"devices": 3, "accelerator": "auto"}) == 3
     assert faults(composed("trainer=ddp", "trainer.devices=8")) == ["trainer.devices=8: there are 4 GPUs"]
 
 
@@ -623,23 +583,22 @@ def test_trainers_are_accepted(name: str) -> None:
 
 
 def test_one_device_is_the_default_trainer() -> None:
-    alone = composed("trainer=ddp", "trainer.accelerator=cpu").trainer
-    ranks.settle(alone)
-    assert OmegaConf.to_container(alone) == OmegaConf.to_container(composed("trainer.accelerator=cpu").trainer)
+    alone = ranks.settle(composition("trainer=ddp", "trainer.accelerator=cpu").trainer.settings)
+    assert alone == composition("trainer.accelerator=cpu").trainer.settings
 
 
 def test_a_process_alone_refuses_to_be_two() -> None:
     with pytest.raises(ConfigError, match="this process is alone: the command kd-lightning starts"):
-        ranks.settle(composed("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2").trainer)
+        ranks.settle(composition("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2").trainer.settings)
 
 
 def settled(*overrides: str) -> Any:
-    cfg = composed("trainer=ddp", "trainer.accelerator=cpu", *overrides).trainer
+    trainer = composition("trainer=ddp", "trainer.accelerator=cpu", *overrides).trainer
     try:
-        ranks.settle(cfg)
+        found = ranks.settle(trainer.settings)
     except ConfigError as error:
         return str(error)
-    return {key: cfg[key] for key in ("devices", "num_nodes", "sync_batchnorm", "global_batch_losses")}
+    return {key: found[key] for key in ("devices", "num_nodes", "sync_batchnorm", "global_batch_losses")}
 
 
 def test_what_is_there_takes_the_place_of_auto(pair: Pair) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import composed
+from conftest import composed, composition
 from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 
@@ -167,10 +167,10 @@ def test_tensorboard_says_what_to_install(tmp_path: Path, monkeypatch: pytest.Mo
         raise ModuleNotFoundError("Neither `tensorboard` nor `tensorboardX` is available.")
 
     monkeypatch.setattr("kd_lightning.tracking.backends.TensorBoardLogger", missing)
-    cfg = composed("logger=tensorboard")
+    loggers = [logger.build for logger in composition("logger=tensorboard").logger.values()]
     with (
         pytest.raises(UserError, match=r"pip install 'kd-lightning\[tensorboard\]'"),
-        watching(cfg, tmp_path, tmp_path),
+        watching(loggers, {}, tmp_path, tmp_path),
     ):
         pass
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import DAFL, PATIENCE, TINY, composed, tiny_run
+from conftest import DAFL, PATIENCE, TINY, composition, tiny_run
 from test_stages import TINY_RDSKD
 
 from kd_lightning.core.log_filters import quiet
@@ -23,7 +23,7 @@ def planned(*overrides: str, promised: set[str] | None = None) -> Plan:
     quiet()
     own = DAFL if overrides[0] == "method=dafl" else ()
     names = {"data": "digits"} | dict(o.split("=", 1) for o in overrides if "." not in o)
-    return plan(composed(*TINY, *own, *overrides), names, promised)
+    return plan(composition(*TINY, *own, *overrides, names=names), promised)
 
 
 def states(made: Plan) -> dict[str, str]:

@@ -16,34 +16,18 @@ import torch
 from conftest import DAFL, FORKS, PATIENCE, TINY, tiny_run, wait_until
 from safetensors.torch import load_file
 
-SCHEDULED = "method.scheduler={_target_: torch.optim.lr_scheduler.ExponentialLR, _partial_: true, gamma: 0.5}"
-CROPPED = "data.recipe.augment=[{_target_: kd_lightning.data.augment.RandomCrop, padding: 1}]"
-TURNED = "source.augment=[{_target_: kd_lightning.data.augment.RandomAffine}]"
-HALVES = "data.recipe.batch_size=600"  # two or three rounds an epoch
-POOLED = (
-    *("teacher.net.batch_norm=true", "method.per_batch=2", CROPPED),
-    *("method.generator.ngf=4", "method.latent=8", "method.batch_size=16", "method.kd_batch_size=16"),
-)
-CHAINS = {
-    "dafl": (SCHEDULED, "method.scheduler_g=${method.scheduler}", "source.rounds=2"),
-    "dfad": ("method.student_steps=2", "source.rounds=2"),
-    "bss": ("method.n_adv=8", "method.until=2.0", HALVES),
-    "adaptive_deep_inversion": (
-        "teacher.net.batch_norm=true",
-        *(f"method.{key}" for key in ("inverted=8", "steps=4", "kd_steps=2", "kd_batch_size=8", "per_batch=2")),
-    ),
-    "fast_dfkd": (*POOLED, "method.warmup=1", "method.steps=2", "method.kd_steps=4"),
-    "cmi": (*POOLED, "method.steps=4", "method.bank_size=64", "method.kd_steps=2"),
-    "kd": (SCHEDULED, CROPPED, HALVES),
-    "kd of numbers": (
-        *("data=rotated_digits", "data.base=digits", "data.size=8", "data.train=640", "data.val=100"),
-        *("teacher.net.batch_norm=true", SCHEDULED, CROPPED),
-    ),
-    "fs_bbt": (
-        *("source.per_class=3", "source.synthetic=50", "source.batch_size=40", "source.mixup_again=true", TURNED),
-        *("fs_bbt.trainer.max_epochs=2", "fs_bbt.source.batch_size=20", "teacher.access=probs"),
-    ),
+sys.path.append(str(Path(__file__).parent / "methods"))
+from cases import CASES, CROPPED, SCHEDULED
+
+KILLED: dict[str, tuple[str, ...]] = {
+    name: (f"method={name}", *case.tiny, *(("teacher.net.batch_norm=true",) if case.batch_norm else ()))
+    for name, case in CASES.items()
+    if case.tiny
 }
+KILLED["kd of numbers"] = (
+    *("method=kd", "data=rotated_digits", "data.base=digits", "data.size=8", "data.train=640", "data.val=100"),
+    *("teacher.net.batch_norm=true", SCHEDULED, CROPPED),
+)
 
 
 def run_until_killed(folder: Path, root: Path, overrides: tuple[str, ...], phase: str, where: str) -> None:
@@ -121,9 +105,9 @@ def assert_same_runs(one: Path, other: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", CHAINS)
-def test_killed_after_every_checkpoint(method: str, tmp_path: Path, teacher_file: Path) -> None:
-    overrides = (f"method={method.partition(' ')[0]}", *CHAINS[method])
+@pytest.mark.parametrize("name", KILLED)
+def test_killed_after_every_checkpoint(name: str, tmp_path: Path, teacher_file: Path) -> None:
+    overrides = KILLED[name]
     if "teacher.net.batch_norm=true" not in overrides:  # theirs has batch norm
         overrides += (f"teacher.weights={teacher_file}",)
     whole = tiny_run(tmp_path / "whole", *overrides, root=tmp_path / "a")

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -60,8 +61,9 @@ def test_result_says_what_was_done(tiny: Tiny, store: Path) -> None:
 
 
 def test_a_teacher_that_is_no_better_than_the_student_alone_is_a_word() -> None:
-    ceiling = {"teacher": False, "source": {"load": {}}}  # of other images
-    controls = {"noise": {}, "nokd": {"teacher": False}, "ceiling": ceiling}
+    ceiling = SimpleNamespace(asks=False, source={"load": {}})  # of other images
+    nokd = SimpleNamespace(asks=False, source={})
+    controls: Any = {"noise": SimpleNamespace(asks=True, source={}), "nokd": nokd, "ceiling": ceiling}
     classes, numbers = Classification(10), Regression(low=0.0, high=1.0, unit="metres")
 
     def said(task: Any, teacher: float | None, nokd: float | None) -> str | None:

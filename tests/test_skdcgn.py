@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TINY, composed
+from conftest import TINY, composition
 from safetensors.torch import load_file
 
 from kd_lightning.cli.summary import summary
@@ -80,7 +80,7 @@ def test_a_plan_names_every_fit_and_every_pool_of_the_chain(tiny: Callable[..., 
     def planned() -> dict[str, Any]:
         quiet()
         names = {"data": "digits", "method": "skdcgn"} | dict(o.split("=", 1) for o in CHAIN if "." not in o)
-        made = plan(composed(*TINY, "method=skdcgn", *CHAIN), names, promised)
+        made = plan(composition(*TINY, "method=skdcgn", *CHAIN, names=names), promised)
         assert not any("a guess" in note for note in made.notes), "every image that is drawn is taken"
         return {step.name: step for step in made.steps}
 

@@ -34,8 +34,8 @@ def test_a_stage_is_checked_like_the_fit_it_prepares() -> None:
 def test_who_says_so_is_handed_no_teacher() -> None:
     teacher: Any = SimpleNamespace(hand_out=lambda: "a teacher", key="its key")
     given = {"teacher": "a teacher", "teacher_key": "its key"}
-    assert handed(teacher) == handed(teacher, {"teacher": True}) == given
-    assert handed(teacher, {"teacher": False}) == handed(None) == {}
+    assert handed(teacher) == handed(teacher, asks=True) == given
+    assert handed(teacher, asks=False) == handed(None) == {}
 
 
 def test_the_student_learns_from_what_the_stage_left(tiny: Callable[..., Any], store: Path) -> None:

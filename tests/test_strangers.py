@@ -238,7 +238,7 @@ STRANGE_WEIGHTS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "compressed": (first(lambda v: v.flatten(1).to_sparse_csr()), "is a sparse_csr tensor"),
     "quantized": (first(lambda v: torch.quantize_per_tensor(v, 0.1, 0, torch.qint8)), "quantized"),
     "integer names": (lambda f: (torch.save({3: torch.ones(1)}, f), f)[1], "names a tensor 3"),
-    "itself": (itself, "mappings in one another"),
+    "itself": (itself, "nested mappings"),
     "many digits": (lambda f: put(f, format_version=10**6000), "format_version of many digits|more than tensors"),
     "digits as text": (versioned("9" * 6000), "w.safetensors .*integer"),
     "inflating": (inflating, "would become"),

@@ -78,7 +78,7 @@ def test_compositions_that_refer_to_anything_are_not_opened(case: str, spoiled: 
 
 def test_with_trust_an_older_composition_is_resolved_once(spoiled: Path) -> None:
     rewrite(spoiled, lambda c: c["data"]["load"].update(size="${data.size}"))
-    assert open_run(spoiled, trust=True).cfg.data.load.size == 8
+    assert open_run(spoiled, trust=True).cfg["data"]["load"]["size"] == 8
 
 
 DATA: dict[str, tuple[dict[str, Any], str]] = {

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
 from tabulate import tabulate
 from torch import Tensor
 
 from kd_lightning.config import resolvers
+from kd_lightning.config.composition import Composition
 from kd_lightning.core.inference import predict
 from kd_lightning.core.tasks import Classification, Regression, task_of
 from kd_lightning.data.dataset import Dataset, Split, fit_to
@@ -49,7 +49,7 @@ class Evaluation:
     metric: str = "accuracy"
 
 
-def compose_data(overrides: Sequence[str], card: dict[str, Any], config_dirs: Sequence[str] = ()) -> DictConfig:
+def compose_data(overrides: Sequence[str], card: dict[str, Any], config_dirs: Sequence[str] = ()) -> Composition:
     """The composition of ``data=...`` and further overrides, in the size and channels that the student takes.
 
     Args:
@@ -60,7 +60,7 @@ def compose_data(overrides: Sequence[str], card: dict[str, Any], config_dirs: Se
     Raises:
         UserError: lists every override that is wrong, or a size that the student does not take.
     """
-    from kd_lightning.config.check import faults, key_of
+    from kd_lightning.config.check import examined, key_of
     from kd_lightning.config.overrides import read, refusal
 
     channels, size, _ = card["image_shape"]
@@ -75,32 +75,32 @@ def compose_data(overrides: Sequence[str], card: dict[str, Any], config_dirs: Se
             raise UserError(f"{typed[key]}: the student takes {key.partition('.')[2]} {wanted[key]}; leave {key} out")
     resolvers.register()
     found = read([*overrides, *(f"{k}={v}" for k, v in wanted.items() if k not in typed)], config_dirs)
-    wrong = [line for line in faults(found.cfg) if key_of(line).partition(".")[0] == "data"]
+    everything, composition = examined(found.cfg)
+    wrong = [line for line in everything if key_of(line).partition(".")[0] == "data"]
     named = [key_of(line) for line in wrong]
     lines = found.problems + wrong
     for key, override in found.unset.items():
         if not any(key == name or key.startswith(f"{name}.") for name in named):
             lines.append(f"{key}: no file sets it, so type +{override}")
-    if lines:
-        raise refusal(list(dict.fromkeys(lines)))
-    return found.cfg
+    if lines or composition is None:
+        raise refusal(list(dict.fromkeys(lines or everything)))
+    return composition
 
 
-def evaluate_on(student: Student, cfg: DictConfig) -> Evaluation:
-    """Measure a student on the test part of ``cfg.data``, or on all of it where there is none.
+def evaluate_on(student: Student, composition: Composition) -> Evaluation:
+    """Measure a student on the test part of a composition's data, or on all of it where there is none.
 
     Raises:
         UserError: another number of classes, another unit, no image, or data that cannot be loaded.
     """
-    from kd_lightning.data.load import load_data
-    from kd_lightning.distributed.device import device_of
+    from kd_lightning.engine.data import load_data
 
-    card = student.card
+    card, data = student.card, composition.data
     ours = task_of(card)
-    numbers = OmegaConf.select(cfg, "data.load.task") is not None
-    if isinstance(ours, Classification) and not numbers and cfg.data.num_classes != ours.num_classes:
-        raise UserError(f"the student knows {ours.num_classes} classes, these data have {cfg.data.num_classes}")
-    dataset = load_data(cfg, Store(cfg.artifacts.root))
+    numbers = data.load.get("task") is not None
+    if isinstance(ours, Classification) and not numbers and data.num_classes != ours.num_classes:
+        raise UserError(f"the student knows {ours.num_classes} classes, these data have {data.num_classes}")
+    dataset = load_data(data, Store(composition.artifacts.root))
     if (theirs := dataset.task).unit != ours.unit or type(theirs) is not type(ours):
         raise UserError(
             f"the student says {ours.unit or 'classes'}, the labels of these data are {theirs.unit or 'classes'}"
@@ -108,7 +108,7 @@ def evaluate_on(student: Student, cfg: DictConfig) -> Evaluation:
     split, kind = _measured(dataset)
     channels, size, _ = card["image_shape"]
     split = replace(split, images=fit_to(split.images, size=size, channels=channels))
-    answers = predict(student, split.images, device=device_of(cfg))
+    answers = predict(student, split.images, device=composition.device)
     images = f"{kind} of {dataset.name}"
     if isinstance(ours, Regression):
         return _of_numbers(images, ours, answers, split.labels)
@@ -188,8 +188,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     sys.path.append(str(Path.cwd()))  # data of the user's own may lie beside the command
     try:
         student = load_student(args.run, trust=args.trust)
-        cfg = compose_data(args.overrides, student.card, args.config_dir)
-        print(render(evaluate_on(student, cfg)), end="")
+        composition = compose_data(args.overrides, student.card, args.config_dir)
+        print(render(evaluate_on(student, composition)), end="")
     except UserError as error:
         print(f"kd-eval: {error}", file=sys.stderr)
         return 2

@@ -6,14 +6,14 @@ import os
 import sys
 import tempfile
 import warnings
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hydra
-from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
 from hydra.types import RunMode
@@ -23,6 +23,9 @@ from kd_lightning.config import resolvers
 from kd_lightning.distributed import launch as start
 from kd_lightning.errors import RankLost, UserError
 
+if TYPE_CHECKING:
+    from kd_lightning.config.composition import Composition
+
 NAMED = ("data", "source", "teacher", "student", "method", "scale", "experiment")
 LAUNCHERS = {
     "submitit_slurm": ("slurm", "hydra_plugins.hydra_submitit_launcher"),
@@ -30,6 +33,9 @@ LAUNCHERS = {
     "ray": ("ray", "hydra_plugins.hydra_ray_launcher"),
 }
 """hydra/launcher -> the extra that brings it, and the package in it."""
+
+SHOWS = ("help", "hydra_help", "version", "cfg", "info", "shell_completion")
+"""Flags that print something and run nothing."""
 
 MOST_JOBS = 32
 """Jobs of a sweep that are read before it starts; Hydra composes them all again."""
@@ -56,10 +62,10 @@ def main() -> None:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP warns of rounds in which all parameters are used
         if place.rank:  # the first rank's folder is that of all
             sys.argv += ["hydra.output_subdir=null", f"hydra.run.dir={tempfile.gettempdir()}"]
-    args = get_args_parser().parse_args()
+    args = _flags().parse_known_args()[0]  # of what is left Hydra complains
     # ours complete a plugin's launchers under the names that their documentation uses
     warnings.filterwarnings("ignore", r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
-    only_shows = any(getattr(args, flag) for flag in ("help", "hydra_help", "cfg", "info", "shell_completion"))
+    only_shows = any(getattr(args, flag) for flag in SHOWS)
     plans = False
     if not only_shows:
         try:
@@ -81,6 +87,22 @@ def main() -> None:
         from kd_lightning.planning.plan import altogether
 
         print(altogether(_PLANS), end="")
+
+
+def _flags() -> ArgumentParser:
+    """Hydra's flags, as far as they say which configuration is read, or that none is."""
+    parser = ArgumentParser(add_help=False, allow_abbrev=True)
+    parser.add_argument("overrides", nargs="*")
+    for name, short in {"multirun": "-m", "run": "-r", "help": "-h", "shell-completion": "-sc"}.items():
+        parser.add_argument(f"--{name}", short, action="store_true")
+    for name in ("hydra-help", "version", "resolve"):
+        parser.add_argument(f"--{name}", action="store_true")
+    for name, short in {"config-path": "-cp", "config-name": "-cn", "config-dir": "-cd", "cfg": "-c"}.items():
+        parser.add_argument(f"--{name}", short)
+    parser.add_argument("--package", "-p")
+    parser.add_argument("--experimental-rerun")
+    parser.add_argument("--info", "-i", nargs="?", const="all")
+    return parser
 
 
 def _refuse_wrong_overrides(args: Namespace) -> bool:
@@ -136,38 +158,36 @@ def _launcher_faults(overrides: Sequence[str]) -> Iterator[str]:
 
 def _task(cfg: DictConfig) -> float | None:
     resolvers.register()  # a launcher may have brought this function to a process that main never saw
-    if cfg.plan:
-        _plan(cfg)
-        return None
     config = HydraConfig.get()
-    folder = Path(config.runtime.output_dir)
+    folder, place = Path(config.runtime.output_dir), start.placed()
     names = chosen(config.runtime.choices)
-    place = start.placed()
+    if cfg.plan:
+        _plan(cfg, names)
+        return None
     from kd_lightning.results.run_index import running
 
     with running(folder) if place is None or place.rank == 0 else nullcontext():
-        if place is None and (number := start.wanted(cfg.trainer)) > 1:
-            return _on_ranks(number, cfg, folder, names)
         return _run(cfg, folder, names)
 
 
-def _run(cfg: DictConfig, folder: Path, names: dict[str, str | None]) -> float | None:
-    from kd_lightning.core.log_filters import plain_warnings, quiet
-
-    quiet()
+def _run(cfg: DictConfig, folder: Path, names: Mapping[str, str | None]) -> float | None:
     from kd_lightning.cli.summary import summary
+    from kd_lightning.core.log_filters import plain_warnings, quiet
     from kd_lightning.distributed import collectives, process_group
-    from kd_lightning.distributed.device import device_of
     from kd_lightning.run.run import run
 
-    plain_warnings()
+    quiet()
     place, mode = start.placed(), HydraConfig.get().mode
     try:
+        composition = _checked(cfg, names, folder)
+        if place is None and (number := start.wanted(composition.trainer.settings)) > 1:
+            return _on_ranks(number, composition, folder)
+        plain_warnings()
         with process_group.losing():
             if place is not None:
-                process_group.join(place, device_of(cfg))
+                process_group.join(place, composition.device)
                 folder = Path(collectives.decided(lambda: str(folder)))
-            result = run(cfg, folder, names)
+            result = run(composition, folder)
             process_group.leave()
     except UserError as error:
         if mode == RunMode.MULTIRUN:
@@ -190,26 +210,41 @@ def chosen(choices: Mapping[str, str | None] | DictConfig) -> dict[str, str | No
     return names
 
 
-def _on_ranks(number: int, cfg: DictConfig, folder: Path, names: dict[str, str | None]) -> float | None:
+def _checked(cfg: DictConfig, names: Mapping[str, str | None], folder: Path) -> Composition:
+    """The composition of a run, or in its folder the reason why there is none."""
+    from kd_lightning.config.check import check
+    from kd_lightning.results.provenance import header, leave_reason
+
+    try:
+        return check(cfg, names)
+    except BaseException as error:
+        place = start.placed()
+        if place is None or place.rank == 0:
+            leave_reason(folder, header(names, cfg.get("seed")), "failed", str(error) or type(error).__name__)
+        raise
+
+
+def _on_ranks(number: int, composition: Composition, folder: Path) -> float | None:
     """Let as many processes run the page as the trainer has devices."""
-    from kd_lightning.results.provenance import amend
+    from kd_lightning.results.provenance import header_of, leave_reason
 
     code, reason = start.start(HydraConfig.get(), number)
     if reason is not None:
-        amend(cfg, names, folder, code, reason)
+        leave_reason(folder, header_of(composition), "stopped" if code == 130 else "failed", reason)
         print(reason if code == 130 else f"error: {reason}", file=sys.stderr)
     if code:
         sys.exit(code)
     return start.objective(folder)
 
 
-def _plan(cfg: DictConfig) -> None:
+def _plan(cfg: DictConfig, names: Mapping[str, str | None]) -> None:
+    from kd_lightning.config.check import check
     from kd_lightning.core.log_filters import quiet
     from kd_lightning.planning.plan import plan, render
 
     quiet()
     try:
-        made = plan(cfg, chosen(HydraConfig.get().runtime.choices), _PROMISED)
+        made = plan(check(cfg, names), _PROMISED)
     except UserError as error:
         _fail(error)
     _PLANS.append((made.seconds, made.size))

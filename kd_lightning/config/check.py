@@ -10,27 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import (
-    InterpolationKeyError,
-    InterpolationToMissingValueError,
-    MissingMandatoryValue,
-    OmegaConfBaseException,
-)
+from omegaconf import DictConfig, OmegaConf, open_dict
 
-from kd_lightning.config.derive import MERGED, REPLACED
+from kd_lightning.config.composition import Composition
+from kd_lightning.config.derive import MERGED, REPLACED, draft
+from kd_lightning.config.node import UNKNOWN, Node
 from kd_lightning.config.overrides import dotted, refusal, suggest
 from kd_lightning.config.ranks import rank_faults
-from kd_lightning.config.requirements import (
-    answer_faults,
-    door_faults,
-    fits_of,
-    metric_faults,
-    needs_faults,
-    of_numbers,
-)
+from kd_lightning.config.reader import Reader
+from kd_lightning.config.requirements import answer_faults, door_faults, fit_faults, metric_faults, of_numbers
 from kd_lightning.config.schema import KEYS
-from kd_lightning.config.signatures import UNKNOWN, as_dict, at, fits, signature_faults, wrong
+from kd_lightning.config.signatures import as_dict, at, fits, signature_faults, wrong
 from kd_lightning.core.time_limit import duration
 from kd_lightning.errors import ConfigError
 
@@ -42,40 +32,60 @@ FORBIDDEN_TRAINER = {
 
 PER_CONTROL = {*REPLACED, *MERGED, "updates"}
 
-Faults = dict[str, None]
-"""An ordered set of lines."""
 
+def check(cfg: DictConfig, names: Mapping[str, str | None] | None = None) -> Composition:
+    """The composition that a configuration describes, if nothing is wrong with it.
 
-def check(cfg: DictConfig) -> None:
-    """Find everything that is wrong with a composition.
+    Args:
+        cfg: the configuration.
+        names: the chosen members of the groups.
 
     Raises:
         ConfigError: lists every fault, each with what was expected.
     """
-    if found := faults(cfg):
+    found, composition = examined(cfg, names)
+    if found or composition is None:
         raise refusal(found)
+    return composition
 
 
 def faults(cfg: DictConfig) -> list[str]:
-    """The faults of a composition, one line each; none if it can run."""
-    found: Faults = {}
+    """The faults of a configuration, one line each; none if it can run."""
+    return examined(cfg)[0]
+
+
+def examined(cfg: DictConfig, names: Mapping[str, str | None] | None = None) -> tuple[list[str], Composition | None]:
+    """What is wrong with a configuration, and the composition as far as it can be read; None where it cannot be.
+
+    Args:
+        cfg: the configuration.
+        names: the chosen members of the groups.
+    """
+    if names:
+        cfg = cfg.copy()
+        with open_dict(cfg):
+            cfg.names = {**cfg.names, **names}
     everywhere = list(dotted(cfg))
-    echoes: dict[str, str] = {}
-    plain = _plain(cfg, "", found, everywhere, echoes)
+    reader, beside = Reader(everywhere), Reader(everywhere)
+    plain, found = reader.read(cfg), reader.found
     found |= dict.fromkeys(_key_faults(cfg, plain, everywhere))
     for path, node in [*_targets(plain), *_partial_trainers(plain)]:
         found |= dict.fromkeys(signature_faults(path, node, everywhere))
     found |= dict.fromkeys([*_trainer_faults(plain), *_shape_faults(plain), *_file_faults(plain)])
-    found |= dict.fromkeys(_compiler_faults(plain))
-    found |= dict.fromkeys([*metric_faults(plain), *answer_faults(plain), *door_faults(as_dict(plain.get("teacher")))])
-    for path, own in fits_of(plain):
-        try:
-            found |= dict.fromkeys(needs_faults(path, own))
-        except Exception:
-            if not found:  # a fault of the settings is the likelier cause
-                raise
+    found |= dict.fromkeys(_stage_faults(plain))
+    found |= dict.fromkeys([*_compiler_faults(plain), *door_faults(as_dict(plain.get("teacher")))])
+    composition: Composition | None = None
+    try:
+        composition = draft(cfg, plain, beside)
+        for each in (metric_faults, answer_faults, fit_faults):
+            found |= dict.fromkeys(each(composition))
+    except Exception:
+        if not found:  # a fault of the settings is the likelier cause
+            raise
+    found = found or beside.found
     said = {key_of(line) for line in found}
-    return [line for line in found if not said & set(_origins(key_of(line), echoes))]
+    lines = [line for line in found if not said & set(_origins(key_of(line), reader.echoes))]
+    return lines, composition
 
 
 def key_of(fault: str) -> str:
@@ -96,40 +106,6 @@ def _origins(key: str, echoes: Mapping[str, str]) -> Iterator[str]:
             yield key
         else:
             above = above.rpartition(".")[0]
-
-
-def _plain(node: Any, path: str, found: Faults, everywhere: list[str], echoes: dict[str, str]) -> Any:
-    """Nested dicts and lists with every ``${...}`` resolved; UNKNOWN and a fault where that fails."""
-    if not isinstance(node, (DictConfig, ListConfig)):
-        return node
-    is_list = isinstance(node, ListConfig)
-    keys: Any = range(len(node)) if is_list else node
-    values: dict[Any, Any] = {}
-    for key in keys:
-        full = f"{path}[{key}]" if is_list else f"{path}.{key}" if path else str(key)
-        values[key] = UNKNOWN
-        raw: Any = node._get_node(key)
-        if reference := re.fullmatch(r"\$\{(?:oc\.select:)?([\w.]+)(?:,.*)?\}", str(raw._value())):
-            echoes[full] = reference[1]
-        try:
-            if full != "main":  # repeats what stands elsewhere
-                values[key] = _plain(node[key], full, found, everywhere, echoes)
-        except MissingMandatoryValue:
-            found[f"{full}: required, give it with {full}=..."] = None
-        except InterpolationToMissingValueError:
-            continue  # said where it is missing
-        except OmegaConfBaseException as error:
-            problem = _reason(error, everywhere)
-            if not any(line.endswith(problem) for line in found):  # others may refer to the same
-                found[f"{full}: {problem}"] = None
-    return list(values.values()) if is_list else values
-
-
-def _reason(error: OmegaConfBaseException, everywhere: list[str]) -> str:
-    text = re.sub(r"^\w+ raised while resolving interpolation: ", "", str(error).splitlines()[0])
-    if isinstance(error, InterpolationKeyError) and (key := re.search("'(.*)'", text)):
-        return f"${{{key[1]}}} refers to nothing{suggest(key[1], [], everywhere)}"
-    return text
 
 
 def _key_faults(cfg: DictConfig, plain: Mapping[str, Any], everywhere: list[str]) -> Iterator[str]:
@@ -236,7 +212,7 @@ def _shape_faults(cfg: Mapping[str, Any]) -> Iterator[str]:
                 if key == "num_classes" and more_outputs and value > wanted:
                     continue
                 what = "classes" if key == "num_classes" else "channels"
-                numbers = key == "num_classes" and of_numbers(cfg)
+                numbers = key == "num_classes" and of_numbers(Node.of(at(cfg, "data.load")))
                 has = "the labels are numbers, for which a network has one output" if numbers else ""
                 yield f"{path}.{key}={value}: {has or f'the data has {wanted} {what}'}"
 
@@ -247,6 +223,16 @@ def _compiler_faults(cfg: Mapping[str, Any]) -> Iterator[str]:
     if cfg.get("compile") == "inductor" and on_cpu and not any(map(shutil.which, compilers)):
         none = " or ".join(compilers)
         yield f"compile=inductor: takes a C++ compiler on a CPU, and there is no {none}; install one, or compile=null"
+
+
+def _stage_faults(cfg: Mapping[str, Any]) -> Iterator[str]:
+    names: list[Any] = []
+    for number, stage in enumerate(cfg.get("stages") or []):
+        if (name := as_dict(stage).get("name")) is None:
+            yield f"stages[{number}].name: required, later words refer to its files by it"
+        elif name in names:
+            yield f"stages[{number}].name: there is another stage called {name}; give it a name of its own"
+        names.append(name)
 
 
 def _file_faults(cfg: Mapping[str, Any]) -> Iterator[str]:

@@ -6,18 +6,18 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from difflib import SequenceMatcher
+from itertools import product
 from os.path import commonprefix
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
-from hydra import compose
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra._internal.hydra import Hydra
-from hydra._internal.utils import create_config_search_path
-from hydra.core.config_search_path import SearchPathQuery
+from hydra import compose, initialize_config_dir, initialize_config_module
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -91,22 +91,40 @@ def read(
         return Composed(cfg, problems, unset)
 
 
+class ConfigDirs(SearchPathPlugin):
+    """Puts the folders of ``--config-dir`` on Hydra's search path, after the groups of the package."""
+
+    folders: ClassVar[list[str]] = []
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Add them."""
+        for folder in self.folders:
+            search_path.append("command-line", f"file://{Path(folder).absolute()}")
+
+
 @contextmanager
-def loaded(config_dirs: Sequence[str] = (), config_path: str | None = None) -> Iterator[Hydra]:
+def loaded(config_dirs: Sequence[str] = (), config_path: str | None = None) -> Iterator[None]:
     """Hydra with the search path of the command line.
 
     Raises:
         ConfigError: one of the folders is not there.
     """
-    search = create_config_search_path(config_path or str(conf_dir()))
     for folder in config_dirs:
         if not Path(folder).is_dir():
             raise ConfigError(f"--config-dir {folder}: there is no such folder")
-        search.prepend("command-line", f"file://{Path(folder).absolute()}", SearchPathQuery(provider="schema"))
+    main = config_path or str(conf_dir())
+    Plugins.instance().register(ConfigDirs)
     GlobalHydra.instance().clear()
+    ConfigDirs.folders = list(config_dirs)
     try:
-        yield Hydra.create_main_hydra2("kd-lightning", search)
+        if main.startswith("pkg://"):
+            initialize_config_module(main.removeprefix("pkg://"), "kd-lightning", "1.3")
+        else:
+            initialize_config_dir(str(Path(main.removeprefix("file://")).absolute()), "kd-lightning", "1.3")
+        ConfigDirs.folders = []
+        yield
     finally:
+        ConfigDirs.folders = []
         GlobalHydra.instance().clear()
 
 
@@ -118,23 +136,31 @@ def refusal(faults: Sequence[str]) -> ConfigError:
 def jobs(overrides: Sequence[str]) -> list[list[str]]:
     """The overrides of each job if this is a sweep; empty where only the sweeper itself can tell."""
     parser = OverridesParser.create()
-    parsed, wrong = [], []
+    values: dict[str, list[str]] = {}
+    wrong = []
     for override in overrides:
         try:
-            parsed += parser.parse_overrides([override])
+            (parsed,) = parser.parse_overrides([override])
         except OverrideParseException:
             wrong.append(override)
-    try:
-        return [[*job, *wrong] for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
-    except (HydraException, AssertionError):
-        return []
+            continue
+        key = parsed.get_key_element()
+        if not parsed.is_sweep_override():
+            values[key] = [parsed.get_value_element_as_str()]
+            continue
+        try:
+            values[key] = list(parsed.sweep_string_iterator())
+        except (HydraException, AssertionError):  # an interval, or names that a pattern stands for
+            return []
+    return [[*map("=".join, zip(values, job, strict=True)), *wrong] for job in product(*values.values())]
 
 
 def swept(
     overrides: Sequence[str], config_dirs: Sequence[str] = (), config_path: str | None = None, config_name: str = "run"
 ) -> list[str] | None:
     """What the composition itself varies (``sweep=NAME``), as one would type it; None where it asks for no sweep."""
-    with loaded(config_dirs, config_path) as hydra:
+    with loaded(config_dirs, config_path):
+        hydra: Any = GlobalHydra.instance().hydra
         try:
             cfg = hydra.compose_config(config_name, list(overrides), RunMode.MULTIRUN, validate_sweep_overrides=False)
         except REFUSALS:

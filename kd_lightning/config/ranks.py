@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, ListConfig, open_dict
 
 from kd_lightning.distributed.launch import AUTO, wanted
 from kd_lightning.distributed.process_group import joined, taking_turns
@@ -47,37 +46,40 @@ def rank_faults(path: str, trainer: Mapping[str, Any]) -> Iterator[str]:
         yield "trainer.sync_batchnorm=True: it works on GPUs alone; auto switches it on there"
 
 
-def settle(trainer: DictConfig, *, planning: bool = False) -> None:
-    """Put what the ranks that are here make of it in place of every ``auto`` of a composition's trainer.
+def settle(trainer: Mapping[str, Any], *, planning: bool = False) -> dict[str, Any]:
+    """The settings of a trainer, with what the ranks that are here make of it in place of every ``auto``.
 
     Args:
-        trainer: its node.
+        trainer: its settings.
         planning: take the ranks for granted that it asks for.
 
     Raises:
         ConfigError: it asks for other ranks than there are.
     """
     place = joined()
+    settled = dict(trainer)
+    devices = trainer.get("devices", "auto")
     asked, asked_nodes = wanted(trainer), trainer.get("num_nodes") or 1
     here, nodes = (place.local_world, place.nodes) if place else (1, 1)
     if planning:
         here, nodes = asked, asked_nodes
-    elif asked_nodes not in (1, nodes) or (asked != here and not (place and trainer.devices in AUTO)):
+    elif asked_nodes not in (1, nodes) or (asked != here and not (place and devices in AUTO)):
         raise ConfigError(_mismatch(asked, asked_nodes, here, nodes))
-    with open_dict(trainer):
-        if here * nodes == 1:
-            for key, value in SOLO.items():
-                if value is None:
-                    trainer.pop(key, None)
-                elif not isinstance(trainer.get(key), ListConfig):
-                    trainer[key] = value
-            return
-        if not isinstance(trainer.devices, ListConfig):
-            trainer.devices = here
-        trainer.num_nodes = nodes
-        if trainer.get("sync_batchnorm") == "auto":
-            accelerator = trainer.get("accelerator", "auto")
-            trainer.sync_batchnorm = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    named = isinstance(devices, list | tuple)
+    if here * nodes == 1:
+        for key, value in SOLO.items():
+            if value is None:
+                settled.pop(key, None)
+            elif not named:
+                settled[key] = value
+        return settled
+    if not named:
+        settled["devices"] = here
+    settled["num_nodes"] = nodes
+    if trainer.get("sync_batchnorm") == "auto":
+        accelerator = trainer.get("accelerator", "auto")
+        settled["sync_batchnorm"] = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    return settled
 
 
 def _mismatch(asked: int, asked_nodes: int, here: int, nodes: int) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import types
 import typing
@@ -10,10 +9,10 @@ from collections import abc
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-from hydra._internal.utils import _locate
 from torch import nn
 
-from kd_lightning.config.overrides import nearest, suggest
+from kd_lightning.config.node import UNKNOWN, located
+from kd_lightning.config.overrides import suggest
 
 GIVEN = {"student", "teacher", "task", "store", "save_dir", "params", "optimizer"}
 """Arguments that the run supplies."""
@@ -25,13 +24,6 @@ SETTLED: dict[str, Any] = {
     "trainer.global_batch_losses": bool,
 }
 """What the run itself reads of a trainer, by the end of the key, beside what Lightning's takes."""
-
-
-class _Unknown:
-    """Stands where a value is missing or cannot be computed, which is a fault already noted."""
-
-
-UNKNOWN = _Unknown()
 
 
 def signature_faults(path: str, node: Mapping[str, Any], everywhere: list[str]) -> Iterator[str]:
@@ -82,34 +74,11 @@ def versions(node: Any) -> dict[str, int]:
     """
     found: dict[str, int] = {}
     if isinstance(node, dict):
-        own = getattr(_locate(node["_target_"]), "version", None) if "_target_" in node else None
+        own = getattr(located(node["_target_"]), "version", None) if "_target_" in node else None
         found = {node["_target_"]: own} if isinstance(own, int) else {}
     for value in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
         found |= versions(value)
     return dict(sorted(found.items()))
-
-
-def located(target: str) -> Any:
-    """What ``_target_`` names.
-
-    Raises:
-        ImportError: there is no such thing, in words; an error inside a module keeps its own type and traceback.
-    """
-    try:
-        return _locate(target)
-    except Exception:
-        module, _, name = target.rpartition(".")
-        if not module:
-            raise ImportError("expected package.module.Class") from None
-        try:
-            there = importlib.import_module(module)
-        except ModuleNotFoundError as error:
-            if error.name and module.startswith(error.name):
-                raise ImportError(f"there is no module {error.name}") from None
-            raise
-        public = [n for n, v in vars(there).items() if getattr(v, "__module__", "") == module]
-        near = "".join(f"; did you mean {module}.{n}?" for n in nearest(name, public))
-        raise ImportError(f"{module} has no {name}{near}") from None
 
 
 def _parameters(target: Any) -> tuple[dict[str, inspect.Parameter], dict[str, Any], bool]:

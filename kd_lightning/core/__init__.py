@@ -1,1 +1,1 @@
-"""Small pieces that every wing above may use: tasks, image buffers, feature hooks, inference."""
+"""Small pieces that every other wing may use: tasks, image buffers, feature hooks, inference."""

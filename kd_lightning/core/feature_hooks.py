@@ -1,4 +1,4 @@
-"""Intermediate tensors by module path, hooked only while they are wanted."""
+"""Intermediate tensors by module path, recorded by hooks inside a ``with`` block."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from torch import Tensor, nn
 def capture(
     net: nn.Module, *, inputs: tuple[str, ...] = (), outputs: tuple[str, ...] = ()
 ) -> Iterator[dict[str, Tensor]]:
-    """Collect what goes into and comes out of named modules during the forwards inside the block.
+    """Record inputs and outputs of named modules during the forward passes inside the block.
 
-    Compiled networks run there as they are written, because a compiled one does not see its hooks.
+    Compiled networks run in eager mode there, because compiled code does not call hooks.
 
     Args:
         net: any module.
-        inputs: paths of modules whose first input is wanted.
-        outputs: paths of modules whose output is wanted.
+        inputs: paths of modules whose first input to record.
+        outputs: paths of modules whose output to record.
 
     Yields:
-        A dict from path to tensor, filled by each forward; its graph is intact.
+        A dict from path to tensor, filled by each forward pass; the tensors keep their graph.
 
     Raises:
-        ValueError: a path that is not a module of ``net``; lists those that are.
+        ValueError: a path is no module of ``net``; the message lists the modules.
     """
     modules = dict(net.named_modules())
     if unknown := [path for path in (*inputs, *outputs) if path not in modules]:

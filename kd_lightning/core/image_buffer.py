@@ -1,4 +1,4 @@
-"""Rows that a method made and wants again: generated images as uint8, features as fp32, on the device."""
+"""Buffers of a method's earlier outputs on the device: generated images as uint8, features as fp32."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from kd_lightning.errors import ConfigError
 
 
 class Memory:
-    """The last ``capacity`` rows that were added, or all of them. Rows never written are never given out.
+    """The last ``capacity`` rows that were added, or all of them.
 
-    It is no module: neither averaged over ranks nor part of a state dict. A checkpoint names its length and
-    hash; the rows themselves go to the end of a file beside it, so that a checkpoint stays small and quick.
+    It is not a module: it is neither averaged over ranks nor part of a state dict. A checkpoint holds its length and
+    hash; the rows are appended to a file beside it, so that saving a checkpoint stays fast.
 
     Args:
-        capacity: rows kept; None keeps all.
-        dtype: uint8 takes float images in [0, 1], clamped, and rounds them to 255 steps; any other is kept as is.
+        capacity: number of rows to keep; None keeps all.
+        dtype: uint8 clamps float images to [0, 1] and rounds to steps of 1/255; others keep rows as they are.
     """
 
     def __init__(self, capacity: int | None = None, *, dtype: torch.dtype = torch.uint8) -> None:
@@ -39,9 +39,9 @@ class Memory:
 
     @property
     def rows(self) -> Tensor:
-        """What is held, (len, ...), in the order of its places."""
+        """The rows held, (len, ...), in storage order: beyond the capacity not the order in which they were added."""
         if self._held is None:
-            raise ValueError("nothing was added to this memory yet")
+            raise ValueError("nothing was added to this buffer yet")
         return self._held[: len(self)]
 
     def add(self, rows: Tensor) -> None:
@@ -57,7 +57,7 @@ class Memory:
         return drawn.float() / 255 if self.dtype == torch.uint8 else drawn
 
     def save(self, file: Path) -> dict[str, Any]:
-        """Append to ``file`` what is held and not in it yet; returns what a checkpoint keeps."""
+        """Append the rows that are not in ``file`` yet; return the state for a checkpoint."""
         fresh = min(self.added - self._saved, len(self))
         if fresh:
             places = torch.arange(self.added - fresh, self.added, device=self.rows.device) % (
@@ -65,7 +65,7 @@ class Memory:
             )
             content = self.rows.index_select(0, places).cpu().view(torch.uint8).numpy().tobytes()
             with open(file, "r+b" if self._logged else "wb") as out:
-                # behind the last save may stand what a killed run wrote before its checkpoint was in place
+                # cut off what a killed run wrote after the last complete checkpoint
                 out.truncate(self._logged * (len(content) // fresh))
                 out.seek(0, os.SEEK_END)
                 out.write(content)
@@ -75,10 +75,10 @@ class Memory:
         return {"added": self.added, "logged": self._logged, "shape": shape, "sha256": self._hash.hexdigest()}
 
     def load(self, file: Path, state: dict[str, Any], device: torch.device | str) -> None:
-        """Hold what was held when ``save`` returned ``state``; for a memory that is still empty.
+        """Restore the rows held when ``save`` returned ``state``, into an empty buffer.
 
         Raises:
-            ConfigError: the file lacks it.
+            ConfigError: the file does not hold those rows.
         """
         if not state["added"]:
             return
@@ -90,8 +90,8 @@ class Memory:
         self._hash.update(content)
         if self._hash.hexdigest() != state["sha256"]:
             raise ConfigError(
-                f"cannot go on: {file} no longer holds the {state['logged']} rows that the checkpoint beside it was "
-                "saved with. Start anew with artifacts.reuse=false"
+                f"cannot resume: {file} no longer holds the {state['logged']} rows that the checkpoint beside it was "
+                "saved with. Start over with artifacts.reuse=false"
             )
         logged = torch.frombuffer(bytearray(content), dtype=self.dtype).view(-1, *state["shape"])
         kept = min(state["added"], self.capacity or state["added"])
@@ -105,7 +105,7 @@ class Memory:
             self.added, rows, n = self.added + n - self.capacity, rows[-self.capacity :], self.capacity
         wanted = self.capacity or self.added + n
         if self._held is None or len(self._held) < wanted:
-            # twice as much at a time, so that growing costs each row one copy on average
+            # double the size, so that growing copies each row once on average
             size = self.capacity or max(wanted, 2 * len(self))
             grown = torch.empty(size, *rows.shape[1:], dtype=self.dtype, device=rows.device)
             if self._held is not None:

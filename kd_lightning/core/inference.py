@@ -1,4 +1,4 @@
-"""A network's answers on a whole set."""
+"""A network's outputs on a whole set."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def predict(
 ) -> Tensor:
     """Outputs (N, ...) in fp32 on the CPU, for uint8 images (N, C, H, W).
 
-    A module answers in eval mode and is left in the mode it was in.
+    A module runs in eval mode and is put back into its earlier mode.
     """
     if not isinstance(net, nn.Module):
         return torch.cat([net(chunk.to(device).float() / 255).float().cpu() for chunk in images.split(batch_size)])

@@ -1,4 +1,4 @@
-"""Silence what libraries say at every start and nobody can act upon."""
+"""Silence messages that libraries print at every start and that need no action."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def quiet() -> None:
-    """Lightning's banner, its advice on loaders we do not have, and the like; errors stay."""
+    """Hide W&B's output, Lightning's banner and its advice on loaders; errors are still shown."""
     os.environ.setdefault("WANDB_SILENT", "true")
     for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -28,7 +28,7 @@ def quiet() -> None:
 
 
 def plain_warnings() -> None:
-    """What this package warns of is one line, without its place in the code; for after the import of Lightning."""
+    """Print this package's warnings in one line without file and line number; call it after importing Lightning."""
     theirs, here = warnings.formatwarning, str(Path(__file__).parents[1])
 
     def formatted(

@@ -1,4 +1,4 @@
-"""Optimisers that PyTorch has not."""
+"""Optimisers that PyTorch does not have."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch.optim import Adam
 def adam_on_convolutions(
     params: Iterable[nn.Parameter], *, lr: float = 1e-3, weight_decay: float = 0.0, fused: bool | None = None
 ) -> Adam:
-    """Adam whose decay, an L2 penalty in the gradient, is of convolutions' weights only.
+    """Adam with weight decay, as an L2 penalty in the gradient, on the weights of convolutions only.
 
-    Keras' ``kernel_regularizer=l2(c)`` on convolutions is this with ``weight_decay`` 2c.
+    Keras' ``kernel_regularizer=l2(c)`` on convolutions equals ``weight_decay`` 2c.
 
     Args:
-        params: of a network; weights of four dimensions are taken to be convolutions'.
+        params: of a network; those with four dimensions count as weights of convolutions.
         lr: learning rate.
         weight_decay: of those weights.
         fused: see :class:`torch.optim.Adam`.

@@ -1,4 +1,4 @@
-"""Learning-rate schedules that PyTorch has not."""
+"""Learning-rate schedules that PyTorch does not have."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 
 def piecewise(optimizer: Optimizer, *, epochs: Sequence[int], factors: Sequence[float]) -> LambdaLR:
-    """The first learning rate, and from each of ``epochs`` on (counted from 0) that times the factor beside it."""
+    """From each of ``epochs`` on (counted from 0), the initial learning rate times the factor of the same position."""
     steps = (1.0, *factors)
     return LambdaLR(optimizer, lambda epoch: steps[bisect_right(epochs, epoch)])
 
 
 class Stretched(LRScheduler):
-    """Any schedule as it would be if each of its epochs were ``by`` epochs: milestones, warm-ups and all.
+    """A schedule in which each epoch of another lasts ``by`` epochs: milestones and warm-ups are stretched too.
 
     Args:
-        optimizer: whose learning rate it is.
-        schedule: makes the schedule for the optimiser.
-        by: how many times as long, more than 0.
+        optimizer: the optimiser whose learning rate to set.
+        schedule: builds the inner schedule from the optimiser.
+        by: factor on the length, more than 0.
     """
 
     def __init__(self, optimizer: Optimizer, *, schedule: Callable[[Optimizer], Any], by: float) -> None:
@@ -31,21 +31,21 @@ class Stretched(LRScheduler):
         self.epoch = self.reached = 0
 
     def step(self, epoch: int | None = None) -> None:
-        """Go on by one epoch, and the schedule by those of its own that are over."""
+        """Advance one epoch, and the inner schedule by every epoch of its own that has ended."""
         self.epoch += 1
         while self.reached + 1 <= self.epoch / self.by + 1e-9:
             self.reached += 1
             self.inner.step()
 
     def get_last_lr(self) -> list[Any]:
-        """Of every group of parameters."""
+        """The learning rate of every parameter group."""
         return self.inner.get_last_lr()
 
     def state_dict(self) -> dict[str, Any]:
-        """Where it is."""
+        """Both epoch counters and the state of the inner schedule."""
         return {"epoch": self.epoch, "reached": self.reached, "inner": self.inner.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Restore what :meth:`state_dict` returned."""
         self.epoch, self.reached = state_dict["epoch"], state_dict["reached"]
         self.inner.load_state_dict(state_dict["inner"])

@@ -1,9 +1,8 @@
-"""What a network's output means: its loss against labels, its metrics, its agreement with the teacher.
+"""Tasks: the meaning of a network's output, its loss against labels, its metrics, its agreement with the teacher.
 
-**One label space.** Labels are what the data hold and people read: a class as int64, or a number in its unit as
-float32, such as degrees. A network that names a number answers (N, 1) in a space of its own, in which the range of the
-labels is [0, 1]. Between the two nobody but the task converts, so a loss, a metric, a picture or a stored pool
-never asks which of the two it was given.
+**One label space.** Labels are in the data's own terms: a class as int64, or a number in its unit as float32, such as
+degrees. A network for regression outputs (N, 1), scaled so that the range of the labels is [0, 1]. Only the task
+converts between the two, so a loss, a metric, a picture or a stored pool always has labels in the data's terms.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ class Classification:
 
     @property
     def outputs(self) -> int:
-        """How many a network of this task has."""
+        """Number of outputs that a network for this task has."""
         return self.num_classes
 
     def loss(self, output: Tensor, label: Tensor) -> Tensor:
@@ -53,11 +52,11 @@ class Classification:
         return F.cross_entropy(output.float(), label)
 
     def metrics(self) -> dict[str, Metric]:
-        """Fresh metrics of output against label, by name."""
+        """New metrics of output against label, by name."""
         return {"accuracy": MulticlassAccuracy(self.num_classes, average="micro", validate_args=False)}
 
     def agreement(self) -> Metric:
-        """A fresh metric of student output against teacher output."""
+        """A new metric of student output against teacher output."""
         return ClassAgreement(self.num_classes, average="micro", validate_args=False)
 
     def described(self) -> dict[str, Any]:
@@ -69,8 +68,8 @@ class Distance(MeanMetric):
     """Mean absolute difference between a network's numbers and the labels, in the unit of the task.
 
     Args:
-        task: says what the network's numbers are.
-        floored: the network's numbers are cut to whole ones first.
+        task: converts the network's outputs to numbers in the unit.
+        floored: round the network's numbers down to whole ones first.
     """
 
     def __init__(self, task: Regression, *, floored: bool = False) -> None:
@@ -84,7 +83,7 @@ class Distance(MeanMetric):
 
 
 class NumberAgreement(Distance):
-    """The same between the numbers of student and teacher."""
+    """Mean absolute difference between the numbers of student and teacher, in the unit of the task."""
 
     def update(self, student: Tensor, teacher: Tensor) -> None:  # type: ignore[override]
         """Add outputs of both, (N, 1)."""
@@ -92,20 +91,20 @@ class NumberAgreement(Distance):
 
 
 class Regression:
-    """A number in [low, high] of some unit: outputs (N, 1), labels (N,) in the unit, MSE, MAE in the unit.
+    """A number in [low, high] in some unit: outputs (N, 1), labels (N,) in the unit, MSE loss, MAE in the unit.
 
-    A network's output is the number's place in the range, 0 at ``low`` and 1 at ``high``; what lies outside counts as
-    the nearer end wherever a number is read, and as it is in losses.
+    A network outputs the number's place in the range, 0 at ``low`` and 1 at ``high``. Outputs outside [0, 1] are
+    clamped where they are converted to numbers, and not in losses.
 
     Args:
-        low: the smallest label there can be.
-        high: the largest.
+        low: the smallest possible label.
+        high: the largest possible label.
         unit: in the plural, for tables: ``degrees``.
-        floored: also report the MAE of predictions that are cut to whole numbers, ``mae_floored``, as cGAN-KD's code
+        floored: also report the MAE of predictions rounded down to whole numbers, ``mae_floored``, as cGAN-KD's code
             does for ages.
 
     Raises:
-        ConfigError: there is nothing between ``low`` and ``high``.
+        ConfigError: ``low`` is not less than ``high``, or one is not finite.
     """
 
     headline = "mae"
@@ -118,15 +117,15 @@ class Regression:
         self.low, self.high, self.unit, self.floored = low, high, unit, floored
 
     def normalise(self, label: Tensor) -> Tensor:
-        """Labels in the unit to places in [0, 1], float32."""
+        """Convert labels in the unit to places in [0, 1], float32."""
         return ((label.float() - self.low) / (self.high - self.low)).clamp(0, 1)
 
     def denormalise(self, place: Tensor) -> Tensor:
-        """Places in the range to numbers in the unit, float32."""
+        """Convert places in the range to numbers in the unit, float32."""
         return self.low + place.float() * (self.high - self.low)
 
     def numbers(self, output: Tensor) -> Tensor:
-        """What a network says, (N,) in the unit and within the range, from its outputs (N, 1)."""
+        """Convert outputs (N, 1) to numbers (N,) in the unit, clamped to the range."""
         return self.denormalise(_places(output).clamp(0, 1))
 
     def loss(self, output: Tensor, label: Tensor) -> Tensor:
@@ -134,12 +133,12 @@ class Regression:
         return F.mse_loss(_places(output), self.normalise(label))
 
     def metrics(self) -> dict[str, Metric]:
-        """Fresh metrics of output against label, by name; the lower the better."""
+        """New metrics of output against label, by name; the lower the better."""
         found: dict[str, Metric] = {"mae": Distance(self)}
         return found | ({"mae_floored": Distance(self, floored=True)} if self.floored else {})
 
     def agreement(self) -> Metric:
-        """A fresh metric of student output against teacher output, in the unit; the lower the better."""
+        """A new metric of student output against teacher output, in the unit; the lower the better."""
         return NumberAgreement(self)
 
     def described(self) -> dict[str, Any]:
@@ -147,23 +146,23 @@ class Regression:
         return {"kind": "regression", "low": self.low, "high": self.high, "unit": self.unit, "floored": self.floored}
 
     def check_labels(self, name: str, labels: Tensor) -> None:
-        """Refuse what is no number in the range; rounding to float32 is forgiven.
+        """Refuse labels that are not numbers in the range; the slack covers rounding to float32.
 
         Args:
-            name: the set, for the message.
+            name: of the set, for the message.
             labels: (N,).
 
         Raises:
-            DataError: names the set, the first such label and how many images have one.
+            DataError: labels are no floats (N,) or out of range; the message has the first such label and how many.
         """
         slack = 1e-5 * (self.high - self.low)
-        wrong = ~((labels >= self.low - slack) & (labels <= self.high + slack))  # NaN is wrong, too
+        wrong = ~((labels >= self.low - slack) & (labels <= self.high + slack))  # also true for NaN
         if not labels.is_floating_point() or labels.dim() != 1:
             raise DataError(f"{name}: labels are {labels.dtype} {tuple(labels.shape)}, expected floats (N,)")
         if wrong.any():
             raise DataError(
                 f"{name}: label {float(labels[wrong][0]):.6g} outside {self.low:g} to {self.high:g} {self.unit}, "
-                f"{int(wrong.sum())} such image(s). Correct the labels, or say what they reach with data.task.low and "
+                f"{int(wrong.sum())} such image(s). Correct the labels, or widen the range with data.task.low and "
                 "data.task.high"
             )
 
@@ -178,7 +177,7 @@ def _places(output: Tensor) -> Tensor:
 
 
 def task_of(card: Mapping[str, Any]) -> Task:
-    """The task of a student's card or of a result; those of before tasks were noted are of classes."""
+    """The task that a student's card or a result describes; classification where it has no entry ``task``."""
     described = dict(card.get("task") or {"kind": "classification", "num_classes": len(card.get("classes") or ())})
     kind = described.pop("kind")
     return Regression(**described) if kind == "regression" else Classification(**described)
@@ -188,13 +187,13 @@ def task_of(card: Mapping[str, Any]) -> Task:
 def evaluate(
     task: Task, output: Tensor, label: Tensor | None, teacher_output: Tensor | None
 ) -> dict[str, float | None]:
-    """Metrics of a network's outputs on a whole split; what cannot be known is None.
+    """Metrics of a network's outputs on a whole split; None where labels or teacher's outputs are missing.
 
     Args:
-        task: says which metrics.
+        task: chooses the metrics.
         output: the network's outputs, (N, ...).
-        label: the labels, or None where nobody knows them.
-        teacher_output: the teacher's outputs on the same images, or None where it may not be asked.
+        label: the labels (N,), or None where there are none.
+        teacher_output: the teacher's outputs on the same images, or None where it must not be queried.
     """
     results: dict[str, float | None] = {}
     for name, metric in task.metrics().items():

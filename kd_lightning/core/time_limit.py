@@ -1,4 +1,4 @@
-"""``trainer.max_time``: what it may look like, and what a fit that it ended says of itself."""
+"""``trainer.max_time``: its format, and the note that a fit ended by it leaves."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ EXPECTED = "expected HH:MM:SS or DD:HH:MM:SS, such as 00:30:00 for half an hour"
 
 
 def duration(value: Any) -> timedelta | None:
-    """The time that ``trainer.max_time`` allows every fit; Lightning itself wants the days spelled out.
+    """Parse ``trainer.max_time``, the time that every fit is allowed; Lightning itself requires the days.
 
     Args:
         value: ``HH:MM:SS``, ``DD:HH:MM:SS``, the arguments of ``timedelta``, or None for no limit.
 
     Raises:
-        ConfigError: it is none of these, or no time at all.
+        ConfigError: it is none of these, or zero.
     """
     if value is None:
         return None
@@ -40,7 +40,7 @@ def duration(value: Any) -> timedelta | None:
 
 
 def cut_short(trainer: L.Trainer, phase: str) -> dict[str, Any] | None:
-    """How far a fit came that ``max_time`` ended, which is told once; None if it ran to its end."""
+    """The round at which ``max_time`` ended a fit, also printed on rank 0; None if the fit ran to its end."""
     done = trainer.fit_loop.epoch_loop.total_batch_idx + 1
     wanted = int(trainer.num_training_batches) * (trainer.max_epochs or 0)
     over = any(isinstance(c, Timer) and (c.time_remaining() or 0) <= 0 for c in trainer.callbacks)  # type: ignore[attr-defined]

@@ -1,7 +1,7 @@
-"""Augmentation of a whole batch at once: every image has its own draw, on whatever device the batch is.
+"""Augmentation of a whole batch at once, on its device, with different random values for every image.
 
-Each is called with float images (N,C,H,W) in [0,1] and a ``torch.Generator`` on the same device, from which
-alone its randomness comes, and returns images of the same shape.
+Each is called with float images (N,C,H,W) in [0,1] and a ``torch.Generator`` on the same device, its only source of
+randomness, and returns images of the same shape.
 """
 
 from __future__ import annotations
@@ -40,45 +40,45 @@ class HorizontalFlip:
     p: float = 0.5
 
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """Mirror every image or leave it."""
+        """Mirror each image with probability ``p``."""
         flipped = torch.rand(len(x), 1, 1, 1, generator=generator, device=x.device) < self.p
         return torch.where(flipped, x.flip(3), x)
 
 
 @dataclass(frozen=True)
 class RandomResizedCrop:
-    """A random part of the image, enlarged to its size by bilinear interpolation; gradients cross it.
+    """A random part of the image, enlarged to its size by bilinear interpolation; gradients pass through it.
 
-    The part is upright, wholly inside, and covers a fraction of the area drawn from ``scale``; the ratio of its
-    sides is drawn log-uniformly from ``ratio`` and cut to what fits.
+    The part lies inside the image and covers a fraction of the area drawn from ``scale``; the ratio of its sides
+    is drawn log-uniformly from ``ratio``, and sides are clamped to the image's.
     """
 
     scale: tuple[float, float] = (0.25, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
 
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """Every image its own part."""
+        """Crop a different part of every image."""
         draw = torch.rand(4, len(x), generator=generator, device=x.device)
         area = self.scale[0] + (self.scale[1] - self.scale[0]) * draw[0]
         ratio = (self.ratio[0] / self.ratio[1]) ** -draw[1] * self.ratio[0]
-        sides = torch.stack([area * ratio, area / ratio]).sqrt().clamp(max=1)  # of the whole: width, height
+        sides = torch.stack([area * ratio, area / ratio]).sqrt().clamp(max=1)  # fractions: width, height
         centre = (2 * draw[2:] - 1) * (1 - sides)
         theta = torch.zeros(len(x), 2, 3, device=x.device)
         theta[:, 0, 0], theta[:, 1, 1] = sides
         theta[:, :, 2] = centre.T
         grid = F.affine_grid(theta, list(x.shape), align_corners=False)
-        # at the very edge half a pixel lies outside: repeat the last one instead of blending in black
+        # at the edge, half a pixel lies outside: repeat the last one instead of blending in black
         return F.grid_sample(x.float(), grid, padding_mode="border", align_corners=False).to(x.dtype)
 
 
 @dataclass(frozen=True)
 class RandomAffine:
-    """Turn about the centre and move, by bilinear interpolation.
+    """Rotate about the centre and shift, by bilinear interpolation.
 
     Args:
         degrees: the angle is drawn uniformly from -degrees to degrees.
-        shift: of the image's sides, likewise for each direction.
-        fill: what enters: ``border`` repeats the image's edge, ``zeros`` is black.
+        shift: fraction of the image's sides; drawn from -shift to shift for each direction.
+        fill: pixels from outside: ``border`` repeats the image's edge, ``zeros`` is black.
     """
 
     degrees: float = 10.0
@@ -86,7 +86,7 @@ class RandomAffine:
     fill: Literal["border", "zeros"] = "border"
 
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """Every image its own way."""
+        """Rotate and shift every image differently."""
         draw = 2 * torch.rand(3, len(x), generator=generator, device=x.device) - 1
         angle, aspect = draw[0] * self.degrees * math.pi / 180, x.shape[-2] / x.shape[-1]
         theta = torch.empty(len(x), 2, 3, device=x.device)

@@ -1,4 +1,4 @@
-"""What one training batch holds, by kind of source."""
+"""Training batches, one type for each kind of source."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class Batch(NamedTuple):
-    """One batch.
+    """One batch of images, labels and answers.
 
     ``x``: float images (N,C,H,W) in [0,1]; ``y``: int64 labels or float targets; ``t``: the teacher's stored
     answers (N,K), or the latents from which a teacher drew ``x``; ``index``: int64 positions in the set.
@@ -21,11 +21,12 @@ class Batch(NamedTuple):
 
 
 class VicinalBatch(NamedTuple):
-    """One batch; all labels are places in [0, 1], floats (N,).
+    """One batch of CcGAN's vicinal training; all labels are places in the range, floats (N,).
 
-    ``x``: float images (N,C,H,W) in [0,1]; ``y``: their labels; ``target``: the wanted labels, near those, possibly a
-    little outside [0,1]; ``fake``: labels near ``target`` for images to be made; ``real_weight`` and ``fake_weight``:
-    what x and an image of ``fake`` are worth for ``target``; ``goal``: other wanted labels, which no image is near.
+    ``x``: float images (N,C,H,W) in [0,1]; ``y``: their labels; ``target``: the wanted labels, near ``y``, possibly
+    slightly outside [0,1]; ``fake``: labels near ``target`` for images to generate; ``real_weight`` and
+    ``fake_weight``: weights of ``x`` and of images of ``fake`` for ``target``; ``goal``: further wanted labels, drawn
+    independently of ``x``.
     """
 
     x: Tensor
@@ -38,11 +39,10 @@ class VicinalBatch(NamedTuple):
 
 
 class CounterfactualBatch(NamedTuple):
-    """One batch.
+    """One batch of real and counterfactual images.
 
     ``x``: float images (N,C,H,W) in [0,1]; ``y``: their labels, int64 (N,); ``made``: counterfactual images
-    (M,C,H,W), of which there may be none; ``causes``: the classes of their shapes, textures and backgrounds, int64
-    (M,3).
+    (M,C,H,W), M may be 0; ``causes``: the classes of their shapes, textures and backgrounds, int64 (M,3).
     """
 
     x: Tensor
@@ -52,5 +52,5 @@ class CounterfactualBatch(NamedTuple):
 
 
 def rounded(images: Tensor) -> Tensor:
-    """Images as a pool will keep them: in [0, 1], in steps of 1/255."""
+    """Images clamped to [0, 1] and rounded to steps of 1/255, as a pool stores them."""
     return images.float().clamp(0, 1).mul(255).round().div(255)

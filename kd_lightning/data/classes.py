@@ -1,4 +1,4 @@
-"""Which classes a folder of images holds, by its folders' names: quick enough for composing a config."""
+"""Classes of an image folder, from the names of its folders; fast enough for composing a config."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def split_folders(root: str | Path) -> dict[str, Path]:
     """Map ``train``, ``val``, ``test`` to their folders; without any, ``train`` is ``root`` itself.
 
     Raises:
-        DataError: ``root`` is no folder, or has a ``val`` folder only.
+        DataError: ``root`` is no folder, or has only a ``val`` folder.
     """
     root = Path(root).expanduser()
     if not root.is_dir():
@@ -26,10 +26,10 @@ def split_folders(root: str | Path) -> dict[str, Path]:
 
 
 def class_names(folder: Path) -> list[str]:
-    """Sorted names of the class folders of one part; hidden folders are none.
+    """Sorted names of the class folders of one part, without hidden folders.
 
     Raises:
-        DataError: there is no class folder; says what is there instead.
+        DataError: there is no class folder; the message lists what is there.
     """
     with os.scandir(folder) as entries:
         visible = sorted((e.name, os.path.isdir(e.path)) for e in entries if not e.name.startswith("."))
@@ -52,4 +52,4 @@ def folder_classes(root: str | Path) -> list[str]:
     return class_names(parts.get("train") or parts["test"])
 
 
-_EXPECTED = "train/<class>/* and, if you have them, val/<class>/* and test/<class>/*, or <class>/* alone"
+_EXPECTED = "train/<class>/* and, if you have them, val/<class>/* and test/<class>/*, or only <class>/*"

@@ -1,4 +1,4 @@
-"""What every data set is once loaded: uint8 images and labels in up to three fixed parts."""
+"""Loaded data sets: uint8 images and labels in up to three fixed parts."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ class Dataset:
 
     Args:
         name: as in the config, such as ``mnist``.
-        classes: class names, their positions are the labels; none where the labels are numbers.
-        train: what training may use, without ``val``.
-        val: held out of training, for choices and curves.
-        test: for the reported number only.
-        layout: how it lay on disk: ``sklearn``, ``torchvision``, ``folders`` or ``none``.
-        encoding: how pixels were stored: ``raw``, ``png``, ``jpeg`` ... (JPEG loses detail; tables say so).
+        classes: class names in the order of the labels; empty where the labels are numbers.
+        train: the training images, without ``val``.
+        val: images held out of training, for model selection and curves.
+        test: images for the reported number only.
+        layout: on disk: ``sklearn``, ``torchvision``, ``folders`` or ``none``.
+        encoding: of the stored pixels: ``raw``, ``png``, ``jpeg`` ... (tables note JPEG, which loses detail).
         skipped: images left out because they could not be decoded.
-        shape: (C,H,W) where there is no part to read it from.
-        task: what the labels are, where they are no classes.
+        shape: (C,H,W), needed where there is no part to read it from.
+        task: the meaning of the labels, where they are no classes.
 
     Raises:
         DataError: a label is outside the classes, or outside the range of the task.
@@ -52,7 +52,7 @@ class Dataset:
     encoding: str
     skipped: int = 0
     shape: tuple[int, int, int] | None = None
-    task: Task = None  # type: ignore[assignment]  # never, once it is made
+    task: Task = None  # type: ignore[assignment]  # never None after __post_init__
 
     def __post_init__(self) -> None:
         task = self.task or Classification(len(self.classes))
@@ -90,7 +90,7 @@ def check_labels(name: str, labels: Tensor, num_classes: int) -> None:
         num_classes: how many classes there are.
 
     Raises:
-        DataError: names the set, the first such label and how many images have it.
+        DataError: a label is outside; the message has the first one and how many images have it.
     """
     wrong = labels[(labels < 0) | (labels >= num_classes)]
     if len(wrong) == 0:
@@ -99,23 +99,23 @@ def check_labels(name: str, labels: Tensor, num_classes: int) -> None:
     count = int((wrong == label).sum())
     raise DataError(
         f"{name}: label {label} on {count} image{'s' if count > 1 else ''}, but there are {num_classes} "
-        f"classes (labels 0 to {num_classes - 1}). Correct the labels or name all classes"
+        f"classes (labels 0 to {num_classes - 1}). Correct the labels or give all classes"
     )
 
 
 def hold_out(train: Split, size: int | float, *, seed: int = 0) -> tuple[Split, Split]:
-    """Split ``train`` into (train, val), with the classes in proportion; the same split for the same seed.
+    """Split ``train`` into (train, val), stratified by class; the same split for the same seed.
 
-    Both keep the original order. A class with two or more images keeps at least one for training
-    as long as the wanted size allows it. Images whose labels are numbers are all of one class here.
+    Both keep the original order. A class with two or more images keeps at least one for training if ``size``
+    allows it. Images whose labels are numbers count as one class.
 
     Args:
         train: what to split.
-        size: images to hold out: a number of them (int) or a share of them (float in (0,1)).
+        size: images to hold out: their number (int) or their share (float in (0,1)).
         seed: of the choice within each class.
 
     Raises:
-        DataError: ``size`` leaves no image on one of the two sides.
+        DataError: ``size`` leaves one of the two parts without images.
     """
     total = len(train)
     wanted = round(size * total) if isinstance(size, float) else size
@@ -129,7 +129,7 @@ def hold_out(train: Split, size: int | float, *, seed: int = 0) -> tuple[Split, 
     counts = torch.bincount(classes)
     exact = [int(count) * wanted / total for count in counts]
     quota = [int(share) for share in exact]
-    while sum(quota) < wanted:  # largest remainder first, but a class's last image last
+    while sum(quota) < wanted:  # largest remainder first; a class's last image only when all others are taken
         room = [c for c in range(len(quota)) if quota[c] < counts[c]]
         best = max(room, key=lambda c: (quota[c] + 1 < counts[c], exact[c] - quota[c]))
         quota[best] += 1
@@ -141,10 +141,10 @@ def hold_out(train: Split, size: int | float, *, seed: int = 0) -> tuple[Split, 
 
 
 def fit_to(images: Tensor, *, size: int, channels: int) -> Tensor:
-    """Bring square uint8 images to (N,channels,size,size).
+    """Convert square uint8 images to (N,channels,size,size).
 
-    Grey is the usual 0.299 R + 0.587 G + 0.114 B; grey becomes RGB by repetition. Sizes change bilinearly
-    with antialiasing, in the same fixed-point arithmetic as Pillow's (at most one level of 256 apart).
+    Grey is 0.299 R + 0.587 G + 0.114 B; grey becomes RGB by repetition. Images are resized bilinearly with
+    antialiasing, in the same fixed-point arithmetic as Pillow's (differences of at most one level of 256).
     """
     if channels == 1 and images.shape[1] == 3:
         images = torch.cat([_grey(chunk) for chunk in images.split(1024)])
@@ -157,5 +157,5 @@ def fit_to(images: Tensor, *, size: int, channels: int) -> Tensor:
 
 def _grey(x: Tensor) -> Tensor:
     red, green, blue = x.int().unbind(1)
-    # Pillow's fixed-point weights, so that a converted file and a converted array agree to the bit.
+    # Pillow's fixed-point weights, so that converting a file and converting an array give the same bits.
     return ((19595 * red + 38470 * green + 7471 * blue + 32768) >> 16).to(torch.uint8).unsqueeze(1)

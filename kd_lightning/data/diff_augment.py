@@ -1,12 +1,12 @@
-"""DiffAugment (Zhao et al., NeurIPS 2020, arXiv 2006.10738): changed images for a discriminator, gradients crossing.
+"""DiffAugment (Zhao et al., NeurIPS 2020, arXiv 2006.10738): differentiable augmentation for a discriminator.
 
-The same kinds of change for real and made images, every image its own draw, so that a discriminator cannot learn the
-few by heart and a generator does not imitate the change.
+Real and generated images are augmented in the same way, with different random values for every image, so that a
+discriminator cannot memorise few real images and a generator does not imitate the augmentation.
 
 Deviations (paper / authors' code / here):
-    * Space: - / images in [-1, 1] / in [0, 1], brightness halved for it; saturation and contrast are the same in both.
-    * Where a shifted image ends and where a part is cut out: black / 0, which is grey in [-1, 1] / ``fill``, grey.
-    * Cut: - / the centre lies anywhere in the image / likewise; the part outside is lost.
+    * Space: - / images in [-1, 1] / in [0, 1], with half the brightness; saturation and contrast do not depend on it.
+    * Fill of shifted and cut out parts: black / 0, which is grey in [-1, 1] / ``fill``, grey.
+    * Cutout: - / its centre is anywhere in the image, so that a part may lie outside / the same.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class DiffAugment:
-    """Changes images (N, C, H, W) in [0, 1]; they may leave that range.
+    """Augments images (N, C, H, W) in [0, 1]; results may leave that range.
 
     Args:
-        colour: brightness + U(-0.25, 0.25), saturation * U(0, 2) where there are colours, contrast * U(0.5, 1.5).
-        translation: shifts by up to this part of height and width; 0 for none.
-        cutout: side of the square that is cut out, as a part of height and width; 0 for none.
-        fill: value of what has no pixel any more.
+        colour: brightness + U(-0.25, 0.25), saturation * U(0, 2) for RGB images, contrast * U(0.5, 1.5).
+        translation: largest shift, as a fraction of height and width; 0 for none.
+        cutout: sides of the part to cut out, as a fraction of height and width; 0 for none.
+        fill: value of shifted-in and cut out pixels.
     """
 
     colour: bool = True
@@ -35,7 +35,7 @@ class DiffAugment:
     fill: float = 0.5
 
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """Every image its own change; randomness comes from ``generator``, on the images' device."""
+        """Augment every image differently; ``generator``, on the images' device, is the source of randomness."""
         if self.colour:
             x = self._coloured(x, generator)
         if self.translation:
@@ -59,7 +59,7 @@ class DiffAugment:
         for side in (height, width):
             most = round(side * self.translation)
             shift = torch.randint(-most, most + 1, (n, 1), generator=generator, device=x.device)
-            # 0 is the border, which is one pixel wide on either side: whatever lies further out is the border, too
+            # index 0 is the fill, padded by one pixel on either side: clamp indices further out to it
             index.append((torch.arange(1, side + 1, device=x.device) + shift).clamp(0, side + 1))
         rows, columns = index
         padded = F.pad(x, (1, 1, 1, 1), value=self.fill)

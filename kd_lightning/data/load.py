@@ -1,36 +1,19 @@
-"""The data set that a composition names."""
+"""Whether a data set is the one that was asked for, and its digest."""
 
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 
-from hydra.errors import InstantiationException
-from hydra.utils import get_method, instantiate
-from omegaconf import DictConfig
-
 from kd_lightning.data.dataset import Dataset
-from kd_lightning.errors import DataError, UserError
-from kd_lightning.store.artifacts import Store
-
-
-def load_data(cfg: DictConfig, store: Store) -> Dataset:
-    """The data set that the composition names; folders of images keep their decoded form in the store."""
-    takes_store = "store" in inspect.signature(get_method(cfg.data.load._target_)).parameters
-    try:
-        dataset = instantiate(cfg.data.load, _convert_="all", **({"store": store} if takes_store else {}))
-    except InstantiationException as error:  # Hydra's wrapping hides what the user can mend
-        raise error.__cause__ if isinstance(error.__cause__, UserError) else error from None
-    refuse_other_classes(dataset, cfg.data.num_classes)
-    return dataset
+from kd_lightning.errors import DataError
 
 
 def refuse_other_classes(dataset: Dataset, num_classes: int) -> None:
-    """Let a data set pass that has as many classes as its composition says.
+    """Check that a data set has ``num_classes`` classes.
 
     Raises:
-        DataError: it has others.
+        DataError: it has a different number.
     """
     outputs = dataset.task.outputs
     if outputs != num_classes:
@@ -39,7 +22,7 @@ def refuse_other_classes(dataset: Dataset, num_classes: int) -> None:
 
 
 def dataset_digest(dataset: Dataset) -> str:
-    """A hash of every pixel and label, and of what they mean."""
+    """Hash of all pixels and labels, and of their meaning (classes or task)."""
     said = [dataset.name, dataset.classes or dataset.task.described(), dataset.image_shape]
     total = hashlib.sha256(json.dumps(said).encode())
     for split in (dataset.train, dataset.val, dataset.test):

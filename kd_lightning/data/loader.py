@@ -1,4 +1,4 @@
-"""Batches from tensors held on the device: shuffled, sharded, augmented there, and resumable to the batch."""
+"""Batches from tensors on the device: shuffled, sharded and augmented there, and resumable at any batch."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ Mix = Callable[[Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]]
 
 
 class TensorLoader:
-    """The loader of every set that fits in memory.
+    """A loader for data sets that fit in memory.
 
-    Each pass over the set has an order drawn from the seed, the epoch and the number of the pass in that epoch,
-    and each of its batches an augmentation drawn from those, the batch's number and the rank. So the state is
-    a few numbers, and what rank 0 saved is right for all ranks.
+    The order of a pass over the set depends on the seed, the epoch and the number of the pass in that epoch; the
+    augmentation of a batch depends on these, the batch's number and the rank. So the state is a few numbers, and
+    the state saved by rank 0 is valid for all ranks.
 
-    While shuffling, ranks take every ``world``-th place of one common order and have equally many images:
-    where ``world`` does not divide the set, a few are seen twice or, with ``drop_last``, left out. Without
-    shuffling each image is seen exactly once, by one rank.
+    When shuffling, ranks take every ``world``-th place of one common order and get equally many images: where
+    ``world`` does not divide the set, a few are used twice or, with ``drop_last``, left out. Without shuffling
+    each image is used exactly once, by one rank.
 
-    The first batch drawn from an ``iter`` begins a new pass, whether the last one was finished or not; after
+    The first batch of an ``iter`` starts a new pass, whether the last one was finished or not; after
     ``load_state_dict`` it is the batch after the last one drawn. (Lightning never exhausts a loader, calls
     ``iter`` twice before some first batches, and saves the state after the batch was used.) Resume with the
     same seed: Lightning loads the state only of an unfinished epoch.
 
     Args:
         images: uint8 (N,C,H,W).
-        labels: (N,...) integer labels, given out as int64, or float targets; or None.
+        labels: (N,...) integer labels, returned as int64, or float targets; or None.
         batch_size: images per batch and rank.
-        shuffle: a new order each epoch.
-        augment: applied to x in this order.
+        shuffle: use a new order in each pass.
+        augment: augmentations of x, applied in this order.
         answers: (N,K) stored answers of a teacher.
-        mix: makes other images and answers of a batch's, before the augmentation; there are no labels then.
-        seed: of order and augmentation; not negative.
-        rank: which of the ``world`` processes this is.
+        mix: maps a batch's images and answers to mixed ones before the augmentation; batches then have no labels.
+        seed: of order and augmentation, at least 0.
+        rank: of this process.
         world: number of processes.
         drop_last: leave out the last batch if it is smaller.
         device: where the tensors are kept and batches are made.
@@ -69,7 +69,7 @@ class TensorLoader:
         device: torch.device | str = "cpu",
     ) -> None:
         if images.dtype != torch.uint8 or images.dim() != 4:
-            raise ValueError(f"images must be uint8 (N,C,H,W), not {images.dtype} {tuple(images.shape)}")
+            raise ValueError(f"images must be uint8 (N,C,H,W), got {images.dtype} {tuple(images.shape)}")
         for other in (labels, answers):
             if other is not None and len(other) != len(images):
                 raise ValueError(f"{len(images)} images, but {len(other)} labels or answers")
@@ -89,7 +89,7 @@ class TensorLoader:
             )
 
     def to(self, device: torch.device | str) -> TensorLoader:
-        """Keep the tensors on ``device`` and make batches there."""
+        """Move the tensors to ``device``, where batches are made."""
         self.device = torch.device(device)
         self.images = self.images.to(self.device)
         self.labels = None if self.labels is None else self.labels.to(self.device)
@@ -117,7 +117,7 @@ class TensorLoader:
         return SimpleNamespace(sampler=self)
 
     def set_epoch(self, epoch: int) -> None:
-        """Begin ``epoch`` unless already in it.
+        """Start ``epoch`` unless already in it.
 
         Lightning calls this before each epoch, also after resuming from the end of one, where it does not load
         the saved state.
@@ -126,21 +126,21 @@ class TensorLoader:
             self.epoch, self.turn, self.cursor, self._resumed = epoch, 0, 0, False
 
     def state_dict(self) -> dict[str, int]:
-        """Seed, epoch, pass in it, batches drawn in that, and what gives this number a meaning."""
+        """Seed, epoch, pass in it, batches drawn in the pass, and the sizes to check when loading."""
         place = {"seed": self.seed, "epoch": self.epoch, "turn": self.turn, "cursor": self.cursor}
         return place | self._shape()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on, at the next ``iter``, with the batch after the last one drawn.
+        """Continue, at the next ``iter``, with the batch after the last one drawn.
 
         Raises:
-            ConfigError: the epoch was cut in batches of another set, batch size or number of processes.
+            ConfigError: number of images, batch size or number of processes differ.
         """
         before = {key: state[key] for key in self._shape()}
         if before != self._shape():
             raise ConfigError(
-                f"cannot go on in the middle of an epoch with other batches: saved with {before}, now "
-                f"{self._shape()}. Restore those settings, or start anew with artifacts.reuse=false"
+                f"cannot resume in the middle of an epoch with different batches: saved with {before}, now "
+                f"{self._shape()}. Restore those settings, or start over with artifacts.reuse=false"
             )
         self.seed, self.epoch = state["seed"], state["epoch"]
         self.turn, self.cursor = state["turn"], state["cursor"]

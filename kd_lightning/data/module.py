@@ -1,4 +1,4 @@
-"""The LightningDataModule every fit is given."""
+"""The LightningDataModule of every fit."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from kd_lightning.teachers.black_box import eight_bits
 
 
 class Images(L.LightningDataModule):
-    """What training may see, beside what validation measures on.
+    """Training batches of a source, and validation batches.
 
     Args:
-        train: what the source prepared: any sized iterable.
+        train: the source's batches, any sized iterable.
         val: labelled images with the teacher's answers, or None.
-        eight_bits: round images to 1/255: a teacher that only answers is asked about those, and the student is to be
-            shown the very same.
+        eight_bits: round images to steps of 1/255: a black-box teacher is queried with such images, and the student
+            must get the same.
     """
 
     def __init__(self, train: Any, val: TensorLoader | None, *, eight_bits: bool = False) -> None:
@@ -26,7 +26,7 @@ class Images(L.LightningDataModule):
         self._train, self._val, self._eight_bits = train, val, eight_bits
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Batches as the method gets them."""
+        """Round images if ``eight_bits``."""
         if self._eight_bits and isinstance(batch, Batch):
             return batch._replace(x=eight_bits(batch.x))
         return batch
@@ -36,5 +36,5 @@ class Images(L.LightningDataModule):
         return self._train
 
     def val_dataloader(self) -> Any:
-        """Validation batches, or nothing."""
+        """Validation batches, or an empty list."""
         return self._val if self._val is not None else []

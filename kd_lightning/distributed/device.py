@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from omegaconf import DictConfig, ListConfig
 
 from kd_lightning.distributed.launch import placed
 
 
-def device_of(cfg: DictConfig) -> str:
-    """Where a fit's batches are wanted."""
-    wanted = cfg.trainer.accelerator
+def device_of(trainer: Mapping[str, Any]) -> str:
+    """Where a fit's batches are wanted.
+
+    Args:
+        trainer: its settings.
+    """
+    wanted = trainer["accelerator"]
     if wanted in ("gpu", "cuda") or (wanted == "auto" and torch.cuda.is_available()):
         place = placed()
         local = place.local_rank if place else 0
-        devices = cfg.trainer.devices
-        return f"cuda:{devices[local] if isinstance(devices, ListConfig) else local}"
+        devices = trainer["devices"]
+        return f"cuda:{devices[local] if isinstance(devices, list | tuple) else local}"
     return "cpu"
 
 

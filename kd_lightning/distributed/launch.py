@@ -21,9 +21,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, ListConfig
-from omegaconf.errors import OmegaConfBaseException
-
 from kd_lightning.distributed.gpu_slots import PARENT, interruptible, quoted, threads_per_job
 
 AUTO = ("auto", "-1", -1)
@@ -73,13 +70,10 @@ def place_in(environment: Mapping[str, str]) -> Place | None:
     return place if place.world > 1 else None
 
 
-def wanted(trainer: Mapping[str, Any] | DictConfig) -> int:
-    """Ranks on each machine that a composition's trainer asks for; 1 where it makes no sense, which check says."""
-    try:
-        devices, accelerator = trainer.get("devices", "auto"), trainer.get("accelerator", "auto")
-    except OmegaConfBaseException:
-        return 1
-    if isinstance(devices, ListConfig | list):
+def wanted(trainer: Mapping[str, Any]) -> int:
+    """Ranks on each machine that a trainer's settings ask for; 1 where they make no sense, which check says."""
+    devices, accelerator = trainer.get("devices", "auto"), trainer.get("accelerator", "auto")
+    if isinstance(devices, list | tuple):
         return max(1, len(devices))
     if devices in AUTO:
         return max(1, _gpus()) if accelerator in ("auto", "gpu", "cuda") else 1

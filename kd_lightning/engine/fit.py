@@ -9,12 +9,10 @@ from typing import Any, cast
 
 import lightning as L
 import torch
-from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
-from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor, nn
 
-from kd_lightning.config.requirements import needs_of
+from kd_lightning.config.composition import Training
 from kd_lightning.config.signatures import versions
 from kd_lightning.core.tasks import Task
 from kd_lightning.core.time_limit import cut_short, duration
@@ -22,11 +20,10 @@ from kd_lightning.data.dataset import Dataset
 from kd_lightning.data.loader import TensorLoader
 from kd_lightning.data.module import Images
 from kd_lightning.distributed import collectives, process_group
-from kd_lightning.distributed.device import device_of
 from kd_lightning.engine.callbacks import PhaseBar, WatchGenerator
 from kd_lightning.engine.checkpoint_reader import Marked, resumable
 from kd_lightning.engine.checkpoint_writer import Resumable
-from kd_lightning.engine.restart import begin_again, reseeded, restarts
+from kd_lightning.engine.restart import begin_again, next_seed, restarts
 from kd_lightning.errors import Collapsed
 from kd_lightning.methods.base.distiller import Distiller
 from kd_lightning.methods.base.protocols import Teacher
@@ -86,19 +83,13 @@ class Bench:
     run: str = "no run"
 
 
-def build_network(cfg: DictConfig) -> Normalized:
-    """The network that ``cfg.student`` describes, normalising with the data's statistics."""
-    return Normalized(instantiate(cfg.student), mean=cfg.data.mean, std=cfg.data.std)
-
-
-def build_source(cfg: DictConfig) -> Any:
-    """The source that ``cfg.source`` describes; a teacher of its own it finds in its context."""
-    plain: Any = OmegaConf.to_container(cfg.source, resolve=True)
-    return instantiate({k: v for k, v in plain.items() if k != "teacher"}, _convert_="all")
+def build_network(training: Training) -> Normalized:
+    """The network that is trained, normalising with the data's statistics."""
+    return Normalized(training.student.build(), mean=training.data.mean, std=training.data.std)
 
 
 def fit(
-    cfg: DictConfig,
+    training: Training,
     bench: Bench,
     *,
     phase: str,
@@ -109,10 +100,10 @@ def fit(
     val_answers: Tensor | None = None,
     watched: bool = False,
 ) -> Fitted:
-    """Train ``cfg.student`` by ``cfg.method`` on ``cfg.source``, or return what the same fit left before.
+    """Train a student by a method on a source, or return what the same fit left before.
 
     Args:
-        cfg: a composition, or a variant of one.
+        training: what it is made of.
         bench: what the run's fits share.
         phase: its name on the screen and in the result.
         teacher: who answers.
@@ -122,7 +113,7 @@ def fit(
         val_answers: the teacher's outputs on the validation images, for the agreement curve.
         watched: whether the run's dashboards follow this fit.
     """
-    config = fit_config(cfg, bench, teacher_key, source_teacher_key)
+    config = fit_config(training, bench, teacher_key, source_teacher_key)
     boards = bench.boards.of(phase) if watched else Boards()
     if isinstance(teacher, QueryTeacher):
         teacher.fit = bench.store.path("fit", config).name
@@ -130,21 +121,21 @@ def fit(
     def build(work: Path) -> None:
         while True:
             collapsed = collectives.decided(lambda: restarts(work))
-            own = reseeded(cfg, len(collapsed))
+            own = training.derive(seed=next_seed(training.seed, len(collapsed)))
             context = Context(
                 dataset=bench.dataset,
                 teacher=source_teacher or teacher,
                 store=bench.store,
                 keys={"data": bench.data_key, "teacher": source_teacher_key or teacher_key},
-                mean=list(cfg.data.mean),
-                std=list(cfg.data.std),
+                mean=list(training.data.mean),
+                std=list(training.data.std),
                 order_seed=own.seed,
                 rank=collectives.rank(),
                 world=collectives.world(),
-                device=device_of(cfg),
-                precision=str(cfg.trainer.precision),
-                memory_format=cfg.memory_format,
-                needs=needs_of(cast(dict[str, Any], OmegaConf.to_container(cfg.method, resolve=True))),
+                device=training.device,
+                precision=str(training.trainer["precision"]),
+                memory_format=training.runtime.memory_format,
+                needs=set(training.method.requirements()),
             )
             try:
                 method, report = _train(own, bench, phase, work, context, teacher, val_answers, boards)
@@ -156,7 +147,7 @@ def fit(
     folder = bench.store.obtain("fit", config, build, everywhere=True)
     if folder not in bench.store.built and collectives.rank() == 0:
         replay(folder, boards)
-    network = build_network(cfg)
+    network = build_network(training)
     network.load_state_dict(read_tensors(folder / "student.safetensors", advice=remedy(folder)))
     report = read_json(folder / "fit.json", advice=remedy(folder))
     if isinstance(teacher, QueryTeacher):
@@ -179,23 +170,24 @@ def _save_net(net: nn.Module, file: Path) -> None:
 
 
 def fit_config(
-    cfg: DictConfig, bench: Bench, teacher_key: str, source_teacher_key: str | None = None
+    training: Training, bench: Bench, teacher_key: str, source_teacher_key: str | None = None
 ) -> dict[str, Any]:
     """Everything that determines the numbers of a fit, as plain data."""
-    plain: Any = {k: OmegaConf.to_container(cfg[k], resolve=True) for k in ("source", "student", "method", "trainer")}
-    plain["source"].pop("teacher", None)  # said by its digest
+    plain: Any = {k: getattr(training, k).plain() for k in ("source", "student", "method", "trainer")}
     plain["trainer"] = {k: v for k, v in plain["trainer"].items() if k not in SILENT}
     plain["method"] = {k: v for k, v in plain["method"].items() if (k, v) != ("on_collapse", "warn")}  # changes none
     root = bench.store.root
     plain = by_content(plain, root)
+    runtime = training.runtime
     return {
         **plain,
-        "init": by_content(cfg.init, root),
-        "seed": cfg.seed,
-        "memory_format": cfg.memory_format,
-        **{key: cfg[key] for key in ("compile", "fold_batchnorm") if cfg[key]},
-        "mean": list(cfg.data.mean),
-        "std": list(cfg.data.std),
+        "init": by_content(training.init, root),
+        "seed": training.seed,
+        "memory_format": runtime.memory_format,
+        **({"compile": runtime.compile} if runtime.compile else {}),
+        **({"fold_batchnorm": True} if runtime.fold_batchnorm else {}),
+        "mean": list(training.data.mean),
+        "std": list(training.data.std),
         "data": bench.data_key,
         "teacher": teacher_key,
         **({"source_teacher": source_teacher_key} if source_teacher_key else {}),
@@ -204,7 +196,7 @@ def fit_config(
 
 
 def _train(
-    cfg: DictConfig,
+    training: Training,
     bench: Bench,
     phase: str,
     work: Path,
@@ -213,20 +205,21 @@ def _train(
     val_answers: Tensor | None,
     boards: Boards,
 ) -> tuple[Distiller, dict[str, Any]]:
-    L.seed_everything(cfg.seed, verbose=False)  # the same on every rank; a method's noise differs
-    network = build_network(cfg)
-    if cfg.init:
-        load_weights(network, cfg.init)
-    method = instantiate(cfg.method, _partial_=True, _convert_="all")(student=network, teacher=teacher, task=bench.task)
-    method.global_batch_losses = cfg.trainer.get("global_batch_losses", False)
-    if cfg.memory_format == "channels_last":
+    runtime, settings = training.runtime, training.trainer
+    L.seed_everything(training.seed, verbose=False)  # the same on every rank; a method's noise differs
+    network = build_network(training)
+    if training.init:
+        load_weights(network, training.init)
+    method = training.method.build(student=network, teacher=teacher, task=bench.task)
+    method.global_batch_losses = settings.get("global_batch_losses", False)
+    if runtime.memory_format == "channels_last":
         method.to(memory_format=torch.channels_last)
-    if cfg.fold_batchnorm and isinstance(method.teacher, FrozenTeacher):
+    if runtime.fold_batchnorm and isinstance(method.teacher, FrozenTeacher):
         method.teacher.fold_batchnorm()
-    if cfg.compile:
-        compile_networks(method, cfg.compile)
+    if runtime.compile:
+        compile_networks(method, runtime.compile)
     context.rounds = method.rounds_an_epoch()
-    source = build_source(cfg)
+    source = training.source.build()
     loader = source.prepare(context)
     val = bench.dataset.val
     val_loader = (
@@ -250,12 +243,12 @@ def _train(
     goes_on_from = resumable(checkpoint, method) if interrupted_before else None
     marked = Marked(goes_on_from)
     watching = [PhaseBar(phase), watch, KeepCurves(curves)]
-    trainer = instantiate(_lightnings(cfg.trainer), _partial_=True, _convert_="all")(
+    trainer = settings.without("global_batch_losses").build(
         **process_group.environment(),
         default_root_dir=work,
         enable_checkpointing=True,
         logger=curves,
-        max_time=duration(cfg.trainer.max_time),
+        max_time=duration(settings.get("max_time")),
         callbacks=[*watching, marked, Resumable(checkpoint), *bench.callbacks],
     )
     method.train()
@@ -278,16 +271,16 @@ def _train(
         "teacher_images": method.teacher.asked if method.teacher is not None else 0,
         "fit_seconds": curves.seconds,
         "cut_short": cut_short(trainer, phase),
-        "precision": str(cfg.trainer.precision),
-        "memory_format": cfg.memory_format,
-        "compile": cfg.compile,
-        "fold_batchnorm": cfg.fold_batchnorm,
+        "precision": str(settings["precision"]),
+        "memory_format": runtime.memory_format,
+        "compile": runtime.compile,
+        "fold_batchnorm": runtime.fold_batchnorm,
         **context.notes,
         **method.findings(),
     }
     if hasattr(method, "draw") and method.images_made and isinstance(method.teacher, FrozenTeacher):
         method.to(context.device).go_on()
-        report["generated/agreement"] = _agreement_on_drawn(method, bench.task, cfg.seed)
+        report["generated/agreement"] = _agreement_on_drawn(method, bench.task, training.seed)
     return method, report
 
 
@@ -296,14 +289,6 @@ def compile_networks(method: Distiller, backend: str) -> None:
     method.student.compile(backend=backend)
     if isinstance(method.teacher, FrozenTeacher):
         method.teacher.compile_with(backend)
-
-
-def _lightnings(trainer: DictConfig) -> DictConfig:
-    """What of ``trainer`` Lightning's own takes."""
-    own = trainer.copy()
-    with open_dict(own):
-        own.pop("global_batch_losses", None)
-    return own
 
 
 @torch.no_grad()

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from omegaconf import DictConfig
 
 from kd_lightning.errors import Collapsed, TrainingError
 from kd_lightning.store.artifacts import write_json, writing
@@ -28,12 +27,9 @@ def restarts(work: Path) -> list[dict[str, Any]]:
     return read_json(file, advice=f"remove {file}") if file.is_file() else []
 
 
-def reseeded(cfg: DictConfig, collapsed: int) -> DictConfig:
-    """The composition with the seed of its next attempt; its own as long as none has collapsed."""
-    new = cfg.copy()
-    if collapsed:
-        new.seed = int(np.random.SeedSequence((cfg.seed, collapsed)).generate_state(1)[0])
-    return new
+def next_seed(seed: int, collapsed: int) -> int:
+    """The seed of a fit's next attempt; its own as long as none has collapsed."""
+    return int(np.random.SeedSequence((seed, collapsed)).generate_state(1)[0]) if collapsed else seed
 
 
 def begin_again(work: Path, seed: int, error: Collapsed) -> None:

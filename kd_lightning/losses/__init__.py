@@ -1,1 +1,1 @@
-"""Losses: pure functions and small modules on tensors, a scalar out, computed in fp32."""
+"""Losses: pure functions and small modules from tensors to a scalar, computed in fp32."""

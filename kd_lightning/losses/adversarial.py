@@ -1,4 +1,4 @@
-"""How much student and teacher disagree, and how a generator is told to look for it."""
+"""How much student and teacher disagree: losses for generators that look for such images, and for attention."""
 
 import math
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ def masked_kl(student: Tensor, teacher: Tensor) -> Tensor:
     """Minus the mean of KL(teacher || student), counting only samples on whose class both agree.
 
     What the generator of CMI (Fang et al., IJCAI 2021) and of FastDFKD (AAAI 2022) minimises: it looks for
-    images near the student's boundary and lets go of an image once the student has changed its mind.
+    images near the student's boundary and ignores an image once the two disagree on its class.
     Gradients flow through both.
 
     Args:
@@ -39,9 +39,9 @@ def jensen_shannon(
     """Jensen-Shannon divergence of softmax(student/T) and softmax(teacher/T), averaged over samples.
 
     Adaptive DeepInversion (Yin et al., CVPR 2020) minimises 1 - JS over its images. "paper" is the divergence
-    itself, in nats, at most ln 2: divide by it for the 0..1 that 1 - JS suggests. "code" averages the reverse
-    divergences KL(mean || each) of probabilities clamped to [.01,.99], reaches 1.614, and so loses every
-    gradient where the authors clamp it to 1; that clamp is left to the caller.
+    itself, in nats, at most ln 2: divide by ln 2 to get a value in [0,1]. "code" averages the reverse
+    divergences KL(mean || each) of probabilities clamped to [.01,.99]; it reaches 1.614 and has no
+    gradient above 1, where the authors clamp it; that clamp is left to the caller.
 
     Args:
         student: logits (N,K).
@@ -78,13 +78,17 @@ def attention_transfer(student_maps: Sequence[Tensor], teacher_maps: Sequence[Te
 
 
 def attention(x: Tensor) -> Tensor:
-    """The attention (N,H,W) of a map (N,C,H,W), of which every row of the batch has length 1."""
+    """Attention (N,H,W) of a map (N,C,H,W): the channel mean of its squares, scaled to length 1 per image."""
     size = x.float().square().mean(1)
     return F.normalize(size.flatten(1), dim=1).view_as(size)
 
 
 def attention_distance(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
-    """What :func:`attention_transfer` returns, of attentions (N,H,W) that are there already."""
+    """:func:`attention_transfer` for attentions (N,H,W) that are already computed.
+
+    Raises:
+        ValueError: no attention, a different number of them, or sizes that differ.
+    """
     if not student or len(student) != len(teacher):
         raise ValueError(f"need pairs of maps, got {len(student)} of student, {len(teacher)} of teacher")
     terms = []

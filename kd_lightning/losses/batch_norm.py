@@ -1,4 +1,4 @@
-"""How far the statistics of a batch are from those that a teacher's batch norms hold."""
+"""How far the statistics of a batch are from the running statistics of a teacher's batch norms."""
 
 from collections.abc import Sequence
 from types import TracebackType
@@ -13,15 +13,15 @@ from kd_lightning.losses.moments import MeanVar, mean_var
 
 
 class BatchNormTap:
-    """Statistics of what enters each BatchNorm of `net`, taken while the tap is entered.
+    """Statistics of the input of each BatchNorm of `net`, recorded inside the `with` block.
 
         with BatchNormTap(teacher) as tap:
             logits = teacher(images)
         loss = batch_norm_statistics(tap.statistics, tap.layers)
 
     The statistics keep their graph, so gradients reach the images. Another forward pass replaces them;
-    entering again forgets them. Outside the `with` the net carries no hook; inside, compiled nets run as they are
-    written, because a compiled one does not see its hooks.
+    entering again clears them. Outside the block the net has no hook; inside, compiled nets run in eager mode,
+    because compiled code does not call hooks.
 
     Raises:
         ValueError: `net` has no BatchNorm with running statistics.
@@ -32,7 +32,7 @@ class BatchNormTap:
         if not self._watched:
             raise ValueError(
                 f"{type(net).__name__} has no BatchNorm with running statistics, so there is nothing "
-                "to match: choose a teacher with BatchNorm or a method without it"
+                "to match: choose a teacher with BatchNorm or a method that does not need it"
             )
         self._seen: dict[_BatchNorm, MeanVar] = {}
         self._handles: list[RemovableHandle] = []
@@ -49,7 +49,7 @@ class BatchNormTap:
 
     def __enter__(self) -> Self:
         if self._handles:
-            raise RuntimeError("this BatchNormTap is entered already")
+            raise RuntimeError("this BatchNormTap is already entered")
         self._seen.clear()
         self._handles = [layer.register_forward_pre_hook(self._keep) for layer in self._watched]
         self._as_written = torch.compiler.set_stance("force_eager")
@@ -76,10 +76,10 @@ def batch_norm_statistics(
     momentum: float = 0.0,
     first_layer_weight: float = 1.0,
 ) -> Tensor:
-    """Sum over layers of ||mean - running mean|| + ||var - running var||, norms and not their squares.
+    """Sum over layers of ||mean - running mean|| + ||var - running var||; norms, not squared norms.
 
     DeepInversion (Yin et al., CVPR 2020). In FastDFKD (Fang et al., AAAI 2022) the batch has to explain only
-    a part of the running statistics: (1-r) mean + r ema stands in place of mean, likewise for var.
+    a part of the running statistics: (1-r) mean + r ema replaces mean, and the same for var.
 
     Args:
         statistics: mean and biased variance (C,) of each BatchNorm's input, see `BatchNormTap`.
@@ -89,7 +89,7 @@ def batch_norm_statistics(
         first_layer_weight: factor of the first layer, 10 for ImageNet in DeepInversion's code.
 
     Raises:
-        ValueError: no layer at all (the sum over nothing would be a silent 0) or lengths that differ.
+        ValueError: no layer (an empty sum would silently be 0), or lengths that differ.
     """
     if not layers or len(statistics) != len(layers) or (ema is not None and len(ema) != len(layers)):
         raise ValueError(

@@ -1,7 +1,7 @@
 """Walks down the margin of a network to its decision boundary.
 
-Heo et al., *Knowledge Distillation with Adversarial Samples Supporting Decision Boundary* (AAAI 2019). From an image of
-its base class a walk goes down the margin to a target class until it has just crossed into that class.
+Heo et al., *Knowledge Distillation with Adversarial Samples Supporting Decision Boundary* (AAAI 2019). A walk starts at
+an image of its base class and goes down the margin to a target class until it has just crossed into that class.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ CROSSED, THIRD, STEPS = range(3)
 
 
 class Walk(NamedTuple):
-    """Where walks ended.
+    """End points of walks.
 
     ``x``: the points (N, C, H, W); ``scores``: the network's logits there (N, K); ``reason``: CROSSED, THIRD or
-    STEPS (N,); ``steps``: how many were taken (N,).
+    STEPS (N,); ``steps``: number of steps taken (N,).
     """
 
     x: Tensor
@@ -30,7 +30,7 @@ class Walk(NamedTuple):
 
     @property
     def ok(self) -> Tensor:
-        """Which of them support the boundary between base and target: bool (N,)."""
+        """Which points support the boundary between base and target: bool (N,)."""
         return self.reason == CROSSED
 
 
@@ -47,30 +47,30 @@ def boundary_walk(
     score: Literal["logits", "probs"] = "logits",
     box: tuple[Tensor | float, Tensor | float] | None = (0.0, 1.0),
 ) -> Walk:
-    """Go down L = f_base - f_target by steps of eta * (L + eps) along its gradient's direction until L < 0.
+    """Descend L = f_base - f_target by steps of length eta * (L + eps) along its gradient until L < 0.
 
-    The length of a step is in normalised units, x / std; the gradient counts by its direction alone. A walk
-    ends by itself: each image's is the same whatever walks beside it. Draws no random number, and leaves the
-    network, its gradients and its mode as they were: put it in eval mode first.
+    The length of a step is in normalised units, x / std; only the direction of the gradient counts. Each image
+    walks independently of the others in the batch. The function draws no random number and leaves the network,
+    its gradients and its mode as they were: put the network in eval mode first.
 
     Args:
         net: images (N, C, H, W) in data units to logits (N, K).
-        x: where to begin.
-        base: classes (N,) that the network gives these images.
+        x: starting points (N, C, H, W).
+        base: classes (N,) that the network predicts for these images.
         target: classes (N,) to walk to, other than ``base``.
-        std: per channel (C, 1, 1), of the normalisation in whose units steps are taken.
+        std: of the normalisation, per channel (C, 1, 1); it sets the unit of a step.
         eta: length of a step for a margin of 1.
-        eps: added to the margin, without which a walk would come ever nearer and never cross.
-        max_steps: I_max, after which a walk is given up.
-        score: what f is: ``logits``, or ``probs`` as in a third party's variant.
-        box: lowest and highest pixel, in data units; None for no limits.
+        eps: added to the margin; without it a walk would approach the boundary and never cross.
+        max_steps: I_max, the most steps of a walk.
+        score: what f is: ``logits``, or ``probs`` as in a reimplementation by a third party.
+        box: lowest and highest pixel value, in data units; None for no limits.
     """
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
         x, base, target = x.detach().clone(), base.clone(), target.clone()
         reason, steps = torch.full_like(base, STEPS), torch.zeros_like(base)
         scores: Tensor | None = None
         walking = torch.arange(len(x), device=x.device)
-        for taken in range(max_steps + 1):  # the last time round only looks where it is
+        for taken in range(max_steps + 1):  # the last round takes no step, it only checks the class
             here, b, k = x[walking].requires_grad_(), base[walking], target[walking]
             answer = net(here)
             f = answer.softmax(1) if score == "probs" else answer

@@ -1,7 +1,7 @@
-"""How an image is put together from a shape, a foreground and a background, and what keeps the three apart.
+"""Composition of an image from a shape, a foreground and a background, and the losses that keep the three apart.
 
-Counterfactual Generative Networks (CGN; Sauer and Geiger, ICLR 2021). Images and masks are in any one range unless a
-function says so: Gram matrices depend on the range, which CGN has as [-1, 1].
+Counterfactual Generative Networks (CGN; Sauer and Geiger, ICLR 2021). Images and masks are all in one range, whichever,
+unless a function says which: Gram matrices depend on the range, which is [-1, 1] in CGN.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 MECHANISMS = ("shape", "fg", "bg")
-"""What draws a mask (N,1,H,W), and two textures (N,C,H,W), all in [0, 1]."""
+"""The mechanisms: one draws a mask (N,1,H,W), two draw textures (N,C,H,W), all in [0, 1]."""
 LOWEST, HIGHEST = 1e-4, 0.9999
-"""Of a mask."""
+"""Range to which a mask is clamped."""
 
 
 def compose(mask: Tensor, foreground: Tensor, background: Tensor) -> Tensor:
@@ -28,7 +28,7 @@ def compose(mask: Tensor, foreground: Tensor, background: Tensor) -> Tensor:
         background: (N,C,H,W).
 
     Raises:
-        ValueError: the mask has more than one channel, or the three have other sizes.
+        ValueError: the mask has more than one channel, or sizes differ.
     """
     if mask.shape != (len(foreground), 1, *foreground.shape[2:]) or foreground.shape != background.shape:
         raise ValueError(
@@ -43,7 +43,7 @@ def binary_entropy(mask: Tensor, *, eps: float = 1e-6) -> Tensor:
 
     Args:
         mask: p in [0, 1], of any shape.
-        eps: p is kept this far from 0 and 1, where the gradient has no end.
+        eps: p is kept this far from 0 and 1, where the gradient is infinite.
     """
     p = mask.float().clamp(eps, 1 - eps)
     return (torch.special.entr(p) + torch.special.entr(1 - p)).mean() / math.log(2)
@@ -61,13 +61,13 @@ def mask_size(mask: Tensor, *, tau: float = 0.1) -> Tensor:
 
 
 def edge(mask: Tensor, *, width: int = 4) -> Tensor:
-    """The share of foreground on the rim of each image, averaged over the batch: objects stand inside.
+    """Share of foreground on the rim of each image, averaged over the batch: objects should not touch the rim.
 
-    The reproduction of CGN for the ML Reproducibility Challenge had a term of this kind for wildlife digits.
+    From the reproduction of CGN for the ML Reproducibility Challenge, where wildlife digits have such a term.
 
     Args:
         mask: (N,1,H,W) in [0, 1].
-        width: pixels of the rim, under half of the image.
+        width: of the rim in pixels, less than half of the image.
     """
     height, wide = mask.shape[2:]
     inner = mask[..., width : height - width, width : wide - width].float()
@@ -75,7 +75,7 @@ def edge(mask: Tensor, *, width: int = 4) -> Tensor:
 
 
 def saliency(mask: Tensor) -> Tensor:
-    """The mean of what a saliency net finds on backgrounds, (N,1,H,W): a background shows no object."""
+    """Mean saliency (N,1,H,W) that a saliency net finds on backgrounds: a background should show no object."""
     return mask.float().mean()
 
 
@@ -87,20 +87,20 @@ def gram(features: Tensor) -> Tensor:
 
 
 def style(xs: Sequence[Tensor], ys: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """Sum over levels of 5000 w^2 mean|G(x) - G(y)|, CGN's "perceptual" loss, which compares Gram matrices alone.
+    """Sum over levels of 5000 w^2 mean|G(x) - G(y)|, CGN's "perceptual" loss, which compares only Gram matrices.
 
     Args:
         xs: feature maps (N,C,H,W) of the levels.
-        ys: those of the images to be like, of the same shapes up to H and W. No gradient reaches them.
-        weights: w of each level; a level of weight 0 is not looked at.
+        ys: those of the target images, of the same shapes up to H and W. No gradient reaches them.
+        weights: w of each level; a level of weight 0 is skipped.
 
     Raises:
         ValueError: lengths differ, or every weight is 0.
     """
     if not len(xs) == len(ys) == len(weights) or not any(weights):
         raise ValueError(
-            f"{len(xs)} and {len(ys)} levels with weights {list(weights)}: expected a weight for each level, one of "
-            "them not 0"
+            f"{len(xs)} and {len(ys)} levels with weights {list(weights)}: expected a weight for each level, at least "
+            "one of them not 0"
         )
     terms = [
         5000 * w**2 * (gram(x) - gram(y.detach())).abs().mean() for x, y, w in zip(xs, ys, weights, strict=True) if w
@@ -113,7 +113,7 @@ def feature_distance(xs: Sequence[Tensor], ys: Sequence[Tensor], weights: Sequen
 
     Args:
         xs: features of the levels, of any shape.
-        ys: those to be like, of the same shapes. No gradient reaches them.
+        ys: the targets, of the same shapes. No gradient reaches them.
         weights: w of each level.
 
     Raises:
@@ -129,7 +129,7 @@ def feature_distance(xs: Sequence[Tensor], ys: Sequence[Tensor], weights: Sequen
 
 
 def windows(x: Tensor, patch: int) -> Tensor:
-    """All squares of `patch` pixels in x (N,C,H,W), an even size made odd: a view (N,C,rows,columns,patch,patch)."""
+    """All windows of `patch` pixels in x (N,C,H,W), even sizes plus 1: a view (N,C,rows,columns,patch,patch)."""
     patch += 1 - patch % 2
     return x.unfold(2, patch, 1).unfold(3, patch, 1)
 
@@ -145,22 +145,22 @@ def patch_grid(
     grid: int = 6,
     rng: torch.Generator | None = None,
 ) -> Tensor:
-    """What a foreground's texture should look like: squares from inside the object, laid out over a whole image.
+    """Target for a foreground's texture: windows from inside the object, laid out over a whole image.
 
-    Of the `best` windows that lie deepest in the mask, grid x grid are drawn with replacement for each image. There is
+    Of the `best` windows with the highest mean mask, grid x grid are drawn with replacement for each image. There is
     no gradient.
 
     Args:
         x: images (N,C,H,W).
         mask: (N,1,H,W).
         patch: side of a window, in pixels of the resized image.
-        resize: side to which images and masks are brought first.
-        best: how many windows are drawn from; all, where there are fewer.
+        resize: side to which images and masks are resized first.
+        best: number of windows to draw from; all where there are fewer.
         grid: windows per row and column.
-        rng: draws the windows, on the device of `x`; None takes torch's own.
+        rng: draws the windows, on the device of `x`; None for torch's default generator.
 
     Returns:
-        (N,C,H,W), in the range of `x` but for what bicubic interpolation overshoots.
+        (N,C,H,W), in the range of `x` up to the overshoot of bicubic interpolation.
 
     Raises:
         ValueError: a window is larger than the resized image.

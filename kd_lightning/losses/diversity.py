@@ -1,11 +1,11 @@
-"""Images of a generator that should not all be the same."""
+"""Losses against generators whose images are all alike."""
 
 import torch
 from torch import Tensor
 
 
 def mode_seeking(x: Tensor, z: Tensor, *, eps: float = 1e-5) -> Tensor:
-    """1 / (mean|x2 - x1| / mean|z2 - z1| + eps), pairs from the two halves of the batch.
+    """1 / (mean|x2 - x1| / mean|z2 - z1| + eps), where x1, x2 and z1, z2 are the halves of the batch.
 
     MSGAN (Mao et al., CVPR 2019), which MSKD adds to DAFL's losses.
 
@@ -23,10 +23,9 @@ def mode_seeking(x: Tensor, z: Tensor, *, eps: float = 1e-5) -> Tensor:
 def teacher_ratio_diversity(x1: Tensor, x2: Tensor, p1: Tensor, p2: Tensor, *, eps: float = 1e-12) -> Tensor:
     """||p2 - p1|| / ||x2 - x1||, Frobenius norms over the whole batch: RDSKD (Han et al., ICASSP 2021), L_DS.
 
-    Deviation: the authors' code computes 1 / (||x2 - x1|| / ||p2 - p1|| + 1e-20), the same number, whose
-        gradient is
-    NaN where the teacher answers alike. 1e-20, squared in the gradient, would overflow in fp32 for equal
-    images.
+    Deviation: the authors' code computes 1 / (||x2 - x1|| / ||p2 - p1|| + 1e-20), the same number, but its
+    gradient is NaN where all the teacher's answers are equal. `eps` is larger than 1e-20, whose square in the
+    gradient would overflow fp32 for equal images.
 
     Args:
         x1: images (N,C,H,W) in the paper's space, standardised.

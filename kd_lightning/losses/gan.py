@@ -1,4 +1,4 @@
-"""What generator and discriminator want of a verdict, and what a real image's label is worth beside the wanted one."""
+"""Losses of generators and discriminators on the discriminator's scores, and CcGAN's weights of nearby labels."""
 
 from __future__ import annotations
 
@@ -12,37 +12,37 @@ def hinge_d(
 ) -> Tensor:
     """mean(w_r relu(1 - D(real))) + mean(w_f relu(1 + D(fake))), the discriminator's hinge loss.
 
-    Lim and Ye (2017), with the weights of CcGAN's soft vicinity (Ding et al., ICLR 2021), whose formula divides by the
-    sum of the weights where its code, and this, divides by their number.
+    Lim and Ye (2017), with the weights of CcGAN's soft vicinity (Ding et al., ICLR 2021). CcGAN's formula divides by
+    the sum of the weights; its code and this function divide by their number.
 
     Args:
-        real: verdicts (N,) on real images.
-        fake: verdicts (M,) on made ones.
-        real_weight: (N,), 1 where None.
-        fake_weight: (M,), 1 where None.
+        real: scores (N,) of real images.
+        fake: scores (M,) of generated images.
+        real_weight: (N,), or None for 1.
+        fake_weight: (M,), or None for 1.
     """
     terms = {"real": (F.relu(1 - real.float()), real_weight), "fake": (F.relu(1 + fake.float()), fake_weight)}
     for side, (loss, weight) in terms.items():
         if weight is not None and weight.shape != loss.shape:
-            raise ValueError(f"{side}: verdicts {tuple(loss.shape)}, but weights {tuple(weight.shape)}")
+            raise ValueError(f"{side}: scores {tuple(loss.shape)}, but weights {tuple(weight.shape)}")
     return torch.stack([(loss if w is None else w * loss).mean() for loss, w in terms.values()]).sum()
 
 
 def hinge_g(fake: Tensor) -> Tensor:
-    """-mean(D(fake)), the generator's side of it."""
+    """-mean(D(fake)), the generator's loss that goes with :func:`hinge_d`."""
     return -fake.float().mean()
 
 
 def vicinity_weight(label: Tensor, target: Tensor, nu: float) -> Tensor:
-    """exp(-nu (label - target)^2), the soft vicinity of CcGAN; labels in [0, 1], any one shape."""
+    """exp(-nu (label - target)^2), the soft vicinity of CcGAN, for labels in [0, 1] of one shape."""
     return torch.exp(-nu * (label - target).square())
 
 
 def least_squares_d(real: Tensor, fake: Tensor) -> Tensor:
-    """1/2 [mean (D(real) - 1)^2 + mean D(fake)^2], of LSGAN (Mao et al., ICCV 2017); verdicts of any shape."""
+    """1/2 [mean (D(real) - 1)^2 + mean D(fake)^2], of LSGAN (Mao et al., ICCV 2017); scores of any shape."""
     return ((real.float() - 1).square().mean() + fake.float().square().mean()) / 2
 
 
 def least_squares_g(fake: Tensor) -> Tensor:
-    """Mean (D(fake) - 1)^2, the generator's side of it."""
+    """Mean (D(fake) - 1)^2, the generator's loss that goes with :func:`least_squares_d`."""
     return (fake.float() - 1).square().mean()

@@ -1,4 +1,4 @@
-"""What makes a generated image useful to a student when nobody can look at real ones."""
+"""Priors on generated images that need no real ones."""
 
 import math
 from typing import Literal
@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 
 def one_hot(logits: Tensor) -> Tensor:
-    """Cross-entropy of logits (N,K) against their own argmax: DAFL (Chen et al., ICCV 2019), L_oh."""
+    """Cross-entropy of logits (N,K) against their own argmax: L_oh of DAFL (Chen et al., ICCV 2019)."""
     return F.cross_entropy(logits.float(), logits.detach().argmax(1))
 
 
@@ -44,10 +44,10 @@ def activation(features: Tensor, *, reduction: Literal["mean", "sum"] = "mean") 
 
 
 def total_variation(x: Tensor, *, norm: Literal["l2", "l1"] = "l2") -> Tensor:
-    """Differences between neighbours of x (N,C,H,W) in four directions: DeepInversion's R_TV.
+    """Total variation of x (N,C,H,W), differences of neighbours in four directions: DeepInversion's R_TV.
 
-    "l2" adds four Frobenius norms over the whole batch, as the code does, and so grows with the square root
-    of N; "l1" adds four means of absolute differences.
+    "l2" adds four Frobenius norms over the whole batch, as the authors' code does, so it grows with the square
+    root of N; "l1" adds four means of absolute differences.
     """
     x = x.float()
     differences = (

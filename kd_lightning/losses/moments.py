@@ -14,14 +14,14 @@ MeanVar = tuple[Tensor, Tensor]
 def mean_var(x: Tensor) -> MeanVar:
     """Mean and biased variance (C,) of x (N,C,...), in its dtype.
 
-    The same as ``torch.var_mean(x, dims, correction=0)`` up to rounding. On the CPU that takes one number after
-    another, here the sums that batch norm itself runs on take several at once.
+    The same as ``torch.var_mean(x, dims, correction=0)`` up to rounding. On the CPU that function is not
+    vectorised; the sums of batch norm, used here, are.
     """
     return _MeanVar.apply(x)
 
 
 def pooled(means: Tensor, variances: Tensor) -> MeanVar:
-    """Mean and biased variance (C,) of equally large batches put together, from those of each, (batches, C)."""
+    """Mean and biased variance (C,) over several batches of equal size, from those of each batch, (batches, C)."""
     return means.mean(0), variances.mean(0) + means.var(0, correction=0)
 
 

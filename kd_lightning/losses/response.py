@@ -1,4 +1,4 @@
-"""Losses on the student's answers, given the teacher's."""
+"""Losses on the student's outputs, given the teacher's."""
 
 from typing import Literal
 
@@ -6,19 +6,19 @@ from torch import Tensor
 from torch.nn import functional as F
 
 FOR_CLASSES = ("kl", "soft_cross_entropy", "answer_cross_entropy")
-"""Losses that take an answer for logits, of which a network for numbers has none; :func:`imitation` serves both."""
+"""Losses that expect logits of classes, so not for regression; :func:`imitation` serves both."""
 
 
 def imitation(student: Tensor, teacher: Tensor, *, temperature: float = 1.0) -> Tensor:
-    """How far the student's answer is from the teacher's, whatever the two were trained to say.
+    """Distance of the student's outputs from the teacher's, for classification and regression.
 
-    An answer with one value is a number: the mean squared difference, the loss that the task has for labels. One with
-    several is logits: :func:`kl`.
+    Outputs with one value are numbers: mean squared error, the task's own loss on labels. Outputs with several values
+    are logits: :func:`kl`.
 
     Args:
         student: (N,1), or logits (N,K) or (N,K,...).
         teacher: of the same shape.
-        temperature: T, of logits alone.
+        temperature: T, for logits only.
     """
     check_same_shape(student, teacher)
     if student.shape[1] == 1:
@@ -33,13 +33,13 @@ def kl(
     temperature: float = 1.0,
     reduction: Literal["batchmean", "mean"] = "batchmean",
 ) -> Tensor:
-    """T^2 KL(softmax(teacher/T) || softmax(student/T)), the loss of Hinton et al. 2015.
+    """T^2 KL(softmax(teacher/T) || softmax(student/T)), the loss of Hinton et al. (2015).
 
     Args:
-        student: logits (N,K) or (N,K,...); a dense answer counts as one sample per position.
-        teacher: logits of the same shape. Gradients flow into it as well: detach it where the method does.
+        student: logits (N,K) or (N,K,...); dense outputs count as one sample per position.
+        teacher: logits of the same shape. Gradients flow into it too: detach it where the method does.
         temperature: T.
-        reduction: "batchmean" sums over classes and averages over samples; "mean" divides by K besides
+        reduction: "batchmean" sums over classes and averages over samples; "mean" also divides by K
             (ZSKT's code).
     """
     check_same_shape(student, teacher)
@@ -62,7 +62,7 @@ def soft_cross_entropy(student: Tensor, targets: Tensor, *, temperature: float =
     Args:
         student: logits (N,K) or (N,K,...).
         targets: probabilities of the same shape, already softened where the method softens them.
-        temperature: T, of the student alone.
+        temperature: T, of the student only.
     """
     check_same_shape(student, targets)
     return -(targets.float() * F.log_softmax(student.float() / temperature, dim=1)).sum(1).mean()
@@ -71,11 +71,11 @@ def soft_cross_entropy(student: Tensor, targets: Tensor, *, temperature: float =
 def answer_cross_entropy(student: Tensor, teacher: Tensor) -> Tensor:
     """-sum_k p_k log softmax(student)_k, p = softmax(teacher), averaged over samples: the loss of FS-BBT.
 
-    Its gradient is that of KL at T=1, its least value the entropy of the teacher's answers.
+    Its gradient is that of KL at T=1, its minimum the entropy of the teacher's answers.
 
     Args:
         student: logits (N,K).
-        teacher: its answers, logits or log-probabilities, of the same shape.
+        teacher: logits or log-probabilities of the same shape.
     """
     return soft_cross_entropy(student, F.softmax(teacher.float(), dim=1))
 
@@ -90,6 +90,6 @@ def l1_logits(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def check_same_shape(student: Tensor, teacher: Tensor) -> None:
-    """ValueError where PyTorch would silently broadcast one answer over the other."""
+    """Raise ValueError for different shapes, which PyTorch would silently broadcast."""
     if student.shape != teacher.shape:
         raise ValueError(f"the answers must have one shape, got {tuple(student.shape)} and {tuple(teacher.shape)}")

@@ -19,7 +19,7 @@ def gaussian_kl(mean: Tensor, logvar: Tensor) -> Tensor:
 def pixel_cross_entropy(logits: Tensor, images: Tensor) -> Tensor:
     """Binary cross-entropy of pixels in [0,1], **summed** over them and averaged over the batch, in nats.
 
-    A mean over pixels would make the KL beside it as many times too strong: the latent then tells nothing.
+    A mean over pixels would make the KL term C*H*W times too strong, and the latent would carry no information.
 
     Args:
         logits: of the pixels, (N,C,H,W).
@@ -30,5 +30,5 @@ def pixel_cross_entropy(logits: Tensor, images: Tensor) -> Tensor:
 
 
 def sample_gaussian(mean: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:
-    """Mean + exp(logvar / 2) * noise: a draw that gradients cross."""
+    """Mean + exp(logvar / 2) * noise: a sample that gradients pass through; all of one shape (N,latent)."""
     return mean + torch.exp(0.5 * logvar) * noise

@@ -1,4 +1,4 @@
-"""Several terms put together to one loss."""
+"""Several terms combined into one loss."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,20 +7,18 @@ from torch import Tensor, nn
 
 
 class ExponentialIncrement(nn.Module):
-    """Sum over terms of exp(term - anchor): what rose since its anchor weighs more, what fell less.
+    """Sum over terms of exp(term - anchor): a term that rose since its anchor weighs more, one that fell less.
 
-    RDSKD's remedy against losses that pull in opposite directions. Anchors start at 0, are buffers (a resumed
-    run goes on exactly) and move to the terms' values at steps `anchor_at`, `anchor_at + anchor_every` ...
+    RDSKD's remedy against conflicting losses (Han et al., ICASSP 2021). Anchors start at 0, are buffers (a resumed
+    run continues exactly) and move to the terms' values at steps `anchor_at`, `anchor_at + anchor_every` ...
 
-    Deviation: an increment counts at most `limit`, because exp overflows soon after; its gradient factor
-        stays
-    exp(limit) there, where a plain clamp would drop the term just when it is at its worst.
+    Deviation: increments are cut to `limit`, because exp overflows soon after. Above it the gradient factor stays
+    exp(limit), where a plain clamp would drop the term when it is largest.
 
     Args:
         names: of the terms.
-        anchor_every: steps between two moves; 120, an epoch, in the authors' code.
-        anchor_at: the step of each block, from 0, *after* whose loss the anchors move; 1, the second, in the
-            code.
+        anchor_every: steps between two moves; 120, one epoch, in the authors' code.
+        anchor_at: the step of each block, from 0, *after* whose loss the anchors move; 1 in the authors' code.
         limit: largest increment.
     """
 
@@ -39,7 +37,7 @@ class ExponentialIncrement(nn.Module):
         self.register_buffer("anchors", torch.zeros(len(self.names)))
 
     def forward(self, terms: Mapping[str, Tensor], step: int) -> Tensor:
-        """The loss at `step`, counted from 0 and on through all epochs; moves the anchors when it is time."""
+        """The loss at `step`, counted from 0 through all epochs; moves the anchors at the steps above."""
         if set(terms) != set(self.names):
             raise ValueError(f"expected the terms {sorted(self.names)}, got {sorted(terms)}")
         values = torch.stack([terms[name].float() for name in self.names])

@@ -1,1 +1,1 @@
-"""Measures beyond the task's own."""
+"""Metrics beyond the task's own."""

@@ -1,4 +1,4 @@
-"""How alike the decision boundaries of two networks are, by walks to both (``metrics=boundary``, ``kd-boundary``).
+"""Similarity of two networks' decision boundaries, by walks to both (``metrics=boundary``, ``kd-boundary``).
 
 Heo et al., *Knowledge Distillation with Adversarial Samples Supporting Decision Boundary* (AAAI 2019).
 """
@@ -22,7 +22,7 @@ from kd_lightning.networks.normalized import Normalized
 
 
 class Similarity(NamedTuple):
-    """MagSim in (0, 1] and AngSim in [-1, 1], over the valid ones of all pairs; NaN where none is valid."""
+    """MagSim in (0, 1] and AngSim in [-1, 1], averaged over the valid pairs; NaN where no pair is valid."""
 
     magsim: float
     angsim: float
@@ -30,10 +30,10 @@ class Similarity(NamedTuple):
 
 
 class Pairs(NamedTuple):
-    """Two networks' walks from the same image to the same class, image by image and class by class.
+    """Comparison of two networks' walks from the same image to the same class, for every image and class.
 
-    ``magnitude``: the shorter displacement over the longer (P,); ``cosine`` of the angle between them (P,);
-    ``valid``: whether both walks crossed (P,); ``steps``: of the longer walk (P,); ``images``: how many.
+    ``magnitude``: ratio of the shorter displacement to the longer (P,); ``cosine`` of the angle between them (P,);
+    ``valid``: whether both walks crossed (P,); ``steps``: of the longer walk (P,); ``images``: number of images.
     """
 
     magnitude: Tensor
@@ -43,7 +43,7 @@ class Pairs(NamedTuple):
     images: int
 
     def within(self, max_steps: int) -> Similarity:
-        """What the similarity would be if walks were given up after so many steps."""
+        """The similarity with walks limited to ``max_steps``."""
         valid = self.valid & (self.steps <= max_steps)
         if not valid.any():
             return Similarity(math.nan, math.nan, 0.0)
@@ -65,17 +65,17 @@ def compare(
     device: str = "cpu",
     chunk: int = 1024,
 ) -> Pairs:
-    """Walk on both networks from images that both get right, to every other class.
+    """Walk on both networks from the images that both classify correctly to every other class.
 
     Args:
         one: images (N, C, H, W) in [0, 1] to logits (N, K).
-        other: the other network; which of the two comes first makes no difference.
+        other: the other network; the order of the two does not matter.
         split: labelled images.
-        std: per channel (C, 1, 1): displacements are compared in the units x / std.
+        std: per channel (C, 1, 1); displacements are compared in units of x / std.
         eta: see :func:`boundary_walk`.
         eps: see :func:`boundary_walk`.
         max_steps: see :func:`boundary_walk`.
-        images: at most so many, spread evenly over those that both get right; None for all.
+        images: most images, spread evenly over those that both classify correctly; None for all.
         box: see :func:`boundary_walk`.
         device: where to walk.
         chunk: walks at a time.
@@ -116,7 +116,7 @@ def compare(
 
 @contextmanager
 def _as_they_answer(*nets: nn.Module) -> Iterator[None]:
-    """Inside, the networks are in eval mode."""
+    """Put the networks into eval mode inside the block."""
     modes = [net.training for net in nets]
     for net in nets:
         net.eval()
@@ -128,14 +128,14 @@ def _as_they_answer(*nets: nn.Module) -> Iterator[None]:
 
 
 class Boundary:
-    """How much of the teacher's boundary a student has: MagSim, AngSim and the fraction of pairs they count.
+    """Similarity of the student's boundary to the teacher's: MagSim, AngSim and the fraction of valid pairs.
 
-    A pair is a test image that both get right and one of the other classes. It is valid if the walks on both
-    networks crossed into that class within ``max_steps``; the others met a third class or gave up. Numbers over
-    different valid fractions are hard to compare, so look at the three together.
+    A pair is a test image that both classify correctly and one of the other classes. It is valid if the walks on both
+    networks cross into that class within ``max_steps``; other walks end in a third class or out of steps. Values at
+    different valid fractions are hard to compare, so read the three together.
 
     Args:
-        images: at most so many test images, spread evenly.
+        images: most test images, spread evenly; None for all.
         eta: length of a step for a margin of 1, in normalised units.
         eps: added to the margin.
         max_steps: I_max.
@@ -147,7 +147,7 @@ class Boundary:
         self.images, self.eta, self.eps, self.max_steps = images, eta, eps, max_steps
 
     def pairs(self, student: nn.Module, teacher: Normalized, split: Split, *, device: str = "cpu") -> Pairs:
-        """The walks themselves, in the units of the teacher's normalisation."""
+        """The walks, in units of the teacher's normalisation."""
         settings = {"eta": self.eta, "eps": self.eps, "max_steps": self.max_steps, "images": self.images}
         std = teacher.std.to(device)
         return compare(student, teacher, split, std=std, device=device, **settings)  # type: ignore[arg-type]

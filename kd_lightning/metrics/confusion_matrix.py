@@ -1,4 +1,4 @@
-"""What the student takes for what, at the end of a run: against the labels and against the teacher."""
+"""Pictures of the student's outputs at the end of a run, against the labels and against the teacher."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from kd_lightning.tracking.image_grids import matrix, save, scatter
 
 
 def confusion(predicted: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """How many images of class ``i`` were put in class ``j``: int64 (K, K), from classes (N,) and (N,)."""
+    """Counts of images of class ``i`` predicted as class ``j``: int64 (K, K), from classes (N,) and (N,)."""
     return torch.bincount(labels * num_classes + predicted, minlength=num_classes**2).view(num_classes, num_classes)
 
 
 def draw_answers(
     folder: Path, boards: Boards, dataset: Dataset, student: Tensor, labels: Tensor, teacher: Tensor | None
 ) -> None:
-    """Write a picture against the labels and, where the teacher's answers are known, one against those.
+    """Write a picture of the student against the labels and, where its answers are known, one against the teacher.
 
     ``confusion_labels.png`` and ``confusion_teacher.png`` where labels are classes, ``numbers_labels.png`` and
     ``numbers_teacher.png`` where they are numbers.
 
     Args:
-        folder: where they go.
-        boards: who is shown them too.
-        dataset: says what the labels are.
+        folder: where to write them.
+        boards: dashboards that get them too.
+        dataset: has the task and the class names.
         student: outputs on the test images, (N, K).
         labels: (N,).
         teacher: outputs on the same images, (N, K), or None.
@@ -44,11 +44,11 @@ def _confusions(
     classes, said = dataset.classes, student.argmax(1)
     others = {"labels": ("label", labels)}
     if teacher is not None:
-        others["teacher"] = ("teacher says", teacher.argmax(1))
+        others["teacher"] = ("teacher", teacher.argmax(1))
     for name, (rows, true) in others.items():
         counts = confusion(said, true, len(classes))
         same = f"{int(counts.diagonal().sum()):,} of {len(said):,} test images alike"
-        picture = matrix(counts, classes, f"Student against {name}: {same}", rows=rows, columns="student says")
+        picture = matrix(counts, classes, f"Student against {name}: {same}", rows=rows, columns="student")
         save(picture, folder / f"confusion_{name}.png")
         boards.confusion(f"confusion/{name}", picture, true, said, classes)
 
@@ -61,10 +61,10 @@ def _numbers(
     said = task.numbers(student)
     others = {"labels": ("label", labels.float())}
     if teacher is not None:
-        others["teacher"] = ("teacher says", task.numbers(teacher))
+        others["teacher"] = ("teacher", task.numbers(teacher))
     for name, (columns, true) in others.items():
         apart = f"{float((said - true).abs().mean()):.2f} {task.unit} apart on {len(said):,} test images"
         title = f"Student against {name}: {apart}"
-        picture = scatter(true, said, low=task.low, high=task.high, title=title, columns=columns, rows="student says")
+        picture = scatter(true, said, low=task.low, high=task.high, title=title, columns=columns, rows="student")
         save(picture, folder / f"numbers_{name}.png")
         boards.picture(f"numbers/{name}", picture, None)

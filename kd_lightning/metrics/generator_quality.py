@@ -1,7 +1,7 @@
-"""How good generated images and masks are, without anybody's Inception network.
+"""Quality of generated images and masks, measured without an Inception network.
 
-What a distance between sets of images means is what its features see: any classifier of ours gives them, and is named
-with the number, ``FID-lenet5``. Such numbers compare with each other, never with those of Inception's features.
+The features come from any classifier, which is named with the number: ``FID-lenet5``. Compare such numbers only with
+others of the same classifier, never with those of Inception's features.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from kd_lightning.core.feature_hooks import capture
 from kd_lightning.networks import head_of
 
 CHUNK = 500
-"""Images or rows at once."""
+"""Images or rows per batch."""
 
 
 class MaskStatistics(NamedTuple):
-    """``mean`` of all pixels; their mean ``entropy`` in bits, 0 to 1; the part that is ``grey``: .05 to .95."""
+    """``mean`` of all pixels; their mean ``entropy`` in bits, 0 to 1; the share that is ``grey``, .05 to .95."""
 
     mean: float
     entropy: float
@@ -31,7 +31,7 @@ class MaskStatistics(NamedTuple):
 
 @torch.no_grad()
 def mask_statistics(mask: Tensor) -> MaskStatistics:
-    """Size and definiteness of masks (N, 1, H, W) in [0, 1]: CGN's masks of digits have .12 to .17, .05 and .05."""
+    """Size and sharpness of masks (N, 1, H, W) in [0, 1]: CGN's masks of digits have .12 to .17, .05 and .05."""
     m = mask.double()
     bits = (torch.special.entr(m) + torch.special.entr(1 - m)) / torch.log(m.new_tensor(2.0))
     grey = (m > 0.05) & (m < 0.95)
@@ -40,7 +40,7 @@ def mask_statistics(mask: Tensor) -> MaskStatistics:
 
 @torch.no_grad()
 def mask_iou(a: Tensor, b: Tensor) -> float:
-    """Intersection over union of masks (N, 1, H, W) above .5, averaged over pairs; 1 for a pair that shows nothing."""
+    """Intersection over union of masks (N, 1, H, W) above .5, averaged over pairs; 1 for two empty masks."""
     if a.shape != b.shape:
         raise ValueError(f"masks are compared in pairs, got {tuple(a.shape)} and {tuple(b.shape)}")
     one, other = (mask.flatten(1) > 0.5 for mask in (a, b))
@@ -50,7 +50,7 @@ def mask_iou(a: Tensor, b: Tensor) -> float:
 
 @torch.no_grad()
 def mask_classes(net: nn.Module, mask: Tensor) -> Tensor:
-    """What a classifier reads in masks (N, 1, H, W) cut at .5: classes (N,).
+    """Classes (N,) that a classifier predicts for masks (N, 1, H, W) cut at .5.
 
     Args:
         net: trained on clean binary shapes, images of 1 or 3 channels in [0, 1] to logits; on the masks' device.
@@ -62,28 +62,28 @@ def mask_classes(net: nn.Module, mask: Tensor) -> Tensor:
 
 
 def mask_to_label(net: nn.Module, mask: Tensor, y: Tensor) -> float:
-    """The part of masks (N, 1, H, W) in which a classifier of clean binary shapes reads the label (N,) asked for.
+    """Share of masks (N, 1, H, W) for which a classifier of clean binary shapes predicts the requested label (N,).
 
-    Colours take no part, so that teacher and student compare. It is necessary, and not sufficient, for a classifier
-    that learns from the images; :func:`per_class` of ``mask_classes(net, mask) == y`` tells which class is lost.
+    It does not depend on colours, so teacher and student are comparable. A high share is necessary, not sufficient, for
+    images to train a classifier; :func:`per_class` of ``mask_classes(net, mask) == y`` shows which class is lost.
     """
     return float((mask_classes(net, mask) == y).double().mean())
 
 
 def per_class(values: Tensor, y: Tensor, classes: int) -> Tensor:
-    """Mean of values (N,) over the images of each class (classes,); NaN where there is none."""
+    """Mean of values (N,) over the images of each class: (classes,), NaN for a class without images."""
     totals = torch.zeros(classes, device=values.device).index_add_(0, y, values.float())
     return totals / torch.bincount(y, minlength=classes)
 
 
 def extractor(net: nn.Module, head: str | None = None) -> Callable[[Tensor], Tensor]:
-    """Features of a classifier, as a function of images (N, C, H, W) in [0, 1] to (N, D) on the CPU.
+    """A function from images (N, C, H, W) in [0, 1] to a classifier's features (N, D) on the CPU.
 
-    Images of one channel are repeated for a network of three, those of three averaged for a network of one.
+    One channel is repeated for a network of three; three channels are averaged for a network of one.
 
     Args:
-        net: on the images' device; it answers in eval mode and is left in the mode it was in.
-        head: module path of the part that features go into; None finds it, see :func:`head_of`.
+        net: on the images' device; it runs in eval mode and is put back into its earlier mode.
+        head: module path of the head, whose input are the features; None finds it, see :func:`head_of`.
     """
     head = head or head_of(net)
 
@@ -104,11 +104,11 @@ def fid(a: Tensor, b: Tensor) -> float:
     """Fréchet distance between Gaussians with the means and covariances of features (N, D) and (M, D).
 
     ||mu_a - mu_b||^2 + Tr(S_a + S_b - 2 (S_a S_b)^1/2), in fp64 (Heusel et al., NeurIPS 2017). The square root's trace
-    is the sum of the singular values of R_a R_b^T, where S = R^T R: no root of a product that is not symmetric. It is
-    too high for few images, the more so the larger D: compare numbers of equally many.
+    is the sum of the singular values of R_a R_b^T, where S = R^T R, which avoids the root of a non-symmetric matrix.
+    FID is biased upwards for few images, more for larger D: compare values of equally many images.
 
     Raises:
-        ValueError: fewer than two of either, or other features.
+        ValueError: fewer than two images on a side, or features of different length.
     """
     _check_features(a, b)
     roots = []
@@ -125,11 +125,11 @@ def fid(a: Tensor, b: Tensor) -> float:
 def kid(a: Tensor, b: Tensor) -> float:
     """Unbiased squared MMD of features (N, D) and (M, D) with the kernel (x . y / D + 1)^3, over all of them.
 
-    Binkowski et al., ICLR 2018, whose code averages over subsets of 1000 instead. Its mean is right for any number of
-    images; it is below 0 as often as above between sets that are alike.
+    Binkowski et al., ICLR 2018, whose code averages over subsets of 1000 instead. It is unbiased for any number of
+    images, so that it may be negative between similar sets.
 
     Raises:
-        ValueError: fewer than two of either, or other features.
+        ValueError: fewer than two images on a side, or features of different length.
     """
     _check_features(a, b)
     a, b = a.double(), b.double()
@@ -148,7 +148,7 @@ def _kernel_sum(a: Tensor, b: Tensor) -> Tensor:
 def _check_features(a: Tensor, b: Tensor) -> None:
     if a.dim() != 2 or b.dim() != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
         raise ValueError(
-            f"expected features (N, D) and (M, D) of two images at least: {tuple(a.shape)}, {tuple(b.shape)}"
+            f"expected features (N, D) and (M, D) of at least two images, got {tuple(a.shape)} and {tuple(b.shape)}"
         )
 
 
@@ -156,9 +156,9 @@ def _check_features(a: Tensor, b: Tensor) -> None:
 def inception_score(probs: Tensor, *, splits: int = 1) -> float:
     """exp(mean KL(p(y|x) || p(y))) of a classifier's probabilities (N, K), averaged over splits.
 
-    Salimans et al., NeurIPS 2016. 1 where all answers are alike, K for sure answers that cover K classes evenly. Of
-    composed images it must be read with the masks' mean: a mask of all ones or zeros leaves one mechanism alone, which
-    scores high.
+    Salimans et al., NeurIPS 2016. 1 where all rows are equal, K for one-hot rows that cover K classes evenly. For
+    composed images, read it with the masks' mean: a mask of only ones or zeros shows a single mechanism, which scores
+    high.
     """
     scores = []
     for p in probs.double().chunk(splits):
@@ -196,4 +196,4 @@ def _seen_by(net: nn.Module, x: Tensor) -> Tensor:
         return x.expand(-1, 3, -1, -1)
     if wanted == 1:
         return x.mean(1, keepdim=True)
-    raise ValueError(f"{type(net).__name__} takes images of {wanted} channels, and these have {x.shape[1]}")
+    raise ValueError(f"{type(net).__name__} takes images of {wanted} channels, got {x.shape[1]}")

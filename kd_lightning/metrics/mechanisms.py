@@ -1,4 +1,4 @@
-"""How well students took over the mechanisms of a counterfactual generator: size, masks, images, and a picture."""
+"""Comparison of students with the mechanisms of a counterfactual generator: size, masks, images, and a picture."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from kd_lightning.tracking.image_grids import save_grid, to_uint8
 
 
 class Mechanisms:
-    """A member of ``metrics``: students beside the generator they learned from, asked with the same latents and labels.
+    """A metric that compares students with the generator they learned from, on the same latents and labels.
 
     Args:
-        teacher: a generator that draws all mechanisms: ``generator`` and its ``weights``.
+        teacher: a generator with all mechanisms: ``generator`` and its ``weights``.
         students: the same for each of ``shape``, ``fg`` and ``bg``.
         latent: length of z.
-        digits: a classifier of clean binary shapes, ``network`` and its ``weights``: reads masks, and lends its
-            features to FID and KID. None for none of these.
-        images: how many are compared.
+        digits: a classifier of clean binary shapes, ``network`` and its ``weights``: it classifies masks and gives
+            the features of FID and KID. None leaves out these numbers.
+        images: number of images to compare.
         seed: of latents and labels.
     """
 
@@ -51,14 +51,14 @@ class Mechanisms:
     def __call__(
         self, student: nn.Module | None, teacher: Any, split: Split, *, device: str = "cpu", samples: Path | None = None
     ) -> dict[str, float | None]:
-        """Numbers by name; the picture is ``samples/mechanisms.png``.
+        """Compute the numbers by name, and draw the picture ``samples/mechanisms.png``.
 
         Args:
-            student: the classifier of the run; takes no part.
-            teacher: of the run; takes no part.
-            split: the test images, whose classes are drawn.
+            student: the classifier of the run; not used.
+            teacher: of the run; not used.
+            split: the test images, whose labels give the number of classes.
             device: where to draw.
-            samples: where the picture is put.
+            samples: folder of the picture; None draws none.
         """
         big = _loaded(self.teacher, device)
         small = Together(**{im: _loaded(self.students[im], device) for im in MECHANISMS})
@@ -96,7 +96,7 @@ class Mechanisms:
 
 
 class Compression:
-    """A member of ``metrics``: parameters of a generator, divided by those of its students together.
+    """A metric: the parameters of a generator divided by those of all its students.
 
     Args:
         teacher: the generator.
@@ -109,7 +109,7 @@ class Compression:
         self.sizes = _size(teacher), sum(_size(node["generator"]) for node in students.values())
 
     def __call__(self, *networks: Any, **where: Any) -> dict[str, float | None]:
-        """The factor, under no name of its own, and the students' parameters."""
+        """The factor under the key ``""``, and the number of the students' parameters."""
         return {"": self.sizes[0] / self.sizes[1], "parameters": float(self.sizes[1])}
 
 
@@ -125,7 +125,7 @@ def _drawn(net: nn.Module, z: Tensor, y: Tensor) -> dict[str, Tensor]:
 
 
 def _rows(told: dict[str, Tensor], made: dict[str, Tensor], classes: int) -> Tensor:
-    """Uint8 images, a column for each class: masks, textures, backgrounds, composites; the teacher's come first."""
+    """Uint8 images, a column per class: masks, textures, backgrounds, composites; the teacher's rows first."""
     rows = []
     for im in (*MECHANISMS, "composite"):
         for parts in (told, made):

@@ -1,15 +1,15 @@
-"""What a classifier looks at: shape or texture, object or background.
+"""Which cues a classifier uses: shape or texture, object or background.
 
-**Shape bias** (Geirhos et al., ICLR 2019): of images whose shape is of one category and whose texture is of another,
-those that are named by one of the two, and how many of them by the shape. **Background gap** (Xiao et al., ICLR 2021):
-how much more often an object is named rightly before another image's background of its own class than before one of
-any class. Both as CGN (Sauer and Geiger, ICLR 2021) takes them: a head at a time, and by ``Heads.shape_texture``.
+**Shape bias** (Geirhos et al., ICLR 2019): of the images whose shape is of one category and whose texture is of
+another, and which are classified as one of the two, the share classified by shape. **Background gap** (Xiao et al.,
+ICLR 2021): the accuracy on objects before other images' backgrounds of their own class, minus that before backgrounds
+of any class. Both as in CGN (Sauer and Geiger, ICLR 2021): for each head, and for ``Heads.shape_texture``.
 
-Which of ImageNet's classes make a category is a JSON file of yours: :func:`read_categories`, :func:`read_table`. Images
+JSON files that you provide map ImageNet's classes to categories: :func:`read_categories`, :func:`read_table`. Images
 for the latter are normalised with their own mean (0.4717, 0.4499, 0.3837) and deviation (0.2600, 0.2516, 0.2575).
 
 Deviations (paper / CGN's code / here):
-    * Accuracy: - / right ones among as many as all batches would hold, were the last one full / among the images.
+    * Accuracy: - / divided by batches times batch size, even if the last batch is smaller / divided by the images.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from kd_lightning.errors import DataError
 from kd_lightning.store.strangers import read_json
 
 CLASSES = 1000
-"""Of ImageNet."""
+"""Number of ImageNet's classes."""
 NINE, MAPPED = 9, 370
-"""Categories of ImageNet-9, and how many of ImageNet's classes are in one."""
+"""Number of categories of ImageNet-9, and of ImageNet's classes that are in one."""
 
 
 class ShapeBias(NamedTuple):
-    """``bias``: by_shape / (by_shape + by_texture), NaN where both are 0; ``images``: with two different cues."""
+    """``bias``: by_shape / (by_shape + by_texture), NaN where both are 0; ``images``: those with two different cues."""
 
     bias: float
     by_shape: int
@@ -48,9 +48,9 @@ class BackgroundGap(NamedTuple):
 
 
 def shape_bias(logits: Tensor, shape: Tensor, texture: Tensor, *, categories: Sequence[Sequence[int]]) -> ShapeBias:
-    """How often a head goes by the shape.
+    """How often a head classifies by the shape.
 
-    An image is named by the category whose classes have the highest mean probability. Images with equal cues are left
+    The prediction is the category whose classes have the highest mean probability. Images with equal cues are left
     out.
 
     Args:
@@ -60,7 +60,7 @@ def shape_bias(logits: Tensor, shape: Tensor, texture: Tensor, *, categories: Se
         categories: the classes of each category.
 
     Raises:
-        ValueError: sizes differ, a category is empty, or it has a class that there is not.
+        ValueError: sizes differ, a category is empty, or it has a class that does not exist.
     """
     if not len(logits) == len(shape) == len(texture):
         raise ValueError(f"{len(logits)} logits, {len(shape)} shapes and {len(texture)} textures: expected as many")
@@ -77,12 +77,12 @@ def shape_bias(logits: Tensor, shape: Tensor, texture: Tensor, *, categories: Se
 def background_gap(
     mixed_same: tuple[Tensor, Tensor], mixed_rand: tuple[Tensor, Tensor], *, table: Tensor
 ) -> BackgroundGap:
-    """How much a classifier goes by the background.
+    """How much a classifier relies on the background.
 
     Args:
         mixed_same: logits (N, K) and categories (N,) of objects before backgrounds of their own class.
-        mixed_rand: likewise, before backgrounds of any class.
-        table: the category of each class, int64 (K,), -1 for none; an image named so is not named rightly.
+        mixed_rand: the same, before backgrounds of any class.
+        table: the category of each class, int64 (K,), -1 for none; such a prediction counts as wrong.
 
     Raises:
         ValueError: sizes differ, or there is no image.
@@ -103,7 +103,7 @@ def read_categories(file: str | Path) -> dict[str, list[int]]:
     """The classes of each category, such as the 16 of cue-conflict images: ``{"airplane": [404], ...}``.
 
     Raises:
-        DataError: no such file, or other content.
+        DataError: the file is missing, or its content is something else.
     """
     content = _json(file, 'categories and their classes, {"airplane": [404], ...}')
     lists = content.values() if isinstance(content, Mapping) else [None]
@@ -116,7 +116,7 @@ def read_table(file: str | Path) -> Tensor:
     """The category in ImageNet-9 of each class, int64 (1000,), -1 for none: ``{"0": -1, ..., "150": 0, ...}``.
 
     Raises:
-        DataError: no such file, or other content: of the 1000 classes 370 have a category, of 0 to 8.
+        DataError: the file is missing, or does not give 370 of the 1000 classes a category from 0 to 8.
     """
     content = _json(file, 'the category of each class, {"0": -1, ..., "999": -1}')
     keys = [str(k) for k in range(CLASSES)]

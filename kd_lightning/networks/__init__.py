@@ -26,6 +26,6 @@ def head_of(net: nn.Module) -> str:
     if not linears:
         raise ValueError(
             f"{type(net).__name__} has no head: looked for a submodule named {', '.join(_HEAD_NAMES)} "
-            "and for an nn.Linear; name the module path of the head yourself"
+            "and for an nn.Linear; give the module path of the head"
         )
     return linears[-1]

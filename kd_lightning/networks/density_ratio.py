@@ -1,9 +1,9 @@
-"""The ratio of the densities of real and made images given their label, read off features (cDR-RS and cGAN-KD).
+"""Ratio of the densities of real and generated images given their label, from features (cDR-RS and cGAN-KD).
 
 Deviations (paper / authors' code / here):
-    * Last bias: - / PyTorch's; where all outputs are 0 no gradient ever revives them / 1, the ratio of equal densities.
-    * Label: - / joined again to every layer that happens to be as wide as the features / to the first layer alone.
-    * Extractor: beside the network / likewise / inside it, frozen, so that a file of weights is a function of image and
+    * Last bias: - / PyTorch's; outputs that are all 0 get no gradient / 1, the ratio of equal densities.
+    * Label: - / appended to the input of every layer as wide as the features / of the first layer only.
+    * Extractor: separate / separate / inside the network, frozen, so that a weights file is a function of image and
       label.
 """
 
@@ -19,12 +19,12 @@ from kd_lightning.networks.normalized import Normalized
 
 
 class RatioMlp(nn.Sequential):
-    """psi: vectors (N, inputs) -> ratios (N,), not negative; the paper's MLP-5 by its widths.
+    """psi: vectors (N, inputs) -> ratios (N,), not negative; the paper's MLP-5 with five widths.
 
     Args:
         inputs: length of the vectors.
         widths: of the hidden layers, multiples of 8.
-        dropout: behind each of them.
+        dropout: after each of them.
     """
 
     def __init__(self, inputs: int, *, widths: Sequence[int], dropout: float = 0.5) -> None:
@@ -39,17 +39,17 @@ class RatioMlp(nn.Sequential):
 class DensityRatio(nn.Module):
     """r(x, y) = psi(phi(x), e(y)): images (N, C, H, W) in [0, 1] and labels (N,) -> ratios (N,).
 
-    The extractor answers in eval mode and is not trained.
+    The extractor runs in eval mode and is not trained.
 
     Args:
-        features: phi, a network with ``encode``; its weights come with those of its statistics.
-        feature_dim: values of ``encode``.
+        features: phi, a network with ``encode``; its weights include its statistics of normalisation.
+        feature_dim: number of features.
         labels: e, labels to vectors: ``torch.nn.Embedding(C, C)`` for classes, a trained embedding for numbers.
-        label_dim: length of those.
+        label_dim: length of these vectors.
         mean: per channel, in data units.
         std: per channel, in data units.
         widths: of psi's hidden layers.
-        dropout: behind each of them.
+        dropout: after each of them.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class DensityRatio(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Ratios of images x and labels y, int64 classes or floats in [0, 1]."""
-        self.features.eval()  # whatever mode this network is in
+        self.features.eval()  # in every mode of this network
         encode = self.features.net.encode
         features: Tensor = encode(self.features.standardise(x))  # type: ignore[operator]
         ratios: Tensor = self.psi(torch.cat([features.flatten(1), self.labels(y)], 1))

@@ -1,12 +1,12 @@
-"""What an image looks like to a density ratio: the extractors of features of cGAN-KD (Ding et al., ESWA 2023).
+"""Feature extractors for density ratios, of cGAN-KD (Ding et al., ESWA 2023).
 
-Both are trained on real images as networks that answer their labels, so that they can be a fit's student; ``encode``
-gives the features. With the papers' settings the first has 26.3 million parameters (CIFAR-100); its sparse
-auto-encoder's features number as many as an image has values.
+Both are trained on real images to predict their labels, as a fit's student; ``encode`` gives the features. With the
+papers' settings the first has 26.3 million parameters (CIFAR-100); the sparse auto-encoder has as many features as an
+image has values.
 
 Deviations (paper / authors' code / here):
     * Input: - / statistics of the data while training, [-1, 1] afterwards / statistics of the data, always.
-    * Last bias of the number's branch: - / PyTorch's / 0.5, so that its ReLU is not dead on every image.
+    * Last bias of the regression branch: - / PyTorch's / 0.5, so that its ReLU is not dead on every image.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from kd_lightning.networks.label_embedding import ConvTrunk, ResNetTrunk
 
 
 class FeatureClassifier(nn.Module):
-    """Images (N, C, H, W), normalised, -> logits (N, num_classes), through features (N, features).
+    """Images (N, C, H, W), normalised -> logits (N, num_classes), through features (N, features).
 
     Args:
         trunk: images to vectors of ``trunk.features`` values.
@@ -58,17 +58,17 @@ class FeatureClassifier(nn.Module):
 
 
 class SparseAutoEncoder(nn.Module):
-    """Images (N, channels, size, size), normalised, -> the place of their number in its range, (N, 1), not negative.
+    """Images (N, channels, size, size), normalised -> the place of their number in its range, (N, 1), not negative.
 
-    The encoder halves the image down to 4x4, one 4x4 convolution of stride 2 and one 3x3 convolution at a time, and
-    ends in features that are not negative; the decoder is its mirror and ends in tanh; a branch reads the number.
+    The encoder halves the image down to 4x4, by one 4x4 convolution of stride 2 and one 3x3 convolution at a time, and
+    ends in non-negative features; the decoder mirrors it and ends in tanh; a branch predicts the number.
 
     Args:
         channels: of the image.
         size: height and width, 4 times a power of 2.
         width: channels of the first maps; the last have four times as many.
         features: values of the feature vector.
-        hidden: widths of the branch between features and number.
+        hidden: widths of the branch from features to the number.
     """
 
     def __init__(

@@ -1,10 +1,10 @@
-"""Improved label input of CcGAN (Ding et al., ICLR 2021): a number becomes a vector that images explain.
+"""Improved label input of CcGAN (Ding et al., ICLR 2021): an embedding of numbers learned from images.
 
-Two networks. T1 reads the number off an image through a hidden vector h that is not negative; T2 learns, T1's last
-layer frozen, to make of the number a vector that this layer reads back. T2 alone is used afterwards.
+Two networks. T1 predicts an image's number through a non-negative hidden vector h; T2 learns to map a number to a
+vector from which T1's last layer, now frozen, predicts the number. Only T2 is used afterwards.
 
 Deviations (paper / authors' code / here):
-    * Last bias of T1: - / PyTorch's, and a ReLU that may be dead on every image from the start / 0.5, the middle.
+    * Last bias of T1: - / PyTorch's, whose ReLU may be dead on every image from the start / 0.5, mid-range.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ class ResNetTrunk(nn.Sequential):
 
 
 def feature_trunk(*, in_channels: int = 3, stem: Stem = "full") -> ResNetTrunk:
-    """That of cGAN-KD's extractor of features: its first group keeps height and width."""
+    """The trunk of cGAN-KD's feature extractor: its first group keeps height and width."""
     return ResNetTrunk(in_channels=in_channels, first=1, stem=stem)
 
 
 class ConvTrunk(nn.Sequential):
-    """3x3 convolutions of stride 2 with BatchNorm and ReLU, flattened: for digits.
+    """3x3 convolutions of stride 2 with BatchNorm and ReLU, flattened; for digits.
 
     (N, in_channels, size, size) -> (N, features), with ``features`` = widths[-1] * (size / 2^len(widths))^2.
 
@@ -68,7 +68,7 @@ class ConvTrunk(nn.Sequential):
 
 
 class ImageToLabel(nn.Module):
-    """T1: images (N, C, H, W), normalised, -> the place of their number in its range, (N, 1), not negative.
+    """T1: images (N, C, H, W), normalised -> the place of their number in its range, (N, 1), not negative.
 
     Args:
         trunk: images to vectors of ``trunk.features`` values.
@@ -87,7 +87,7 @@ class ImageToLabel(nn.Module):
         nn.init.constant_(self.h2y[0].bias, 0.5)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
-        """What h2y reads off h."""
+        """The place that ``h2y`` predicts from h."""
         place: Tensor = self.h2y(self.x2h(self.trunk(x)))
         return place
 
@@ -96,8 +96,8 @@ class LabelToHidden(nn.Sequential):
     """T2: places of numbers in their range, (N,), -> vectors (N, embed), not negative.
 
     Args:
-        embed: length of the vectors, a multiple of 8 and better not under 64: the norms have eight groups, and of two
-            values in a group nothing is left but which is the greater.
+        embed: length of the vectors, a multiple of 8 and best at least 64: the norms have eight groups, and a group of
+            two values only keeps which one is greater.
         depth: hidden layers.
     """
 
@@ -108,5 +108,5 @@ class LabelToHidden(nn.Sequential):
         super().__init__(*layers, nn.Linear(embed, embed), nn.ReLU())
 
     def forward(self, y: Tensor) -> Tensor:
-        """The vector of each."""
+        """Vectors (N, embed) of places (N,)."""
         return super().forward(y.view(-1, 1).to(torch.float32) + 1e-8)

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 class Normalized(nn.Module):
     """Images (N, C, H, W) in [0, 1] -> (x - mean) / std -> ``net``.
 
-    The statistics are part of the state dict: a network is only valid with those it was trained with.
+    The statistics are part of the state dict: a network is valid only with those it was trained with.
 
     Args:
         net: any module on normalised images.
         mean: per channel, in data units.
         std: per channel, in data units.
-        class_order: ``class_order[i]`` is the output of ``net`` that means our class i; None keeps the order.
+        class_order: ``class_order[i]`` is the index of the output of ``net`` for class i; None keeps the order.
     """
 
     mean: Tensor
@@ -43,5 +43,5 @@ class Normalized(nn.Module):
         return output if self.class_order is None else output[:, self.class_order]
 
     def standardise(self, x: Tensor) -> Tensor:
-        """What ``net`` sees of images x: the space in which papers take the losses on pixels."""
+        """(x - mean) / std, the input of ``net``: papers take losses on pixels in this space."""
         return (x - self.mean) / self.std

@@ -1,15 +1,15 @@
-"""Weights that others have published, read into our networks: BigGAN-deep, U2-Net, CGN and TinyGAN.
+"""Load published weights: BigGAN-deep, U2-Net, CGN and TinyGAN.
 
-Every layout is a function from the names in one of our networks to those in the file, so that what is missing is named
-as the file would name it. Nothing is downloaded, files that hold more than tensors are refused, and every name and
-shape must fit. The two vectors of spectral norm are loaded, not estimated anew: call ``eval()`` before the first
-forward, for in training mode each one moves them.
+For each, a function maps the names in the network to those in the file, so that messages use the file's names. Nothing
+is downloaded, files that hold more than tensors are refused, and every name and shape must fit. The two vectors of
+spectral norm are loaded, not estimated again: call ``eval()`` before the first forward pass, because each one in
+training mode changes them.
 
     * BigGAN-deep: Hugging Face's ``biggan-deep-{128,256,512}-pytorch_model.bin`` (506, 602 and 698 names).
     * U2-Net: ``u2net.pth`` and ``u2netp.pth`` of its authors (798 names each).
     * CGN on ImageNet: ``cgn.pth`` (3,206 names), the four BigGANs and the U2-Net of one CGN.
     * CGN on MNIST: ``ckp.pth`` (57 names).
-    * TinyGAN: ``model_30.tar`` with generator and discriminator, and SKDCGN's ``generator_<epoch>.pt`` with one alone.
+    * TinyGAN: ``model_30.tar`` with generator and discriminator; SKDCGN's ``generator_<epoch>.pt``, generator only.
 """
 
 from __future__ import annotations
@@ -44,20 +44,20 @@ _TEXTURE = (0, 3, 4, 7, 8, 10, 11)
 
 
 def load_biggan_deep(net: nn.Module, path: str | Path) -> None:
-    """Load a file of Hugging Face's into a ``biggan_deep.Generator`` of its size.
+    """Load a Hugging Face file into a ``biggan_deep.Generator`` of the same size.
 
     Raises:
-        TeacherError: no such file, more than tensors in it, or names or shapes that do not fit.
+        TeacherError: there is no such file, it holds more than tensors, or names or shapes do not fit.
     """
     _load({"": (net, biggan_deep_names(net))}, _read(path), path, into="BigGAN-deep")
 
 
 def load_u2net(net: nn.Module, path: str | Path) -> None:
-    """Load a file of the authors' into a ``U2Net``, the large or the small one.
+    """Load the authors' file into a ``U2Net``, the large or the small one.
 
     Raises:
-        TeacherError: no such file, more than tensors in it, or names or shapes that do not fit; the two sizes have the
-            same names.
+        TeacherError: there is no such file, it holds more than tensors, or names or shapes do not fit.
+            The two sizes have the same names.
     """
     _load({"": (net, u2net_names(net))}, _read(path), path, into="U2-Net")
 
@@ -71,18 +71,18 @@ def load_cgn_imagenet(
     u2net: nn.Module | None = None,
     biggan: nn.Module | None = None,
 ) -> None:
-    """Load the parts of a CGN for ImageNet that are wanted; the others are passed over.
+    """Load the given parts of a CGN for ImageNet; parts that are None are skipped.
 
     Args:
         path: the file.
-        shape: BigGAN-deep of 256 pixels for what becomes the mask.
-        fg: likewise, for the foreground's texture.
-        bg: likewise, for the background.
+        shape: BigGAN-deep of 256 pixels for the images that become masks.
+        fg: the same, for the foreground's texture.
+        bg: the same, for the background.
         u2net: the large U2-Net.
-        biggan: BigGAN-deep of 256 pixels that training imitated, of no use afterwards.
+        biggan: BigGAN-deep of 256 pixels that gave the pseudo ground truth in training.
 
     Raises:
-        TeacherError: no such file, more than tensors in it, or names or shapes that do not fit.
+        TeacherError: there is no such file, it holds more than tensors, or names or shapes do not fit.
     """
     found = _read(path)
     parts: dict[str, tuple[nn.Module, dict[str, str]]] = {}
@@ -95,14 +95,15 @@ def load_cgn_imagenet(
 
 
 def load_cgn_mnist(net: nn.Module, path: str | Path) -> None:
-    """Load a file of the authors' into a CGN for MNIST.
+    """Load the authors' file into a CGN for MNIST.
 
     Args:
         net: has an embedding ``label_emb`` and the sequences ``shape``, ``fg`` and ``bg``.
         path: the file.
 
     Raises:
-        TeacherError: no such file, more than tensors in it, or names, shapes or numbers of layers that do not fit.
+        TeacherError: there is no such file, it holds more than tensors, or names, shapes or numbers of
+            layers do not fit.
     """
     _load({"": (net, cgn_mnist_names(net))}, _read(path), path, into="CGN for MNIST")
 
@@ -110,15 +111,15 @@ def load_cgn_mnist(net: nn.Module, path: str | Path) -> None:
 def load_tiny_gan(
     path: str | Path, *, generator: nn.Module | None = None, discriminator: nn.Module | None = None
 ) -> None:
-    """Load a file of TinyGAN's or SKDCGN's into one of the networks of ``networks.generators.tiny_gan``, or both.
+    """Load a file of TinyGAN's or SKDCGN's authors into the networks of ``networks.generators.tiny_gan``.
 
     Args:
-        path: the file; a discriminator needs one that holds both.
-        generator: to be loaded, or None.
-        discriminator: to be loaded, or None.
+        path: the file; to load a discriminator, one that holds both.
+        generator: the network to load, or None.
+        discriminator: the network to load, or None.
 
     Raises:
-        TeacherError: no such file, more than tensors in it, or names or shapes that do not fit.
+        TeacherError: there is no such file, it holds more than tensors, or names or shapes do not fit.
     """
     if generator is not None:
         named = tiny_generator_names(generator)
@@ -129,17 +130,17 @@ def load_tiny_gan(
 
 
 def biggan_deep_names(net: nn.Module) -> dict[str, str]:
-    """Our names to Hugging Face's."""
+    """Map our names to Hugging Face's."""
     return _names(net.state_dict(), _BIGGAN)
 
 
 def u2net_names(net: nn.Module) -> dict[str, str]:
-    """Our names to the authors'."""
+    """Map our names to the authors'."""
     rules: list[tuple[str, str]] = []
     for i, depth in enumerate(DEPTHS):
         ups = [(rf"^(stage{i + 1}d?)\.up\.{k}\.", rf"\1.rebnconv{depth - 1 - k}d.") for k in range(depth - 1)]
         downs = [(rf"^(stage{i + 1}d?)\.down\.{k}\.", rf"\1.rebnconv{k + 1}.") for k in range(depth)]
-        last = len(DEPTHS) - 2 - i  # the way up begins with the deepest but one
+        last = len(DEPTHS) - 2 - i  # the decoder starts at the deepest stage but one
         rules += [(rf"^encoder\.{i}\.", f"stage{i + 1}."), (rf"^decoder\.{last}\.", f"stage{i + 1}d.")]
         rules += [*ups, *downs, (rf"^sides\.{i}\.", f"side{i + 1}.")]
     rules += [
@@ -151,10 +152,10 @@ def u2net_names(net: nn.Module) -> dict[str, str]:
 
 
 def cgn_mnist_names(net: nn.Module) -> dict[str, str]:
-    """Our names to the authors': the layers of a part that hold anything, in order, to those of the file.
+    """Map our names to the authors': the layers with weights of each part, in order, to those of the file.
 
     Raises:
-        TeacherError: another number of layers.
+        TeacherError: the number of layers differs.
     """
     named = {"label_emb.weight": "label_emb.weight"}
     for part, prefix, indices in (
@@ -175,12 +176,12 @@ def cgn_mnist_names(net: nn.Module) -> dict[str, str]:
 
 
 def tiny_generator_names(net: nn.Module) -> dict[str, str]:
-    """Our names to the authors'."""
+    """Map our names to the authors'."""
     return _names(net.state_dict(), [(r"^embedding\.", "embeding.")])
 
 
 def tiny_discriminator_names(net: nn.Module) -> dict[str, str]:
-    """Our names to the authors', whose list of layers counts the activations."""
+    """Map our names to the authors', whose layer numbers count activations too."""
     named = _names(net.state_dict(), [(r"^embedding\.", "embeding.")])
     even = lambda name: re.sub(r"^layers\.(\d+)", lambda found: f"layers.{2 * int(found[1])}", name)  # noqa: E731
     return {ours: even(theirs) for ours, theirs in named.items()}
@@ -209,14 +210,14 @@ def _read(path: str | Path, *, inside: str | None = None) -> dict[str, Tensor]:
 def _load(
     parts: Mapping[str, tuple[nn.Module, Mapping[str, str]]], found: dict[str, Tensor], path: str | Path, *, into: str
 ) -> None:
-    """Load all parts of a file, each named with a prefix, or none of them."""
+    """Load all parts of a file, each with its prefix, or none if one does not fit."""
     wanted = {
         prefix + named[ours]: value
         for prefix, (net, named) in parts.items()
         for ours, value in net.state_dict().items()
     }
     for name in wanted.keys() & found.keys():
-        if wanted[name].numel() == found[name].numel() == 1:  # a single number, with dimensions or without
+        if wanted[name].numel() == found[name].numel() == 1:  # one number, with or without dimensions
             found[name] = found[name].reshape(wanted[name].shape)
     refuse_misfits(found, wanted, path, into=into)
     for prefix, (net, named) in parts.items():

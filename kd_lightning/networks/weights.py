@@ -1,4 +1,4 @@
-"""Weights from files: safetensors, or torch files that hold tensors alone."""
+"""Read and write weights: safetensors, or torch files that hold only tensors."""
 
 from __future__ import annotations
 
@@ -24,41 +24,41 @@ from kd_lightning.store.artifacts import refuse_format
 
 _WRAPPERS = ("student", "state_dict", "model_state_dict", "model", "net")
 LEGACY = 4
-"""Pickles before the tensors in torch files that are no zip files."""
+"""Number of pickles before the tensors in torch files of the old format, which are no zip files."""
 LONGEST_WORD, MOST_PICKLE = 2000, 64_000_000
 WRAPPED = 8
-"""Mappings in one another, at most."""
+"""Most levels of nested mappings."""
 CHUNK = 1 << 24
-"""Values that are looked at a time."""
+"""Values that are checked at a time."""
 _PREFIXES = ("", "net.", "module.", "_orig_mod.", "student.", "student.net.", "model.")
 
 
 def write_weights(state: Mapping[str, Tensor], file: Path, metadata: Mapping[str, str]) -> None:
-    """Write a state dict as safetensors, the same bytes for the same content; safetensors' own shuffles the metadata.
+    """Write a state dict as safetensors, with equal bytes for equal content; the library's writer shuffles metadata.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     content = save(dict(state))
     size = int.from_bytes(content[:8], "little")
     header = {"__metadata__": dict(sorted(metadata.items())), **json.loads(content[8 : 8 + size])}
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8
+    text += b" " * (-len(text) % 8)  # tensors start at a multiple of 8
     with file.open("wb") as out:
         out.write(len(text).to_bytes(8, "little") + text)
         out.write(memoryview(content)[8 + size :])
 
 
 def read_weights(path: str | Path, *, inside: str | None = None) -> dict[str, Tensor]:
-    """The state dict in a file, unwrapped from the usual ``{"state_dict": ...}``.
+    """Read the state dict in a file, unwrapped from the usual ``{"state_dict": ...}``.
 
     Args:
         path: safetensors or torch file.
-        inside: which of several state dicts, where a file has them under names of its own.
+        inside: key of the state dict, where a file holds several.
 
     Raises:
-        TeacherError: no such file, truncated or corrupt, holds more than tensors, or holds none.
-        VersionError: a file of ours, in another format.
+        TeacherError: the file is missing, truncated or corrupt, or holds no tensors or more than tensors.
+        VersionError: kd_lightning wrote the file in another format.
     """
     path = Path(path).expanduser()
     if not (path.exists() or path.is_symlink()):
@@ -74,7 +74,7 @@ def read_weights(path: str | Path, *, inside: str | None = None) -> dict[str, Te
             if inner is None:
                 return _tensors(content, path)
             content = inner
-        raise ValueError(f"more than {WRAPPED} mappings in one another")
+        raise ValueError(f"more than {WRAPPED} nested mappings")
 
 
 def _is_mapping(content: Any) -> bool:
@@ -82,11 +82,11 @@ def _is_mapping(content: Any) -> bool:
 
 
 def _content(path: Path) -> tuple[Any, int | None]:
-    """What the file holds, and the format that a file of ours gives.
+    """The file's content, and its format if kd_lightning wrote it.
 
     Raises:
         TeacherError: it holds more than tensors.
-        Exception: whatever those raise that read it.
+        Exception: any error of the libraries that read it.
     """
     with path.open("rb") as file:
         safe = file.read(9)[8:] == b"{" or path.suffix == ".safetensors"
@@ -108,27 +108,27 @@ def _content(path: Path) -> tuple[Any, int | None]:
 
 
 def read_torch(path: Path) -> Any:
-    """Plain data and tensors from a torch file, which may not inflate; tensors stay on the disk until they are read.
+    """Plain data and tensors from a torch file, whose zip must not be compressed; tensors are mapped from the disk.
 
     Raises:
-        Exception: torch raises nearly anything on damaged files.
+        Exception: torch raises many kinds of errors on damaged files.
     """
     mapped = strangers.refuse_inflating(path)
     _refuse_long_words(path, mapped)
     try:
-        with warnings.catch_warnings(action="ignore"):  # torch's guesses about files that are not its own
+        with warnings.catch_warnings(action="ignore"):  # torch's guesses about other files
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
-        found = re.search(r"WeightsUnpickler error: (.*)", str(error))  # behind a page about weights_only
+        found = re.search(r"WeightsUnpickler error: (.*)", str(error))  # after a long text about weights_only
         said = found[1] if found else str(error)
         raise pickle.UnpicklingError(said or "it holds more than tensors and plain data") from error
 
 
 def _refuse_long_words(path: Path, zipped: bool) -> None:
-    """Look through the pickles of a torch file: where torch refuses a name, it searches its message in quadratic time.
+    """Refuse long words in a torch file's pickles: when torch refuses a name, it takes quadratic time in its length.
 
     Raises:
-        ValueError: there is a word longer than any name, or the pickles themselves are too large or none.
+        ValueError: a word is longer than any name, or the pickles are too large or missing.
     """
     with zipfile.ZipFile(path) if zipped else path.open("rb") as file:
         names = [n for n in file.namelist() if n.endswith("data.pkl")] if isinstance(file, zipfile.ZipFile) else []
@@ -147,27 +147,27 @@ def _tensors(content: Any, path: Path) -> dict[str, Tensor]:
         if not isinstance(name, str):
             raise TeacherError(f"weights: {path} names a tensor {name!r:.40}, expected text: save net.state_dict()")
         if isinstance(value, Tensor) and (odd := odd_kind(value)):
-            raise TeacherError(f"weights: {path}: {name} is a {odd} tensor, expected a plain one: save it anew")
+            raise TeacherError(f"weights: {path}: {name} is a {odd} tensor, expected a plain one: save it again")
     return {name: value for name, value in content.items() if isinstance(value, Tensor)}
 
 
 def odd_kind(value: Tensor) -> str:
-    """Why a tensor is no plain one with values: ``meta``, ``sparse_coo`` ...; empty where it is."""
+    """Why a tensor is not a plain one with values, such as ``meta`` or ``sparse_coo``; empty if it is plain."""
     if value.is_meta or value.is_quantized or value.is_nested:
         return "meta" if value.is_meta else "quantized" if value.is_quantized else "nested"
     return "" if value.layout == torch.strided else str(value.layout).removeprefix("torch.")
 
 
 def load_weights(net: nn.Module, path: str | Path) -> None:
-    """Load a file into ``net`` strictly, whatever usual prefix its names carry.
+    """Load a file into ``net`` strictly, with or without the usual prefixes of names.
 
     Args:
-        net: a module, or a :class:`~kd_lightning.networks.normalized.Normalized` one; a file without statistics
-            leaves those of the wrapper.
+        net: a module, or a :class:`~kd_lightning.networks.normalized.Normalized` one, which keeps its statistics if the
+            file has none.
         path: safetensors or torch file.
 
     Raises:
-        TeacherError: names or shapes differ; lists them with the nearest right one.
+        TeacherError: names or shapes differ; the message lists them with the nearest valid name.
     """
     found = read_weights(path)
     wanted = net.state_dict()
@@ -182,18 +182,18 @@ def load_weights(net: nn.Module, path: str | Path) -> None:
 def refuse_misfits(
     found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: str | Path, *, into: str, shown: int = 12
 ) -> None:
-    """Refuse weights whose names or shapes are not those wanted.
+    """Refuse weights whose names, shapes or kinds of values differ from the wanted ones.
 
     Raises:
-        TeacherError: lists the first ``shown`` of what is missing, not wanted or of another shape, the names with the
-            nearest one on the other side; or names one that holds NaN, infinity or numbers of another kind.
+        TeacherError: lists the first ``shown`` names that are missing, unknown or of another shape, with the nearest
+            name on the other side; or names one that holds NaN, infinity or another dtype.
     """
     missing, extra = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
     reshaped = [name for name in sorted(found.keys() & wanted.keys()) if found[name].shape != wanted[name].shape]
     if not (problems := [*missing, *extra, *reshaped]):
         for name, value in found.items():
             if odd := _odd_values(value, wanted[name]):
-                raise TeacherError(f"weights: {path}: {name} {odd}. Save it anew from a sound network")
+                raise TeacherError(f"weights: {path}: {name} {odd}. Save it again from a network without such values")
         return
     lines = [f"{name}: missing{_nearest(name, extra or found, 'file')}" for name in missing[:shown]]
     lines += [f"{name}: not in the network{_nearest(name, missing or wanted, 'network')}" for name in extra[:shown]]
@@ -202,7 +202,7 @@ def refuse_misfits(
         for name in reshaped[:shown]
     ]
     more = f"\n  ... {len(problems) - shown} more" if len(problems) > shown else ""
-    swapped = "" if missing or extra else "All names are right: these are weights of another part, or of another size. "
+    swapped = "" if missing or extra else "All names match: these are weights of another part, or of another size. "
     listed = "\n  ".join(lines[:shown])
     raise TeacherError(
         f"weights: {path} does not fit {into}:\n  {listed}{more}\n{swapped}Choose the network it was saved from"
@@ -210,7 +210,7 @@ def refuse_misfits(
 
 
 def _odd_values(value: Tensor, wanted: Tensor) -> str:
-    """What is wrong with the values of a tensor of the right shape; empty where they are of the network's kind."""
+    """What is wrong with the values of a tensor of the right shape; empty if nothing is."""
     kinds = [(v.is_floating_point(), v.is_complex(), v.dtype == torch.bool) for v in (value, wanted)]
     if kinds[0] != kinds[1]:
         return "is {}, the network's is {}".format(*(str(v.dtype).removeprefix("torch.") for v in (value, wanted)))

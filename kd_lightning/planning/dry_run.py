@@ -6,17 +6,15 @@ import dataclasses
 import os
 import sys
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
-from omegaconf import DictConfig, OmegaConf, open_dict
 
-from kd_lightning.config.requirements import needs_of
+from kd_lightning.config.composition import Training
 from kd_lightning.data.loader import TensorLoader
-from kd_lightning.distributed.device import device_of
 from kd_lightning.engine.checkpoint_reader import read_checkpoint
-from kd_lightning.engine.fit import Bench, Fitted, build_source, fit, fit_config
+from kd_lightning.engine.fit import Bench, Fitted, fit, fit_config
 from kd_lightning.errors import UserError
 from kd_lightning.methods.base.protocols import Teacher
 from kd_lightning.planning.dry_run_store import Missing, Overlay, Probe, now_on_device
@@ -113,7 +111,7 @@ class Planner:
 
     def fit(
         self,
-        cfg: DictConfig,
+        training: Training,
         bench: Bench,
         *,
         phase: str,
@@ -123,26 +121,26 @@ class Planner:
         source_teacher_key: str | None = None,
     ) -> Fitted:
         """What the fit left, or what a few rounds of it leave, with a report as of all of them."""
-        config = fit_config(cfg, bench, teacher_key, source_teacher_key)
+        config = fit_config(training, bench, teacher_key, source_teacher_key)
         folder = bench.store.path("fit", config)
         if folder.name in self.fits:  # a stage that is a control as well
             return self.fits[folder.name]
         how: dict[str, Any] = {"phase": f"try {phase}", "teacher": teacher, "teacher_key": teacher_key}
         how |= {"source_teacher": source_teacher, "source_teacher_key": source_teacher_key}
         if (folder / "artifact.json").is_file():
-            fitted = self.fits[folder.name] = fit(cfg, bench, **how)
+            fitted = self.fits[folder.name] = fit(training, bench, **how)
             state = PROMISED if folder.name in self.promised else KEPT
             self.steps.append(Step(phase, state, size=size_of(folder.resolve()), rounds=fitted.report["rounds"]))
             return fitted
         short, more, asked_before, prepares = self._shortened(
-            cfg, source_teacher or teacher, source_teacher_key or teacher_key, phase
+            training, source_teacher or teacher, source_teacher_key or teacher_key, phase
         )
         unpaid = 0 if self.door is None else len(self.door.unpaid)
         fitted = fit(short, bench, **how)
         if fitted.folder != folder:
             os.replace(fitted.folder, folder)
         if prepares is not None:
-            self._fill(prepares, more, cfg, short)
+            self._fill(prepares, more, training, short)
         rounds = round(self.timing.total * more)
         part = rounds / max(1, fitted.report["rounds"])
         report = dict(fitted.report)
@@ -163,21 +161,18 @@ class Planner:
         return self.fits[folder.name]
 
     def _shortened(
-        self, cfg: DictConfig, teacher: Teacher | None, teacher_key: str, phase: str
-    ) -> tuple[DictConfig, float, int, Step | None]:
+        self, training: Training, teacher: Teacher | None, teacher_key: str, phase: str
+    ) -> tuple[Training, float, int, Step | None]:
         """One device and, where its source has something to make first, little of that.
 
         Returns:
-            The composition, how many times longer an epoch really is, the images that the source asks the teacher
+            What to train, how many times longer an epoch really is, the images that the source asks the teacher
             about in it, and the source's own step.
         """
-        short = cfg.copy()
-        with open_dict(short):
-            short.trainer.devices = 1
-            for key in ("strategy", "num_nodes"):
-                short.trainer.pop(key, None)
-        source = build_source(cfg)
-        context = self._context(cfg, teacher, teacher_key)
+        trainer = training.trainer.without("strategy", "num_nodes").replace(devices=1)
+        short = training.derive(trainer=trainer)
+        source = training.source.build()
+        context = self._context(training, teacher, teacher_key)
         if isinstance(source, FewAsked):  # made in seconds, and what is asked about depends on it
             context.store = self.bench.store
         before = 0 if teacher is None else teacher.asked
@@ -198,25 +193,25 @@ class Planner:
                 self.steps.append(Step(f"{phase}'s answers", MISSING, seconds=new * self.door.seconds, images=new))
             return short, 1.0, counted, None
         if isinstance(source, Synthetic):
-            more = shortened(short.source, source, context)
+            small, more = shortened(training.source, source, context)
             self._drawn(phase, name, outlook(source, context), context)
-            return short, more, 0, None
-        source = short.source
-        many = "pairs" if "pairs" in source else "images"
-        if kind != "pool" or many not in source:
-            raise UserError(f"plan: {source._target_} makes {kind}, and no plan knows how long that takes")
-        number = source[many] or len(context.real())
+            return short.derive(source=small), more, 0, None
+        node = training.source
+        many = "pairs" if "pairs" in node else "images"
+        if kind != "pool" or many not in node:
+            raise UserError(f"plan: {node.target} makes {kind}, and no plan knows how long that takes")
+        number = node[many] or len(context.real())
         each = tried = 0  # questions of an image: a generator asks nobody
-        few = max([source.get(key) or 0 for key in ("inverted", "impressions", "batch_size")])
-        if "steps" in source:
-            each, source.steps = source.steps + 1, min(source.steps, ROUNDS)
-            tried = source.steps + 1
+        few = max([node.get(key) or 0 for key in ("inverted", "impressions", "batch_size")])
+        if "steps" in node:
+            each, tried = node["steps"] + 1, min(node["steps"], ROUNDS) + 1
+            node = node.replace(steps=tried - 1)
         else:
             few = max(few, TRIED)
-        source[many] = min(number, few)
+        few = min(number, few)
         step = Step(f"{phase}'s {kind}", MISSING, images=number * each, of=name)
         self.steps.append(step)
-        return short, number / source[many], source[many] * tried, step
+        return short.derive(source=node.replace(**{many: few})), number / few, few * tried, step
 
     def _drawn(self, phase: str, missing: str, expected: Outlook, context: Context) -> None:
         """Steps of a conditional generator's pool, and of the teacher's answers to it."""
@@ -238,23 +233,23 @@ class Planner:
         self._unless_promised(step)
         self.steps.append(step)
 
-    def _fill(self, step: Step, more: float, cfg: DictConfig, short: DictConfig) -> None:
+    def _fill(self, step: Step, more: float, training: Training, short: Training) -> None:
         store = self.bench.store
         assert isinstance(store, Overlay)
-        longer = cfg.source.get("steps", 1) / short.source.get("steps", 1)
+        longer = training.source.get("steps", 1) / short.source.get("steps", 1)
         step.seconds, step.size = store.seconds["pool"] * more * longer, round(store.sizes["pool"] * more)
         self._unless_promised(step)
 
-    def _context(self, cfg: DictConfig, teacher: Teacher | None, teacher_key: str) -> Context:
+    def _context(self, training: Training, teacher: Teacher | None, teacher_key: str) -> Context:
         return Context(
             dataset=self.bench.dataset,
             teacher=teacher,
             store=Probe(self.bench.store.root),
             keys={"data": self.bench.data_key, "teacher": teacher_key},
-            mean=list(cfg.data.mean),
-            std=list(cfg.data.std),
-            device=device_of(cfg),
-            needs=needs_of(cast(dict[str, Any], OmegaConf.to_container(cfg.method, resolve=True))),
+            mean=list(training.data.mean),
+            std=list(training.data.std),
+            device=training.device,
+            needs=set(training.method.requirements()),
         )
 
     def _done(self, name: str) -> int:

@@ -6,26 +6,24 @@ the same code computes them; what is kept is read, and of each missing fit a few
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from omegaconf import DictConfig, OmegaConf
 from tabulate import tabulate
 
-from kd_lightning.config.check import check
+from kd_lightning.config.composition import Composition
 from kd_lightning.core.inference import predict
-from kd_lightning.data.load import dataset_digest, load_data
-from kd_lightning.distributed.device import device_of
+from kd_lightning.data.load import dataset_digest
+from kd_lightning.engine.data import load_data
 from kd_lightning.engine.fit import Bench, Fitted
 from kd_lightning.planning.dry_run import KEPT, MISSING, PROMISED, ROUNDS, Planner, Step
 from kd_lightning.planning.dry_run_store import Overlay, now_on_device
 from kd_lightning.run.run import identity, settle
-from kd_lightning.run.stages_and_controls import control_of, handed, referring, stage_of
+from kd_lightning.run.stages_and_controls import control_of, handed
 from kd_lightning.run.teacher import Obtained, obtain_source_teacher, obtain_teacher
 from kd_lightning.store.artifacts import Store, in_words, size_of
 from kd_lightning.teachers.remote.client import Asking
@@ -54,74 +52,73 @@ class Plan:
         return sum(step.size for step in self.steps if step.state not in (KEPT, PROMISED))
 
 
-def plan(cfg: DictConfig, names: Mapping[str, str | None], promised: set[str] | None = None) -> Plan:
+def plan(composition: Composition, promised: set[str] | None = None) -> Plan:
     """What a run of this composition would make.
 
     Args:
-        cfg: the composition.
-        names: the chosen members of the groups.
+        composition: as a run gets it.
         promised: names of the folders that earlier jobs of a sweep will have made; this run's are added.
 
     Raises:
         UserError: as the run would, as far as that can be known now.
     """
-    check(cfg)
-    settle(cfg, names, planning=True)
-    kept = Store(cfg.artifacts.root, reuse=cfg.artifacts.reuse)
+    composition = settle(composition, planning=True)
+    names = composition.names
+    kept = Store(composition.artifacts.root, reuse=composition.artifacts.reuse)
     with tempfile.TemporaryDirectory(prefix="kd_plan_") as place:
         store = Overlay(kept, Path(place))
-        dataset = load_data(cfg, store)
+        dataset = load_data(composition.data, store)
         key = dataset_digest(dataset)
-        run = store.path("run", identity(cfg, key))
+        run = store.path("run", identity(composition, key))
         stored = (run / "artifact.json").is_file()
-        cfg.teacher.check = False  # a few rounds teach nothing
+        if composition.teacher is not None:  # a few rounds teach nothing
+            composition = composition.derive(teacher=replace(composition.teacher, check=False))
         bench = Bench(store, dataset, key, dataset.task, Boards(), run=run.name)
         planner = Planner(kept, bench, set() if promised is None else promised)
-        made = Plan(f"plan of {names.get('method')} on {names.get('data')}, seed {cfg.seed}", planner.steps)
-        _walk(cfg, planner, made)
+        title = f"plan of {names.get('method')} on {names.get('data')}, seed {composition.seed}"
+        made = Plan(title, planner.steps)
+        _walk(composition, planner, made)
         if stored:
             made.notes.append("this composition was run before: its stored result would be printed again")
             for step in made.steps:
                 step.state, step.seconds, step.images = KEPT, None, 0
-    _say_what_it_rests_on(made, cfg, kept)
+    _say_what_it_rests_on(made, composition, kept)
     return made
 
 
-def _walk(cfg: DictConfig, planner: Planner, made: Plan) -> None:
+def _walk(composition: Composition, planner: Planner, made: Plan) -> None:
     """In the order of ``run.py``."""
     bench, steps = planner.bench, planner.steps
-    teacher = obtain_teacher(cfg, bench, planner.fit)
+    teacher = obtain_teacher(composition, bench, planner.fit)
     if teacher is not None and not steps:
         steps.append(Step("teacher", "read from its file" if teacher.net else "somewhere else"))
     if teacher is not None and isinstance(teacher.door, Asking):
         planner.door = Planned(teacher.door, planner.promised)
-        unlimited = OmegaConf.merge(teacher.settings, {"budget": None})  # what is asked here costs nothing
-        assert isinstance(unlimited, DictConfig)
-        teacher = dataclasses.replace(teacher, door=planner.door, settings=unlimited)
+        unlimited = replace(teacher.settings, budget=None)  # what is asked here costs nothing
+        teacher = replace(teacher, door=planner.door, settings=unlimited)
     fits: list[Fitted] = []
-    stages: dict[str, Fitted] = {}
-    for stage in cfg.stages:
-        own = stage_of(cfg, stage, stages)
-        source_teacher = obtain_source_teacher(own, bench, planner.fit)
-        stages[stage.name] = planner.fit(own, bench, phase=stage.name, **handed(teacher, stage, source_teacher))
-        fits.append(stages[stage.name])
-    cfg = referring(cfg, stages)
-    source_teacher = obtain_source_teacher(cfg, bench, planner.fit)
-    student = planner.fit(cfg, bench, phase="student", **handed(teacher, source_teacher=source_teacher))
+    for name in composition.stages:
+        stage = composition.stages[name]
+        asked = obtain_source_teacher(stage, composition, bench, planner.fit)
+        fits.append(planner.fit(stage, bench, phase=name, **handed(teacher, asks=stage.asks, source_teacher=asked)))
+        composition = composition.after(name, fits[-1].folder)
+    asked = obtain_source_teacher(composition, composition, bench, planner.fit)
+    student = planner.fit(composition, bench, phase="student", **handed(teacher, source_teacher=asked))
     fits.append(student)
     white = teacher is None or teacher.white
-    asked = planner.door.in_all() if planner.door else sum(f.report["teacher_images"] for f in fits)
-    if not white and cfg.teacher.budget is not None:
-        enough = "" if asked <= cfg.teacher.budget else ": NOT ENOUGH, the run would stop there"
-        made.notes.append(f"teacher.budget={cfg.teacher.budget:,} images, this run's fits ask about {asked:,}{enough}")
+    images = planner.door.in_all() if planner.door else sum(f.report["teacher_images"] for f in fits)
+    budget = composition.teacher.budget if composition.teacher else None
+    if not white and budget is not None:
+        enough = "" if images <= budget else ": NOT ENOUGH, the run would stop there"
+        made.notes.append(f"teacher.budget={budget:,} images, this run's fits ask about {images:,}{enough}")
     networks = 1
-    for name, node in cfg.controls.items():
-        own_control = control_of(node, cfg, bench.dataset, teacher, student)
-        if own_control is not None:
-            source_teacher = obtain_source_teacher(own_control, bench, planner.fit)
-            planner.fit(own_control, bench, phase=str(name), **handed(teacher, node, source_teacher))
+    for name, control in composition.controls.items():
+        own = control_of(control, bench.dataset, teacher, student)
+        if own is not None:
+            asked = obtain_source_teacher(own, composition, bench, planner.fit)
+            planner.fit(own, bench, phase=name, **handed(teacher, asks=own.asks, source_teacher=asked))
             networks += 1
-    _measure(planner, cfg, teacher, student, networks)
+    _measure(planner, composition, teacher, student, networks)
     if planner.door is not None:
         made.notes.append(_cost(planner.door, sum(step.images for step in steps)))
     files = [f.folder / name for f in fits for name in ("last.ckpt", "metrics.csv", "samples")]
@@ -130,18 +127,20 @@ def _walk(cfg: DictConfig, planner: Planner, made: Plan) -> None:
     steps.append(Step("result", MISSING, size=2 * size))  # in the store and in the run's folder
 
 
-def _measure(planner: Planner, cfg: DictConfig, teacher: Obtained | None, student: Fitted, networks: int) -> None:
+def _measure(
+    planner: Planner, composition: Composition, teacher: Obtained | None, student: Fitted, networks: int
+) -> None:
     """Testing the networks, and asking a closed teacher as far as ``teacher.eval_budget`` goes."""
     dataset, step = planner.bench.dataset, Step("test", MISSING, seconds=0.0)
     if planner.door is not None and teacher is not None and teacher.reference is None:
-        left = cfg.teacher.eval_budget
+        left = teacher.settings.eval_budget
         for split in (dataset.test, dataset.val):
             if split is not None and (needed := planner.door.needed(split.images)) <= left:
                 left -= needed
                 step.images += planner.door.look(split.images)
     if dataset.test is not None:
         images, start = dataset.test.images[:500], now_on_device()
-        predict(student.network, images, device=device_of(cfg))
+        predict(student.network, images, device=composition.device)
         step.seconds = (now_on_device() - start) * len(dataset.test) / len(images) * (networks + (teacher is not None))
     planner.steps.append(step)
 
@@ -152,13 +151,13 @@ def _cost(door: Planned, images: int) -> str:
     return f"{teacher.name}: {images:,} images to ask about{cost}; {len(door.paid):,} are paid for already"
 
 
-def _say_what_it_rests_on(made: Plan, cfg: DictConfig, kept: Store) -> None:
-    device = torch.cuda.get_device_name() if device_of(cfg) != "cpu" else f"cpu x{torch.get_num_threads()}"
+def _say_what_it_rests_on(made: Plan, composition: Composition, kept: Store) -> None:
+    device = torch.cuda.get_device_name() if composition.device != "cpu" else f"cpu x{torch.get_num_threads()}"
     made.notes.append(f"seconds: from up to {ROUNDS} rounds of each fit that is not kept, one process, {device}")
     if any(step.name == "teacher" and step.state != KEPT and step.rounds for step in made.steps):
         made.notes.append("the teacher is not there yet: what depends on it was timed with one that knows nothing")
-    fits = {str(stage.name) for stage in cfg.stages}
-    chosen = "per_label" in cfg.source  # of a pool that is subsampled and filtered
+    fits = set(composition.stages)
+    chosen = "per_label" in composition.source  # of a pool that is subsampled and filtered
     if (
         chosen
         and any(step.name.endswith("'s pool") and step.state == MISSING for step in made.steps)

@@ -7,8 +7,8 @@ import time
 from dataclasses import dataclass
 
 import torch
-from omegaconf import DictConfig
 
+from kd_lightning.config.node import Node
 from kd_lightning.core.inference import predict
 from kd_lightning.core.tasks import Classification
 from kd_lightning.sources.context import Context
@@ -65,16 +65,16 @@ def outlook(source: Synthetic, context: Context) -> Outlook:
     return Outlook(len(wanted) * each * per_image, number * (pixels + 8), told, answering, 4 * outputs * told)
 
 
-def shortened(source: DictConfig, pool: Synthetic, context: Context) -> float:
-    """Let ``source`` be a pool of a batch or so, neither subsampled nor filtered.
+def shortened(source: Node, pool: Synthetic, context: Context) -> tuple[Node, float]:
+    """A pool of a batch or so, neither subsampled nor filtered.
 
     Args:
-        source: of the composition; changed.
+        source: of the composition.
         pool: what it describes.
         context: of the fit.
 
     Returns:
-        How many times longer an epoch really is.
+        The source of such a pool, and how many times longer an epoch really is.
 
     Raises:
         DataError: the whole pool would be smaller than ``source.images``.
@@ -83,10 +83,12 @@ def shortened(source: DictConfig, pool: Synthetic, context: Context) -> float:
     real = len(context.real()) if pool.real else 0
     number = len(wanted)
     if source.get("labels") is not None:
-        number = source.labels = min(number, FEW_LABELS)
-    source.update({"per_label": -(-batch // number), "subsample": False, "processing": None, "keep": None})
-    source.update({"relabel": False, "images": None})
-    return _batches(real + _seen(pool, wanted, context), batch) / _batches(real + number * source.per_label, batch)
+        number = min(number, FEW_LABELS)
+        source = source.replace(labels=number)
+    each = -(-batch // number)
+    source = source.replace(per_label=each, subsample=False, processing=None, keep=None, relabel=False, images=None)
+    more = _batches(real + _seen(pool, wanted, context), batch) / _batches(real + number * each, batch)
+    return source, more
 
 
 def _seen(pool: Synthetic, wanted: torch.Tensor, context: Context) -> int:

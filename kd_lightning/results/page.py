@@ -22,7 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+import yaml
 
 from kd_lightning.errors import UserError
 from kd_lightning.results.page_notes import Notes, in_words, stat_of
@@ -56,7 +56,7 @@ def results_page(folder: Path) -> str:
     """
     path = folder / ROWS
     try:
-        page = _checked(OmegaConf.to_container(OmegaConf.load(path), resolve=False), "page")
+        page = _checked(yaml.safe_load(path.read_text()), "page")
         records = [in_words_of_today(record, page.get("today", {})) for record in read_records(folder)]
         used = set[tuple[str, str]]()
         parts = [f"# {page['title']}", page.get("text", "").strip()]

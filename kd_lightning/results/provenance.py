@@ -11,13 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
 
+from kd_lightning.config.composition import Composition
 from kd_lightning.store.artifacts import FORMAT_VERSION, write_json
 
 
-def header(cfg: DictConfig, names: Mapping[str, str | None]) -> dict[str, Any]:
-    """What every result begins with, also a failed one."""
+def header(names: Mapping[str, str | None], seed: int | None, *, teacher: bool = True) -> dict[str, Any]:
+    """What every result begins with, also a failed one.
+
+    Args:
+        names: the chosen members of the groups.
+        seed: of the student's fit.
+        teacher: whether there is one, whatever was chosen.
+    """
     return {
         "format_version": FORMAT_VERSION,
         "system": names.get("method"),
@@ -25,19 +31,31 @@ def header(cfg: DictConfig, names: Mapping[str, str | None]) -> dict[str, Any]:
         "method": names.get("method"),
         "data": names.get("data"),
         "source": names.get("source"),
-        "teacher": names.get("teacher") if _has_teacher(cfg.get("teacher") or {}) else "none",
+        "teacher": names.get("teacher") if teacher else "none",
         "student": names.get("student"),
         "scale": names.get("scale"),
-        "seed": cfg.get("seed"),
+        "seed": seed,
         "versions": {p: version(p) for p in ("kd_lightning", "torch", "lightning", "torchvision")}
         | {"python": platform.python_version()},
         "git": git_commit(),
     }
 
 
-def _has_teacher(node: Mapping[str, Any]) -> bool:
-    """A failed run's composition may say neither: then what was chosen stands."""
-    return any(node.get(who, "unsaid") is not None for who in ("net", "asker"))
+def header_of(composition: Composition) -> dict[str, Any]:
+    """What the result of a composition begins with."""
+    return header(composition.names, composition.seed, teacher=composition.teacher is not None)
+
+
+def leave_reason(folder: Path, head: Mapping[str, Any], status: str, reason: str) -> None:
+    """Leave in ``result.json`` why a run has no result.
+
+    Args:
+        folder: the run folder.
+        head: as :func:`header` gives it.
+        status: ``failed`` or ``stopped``.
+        reason: in words.
+    """
+    write_json(folder / "result.json", {**head, "status": status, "reason": reason, "metrics": {}})
 
 
 def parameters(net: torch.nn.Module) -> int:
@@ -65,9 +83,3 @@ def git_commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return head.stdout.strip() + ("+changes" if dirty.stdout.strip() else "")
-
-
-def amend(cfg: DictConfig, names: Mapping[str, str | None], folder: Path, code: int, reason: str) -> None:
-    """Leave in ``result.json`` why the ranks were ended, where the first one could not know or say it."""
-    status = "stopped" if code == 130 else "failed"
-    write_json(folder / "result.json", {**header(cfg, names), "status": status, "reason": reason, "metrics": {}})

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from kd_lightning.config import resolvers
+from kd_lightning.config.record import resolved
 from kd_lightning.core.tasks import Regression, Task, task_of
 from kd_lightning.data.dataset import Dataset, Split
 from kd_lightning.data.load import refuse_other_classes
@@ -21,7 +20,7 @@ from kd_lightning.errors import UserError
 from kd_lightning.networks.normalized import Normalized
 from kd_lightning.networks.weights import load_weights, refuse_misfits
 from kd_lightning.results import trusted
-from kd_lightning.results.run_index import read_result
+from kd_lightning.results.run_index import pick, read_result
 from kd_lightning.results.student_files import DATA_IN_MEMORY, Student, load_student, room_for
 from kd_lightning.store import strangers
 from kd_lightning.store.artifacts import NAME, Store
@@ -43,7 +42,7 @@ class Finished:
 
     folder: Path
     result: dict[str, Any]
-    cfg: DictConfig
+    cfg: dict[str, Any]
     student: Student
     trust: bool = False
 
@@ -113,7 +112,7 @@ def open_run(folder: str | Path, *, network: nn.Module | None = None, trust: boo
     except FileNotFoundError:
         raise UserError(f"{folder} has no result.json: its run was killed, is still at work, or is none") from None
     student = load_student(folder, network=network, trust=trust)
-    return Finished(folder, result, OmegaConf.create(_composition(folder, trust=trust)), student, trust)
+    return Finished(folder, result, _composition(folder, trust=trust), student, trust)
 
 
 def _composition(folder: Path, *, trust: bool) -> dict[str, Any]:
@@ -127,10 +126,8 @@ def _composition(folder: Path, *, trust: bool) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise UserError(f"{path} is no composition")
     if trust:
-        resolvers.register()
         with strangers.reading(path, said=f"{path} cannot be resolved here"):
-            plain: Any = OmegaConf.to_container(OmegaConf.create(tree), resolve=True)
-            return plain
+            return resolved(tree)
     advice = "an older kd_lightning left it; trust=True (--trust) resolves it, or run it again"
     with strangers.reading(path, said=f"{path} is no composition of plain values", advice=advice):
         strangers.refuse_interpolations(tree)
@@ -139,8 +136,7 @@ def _composition(folder: Path, *, trust: bool) -> dict[str, Any]:
 
 def _part(run: Finished, key: str) -> Any:
     """A part of the composition, as plain data; None where it has none."""
-    part = OmegaConf.select(run.cfg, key)
-    return OmegaConf.to_container(part) if OmegaConf.is_config(part) else part
+    return pick(run.cfg, *key.split("."))
 
 
 @contextmanager

@@ -9,10 +9,10 @@ from functools import partial
 from importlib import import_module
 from typing import Any
 
-from hydra._internal.utils import _locate
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 
+from kd_lightning.config.node import located as locate
 from kd_lightning.core.tasks import Classification, Regression
 from kd_lightning.errors import UserError
 from kd_lightning.store import strangers
@@ -159,7 +159,7 @@ def located(target: str) -> Any:
         UserError: it is not installed, or not in this version.
     """
     try:
-        return _locate(target)
+        return locate(target)
     except Exception as error:  # whatever importing it raises
         raise UserError(f"there is no {target:.200} here: another version of its package has made this") from error
 

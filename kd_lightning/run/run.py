@@ -12,39 +12,38 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf, open_dict
 
 from kd_lightning.config import ranks
-from kd_lightning.config.check import check
+from kd_lightning.config.composition import Composition, Training
+from kd_lightning.config.node import Node, freeze, thaw
+from kd_lightning.config.record import leave_plain
 from kd_lightning.config.signatures import versions
-from kd_lightning.core.inference import predict
-from kd_lightning.core.tasks import evaluate
-from kd_lightning.data.dataset import Dataset, Split
-from kd_lightning.data.load import dataset_digest, load_data
+from kd_lightning.data.dataset import Dataset
+from kd_lightning.data.load import dataset_digest
 from kd_lightning.distributed import collectives
-from kd_lightning.distributed.device import device_of, fast_precision
+from kd_lightning.distributed.device import fast_precision
+from kd_lightning.engine.data import load_data
 from kd_lightning.engine.fit import Bench, Fitted, fit
-from kd_lightning.metrics.confusion_matrix import draw_answers
-from kd_lightning.results.provenance import header, parameters, peak_memory
+from kd_lightning.results.provenance import header_of, leave_reason, parameters, peak_memory
 from kd_lightning.results.student_files import save_student
-from kd_lightning.run.stages_and_controls import control_of, handed, referring, stage_of, weak_teacher
+from kd_lightning.run.measured import Fits, tested, trained
+from kd_lightning.run.stages_and_controls import control_of, handed, weak_teacher
 from kd_lightning.run.teacher import Obtained, obtain_source_teacher, obtain_teacher
 from kd_lightning.store.artifacts import Store, copy_into, file_digest, names_file, remedy, write_json, writing
 from kd_lightning.store.strangers import read_json
 from kd_lightning.tracking.backends import watching
 
-UNIMPORTANT = ("artifacts", "sweep", "main", "plan")
+VERSION = 2
+"""Raised when what identifies a run changes."""
 NOT_COPIED = ("artifact.json", "latest-run", "debug*.log")  # W&B's links lead out of the folder
 
 
-def run(cfg: DictConfig, folder: Path, names: Mapping[str, str | None]) -> dict[str, Any]:
+def run(composition: Composition, folder: Path) -> dict[str, Any]:
     """Run a composition and leave its result in ``folder``.
 
     Args:
-        cfg: the composition.
+        composition: as :func:`~kd_lightning.config.check.check` gives it.
         folder: the run folder; gets ``result.json`` whatever happens.
-        names: the chosen members of the groups, for the result.
 
     Returns:
         The content of ``result.json``.
@@ -53,47 +52,47 @@ def run(cfg: DictConfig, folder: Path, names: Mapping[str, str | None]) -> dict[
         UserError: something the user can mend; ``result.json`` says ``failed`` and why.
         KeyboardInterrupt: the user stopped it; the same command goes on.
     """
-    outcome: dict[str, Any] = {"status": "failed", "reason": "it ended before anything was done"}
     try:
-        collectives.decided(lambda: check(cfg))
-        result = _kept_or_made(cfg, folder, names)
-        outcome = result
-    except KeyboardInterrupt:
-        outcome = {"status": "stopped", "reason": "interrupted; the same command goes on from the last checkpoint"}
-        raise
+        result = _kept_or_made(settle(composition), folder)
     except BaseException as error:
-        outcome["reason"] = str(error) or type(error).__name__
-        raise
-    finally:
-        if outcome["status"] != "ok":
-            outcome = {**header(cfg, names), **outcome, "metrics": {}}
+        status, reason = "failed", str(error) or type(error).__name__
+        if isinstance(error, KeyboardInterrupt):
+            status, reason = "stopped", "interrupted; the same command goes on from the last checkpoint"
         if collectives.rank() == 0:
-            write_json(folder / "result.json", outcome)
-    return outcome
+            leave_reason(folder, header_of(composition), status, reason)
+        raise
+    if collectives.rank() == 0:
+        write_json(folder / "result.json", result)
+    return result
 
 
-def settle(cfg: DictConfig, names: Mapping[str, str | None], *, planning: bool = False) -> None:
-    """Put in what only the command and the machine know: the chosen members, the ranks, and whatever is ``auto``.
+def settle(composition: Composition, *, planning: bool = False) -> Composition:
+    """Put in what only the machine knows: the ranks, and whatever is ``auto``.
 
     Args:
-        cfg: the composition.
-        names: the chosen members of the groups.
+        composition: as it was asked for.
         planning: whether the ranks need not be there.
+
+    Raises:
+        ConfigError: it asks for other ranks than there are.
     """
-    with open_dict(cfg):
-        cfg.names = {**cfg.names, **names}
-        if cfg.trainer.precision == "auto":
-            cfg.trainer.precision = collectives.decided(lambda: fast_precision(cfg.trainer.accelerator))
-    ranks.settle(cfg.trainer, planning=planning)
+
+    def settled(training: Training) -> Training:
+        trainer = ranks.settle(training.trainer.settings, planning=planning)
+        if trainer.get("precision") == "auto":
+            trainer["precision"] = collectives.decided(lambda: fast_precision(trainer["accelerator"]))
+        return training.derive(trainer=Node(training.trainer.target, freeze(trainer)))
+
+    return composition.everywhere(settled)
 
 
-def identity(cfg: DictConfig, data_key: str) -> dict[str, Any]:
+def identity(composition: Composition, data_key: str) -> dict[str, Any]:
     """Everything that determines a run's result, as plain data."""
-    plain: Any = OmegaConf.to_container(cfg, resolve=True)
-    own = {k: v for k, v in plain.items() if k not in UNIMPORTANT}
-    own["teacher"] = {k: v for k, v in own["teacher"].items() if k not in ("ledger", "purse", "pace")}
+    own = {k: v for k, v in composition.plain().items() if k != "artifacts"}
+    if own["teacher"]:
+        own["teacher"] = {k: v for k, v in own["teacher"].items() if k not in ("ledger", "purse", "pace")}
     files = [file_digest(file) for file in _files(own)]
-    return {**own, "data": data_key, "files": files, "version": [version("kd_lightning"), versions(own)]}
+    return {**own, "data": data_key, "files": files, "version": [VERSION, version("kd_lightning"), versions(own)]}
 
 
 def _files(node: Any) -> Iterator[str]:
@@ -105,22 +104,22 @@ def _files(node: Any) -> Iterator[str]:
         yield from filter(names_file, (f"{node}/student.safetensors", f"{node}/student.json"))
 
 
-def _kept_or_made(cfg: DictConfig, folder: Path, names: Mapping[str, str | None]) -> dict[str, Any]:
-    settle(cfg, names)
-    collectives.decided(lambda: _leave_composition(cfg, folder))
-    store = Store(cfg.artifacts.root, reuse=cfg.artifacts.reuse, decided=collectives.decided)
+def _kept_or_made(composition: Composition, folder: Path) -> dict[str, Any]:
+    collectives.decided(lambda: leave_plain(composition.record, folder))
+    store = Store(composition.artifacts.root, reuse=composition.artifacts.reuse, decided=collectives.decided)
     clock = Clock()
     with clock("data"):
-        dataset = load_data(cfg, store)
+        dataset = load_data(composition.data, store)
         data_key = dataset_digest(dataset)
 
-    made_of = identity(cfg, data_key)
+    made_of = identity(composition, data_key)
     name = store.path("run", made_of).name
+    loggers = [logger.build for logger in composition.logger.values()]
 
     def build(work: Path) -> None:
-        with watching(cfg, work, folder) as boards:
+        with watching(loggers, composition.plain(), work, folder) as boards:
             bench = Bench(store, dataset, data_key, dataset.task, boards, run=name)
-            result = _produce(cfg, bench, clock, work, names)
+            result = _produce(composition, bench, clock, work)
         collectives.decided(lambda: write_json(work / "result.json", result))
 
     before = time.time()
@@ -136,71 +135,61 @@ def _kept_or_made(cfg: DictConfig, folder: Path, names: Mapping[str, str | None]
     return result
 
 
-def _leave_composition(cfg: DictConfig, folder: Path) -> None:
-    """Write what the composition comes to over what Hydra noted: plain values, which others read without resolving."""
-    file = folder / ".hydra" / "config.yaml"
-    with writing(file):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_name(".config.yaml.part")
-        part.write_text(OmegaConf.to_yaml(cfg, resolve=True))
-        part.replace(file)
-
-
 def _copied(kept: Path, folder: Path) -> None:
     with writing(folder):
         copy_into(kept, folder, NOT_COPIED)
 
 
-def _produce(
-    cfg: DictConfig, bench: Bench, clock: Clock, work: Path, names: Mapping[str, str | None]
-) -> dict[str, Any]:
+def _produce(composition: Composition, bench: Bench, clock: Clock, work: Path) -> dict[str, Any]:
     dataset = bench.dataset
-    teacher = obtain_teacher(cfg, bench)
+    teacher = obtain_teacher(composition, bench)
     # before validation's: a small eval_budget goes to the result, not to the curve
     answers = teacher.answers(dataset.test) if teacher else None
 
     stages: dict[str, Fitted] = {}
-    for stage in cfg.stages:
-        own = stage_of(cfg, stage, stages)
-        given = handed(teacher, stage, obtain_source_teacher(own, bench))
-        stages[stage.name] = fit(own, bench, phase=stage.name, watched=True, **given)
-    cfg = referring(cfg, stages)
+    for name in composition.stages:
+        stage = composition.stages[name]
+        given = handed(teacher, asks=stage.asks, source_teacher=obtain_source_teacher(stage, composition, bench))
+        stages[name] = fit(stage, bench, phase=name, watched=True, **given)
+        composition = composition.after(name, stages[name].folder)
+
     val_answers = teacher.answers(dataset.val) if teacher else None
-    asked = obtain_source_teacher(cfg, bench)
+    asked = obtain_source_teacher(composition, composition, bench)
     given = handed(teacher, source_teacher=asked)
-    student = fit(cfg, bench, phase="student", val_answers=val_answers, watched=True, **given)
-    controls = {name: _control(name, node, cfg, bench, teacher, student) for name, node in cfg.controls.items()}
+    student = fit(composition, bench, phase="student", val_answers=val_answers, watched=True, **given)
 
+    controls: dict[str, Fitted | None] = {}
+    for name, control in composition.controls.items():
+        controls[name] = None
+        if (own := control_of(control, dataset, teacher, student)) is not None:
+            given = handed(teacher, asks=own.asks, source_teacher=obtain_source_teacher(own, composition, bench))
+            controls[name] = fit(own, bench, phase=name, **given)
+
+    fits = Fits(teacher, asked, answers, stages, student, controls)
     with clock("test"):
-        metrics: dict[str, float | None] = {}
-        test = dataset.test
-        if teacher is not None:
-            accuracy = evaluate(bench.task, answers, test.labels, None) if answers is not None and test else {}
-            metrics |= {f"teacher/{k}": accuracy.get(k) for k in bench.task.metrics()}
-        for name, fitted in {"test": student, **controls}.items():
-            if fitted is None or test is None or not trained(fitted):
-                measured: dict[str, float | None] = dict.fromkeys([*bench.task.metrics(), "agreement"])
-            else:
-                output = predict(fitted.network, test.images, device=device_of(cfg))
-                measured = evaluate(bench.task, output, test.labels, answers)
-                if name == "test" and collectives.rank() == 0:
-                    draw_answers(work / "plots", bench.boards, dataset, output, test.labels, answers)
-            metrics |= {f"{name}/{k}": v for k, v in measured.items()}
-            if name == "test" and cfg.result_name:
-                metrics |= {f"{cfg.result_name}/{k}": v for k, v in measured.items()}
-        for name, node in cfg.metrics.items():
-            measure = instantiate(node, _convert_="all")
-            metrics |= _further(name, measure, student, teacher, test, device_of(cfg), work / "samples")
-        metrics |= {
-            f"gate/{name}": gate["value"] for name, gate in student.report.get("pool", {}).get("gates", {}).items()
-        }
-        if "generated/agreement" in student.report:
-            metrics["generated/agreement"] = student.report["generated/agreement"]
-
-    if collectives.rank() == 0 and (weak := weak_teacher(cfg.controls, metrics, bench.task)):
+        metrics = tested(composition, bench, fits, work)
+    if collectives.rank() == 0 and (weak := weak_teacher(composition.controls, metrics, bench.task)):
         warnings.warn(weak, stacklevel=2)
     bench.boards.numbers({k: v for k, v in metrics.items() if v is not None}, student.report["rounds"])
-    fits = [*stages.values(), student]
+
+    card = _card(composition, dataset, metrics, teacher)
+    collectives.decided(lambda: _keep(stages, student, card, work))
+    if trained(student):
+        bench.boards.student(work, card)
+    return _result(composition, bench, fits, metrics, clock)
+
+
+def _result(
+    composition: Composition, bench: Bench, fits: Fits, metrics: Mapping[str, float | None], clock: Clock
+) -> dict[str, Any]:
+    teacher, asked, stages, student, controls = (
+        fits.teacher,
+        fits.source_teacher,
+        fits.stages,
+        fits.student,
+        fits.controls,
+    )
+    dataset, device, trainings = bench.dataset, composition.device, [*stages.values(), student]
     networks = {"teacher": teacher.net} if teacher and teacher.net else {}
     if trained(student):
         networks["student"] = student.network
@@ -208,12 +197,8 @@ def _produce(
     seconds = {"teacher": teacher.seconds if teacher else 0.0, **{k: v.seconds for k, v in stages.items()}}
     seconds |= {"student": student.seconds, **({"source_teacher": asked.seconds} if asked else {})}
     seconds |= {name: fitted.seconds for name, fitted in controls.items() if fitted} | clock.seconds
-    card = _card(cfg, dataset, metrics, teacher)
-    collectives.decided(lambda: _keep(stages, student, card, work))
-    if trained(student):
-        bench.boards.student(work, card)
     return {
-        **header(cfg, names),
+        **header_of(composition),
         "status": "ok",
         "reason": None,
         "ended_by": {
@@ -221,53 +206,30 @@ def _produce(
             for name, f in {"teacher": teacher, **stages, "student": student, **controls}.items()
             if f and f.report.get("cut_short")
         },
-        "restarts": {f.report["phase"]: f.report["restarts"] for f in fits if f.report.get("restarts")},
+        "restarts": {f.report["phase"]: f.report["restarts"] for f in trainings if f.report.get("restarts")},
         "objective": metrics[f"test/{bench.task.headline}"],
         "metrics": metrics,
-        "result_name": cfg.result_name,
+        "result_name": composition.result_name,
         "task": bench.task.described(),
-        "paper": OmegaConf.to_container(cfg.paper).get(names.get("method"), {}) if cfg.as_published else {},
+        "paper": thaw(composition.paper.get(composition.names.get("method") or "", {}))
+        if composition.as_published
+        else {},
         "teacher_kept": teacher.kept if teacher else None,
         "models": {k: {"parameters": parameters(net)} for k, net in networks.items()},
         "cost": {
             "seconds": {k: round(v, 2) for k, v in {**seconds, "total": sum(seconds.values())}.items()},
-            "teacher_images": sum(f.report["teacher_images"] for f in fits),
-            "queries": spent["training"]["used"] if spent else sum(f.report.get("queries", 0) for f in fits),
-            "images_synthesised": sum(f.report["images_synthesised"] for f in fits),
+            "teacher_images": sum(f.report["teacher_images"] for f in trainings),
+            "queries": spent["training"]["used"] if spent else sum(f.report.get("queries", 0) for f in trainings),
+            "images_synthesised": sum(f.report["images_synthesised"] for f in trainings),
             "updates": student.report["student_updates"],
             "peak_memory_bytes": peak_memory(),
             **({"asking": spent, "price": sum(bucket["cost"] for bucket in spent.values())} if spent else {}),
         },
-        **(teacher.told(answers is not None, {**stages, "student": student}) if teacher else {}),
+        **(teacher.told(fits.answers is not None, {**stages, "student": student}) if teacher else {}),
         "dataset": {"layout": dataset.layout, "encoding": dataset.encoding, "skipped": dataset.skipped},
         **{key: student.report.get(key) for key in ("precision", "memory_format", "compile", "fold_batchnorm")},
-        "device": torch.cuda.get_device_name() if device_of(cfg) != "cpu" else f"cpu x{torch.get_num_threads()}",
+        "device": torch.cuda.get_device_name() if device != "cpu" else f"cpu x{torch.get_num_threads()}",
     }
-
-
-def _further(
-    name: str, measure: Any, student: Fitted, teacher: Obtained | None, test: Split | None, device: str, samples: Path
-) -> dict[str, float | None]:
-    """What a member of ``metrics`` says of the student; nothing without test images or the teacher it needs."""
-    if test is None or ("teacher.gradients" in measure.needs and (teacher is None or teacher.net is None)):
-        return {}
-    network = student.network if trained(student) else None
-    found = measure(network, teacher and teacher.net, test, device=device, samples=samples)
-    return {f"{name}/{k}" if k else name: v for k, v in found.items()}
-
-
-def trained(fitted: Fitted) -> bool:
-    """Whether the fit was one of its student, and not of a generator alone."""
-    return fitted.report.get("trains_student", True)
-
-
-def _control(
-    name: str, node: DictConfig, cfg: DictConfig, bench: Bench, teacher: Obtained | None, student: Fitted
-) -> Fitted | None:
-    own = control_of(node, cfg, bench.dataset, teacher, student)
-    if own is None:
-        return None
-    return fit(own, bench, phase=name, **handed(teacher, node, obtain_source_teacher(own, bench)))
 
 
 class Clock:
@@ -284,17 +246,19 @@ class Clock:
         self.seconds[phase] = time.perf_counter() - start
 
 
-def _card(cfg: DictConfig, dataset: Dataset, metrics: Mapping[str, Any], teacher: Obtained | None) -> dict[str, Any]:
+def _card(
+    composition: Composition, dataset: Dataset, metrics: Mapping[str, Any], teacher: Obtained | None
+) -> dict[str, Any]:
     return {
-        "network": OmegaConf.to_container(cfg.student, resolve=True),
+        "network": composition.student.plain(),
         "classes": dataset.classes,
         "task": dataset.task.described(),
         "image_shape": dataset.image_shape,
-        "mean": list(cfg.data.mean),
-        "std": list(cfg.data.std),
+        "mean": list(composition.data.mean),
+        "std": list(composition.data.std),
         "metrics": dict(metrics),
         "teacher": teacher.key if teacher else None,
-        "seed": cfg.seed,
+        "seed": composition.seed,
     }
 
 

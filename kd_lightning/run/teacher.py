@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor, nn
 
-from kd_lightning.config.derive import variant
+from kd_lightning.config.composition import Composition, TeacherSettings, Training
+from kd_lightning.config.node import Node, thaw
 from kd_lightning.core.inference import predict
 from kd_lightning.data.dataset import Dataset, Split
 from kd_lightning.distributed import collectives
-from kd_lightning.distributed.device import device_of
 from kd_lightning.engine.fit import Bench, Fitted, fit
-from kd_lightning.errors import TeacherError, UserError
+from kd_lightning.errors import TeacherError
 from kd_lightning.methods.base.protocols import Teacher
 from kd_lightning.networks.normalized import Normalized
 from kd_lightning.networks.weights import load_weights
@@ -57,7 +54,7 @@ class Obtained:
     net: Normalized | None
     key: str
     seconds: float
-    settings: DictConfig
+    settings: TeacherSettings
     device: str
     report: dict[str, Any]
     described: Described | None = None
@@ -75,8 +72,10 @@ class Obtained:
         if self.described is None:
             assert self.net is not None
             return FrozenTeacher(self.net)
-        own = {key: self.settings[key] for key in ("smoothing", "min_coverage", "budget")}
-        return QueryTeacher(self.door, self.described, **own)
+        own = self.settings
+        return QueryTeacher(
+            self.door, self.described, smoothing=own.smoothing, min_coverage=own.min_coverage, budget=own.budget
+        )
 
     def answers(self, split: Split | None) -> Tensor | None:
         """Its outputs on a split for measuring: free at ``white``, else as far as ``teacher.eval_budget`` pays."""
@@ -122,11 +121,11 @@ class Obtained:
         }
 
 
-def obtain_teacher(cfg: DictConfig, bench: Bench, train: Callable[..., Fitted] = fit) -> Obtained | None:
-    """Load, train or reach ``cfg.teacher``, and measure it where labels exist and everything may be known.
+def obtain_teacher(composition: Composition, bench: Bench, train: Callable[..., Fitted] = fit) -> Obtained | None:
+    """Load, train or reach the teacher, and measure it where labels exist and everything may be known.
 
     Args:
-        cfg: the composition.
+        composition: whose teacher is wanted.
         bench: what the run's fits share.
         train: called as :func:`~kd_lightning.engine.fit.fit` is.
 
@@ -134,17 +133,17 @@ def obtain_teacher(cfg: DictConfig, bench: Bench, train: Callable[..., Fitted] =
         TeacherError: weights that do not fit, a teacher that knows nothing or is misread, no data to train it on, or
             one that tells something else than was agreed.
     """
-    settings = cfg.teacher
-    if settings.net is None and settings.asker is None:
+    settings = composition.teacher
+    if settings is None:
         return None
-    device = device_of(cfg)
+    device = composition.device
     net: Normalized | None = None
     key, seconds, report, kept = "", 0.0, dict[str, Any](), None
     if settings.net is not None:
         if settings.weights:
             net, key = load_net(settings)
         else:
-            net, key, seconds, report, kept = _trained(cfg, bench, train)
+            net, key, seconds, report, kept = _trained(settings, bench, train)
         net.eval()
         if settings.access == "white":
             labelled = bench.dataset.val or bench.dataset.test
@@ -155,10 +154,12 @@ def obtain_teacher(cfg: DictConfig, bench: Bench, train: Callable[..., Fitted] =
 
     def open_door() -> Described:
         nonlocal door
-        asker = _at_home(settings, net, key, bench.dataset, device) if net is not None else _elsewhere(settings)
+        asker = (
+            cast(Node, settings.asker).build() if net is None else _at_home(settings, net, key, bench.dataset, device)
+        )
         _refuse_another(asker.describe(), settings, bench.dataset)
-        file = settings.ledger or Store(cfg.artifacts.root).root / "ledger.sqlite"
-        pace = instantiate(settings.pace)
+        file = settings.ledger or Store(composition.artifacts.root).root / "ledger.sqlite"
+        pace = settings.pace.build()
         door = Asking(asker, Path(file), _terms(settings, bench), pace=pace, at_home=net is not None)
         return door.described
 
@@ -169,25 +170,26 @@ def obtain_teacher(cfg: DictConfig, bench: Bench, train: Callable[..., Fitted] =
     return Obtained(net, key, seconds, settings, device, report, described, door, reference, kept)
 
 
-def obtain_source_teacher(cfg: DictConfig, bench: Bench, train: Callable[..., Fitted] = fit) -> Obtained | None:
-    """The teacher that ``cfg.source.teacher`` names, which only the source asks; None where it asks the run's.
+def obtain_source_teacher(
+    training: Training, composition: Composition, bench: Bench, train: Callable[..., Fitted] = fit
+) -> Obtained | None:
+    """The teacher that only the source of a training asks; None where it asks the run's.
 
-    Its node says what differs from the run's teacher: ``net``, and ``weights`` if it is not to be trained here.
+    Args:
+        training: whose source it is.
+        composition: of the run.
+        bench: what the run's fits share.
+        train: called as :func:`~kd_lightning.engine.fit.fit` is.
 
     Raises:
         TeacherError: see :func:`obtain_teacher`.
     """
-    if (named := cfg.source.get("teacher")) is None:
+    if training.source_teacher is None:
         return None
-    own = cfg.copy()
-    with open_dict(own):
-        own.teacher.update({"net": None, "weights": None, "asker": None, "class_order": None, "access": "white"})
-        own.teacher.update({"mean": list(cfg.data.mean), "std": list(cfg.data.std)})
-        own.teacher = OmegaConf.merge(own.teacher, named)
-    return obtain_teacher(own, bench, train)
+    return obtain_teacher(composition.derive(teacher=training.source_teacher), bench, train)
 
 
-def _terms(settings: DictConfig, bench: Bench) -> Terms:
+def _terms(settings: TeacherSettings, bench: Bench) -> Terms:
     canaries = settings.canaries
     if canaries is None:
         canaries = CANARIES if settings.net is None else 0
@@ -201,11 +203,11 @@ def _terms(settings: DictConfig, bench: Bench) -> Terms:
     )
 
 
-def _at_home(settings: DictConfig, net: Normalized, key: str, dataset: Dataset, device: str) -> Asker:
+def _at_home(settings: TeacherSettings, net: Normalized, key: str, dataset: Dataset, device: str) -> Asker:
     described = Described(
         name=f"{type(net.net).__name__}-{key}",
         version=f"abstains below {settings.abstain_below}" if settings.abstain_below is not None else "1",
-        access=settings.access,
+        access=cast(Any, settings.access),
         num_classes=dataset.task.outputs,
         max_batch=AT_ONCE,
         decimals=settings.decimals,
@@ -215,14 +217,7 @@ def _at_home(settings: DictConfig, net: Normalized, key: str, dataset: Dataset, 
     return LocalAsker(net, described, abstain_below=settings.abstain_below, device=device)
 
 
-def _elsewhere(settings: DictConfig) -> Asker:
-    try:
-        return instantiate(settings.asker, _convert_="all")
-    except InstantiationException as error:  # Hydra's wrapping hides what the user can mend
-        raise error.__cause__ if isinstance(error.__cause__, UserError) else error from None
-
-
-def _refuse_another(described: Described, settings: DictConfig, dataset: Dataset) -> None:
+def _refuse_another(described: Described, settings: TeacherSettings, dataset: Dataset) -> None:
     channels, height, width = dataset.image_shape
     if described.access != settings.access:
         raise TeacherError(f"{described.name} tells {described.access}: set teacher.access={described.access}")
@@ -237,36 +232,32 @@ def _refuse_another(described: Described, settings: DictConfig, dataset: Dataset
         )
 
 
-def _reference(settings: DictConfig) -> nn.Module:
+def _reference(settings: TeacherSettings) -> nn.Module:
     """The network of ``teacher.reference``: weights of ``teacher.net``, else a run's student."""
+    assert settings.reference is not None
     if settings.net is None:
         return load_student(settings.reference)
-    return load_net(OmegaConf.merge(settings, {"weights": settings.reference}))[0].eval()  # type: ignore[arg-type]
+    return load_net(replace(settings, weights=settings.reference))[0].eval()
 
 
-def load_net(settings: DictConfig) -> tuple[Normalized, str]:
-    """The network of a ``teacher`` node with its weights file, and its key."""
-    net = Normalized(instantiate(settings.net), mean=settings.mean, std=settings.std, class_order=settings.class_order)
+def load_net(settings: TeacherSettings) -> tuple[Normalized, str]:
+    """The network of a teacher with its weights file, and its key."""
+    assert settings.net is not None
+    assert settings.weights is not None
+    net = Normalized(settings.net.build(), mean=settings.mean, std=settings.std, class_order=settings.class_order)
     load_weights(net, settings.weights)
-    plain: Any = OmegaConf.to_container(settings, resolve=True)
-    kept = {k: plain[k] for k in ("net", "mean", "std", "class_order")}
+    kept = {k: thaw(getattr(settings, k)) for k in ("net", "mean", "std", "class_order")}
     return net, digest({**kept, "weights": file_digest(settings.weights)})
 
 
-def teachers_own(cfg: DictConfig) -> DictConfig:
-    """The composition by which the teacher of ``cfg`` is trained where it has no weights."""
-    own = variant(cfg, {**cfg.teacher.fit, "student": cfg.teacher.net, "init": None})
-    own.seed = cfg.teacher.seed
-    return own
-
-
 def _trained(
-    cfg: DictConfig, bench: Bench, train: Callable[..., Fitted]
+    settings: TeacherSettings, bench: Bench, train: Callable[..., Fitted]
 ) -> tuple[Normalized, str, float, dict[str, Any], str]:
     if bench.dataset.train is None:
         raise TeacherError(
             f"data={bench.dataset.name} has no training images to train a teacher on: "
             "give the teacher's weights with teacher.weights=FILE"
         )
-    fitted = train(teachers_own(cfg), bench, phase="teacher")
+    assert settings.training is not None
+    fitted = train(settings.training, bench, phase="teacher")
     return fitted.network, digest([fitted.key]), fitted.seconds, fitted.report, fitted.folder.name

@@ -18,16 +18,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from kd_lightning.data.loader import Augmentation, TensorLoader
 from kd_lightning.errors import ConfigError
-from kd_lightning.losses.batch_norm import BatchNormTap, batch_norm_statistics
-from kd_lightning.losses.image_prior import l2_norm, total_variation
+from kd_lightning.losses.batch_norm import BatchNormTap
+from kd_lightning.losses.deep_inversion import inversion_step
 from kd_lightning.networks.normalized import Normalized
 from kd_lightning.sources.context import Context
 from kd_lightning.sources.pool import noise_on, obtain_pool, teacher_of
@@ -112,41 +112,9 @@ class DeepInversion:
         """From standardised noise u (N, C, H, W) to images in data units of the classes y (N,)."""
         u = u.requires_grad_()
         adam = torch.optim.Adam([u], lr=self.lr)
+        step = partial(inversion_step, bn=self.bn, tv=self.tv, l2=self.l2, clip=self.clip)
         for _ in range(self.steps):
             shift = random.integers(-self.jitter, self.jitter + 1, 2).tolist()
-            v = jittered(u, shift, mirrored=self.flip and random.random() < 0.5)
-            _, losses = inversion_losses(net, v, y, bn=self.bn, tv=self.tv, l2=self.l2)
-            adam.zero_grad()
-            torch.stack(list(losses.values())).sum().backward()
-            adam.step()
-            if self.clip:
-                keep_in_range(u, net)
+            mirrored = self.flip and random.random() < 0.5
+            step(net, u, y, adam, shift=shift, mirrored=mirrored)
         return (u * net.std + net.mean).detach()
-
-
-def jittered(u: Tensor, shift: Sequence[int], *, mirrored: bool = False) -> Tensor:
-    """Pixels u (N, C, H, W) moved down and right by ``shift``, what leaves coming in on the other side."""
-    v = u.roll(tuple(shift), (2, 3))
-    return v.flip(3) if mirrored else v
-
-
-@torch.no_grad()
-def keep_in_range(u: Tensor, net: Normalized) -> None:
-    """Clip standardised pixels u (N, C, H, W), in place, to those of images between black and white."""
-    u.copy_(u.clamp(net.standardise(torch.zeros_like(u[:1])), net.standardise(torch.ones_like(u[:1]))))
-
-
-def inversion_losses(
-    net: Normalized, v: Tensor, y: Tensor, *, bn: float, tv: float, l2: float
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The teacher's logits (N, K) on standardised pixels v (N, C, H, W), and DeepInversion's losses for the classes y.
-
-    Hooks sit on ``net`` during its forward pass alone.
-    """
-    with BatchNormTap(net) as tap:
-        t = net(v * net.std + net.mean)
-    return t, {
-        "class": F.cross_entropy(t.float(), y),  # L(x, y)
-        "bn": bn * batch_norm_statistics(tap.statistics, tap.layers),  # alpha_f R_feature
-        "prior": tv * total_variation(v) + l2 * l2_norm(v),  # R_prior = alpha_tv R_TV + alpha_l2 R_l2
-    }

@@ -100,7 +100,7 @@ def read_json(path: str | Path, **how: Any) -> Any:
 
 
 def read_yaml(path: str | Path, **how: Any) -> Any:
-    """Plain data from a YAML file, numbers as OmegaConf reads them; nothing is resolved.
+    """Plain data from a YAML file, numbers as the configurations have them; nothing is resolved.
 
     Args:
         path: the file.

@@ -1,4 +1,4 @@
-"""W&B, TensorBoard or any other logger of Lightning's: opened, fed and closed here; a method never names one."""
+"""W&B, TensorBoard and other Lightning loggers: opened, fed and closed here, so that methods name none of them."""
 
 from __future__ import annotations
 
@@ -6,17 +6,15 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from hydra.utils import instantiate
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from torch import Tensor
 
@@ -24,28 +22,28 @@ from kd_lightning.distributed import collectives
 from kd_lightning.errors import UserError
 
 MOST_CLASSES = 100
-"""Confusion matrices of more classes are shown as pictures alone: W&B gets a row for every cell."""
+"""Confusion matrices of more classes are logged as pictures only: W&B's chart needs a row for every cell."""
 
 
 @dataclass
 class Boards:
-    """The dashboards of a run, as one fit is given them; none is fine.
+    """The dashboards that one fit of a run logs to; there may be none.
 
     Args:
-        loggers: Lightning's.
-        prefix: before every key, so that the curves of stages stand beside the student's.
+        loggers: of Lightning.
+        prefix: of every key, so that stages and student have separate curves.
     """
 
     loggers: Sequence[Any] = ()
     prefix: str = ""
 
     def of(self, phase: str) -> Boards:
-        """The same dashboards as a fit of that name is given them."""
+        """The same dashboards for the fit named ``phase``, whose name becomes the prefix unless it is ``student``."""
         return self if phase == "student" else Boards(self.loggers, f"{phase}/")
 
     @rank_zero_only
     def numbers(self, values: Mapping[str, float], step: int | None) -> None:
-        """Add to the curves; what a curve may be drawn over keeps its name."""
+        """Add values to the curves; keys without ``/``, such as ``seconds``, get no prefix."""
         named = {k if "/" not in k else self.prefix + k: v for k, v in values.items()}
         for logger in self.loggers:
             logger.log_metrics(named, step=step)
@@ -72,7 +70,7 @@ class Boards:
 
     @rank_zero_only
     def class_counts(self, key: str, counts: Tensor, step: int) -> None:
-        """How often each class came, int64 (K,), as a histogram that dashboards draw over time."""
+        """Log class counts, int64 (K,), as a histogram that dashboards draw over time."""
         for logger in self.loggers:
             if isinstance(logger, WandbLogger):
                 import wandb
@@ -86,7 +84,7 @@ class Boards:
 
     @rank_zero_only
     def confusion(self, key: str, picture: Image.Image, rows: Tensor, columns: Tensor, classes: Sequence[str]) -> None:
-        """Show a confusion matrix of classes (N,) against classes (N,): its picture, and W&B's own chart."""
+        """Show a confusion matrix of classes (N,) against classes (N,): its picture, and in W&B a chart too."""
         self.picture(key, picture, None)
         for logger in self.loggers:
             if isinstance(logger, WandbLogger) and len(classes) <= MOST_CLASSES:
@@ -99,7 +97,7 @@ class Boards:
 
     @rank_zero_only
     def student(self, folder: Path, card: Mapping[str, Any]) -> None:
-        """Keep ``student.safetensors`` and ``student.json`` as a W&B artifact whose metadata are the metrics."""
+        """Upload ``student.safetensors`` and ``student.json`` as a W&B artifact with the metrics as metadata."""
         for logger in self.loggers:
             if isinstance(logger, WandbLogger):
                 import wandb
@@ -113,28 +111,28 @@ class Boards:
 
 
 @contextmanager
-def watching(cfg: DictConfig, work: Path, folder: Path) -> Iterator[Boards]:
-    """Open the loggers of a composition; they close however the block ends.
+def watching(
+    loggers: Sequence[Callable[..., Any]], composition: Mapping[str, Any], work: Path, folder: Path
+) -> Iterator[Boards]:
+    """Open the loggers of a composition; close them at the end of the block, also after an error.
 
     Args:
-        cfg: the composition.
-        work: where they write.
-        folder: where that will be found when the block has ended well.
+        loggers: each opens one, given ``save_dir``.
+        composition: plain data that they note.
+        work: the folder they write to.
+        folder: the path that ``work`` will have after the block has succeeded.
 
     Raises:
-        UserError: TensorBoard is wanted and not installed.
+        UserError: TensorBoard is configured but not installed.
     """
-    nodes = (cfg.logger or {}).values() if collectives.rank() == 0 else ()
-    for leftover in ("wandb", "tensorboard") if nodes else ():  # of a killed run, whose curves are told again
+    mine = loggers if collectives.rank() == 0 else ()
+    for leftover in ("wandb", "tensorboard") if mine else ():  # of a killed run, whose curves are logged again
         shutil.rmtree(work / leftover, ignore_errors=True)
-    boards = Boards([_opened(node, work) for node in nodes])
+    boards = Boards([_opened(logger, work) for logger in mine])
     status = "failed"
     try:
-        if boards.loggers:
-            composition: Any = OmegaConf.to_container(cfg, resolve=True)
-            composition.pop("main", None)  # repeats what stands elsewhere
-            for logger in boards.loggers:
-                logger.log_hyperparams(composition)
+        for logger in boards.loggers:
+            logger.log_hyperparams(composition)
         yield boards
         status = "success"
     finally:
@@ -142,15 +140,11 @@ def watching(cfg: DictConfig, work: Path, folder: Path) -> Iterator[Boards]:
             _close(logger, status, folder)
 
 
-def _opened(node: DictConfig, work: Path) -> Any:
+def _opened(logger: Callable[..., Any], work: Path) -> Any:
     try:
-        return instantiate(node, save_dir=str(work), _convert_="all")
+        return logger(save_dir=str(work))
     except ModuleNotFoundError as error:
         raise _missing(error) from error
-    except Exception as error:  # Hydra wraps what a constructor raises
-        if isinstance(error.__cause__, ModuleNotFoundError):
-            raise _missing(error.__cause__) from error
-        raise
 
 
 def _missing(error: ModuleNotFoundError) -> UserError:
@@ -160,10 +154,10 @@ def _missing(error: ModuleNotFoundError) -> UserError:
 
 
 def tensorboard(save_dir: str, **settings: Any) -> TensorBoardLogger:
-    """TensorBoard's files in ``save_dir/tensorboard``.
+    """A TensorBoard logger that writes to ``save_dir/tensorboard``.
 
     Raises:
-        ModuleNotFoundError: it is not installed.
+        ModuleNotFoundError: TensorBoard is not installed.
     """
     return TensorBoardLogger(save_dir, name="tensorboard", version="", **{"default_hp_metric": False, **settings})
 
@@ -171,17 +165,17 @@ def tensorboard(save_dir: str, **settings: Any) -> TensorBoardLogger:
 def weights_and_biases(
     save_dir: str, *, name: str | None = None, offline: bool = False, init_timeout: float = 20.0, **settings: Any
 ) -> WandbLogger:
-    """A run on W&B, or where there is no key or no network one in ``save_dir`` that can be sent later.
+    """A W&B run; without an API key or network an offline run in ``save_dir``, which ``wandb sync`` can send later.
 
     Args:
-        save_dir: of its files.
+        save_dir: folder of its files.
         name: of the run.
-        offline: do not even try to reach W&B.
-        init_timeout: seconds to try for.
-        **settings: more of what ``wandb.init`` takes, such as project, entity, group, job_type and tags.
+        offline: do not try to reach W&B.
+        init_timeout: seconds after which to give up reaching W&B.
+        **settings: further arguments of ``wandb.init``, such as project, entity, group, job_type and tags.
     """
     if rank_zero_only.rank:  # type: ignore[attr-defined]
-        return WandbLogger(name=name, save_dir=save_dir)  # mute: Lightning opens no run on this rank
+        return WandbLogger(name=name, save_dir=save_dir)  # logs nothing: Lightning opens no run on this rank
     import wandb
 
     def begin(**mode: Any) -> Any:
@@ -211,7 +205,7 @@ def _close(logger: Any, status: str, folder: Path) -> None:
 
     run = logger.experiment
     run.finish(exit_code=0 if status == "success" else 1)
-    wandb.teardown()  # without it the file is written on after finish has returned, and would be copied half
+    wandb.teardown()  # otherwise the file is still being written after finish returned, and would be copied incomplete
     if status == "success" and run.settings.mode in ("offline", "dryrun"):
         at = folder / "wandb" / Path(run.dir).parent.name
         near = at.relative_to(Path.cwd()) if at.is_relative_to(Path.cwd()) else at

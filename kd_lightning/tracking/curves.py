@@ -1,4 +1,4 @@
-"""The curves of a fit: kept as rows in its folder, and passed on to whatever dashboard is there."""
+"""The curves of a fit: rows of ``metrics.csv`` in its folder, also passed on to the dashboards."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from kd_lightning.teachers.black_box import QueryTeacher
 from kd_lightning.tracking.backends import Boards
 
 AXES = ("seconds", "queries")
-"""What a curve may be drawn over, besides rounds."""
+"""Possible x axes of a curve, besides rounds."""
 
 
 class Curves(Logger):
-    """Everything logged, as rows over rounds, in ``metrics.csv``.
+    """A logger that writes all values to ``metrics.csv``, one row per round.
 
     A killed run loses only the rows since its last checkpoint: :class:`KeepCurves` saves them with it.
 
     Args:
         folder: where ``metrics.csv`` is written.
-        boards: who gets every row too, with its seconds.
-        asked: a teacher that only answers: how many images it was asked about so far makes the column ``queries``.
+        boards: dashboards that get every row too.
+        asked: a black-box teacher; the number of images it was asked about so far becomes the column ``queries``.
     """
 
     def __init__(self, folder: str | Path, boards: Boards | None = None, *, asked: QueryTeacher | None = None) -> None:
@@ -49,7 +49,7 @@ class Curves(Logger):
 
     @property
     def version(self) -> str:
-        """There is one run per folder."""
+        """Empty: there is one run per folder."""
         return ""
 
     @property
@@ -58,11 +58,11 @@ class Curves(Logger):
         return self.seconds_before + time.perf_counter() - self.started
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """The composition is in ``.hydra/`` already."""
+        """Do nothing: the composition is already in ``.hydra/``."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Add to the row of this round."""
+        """Add values to the row of round ``step``."""
         fresh = {k: float(v) for k, v in metrics.items()}
         if not self.rows or self.rows[-1]["round"] != step:
             asked = {"queries": self.asked.asked} if self.asked else {}
@@ -72,7 +72,7 @@ class Curves(Logger):
 
     @rank_zero_only
     def save(self) -> None:
-        """Write the file anew."""
+        """Rewrite the file."""
         columns = list(dict.fromkeys(key for row in self.rows for key in row))
         text = io.StringIO()
         writer = csv.DictWriter(text, columns)
@@ -82,22 +82,22 @@ class Curves(Logger):
             self.file.write_text(text.getvalue())
 
     def finalize(self, status: str) -> None:
-        """Leave the file complete."""
+        """Write the file at the end of the fit."""
         self.save()
 
 
 class KeepCurves(Callback):
-    """Puts the rows of :class:`Curves` into checkpoints, takes them back, and tells new dashboards of them."""
+    """Saves the rows of :class:`Curves` in checkpoints; on resuming restores them and logs them to the dashboards."""
 
     def __init__(self, curves: Curves) -> None:
         self.curves = curves
 
     def state_dict(self) -> dict[str, Any]:
-        """Rows and seconds."""
+        """Rows, and seconds of training so far."""
         return {"rows": self.curves.rows, "seconds": self.curves.seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with them."""
+        """Restore rows and seconds, and log the rows to the dashboards."""
         self.curves.rows = list(state_dict["rows"])
         self.curves.seconds_before, self.curves.started = state_dict["seconds"], time.perf_counter()
         for row in self.curves.rows:
@@ -105,7 +105,7 @@ class KeepCurves(Callback):
 
 
 def replay(folder: Path, boards: Boards) -> None:
-    """Give the curves and pictures of a kept fit to dashboards that were not there when it ran."""
+    """Log the curves and pictures of a reused fit to dashboards that were not open when it ran."""
     if not boards.loggers:
         return
     round_ = 0

@@ -1,4 +1,4 @@
-"""Pictures drawn with Pillow alone: grids of images, histograms, confusion matrices, numbers against numbers."""
+"""Pictures drawn with Pillow only: image grids, histograms, confusion matrices, scatter plots."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from kd_lightning.store.artifacts import writing
 INK, PAPER, GREY, RED = (30, 30, 30), (255, 255, 255), (140, 140, 140), (190, 30, 30)
 BAR = (54, 108, 166)
 DEEP = (8, 48, 107)
-"""Colour of a matrix cell that holds its whole row."""
+"""Colour of a matrix cell that holds all of its row."""
 LEGIBLE = 18
-"""Columns of fewer pixels get no name and no number."""
+"""Width in pixels below which columns get no name and no number."""
 
 
 def to_uint8(images: Tensor) -> Tensor:
@@ -32,11 +32,11 @@ def save_grid(
     """Write uint8 images (N, C, H, W) as one PNG, enlarged so that each is at least about 48 pixels wide.
 
     Args:
-        images: row after row.
+        images: in row order.
         path: of the PNG.
-        columns: images of a row.
-        zoom: pixels of one side for each of an image's.
-        rows: names of the rows, put on their left; none without.
+        columns: images per row.
+        zoom: factor on height and width; None chooses it.
+        rows: names of the rows, drawn on the left; may be empty.
     """
     zoom = zoom or max(1, 48 // images.shape[-1])
     enlarged = images.repeat_interleave(zoom, -1).repeat_interleave(zoom, -2)
@@ -55,14 +55,14 @@ def _beside(picture: Image.Image, words: Sequence[Image.Image]) -> Image.Image:
 
 
 def save(picture: Image.Image, path: Path) -> None:
-    """Write a PNG, making its folder."""
+    """Write a PNG; create its folder."""
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         picture.save(path)
 
 
 def bars(counts: Tensor, names: Sequence[str], title: str) -> Image.Image:
-    """A histogram over classes: numbers above the bars, red where there is nothing, a line where all would be equal.
+    """A histogram over classes: counts above the bars, red for 0, and a line at the mean.
 
     Args:
         counts: int64 (K,).
@@ -84,7 +84,7 @@ def bars(counts: Tensor, names: Sequence[str], title: str) -> Image.Image:
         draw.rectangle((x + wide // 8, y, x + wide - 1 - wide // 8, floor), BAR if count else RED)
         if legible:
             at, font = (x + wide / 2, y - 4), _fitting(count, wide)
-            draw.rectangle(draw.textbbox(at, str(count), font, anchor="mb"), PAPER)  # lest the line cross it
+            draw.rectangle(draw.textbbox(at, str(count), font, anchor="mb"), PAPER)  # keeps the line off the number
             draw.text(at, str(count), INK if count else RED, font, anchor="mb")
     draw.line((left, floor, right, floor), INK)
     picture.paste(labels, (left, floor + 6))
@@ -92,10 +92,10 @@ def bars(counts: Tensor, names: Sequence[str], title: str) -> Image.Image:
 
 
 def matrix(counts: Tensor, names: Sequence[str], title: str, *, rows: str, columns: str) -> Image.Image:
-    """A confusion matrix: dark where much of a row is, the numbers in the cells where there is room.
+    """A confusion matrix: the darker a cell, the larger its share of the row; counts in the cells where there is room.
 
     Args:
-        counts: int64 (K, K); how often what is ``i`` by its row was called ``j``.
+        counts: int64 (K, K); ``counts[i, j]`` images of class i by the rows and class j by the columns.
         names: of the classes.
         title: above it.
         rows: what the rows are, such as ``label``.
@@ -116,7 +116,7 @@ def matrix(counts: Tensor, names: Sequence[str], title: str, *, rows: str, colum
     side = _text(rows, GREY).rotate(90, expand=True)
     picture.paste(side, (8, top))
     share = counts / counts.sum(1, keepdim=True).clamp(min=1)
-    shade = share.sqrt()[..., None]  # a few mistakes are to be seen beside many right answers
+    shade = share.sqrt()[..., None]  # the root keeps a few mistakes visible beside many right answers
     colours = (torch.tensor(PAPER) * (1 - shade) + torch.tensor(DEEP) * shade).round().to(torch.uint8)
     cells = Image.fromarray(colours.numpy()).resize((cell * k, cell * k), Image.Resampling.NEAREST)
     picture.paste(cells, (left, top))
@@ -133,13 +133,13 @@ def matrix(counts: Tensor, names: Sequence[str], title: str, *, rows: str, colum
 
 
 def scatter(across: Tensor, up: Tensor, *, low: float, high: float, title: str, columns: str, rows: str) -> Image.Image:
-    """Numbers against numbers of the same range, dark where many are, with the line where both are equal.
+    """A scatter plot of numbers of one range: darker where points are dense, with the diagonal.
 
     Args:
-        across: (N,), to the right.
-        up: (N,), upwards.
-        low: of the range of both.
-        high: of the range of both.
+        across: x values (N,).
+        up: y values (N,).
+        low: lower end of both axes.
+        high: upper end of both axes.
         title: above it.
         columns: what ``across`` is.
         rows: what ``up`` is.
@@ -172,7 +172,7 @@ def _font(size: int) -> Any:
 
 
 def _fitting(number: int, width: int) -> Any:
-    """A font in which a number is no wider than its column."""
+    """The font, reduced until a number is no wider than its column."""
     return _font(max(7, min(12, round((width - 4) * 1.7 / len(str(number))))))
 
 
@@ -192,7 +192,7 @@ def _text(text: str, ink: tuple[int, int, int] = INK) -> Image.Image:
 
 
 def _labels(names: Sequence[str], pitch: int, *, hang: bool) -> Image.Image:
-    """Names over or under columns: level where all fit, else upright, hanging from the top or standing below."""
+    """Names of columns: horizontal where all fit, else vertical, aligned to the top (``hang``) or the bottom."""
     words = [_text(_cut(name)) for name in names]
     if max(word.width for word in words) > pitch - 4:
         words = [word.rotate(90, expand=True) for word in words]

@@ -19,9 +19,11 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from kd_lightning.config import resolvers
+from kd_lightning.config.check import check
 from kd_lightning.core.log_filters import quiet
 from kd_lightning.core.tasks import Classification
-from kd_lightning.data.load import dataset_digest, load_data
+from kd_lightning.data.load import dataset_digest
+from kd_lightning.engine.data import load_data
 from kd_lightning.engine.fit import Bench, fit
 from kd_lightning.run.stages_and_controls import handed
 from kd_lightning.run.teacher import obtain_teacher
@@ -32,13 +34,13 @@ def seconds(method: str, epochs: int, root: Path) -> float:
     """Processor seconds of one fit from scratch; its teacher is made before and kept in ``root``."""
     with initialize_config_dir(str(resolvers.conf_dir()), version_base="1.3"):
         own = [f"method={method}", f"trainer.max_epochs={epochs}", "trainer.accelerator=cpu", "data.recipe.epochs=20"]
-        cfg = compose("run", ["experiment=bss/digits_20pct", *own, f"artifacts.root={root}"])
-    dataset = load_data(cfg, Store(root))
+        whole = check(compose("run", ["experiment=bss/digits_20pct", *own, f"artifacts.root={root}"]))
+    dataset = load_data(whole.data, Store(root))
     bench = Bench(Store(root), dataset, dataset_digest(dataset), Classification(dataset.num_classes), [])
-    teacher = obtain_teacher(cfg, bench)
+    teacher = obtain_teacher(whole, bench)
     bench.store = Store(root, reuse=False)
     start = time.process_time()
-    fit(cfg, bench, phase=method, **handed(teacher))
+    fit(whole, bench, phase=method, **handed(teacher))
     return time.process_time() - start
 
 

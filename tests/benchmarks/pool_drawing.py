@@ -14,15 +14,17 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import torch
 from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
 from safetensors.torch import save_file
 from torch import nn
 
 from kd_lightning.config import resolvers
+from kd_lightning.config.check import check
+from kd_lightning.config.composition import Composition
+from kd_lightning.config.node import Node
 from kd_lightning.data.dataset import Dataset, Split
 from kd_lightning.sources.context import Context
 from kd_lightning.sources.synthetic import Synthetic
@@ -42,16 +44,15 @@ class Clock:
         self.inside[name] += time.perf_counter() - self.began  # type: ignore[attr-defined]
 
 
-def source_of(cfg: Any, folder: Path) -> Synthetic:
+def source_of(composition: Composition, folder: Path) -> Synthetic:
     """The composition's source, its networks' weights in files."""
     torch.manual_seed(0)
     for key in ("generator", "ratio"):
-        net = instantiate(cfg.source[key])
+        net = cast(Node, Node.of(composition.source[key])).build()
         state = {k: v.contiguous().clone() for k, v in net.state_dict().items()}
         save_file(state, folder / f"{key}.safetensors")
-    cfg.source.update({"keep": None, "images": None, "weights": str(folder / "generator.safetensors")})
-    cfg.source.ratio_weights = str(folder / "ratio.safetensors")
-    source = instantiate(cfg.source, _convert_="all")
+    files = {"weights": str(folder / "generator.safetensors"), "ratio_weights": str(folder / "ratio.safetensors")}
+    source = composition.source.replace(keep=None, images=None, **files).build()
     assert isinstance(source, Synthetic)
     return source
 
@@ -66,17 +67,18 @@ def main() -> None:
     resolvers.register()
     with initialize_config_dir(str(resolvers.conf_dir()), version_base="1.3"):
         experiment = ["experiment=cgan_kd/mnist_small", f"source.per_label={args.per_label}"]
-        cfg = compose("run", [*experiment, *overrides])
-    shape, classes = (cfg.data.channels, cfg.data.size, cfg.data.size), [str(i) for i in range(cfg.data.num_classes)]
+        composition = check(compose("run", [*experiment, *overrides]))
+    data = composition.data
+    shape, classes = (data.channels, data.size, data.size), [str(i) for i in range(data.num_classes)]
     real = Split(torch.zeros(len(classes), *shape, dtype=torch.uint8), torch.arange(len(classes)))
     dataset = Dataset("nothing", classes, real, None, None, "none", "none")
     shares = []
     for _ in range(args.repeats):
         with tempfile.TemporaryDirectory() as place:
-            source = source_of(cfg, Path(place))
+            source = source_of(composition, Path(place))
             assert source.ratio is not None
             clock = Clock(generator=source.generator, ratio=source.ratio)
-            context = Context(dataset, None, Store(place), {}, list(cfg.data.mean), list(cfg.data.std))
+            context = Context(dataset, None, Store(place), {}, list(data.mean), list(data.std))
             start = time.perf_counter()
             images = len(source.prepare(context).images)
             wall = time.perf_counter() - start

@@ -270,7 +270,7 @@ def test_a_download_is_torchvisions_and_its_failure_is_one_line(tmp_path, monkey
         raise RuntimeError("Error downloading train-images:\nTried a mirror, got:\nno route")
 
     monkeypatch.setattr(tv.MNIST, "download", refused)
-    with pytest.raises(DataError, match=r"mnist could not be fetched into .*no route.*MNIST/raw.*<class>") as caught:
+    with pytest.raises(DataError, match=r"mnist could not be downloaded into .*no route.*MNIST/raw.*<class>") as caught:
         files.load(name="mnist", root=tmp_path / "b", size=28, channels=1, download=True)
     assert "\n" not in str(caught.value)
 

@@ -190,7 +190,7 @@ def test_a_name_without_a_race_is_known_and_one_without_an_age_is_not(tmp_path: 
     faces(tmp_path, [39], ending="_20170116174525125.jpg")
     assert len(utkface.load(task=AGES, root=tmp_path, size=8).train) == 10
     Image.new("RGB", (8, 8)).save(tmp_path / "old_0_0.jpg")
-    with pytest.raises(DataError, match=r"old_0_0\.jpg: its name tells no age.*data\.skip_bad=true"):
+    with pytest.raises(DataError, match=r"old_0_0\.jpg: no age in its name.*data\.skip_bad=true"):
         utkface.load(task=AGES, root=tmp_path, size=8)
     (tmp_path / "7_0_0_1.jpg").write_text("no image")
     data = utkface.load(task=AGES, root=tmp_path, size=8, skip_bad=True)

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from kd_lightning.config.node import Node
 from kd_lightning.core.tasks import Classification, Regression
 from kd_lightning.data.dataset import Dataset, Split
 from kd_lightning.errors import ConfigError, DataError, TrainingError
@@ -257,8 +257,8 @@ def test_a_white_teacher_answers_a_pool_once(tmp_path: Path) -> None:
     assert len(list((tmp_path / "store").glob("labels-*/artifact.json"))) == 2
 
 
-def settings_of(pool: Synthetic) -> Any:
-    return OmegaConf.create({"labels": pool.labels, "per_label": pool.per_label, "keep": pool.keep})
+def settings_of(pool: Synthetic) -> Node:
+    return Node("a.Pool", {"labels": pool.labels, "per_label": pool.per_label, "keep": pool.keep})
 
 
 @pytest.mark.parametrize("keep", [None, 0.7, 0.9, 1.0])
@@ -273,8 +273,8 @@ def test_a_plan_knows_how_long_an_epoch_will_be(
     pool = source(tmp_path, **settings)
     context = at(tmp_path, task)
     planned = settings_of(pool)
-    longer = shortened(planned, pool, context)
-    short = source(tmp_path, **settings | {k: planned[k] for k in ("labels", "per_label", "keep")}).prepare(context)
+    small, longer = shortened(planned, pool, context)
+    short = source(tmp_path, **settings | {k: small[k] for k in ("labels", "per_label", "keep")}).prepare(context)
     assert len(short) * longer == pytest.approx(len(pool.prepare(context)), abs=1e-9)
     assert len(short.images) < 80 + 4 * 7 + 16
     with pytest.raises(DataError, match=r"raise source\.per_label or source\.keep"):

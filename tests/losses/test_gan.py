@@ -51,5 +51,5 @@ def test_gradients_stop_where_the_verdict_is_clear() -> None:
 
 
 def test_weights_of_another_shape_do_not_broadcast() -> None:
-    with pytest.raises(ValueError, match=r"fake: verdicts \(4,\), but weights \(4, 1\)"):
+    with pytest.raises(ValueError, match=r"fake: scores \(4,\), but weights \(4, 1\)"):
         hinge_d(torch.zeros(4), torch.zeros(4), fake_weight=torch.ones(4, 1))

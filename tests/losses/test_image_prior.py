@@ -209,7 +209,7 @@ def test_tap_leaves_no_hook_behind_even_after_an_error() -> None:
     assert len(tap.statistics) == taken == 1
     with tap:
         assert tap.statistics == []
-        with pytest.raises(RuntimeError, match="entered already"):
+        with pytest.raises(RuntimeError, match="already entered"):
             tap.__enter__()
 
 

@@ -7,16 +7,16 @@ from typing import Any
 
 import pytest
 import torch
+from cases import adi
 from conftest import composed
 from test_rounds import gradients, state
-from test_toy import adi
 from torch import Tensor, nn
 from toy import CLASSES, fit, trained_teacher
 
 from kd_lightning.config.check import faults
 from kd_lightning.losses.adversarial import jensen_shannon
+from kd_lightning.losses.deep_inversion import inversion_losses
 from kd_lightning.methods.data_free.adaptive_deep_inversion import AdaptiveDeepInversion
-from kd_lightning.sources.deep_inversion import inversion_losses
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from cases import bss, real_images
 from conftest import composed
-from test_toy import bss, real_images
 from torch import Tensor, nn
 from toy import adam, fit, network, patterns, trained_teacher
 

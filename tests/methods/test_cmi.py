@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from cases import cmi
 from test_rounds import state
-from test_toy import cmi
 from torch import nn
 from torch.nn import functional as F
 from toy import fit, trained_teacher

@@ -7,9 +7,8 @@ from typing import cast
 
 import pytest
 import torch
-from test_toy import few
 from torch import nn
-from toy import CLASSES, adam, few_shot_context, fit, trained_teacher
+from toy import CLASSES, adam, few, few_shot_context, fit, trained_teacher
 
 from kd_lightning.config.check import faults
 from kd_lightning.config.overrides import read

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_toy import dafl
+from cases import dafl
 from torch import Tensor, nn
 from toy import STATISTICS, fit, trained_teacher
 

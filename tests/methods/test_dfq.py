@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from cases import dfq
 from conftest import composed
-from test_toy import dfq
 from torch import nn
 from toy import fit, trained_teacher
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from cases import fast_dfkd
 from conftest import composed
 from test_rounds import Costs, flops
-from test_toy import fast_dfkd
 from torch import nn
 from torch.nn import functional as F
 from toy import fit, network, trained_teacher

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_toy import rdskd
+from cases import rdskd
 from torch import nn
 from toy import STATISTICS, context, fit, generator, trained_teacher
 

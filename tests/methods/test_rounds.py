@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_toy import adi, cmi, dafl, dfad, dfq, distill, fast_dfkd, rdskd, zskt
+from cases import CASES, MAKERS, ROUNDS, adi, cmi, distill
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from toy import context, fit, generator, network, trained_teacher
@@ -23,17 +23,6 @@ from kd_lightning.sources.deep_inversion import DeepInversion
 from kd_lightning.sources.frozen_generator import GeneratedLoader
 
 B = 64
-METHODS: dict[str, Callable[[], Any]] = {
-    "dafl": lambda: dafl(0.02),
-    "mskd": lambda: dafl(0.02, ms=1.0),
-    "dfad": lambda: dfad(1e-3),
-    "rdskd": lambda: rdskd(1e-3),
-    "zskt": lambda: zskt(1e-3),
-    "dfq": lambda: dfq(1e-3),
-}
-
-POOLED: dict[str, Callable[[], Any]] = {"fast_dfkd": lambda: fast_dfkd(5e-3), "cmi": lambda: cmi(1e-2)}
-"""Methods whose rounds of the paper are cut into training batches; their own tests say in which order."""
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +32,7 @@ def teachers() -> dict[bool, nn.Module]:
 
 @pytest.fixture
 def teacher(name: str, teachers: dict[bool, nn.Module]) -> nn.Module:
-    return teachers[name in ("dfq", *POOLED)]
+    return teachers[CASES[name].batch_norm]
 
 
 def state(net: nn.Module) -> str:
@@ -80,21 +69,21 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, str, bool]]:
     return seen
 
 
-@pytest.mark.parametrize("name", [*METHODS, *POOLED])
+@pytest.mark.parametrize("name", MAKERS)
 def test_the_teacher_comes_out_bit_identical(name: str, teacher: nn.Module) -> None:
     before = state(teacher)
-    fit((METHODS | POOLED)[name](), teacher, range(4))
+    fit(MAKERS[name].solves(), teacher, range(4))
     assert state(teacher) == before
     assert not gradients(teacher)
     assert not any(module.training for module in teacher.modules())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in teacher.modules())
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", ROUNDS)
 def test_each_step_moves_its_own_network_alone(
     name: str, teacher: nn.Module, steps: list[tuple[str, str, str, bool]]
 ) -> None:
-    method = fit(METHODS[name](), teacher, range(2), batch_norm=name == "dfq")
+    method = fit(ROUNDS[name].solves(), teacher, range(2), batch_norm=ROUNDS[name].batch_norm)
     assert steps
     for who, before, after, leaked in steps:
         assert not leaked
@@ -103,27 +92,17 @@ def test_each_step_moves_its_own_network_alone(
     assert all(p.requires_grad for p in method.student.parameters())
 
 
-@pytest.mark.parametrize(
-    ("name", "order"),
-    [
-        ("dafl", "gs"),
-        ("dfad", "sssssg"),
-        ("rdskd", "g"),
-        ("zskt", "g" + 10 * "s"),
-        ("dfq", "g" + 10 * "s"),
-    ],
-)
-def test_the_order_of_a_round(
-    name: str, order: str, teacher: nn.Module, steps: list[tuple[str, str, str, bool]]
-) -> None:
-    method = fit(METHODS[name](), teacher, range(2))
-    assert "".join(who[0] for who, *_ in steps) == order * 2
-    assert method.student_updates_per_round() == order.count("s")
+@pytest.mark.parametrize("name", ROUNDS)
+def test_the_order_of_a_round(name: str, teacher: nn.Module, steps: list[tuple[str, str, str, bool]]) -> None:
+    case = ROUNDS[name]
+    method = fit(case.solves(), teacher, range(2))
+    assert "".join(who[0] for who, *_ in steps) == case.order * 2
+    assert method.student_updates_per_round() == case.order.count("s")
 
 
-@pytest.mark.parametrize(("name", "images"), [("dafl", 1), ("dfad", 6), ("rdskd", 1), ("zskt", 1), ("dfq", 11)])
-def test_images_synthesised(name: str, images: int, teacher: nn.Module) -> None:
-    assert fit(METHODS[name](), teacher, range(2), epochs=2).images_made == 4 * images * B
+@pytest.mark.parametrize("name", ROUNDS)
+def test_images_synthesised(name: str, teacher: nn.Module) -> None:
+    assert fit(ROUNDS[name].solves(), teacher, range(2), epochs=2).images_made == 4 * ROUNDS[name].images * B
 
 
 def flops(run: Callable[[], Any]) -> int:
@@ -146,10 +125,10 @@ class Costs:
         assert self.through <= 2 * self.forward
 
 
-@pytest.mark.parametrize("name", ["dafl", "dfad", "rdskd", "zskt", "dfq", "generated"])
+@pytest.mark.parametrize("name", ["dafl", "dfad", "rdskd-generator", "zskt", "dfq", "generated"])
 def test_no_forward_or_backward_pass_too_many(name: str, teachers: dict[bool, nn.Module]) -> None:
     """The least that the mathematics allows, in the units of one forward: a training step is 3, a way through is 2."""
-    batch_norm = name == "dfq"
+    batch_norm = CASES[name].batch_norm
     made = generator(tail="bn") if name == "zskt" else generator(conv_bias=name != "dfq")
     g = Costs(made, torch.randn(B, 16))
     t = Costs(trained_teacher(batch_norm=batch_norm), torch.rand(B, 1, 8, 8))
@@ -157,7 +136,7 @@ def test_no_forward_or_backward_pass_too_many(name: str, teachers: dict[bool, nn
     imitate = g.forward + t.forward + s.train
     least = {
         "dafl": g.train + t.through + s.train,
-        "rdskd": g.train + t.through,
+        "rdskd-generator": g.train + t.through,
         "dfad": 5 * imitate + g.train + t.through + s.through,
         "zskt": g.train + t.through + s.through + g.forward + t.forward + 10 * s.train,
         "dfq": g.train + t.through + s.through + 10 * imitate,
@@ -167,7 +146,7 @@ def test_no_forward_or_backward_pass_too_many(name: str, teachers: dict[bool, nn
         loader = GeneratedLoader(made.eval(), 1, (B, 16), context())
         make, rounds = distill(kl), loader
     else:
-        make, rounds = METHODS[name](), range(1)
+        make, rounds = ROUNDS[name].solves(), range(1)
     assert flops(lambda: fit(make, teachers[batch_norm], rounds)) == least
 
 

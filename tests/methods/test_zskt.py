@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from cases import zskt
 from conftest import composed
-from test_toy import zskt
 from torch import Tensor, nn
 from toy import fit, generator, trained_teacher
 

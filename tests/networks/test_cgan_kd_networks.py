@@ -212,7 +212,7 @@ def test_a_regressor_takes_any_head_and_keeps_its_place() -> None:
         "ReLU",
         "Linear",
     ]
-    with pytest.raises(ValueError, match="got no linear layer to replace"):
+    with pytest.raises(ValueError, match="has no linear layer to replace"):
         Regressor(nn.ModuleDict({"head": nn.Identity()}))
 
 

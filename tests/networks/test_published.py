@@ -200,7 +200,7 @@ def test_a_u2net_of_another_size_is_told_by_its_shapes(tmp_path: Path) -> None:
         load_u2net(ours, tmp_path / "u2netp.pth")
     said = str(refusal.value)
     assert "stage1.rebnconv1.conv_s1.weight: shape (3, 3, 3, 3), the network has (2, 3, 3, 3)" in said
-    assert "All names are right: these are weights of another part, or of another size" in said
+    assert "All names match: these are weights of another part, or of another size" in said
     assert unchanged(authors(ours), before)
 
 
@@ -258,7 +258,7 @@ def test_textures_in_place_of_a_shape_are_named(tmp_path: Path) -> None:
         load_cgn_mnist(Ours(), tmp_path / "ckp.pth")
     said = str(refusal.value)
     assert "f_shape.4.weight: shape (1, 3, 3, 3), the network has (3, 6, 3, 3)" in said
-    assert "All names are right" in said
+    assert "All names match" in said
     assert "f_text1.7" not in said, "of the same shape"
 
 
@@ -311,7 +311,7 @@ def test_a_missing_name_is_given_with_the_nearest(tmp_path: Path) -> None:
     said = str(refusal.value)
     assert "generator.gen_z.weight_orig: missing (the file has generator.gen_z.weight_org)" in said
     assert "generator.gen_z.weight_org: not in the network (the network has generator.gen_z.weight_orig)" in said
-    assert "All names are right" not in said
+    assert "All names match" not in said
     assert unchanged(huggingface(ours), before)
 
 

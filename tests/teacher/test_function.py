@@ -16,7 +16,7 @@ from urllib.error import HTTPError, URLError
 import numpy as np
 import pytest
 import torch
-from conftest import Outcome, composed
+from conftest import Outcome, composition
 from doors import asking, pictures
 
 from kd_lightning.config.check import faults
@@ -118,7 +118,8 @@ def test_a_teacher_without_a_network_here(tiny: Callable[..., Outcome], elsewher
                 "teacher.max_batch=100", "teacher.budget=600")  # fmt: skip
     names = {"data": "digits", "method": "kd"}
     quiet()
-    planned = plan(composed(*settings, "controls=none", "trainer.accelerator=cpu", "data.recipe.epochs=2"), names)
+    short = ("controls=none", "trainer.accelerator=cpu", "data.recipe.epochs=2")
+    planned = plan(composition(*settings, *short, names=names))
     assert {s.name: s.images for s in planned.steps} | {"teacher": 0, "student's answers": 600, "test": 0} == {
         s.name: s.images for s in planned.steps
     }
@@ -130,9 +131,7 @@ def test_a_teacher_without_a_network_here(tiny: Callable[..., Outcome], elsewher
     assert sum(elsewhere) == 600
     gc.collect()  # as at the end of its process
     before = {path: path.stat().st_mtime_ns for path in store.rglob("*") if path.is_file()}
-    known = plan(
-        composed(*settings, "controls=none", "trainer.accelerator=cpu", "seed=1", "data.recipe.epochs=2"), names
-    )
+    known = plan(composition(*settings, *short, "seed=1", names=names))
     assert any("ours: 0 images to ask about, which costs 0.00 at 0.01 each; 600 are paid" in n for n in known.notes)
     assert {path: path.stat().st_mtime_ns for path in store.rglob("*") if path.is_file()} == before
     assert "teacher" not in first["models"]

@@ -21,6 +21,7 @@ from omegaconf import DictConfig, open_dict
 
 from kd_lightning.cli.serve import main as serve
 from kd_lightning.cli.serve.server import compose, service_of
+from kd_lightning.config.check import examined
 from kd_lightning.core.inference import predict
 from kd_lightning.data.datasets.digits import load as load_digits
 from kd_lightning.errors import UserError
@@ -50,7 +51,10 @@ def pixels(images: torch.Tensor) -> np.ndarray:
 
 
 def network(cfg: DictConfig) -> Normalized:
-    return load_net(cfg.teacher)[0].eval()
+    _, composition = examined(cfg)
+    assert composition is not None
+    assert composition.teacher is not None
+    return load_net(composition.teacher)[0].eval()
 
 
 @pytest.mark.parametrize("access", ["probs", "topk", "label"])

@@ -5,18 +5,21 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, cast
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from kd_lightning.config import resolvers
-from kd_lightning.config.check import faults, key_of
+from kd_lightning.config.check import examined, faults, key_of
+from kd_lightning.config.composition import Composition
 from kd_lightning.config.overrides import read, refusal, suggest
 from kd_lightning.config.requirements import of_numbers
 from kd_lightning.config.signatures import fits, wrong
 from kd_lightning.core.tasks import Classification
 from kd_lightning.data.datasets.none import load as describe_data
-from kd_lightning.data.load import dataset_digest, load_data
+from kd_lightning.data.load import dataset_digest
+from kd_lightning.engine.data import load_data
 from kd_lightning.engine.fit import Bench
 from kd_lightning.errors import ConfigError, UserError
 from kd_lightning.run.run import settle
@@ -93,7 +96,7 @@ def _own_faults(cfg: DictConfig) -> list[str]:
         lines.append(f"port={cfg.port}: expected 0 to 65535")
     if cfg.teacher.net is None:
         lines.append("teacher.net: there is no network to serve: choose one with teacher=NAME, such as teacher=lenet5")
-    elif of_numbers({"data": OmegaConf.to_container(cfg.data, resolve=True)}):
+    elif of_numbers(_composition(cfg).data.load):
         lines.append("data: a service tells classes, but the labels of these data are numbers")
     elif cfg.teacher.access in ("white", "logits"):
         lines.append(
@@ -127,35 +130,49 @@ def key_in(name: str | None) -> str | None:
     return key
 
 
-def obtain(cfg: DictConfig) -> Obtained:
+def _composition(cfg: DictConfig) -> Composition:
+    """What a run would be made of; whatever is no teacher and no data may be wrong in it."""
+    _, composition = examined(cfg)
+    if composition is None or composition.teacher is None:
+        raise ConfigError("there is no teacher to serve: choose one with teacher=NAME")
+    return composition
+
+
+def obtain(composition: Composition) -> Obtained:
     """The teacher of a composition: from its weights file, with no need of data, or trained once and kept.
 
     Raises:
         UserError: as a run would.
     """
-    cfg = cfg.copy()
-    cfg.teacher.access = "white"  # to its owner
-    settle(cfg, {})
-    store = Store(cfg.artifacts.root, reuse=cfg.artifacts.reuse)
-    if cfg.teacher.weights:
-        dataset = describe_data(classes=cfg.data.num_classes, channels=cfg.data.channels, size=cfg.data.size)
+    assert composition.teacher is not None
+    teacher, data = replace(composition.teacher, access="white"), composition.data  # white to its owner
+    composition = settle(composition.derive(teacher=teacher))
+    store = Store(composition.artifacts.root, reuse=composition.artifacts.reuse)
+    if teacher.weights:
+        dataset = describe_data(classes=data.num_classes, channels=data.channels, size=data.size)
     else:
-        dataset = load_data(cfg, store)
+        dataset = load_data(data, store)
     bench = Bench(store, dataset, dataset_digest(dataset), Classification(dataset.num_classes), Boards())
-    obtained = obtain_teacher(cfg, bench)
+    obtained = obtain_teacher(composition, bench)
     if obtained is None or obtained.net is None:
         raise ConfigError("kd-serve answers by a network that is here: choose one with teacher=NAME")
     return obtained
 
 
-def described(cfg: DictConfig, obtained: Obtained) -> Described:
+def described(cfg: DictConfig, composition: Composition, obtained: Obtained) -> Described:
     """What the teacher will say of itself.
+
+    Args:
+        cfg: the service's own settings.
+        composition: the teacher's.
+        obtained: the teacher.
 
     Raises:
         ConfigError: not even one image fits into what is allowed.
     """
     assert obtained.net is not None
-    settings, data = cfg.teacher, cfg.data
+    assert composition.teacher is not None
+    settings, data = composition.teacher, composition.data
     bytes_of_one = data.size * data.size * data.channels
     most = [cfg.max_batch, cfg.images_per_minute, cfg.max_body and cfg.max_body // bytes_of_one]
     max_batch = int(min(number for number in most if number is not None))
@@ -167,7 +184,7 @@ def described(cfg: DictConfig, obtained: Obtained) -> Described:
     return Described(
         name=cfg.name or type(obtained.net.net).__name__,
         version=digest([obtained.key, *tells]),
-        access=settings.access,
+        access=cast(Any, settings.access),
         num_classes=data.num_classes,
         image=(data.size, data.size, data.channels),
         max_batch=max_batch,
@@ -189,9 +206,12 @@ def service_of(cfg: DictConfig) -> Service:
     except ImportError as error:
         raise UserError(f"serving needs {error.name}: pip install 'kd-lightning[http]'") from error
     key, tally = key_in(cfg.key_env), Tally(cfg.count_file)
-    obtained = obtain(cfg)
-    teacher = described(cfg, obtained)
+    composition = _composition(cfg)
+    obtained = obtain(composition)
+    teacher = described(cfg, composition, obtained)
     assert obtained.net is not None
+    assert composition.teacher is not None
     limits = Limits(cfg.requests_per_minute, cfg.images_per_minute, cfg.waiting, **{name: cfg[name] for name in FLOOD})
-    asker = LocalAsker(obtained.net, teacher, abstain_below=cfg.teacher.abstain_below, device=obtained.device)
+    unsure = composition.teacher.abstain_below
+    asker = LocalAsker(obtained.net, teacher, abstain_below=unsure, device=obtained.device)
     return Service(asker.ask, teacher, limits, key=key, tally=tally)

@@ -1,1 +1,1 @@
-"""Sets of images with a fixed training, validation and test part: one ``load`` function per file."""
+"""Image data sets with fixed training, validation and test parts: one ``load`` function per file."""

@@ -1,20 +1,20 @@
-"""Digits whose colours or textures tell the label in training and nothing in the test.
+"""Digits whose colours or textures determine the label in training and are random in the test.
 
 The three biased sets of Sauer and Geiger, "Counterfactual Generative Networks" (ICLR 2021): a classifier that has
-learnt the colours instead of the shapes answers at random in the test. Where both colours of ``double_colored`` are
-the same, in a tenth of the test, hardly anything but the jitter shows the digit: nobody reaches 100 % there.
+learnt colours instead of shapes is at chance level in the test. In a tenth of the test of ``double_colored``, digit and
+background have the same colour and differ in little but the jitter, so that 100 % is out of reach.
 
 Deviations (paper's code / here):
 
-- ``colored`` is a file of Kim et al. (CVPR 2019), never released with what made it / made here, with ten colours of
-  our own as far apart as ten can be easily named; the jitter's variance of 0.02 is theirs.
-- the jitter of ``double_colored`` is added to the palette itself and never taken back, so that the colours of a
-  worker wander further the longer an epoch lasts / drawn anew for each image, as the palette is meant.
-- jittered colours are unclipped floats / of 8 bits, so that a channel at 0 or 1 is jittered to one side alone.
-- ``wildlife`` takes twenty photographs, licensed for research alone / textures drawn by :mod:`textures`, or a folder.
-- jitter, crops and the colours of the test are drawn at every access, of the test until it is written to a file / once.
+- ``colored`` is a file of Kim et al. (CVPR 2019), whose code was never released / made here, with ten clearly
+  different colours of our own; the jitter's variance of 0.02 is theirs.
+- the jitter of ``double_colored`` is added to the palette in place and accumulates, so that a worker's colours drift
+  during an epoch / drawn independently for each image.
+- jittered colours are unclipped floats / 8 bits, so that a channel at 0 or 1 is jittered to one side only.
+- ``wildlife`` uses twenty photographs, licensed for research only / textures drawn by :mod:`textures`, or a folder.
+- jitter, crops and the test's colours are drawn at every access, for the test until it is written to a file / once.
 - the test of ``double_colored`` and ``wildlife`` is the last 10,000 of MNIST's training file / MNIST's test file;
-  ``own_test=False`` takes it from the training file, too, but at random places.
+  ``own_test=False`` takes it from the training file too, but at random places.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from kd_lightning.errors import DataError
 CHUNK = 2048
 KINDS = ("colored", "double_colored", "wildlife", "binary")
 SINGLE = ("#e61a1a", "#1ab31a", "#2626f2", "#f2e61a", "#e61ae6", "#1ae6e6", "#f2f2f2", "#f2801a", "#660d99", "#808080")
-"""Of the digits 0 to 9 in ``colored``: red, green, blue, yellow, magenta, cyan, white, orange, purple and grey."""
+"""Colours of the digits 0 to 9 in ``colored``: red, green, blue, yellow, magenta, cyan, white, orange, purple, grey."""
 
 BEHIND = (
     "darkgreen", "darkblue", "#b03060", "orangered", "yellow", "burlywood", "lime", "aqua", "fuchsia", "#6495ed",
 )  # fmt: skip
-"""Behind the digits 0 to 9 in ``double_colored``; the digit itself has the colour of the one four further on."""
+"""Background colours of the digits 0 to 9 in ``double_colored``; the digit has the colour four places further on."""
 
 OBJECT = tuple(BEHIND[i - 6] for i in range(10))
 BLACK, WHITE = ("black",) * 10, ("white",) * 10
@@ -62,26 +62,26 @@ def load(
     seed: int = 0,
     download: bool = False,
 ) -> Dataset:
-    """Split digits, and give each a colour or texture, and what is behind it another.
+    """Load digits, split them, and give digit and background a colour or texture each.
 
-    In ``train`` and ``val`` those are the label's, in ``test`` each is one of ten at random. Seed, base and the digit
-    itself determine what it is given; more training images are a superset of fewer, and leave ``val`` and ``test`` of
-    MNIST as they are.
+    In ``train`` and ``val`` they are the label's, in ``test`` each is one of ten at random. They depend only on seed,
+    base and the digit itself. A larger ``train`` is a superset of a smaller one and, with MNIST's own test, does not
+    change ``val`` and ``test``.
 
     Args:
-        kind: ``colored``, grey digits times a colour before black; ``double_colored``, colour before colour; or
-            ``wildlife``, texture before texture, each a crop that is chosen once; or ``binary``, white before black,
-            in which nothing but the shape tells.
-        base: scikit-learn's 1,797 digits (their pixels made finer bicubically), or MNIST.
+        kind: ``colored``, grey digits times a colour on black; ``double_colored``, one colour on another;
+            ``wildlife``, one texture on another, each a crop chosen once; or ``binary``, white on black, where only
+            the shape shows the label.
+        base: scikit-learn's 1,797 digits (enlarged bicubically), or MNIST.
         root: of MNIST's files.
         size: side in pixels.
-        train: training images; None for all that val leaves and, where the test is of the same digits, the test too.
-        val: validation images; 0 for none. They are no part of ``train``.
-        test: test images, None for all there are: MNIST's own, or what the other parts leave.
+        train: number of training images; None for all that are in no other part.
+        val: number of validation images, none of them in ``train``; 0 for none.
+        test: number of test images; None for all: MNIST's own, or those in no other part.
         own_test: take the test from MNIST's test file.
-        unbiased: draw ``train`` and ``val`` as the test: what a classifier could reach.
-        textures: of ``wildlife``, a folder as in :func:`textures.read_textures`; None for drawn ones.
-        seed: of the choice of digits and of what they are given.
+        unbiased: draw ``train`` and ``val`` as the test, for an upper bound of the accuracy.
+        textures: for ``wildlife``, a folder as in :func:`textures.read_textures`; None for drawn ones.
+        seed: of the choice of digits and of their colours or textures.
         download: let torchvision fetch MNIST.
 
     Raises:
@@ -118,7 +118,7 @@ def load(
 
 
 class Draws:
-    """What chance gives ``n`` digits: of each the digit's own first, then what is behind it.
+    """Random values of ``n`` digits: on axis 1, first of the digit itself, then of its background.
 
     ``which`` int64 (n,2) in 0 to 9, ``jitter`` (n,2,3) ~ N(0,1) and ``corner`` (n,2,2) ~ U[0,1).
     """
@@ -130,12 +130,12 @@ class Draws:
 
 
 def glyphs(images: Tensor, *, size: int, binary: bool) -> Tensor:
-    """Digits in [0,1] of (N,1,size,size): nearest pixels of MNIST's, bicubic ones of those of 8x8.
+    """Digits in [0,1], (N,1,size,size): MNIST's resized to the nearest pixel, those of 8x8 bicubically.
 
     Args:
         images: uint8 (N,1,H,W).
         size: side in pixels.
-        binary: ones and zeros alone: above 0.1, or above 0.35 of those of 8x8, which bicubic pixels surround by grey.
+        binary: threshold to ones and zeros: at 0.1, or for 8x8 at 0.35, because bicubic resizing adds grey edges.
     """
     small = images.shape[-1] == 8
     x = images.float() / 255
@@ -146,7 +146,7 @@ def glyphs(images: Tensor, *, size: int, binary: bool) -> Tensor:
 def _painted(
     kind: str, pictures: Tensor | None, size: int, images: Tensor, which: Tensor, jitter: Tensor, corner: Tensor
 ) -> Tensor:
-    """Uint8 (N,3,size,size)."""
+    """Coloured or textured digits, uint8 (N,3,size,size)."""
     if pictures is not None:
         own, rest = (crops(pictures[i], which[:, i], corner[:, i], size) for i in (0, 1))
         return torch.where(glyphs(images, size=size, binary=True) > 0, own, rest)
@@ -163,17 +163,17 @@ def _painted(
 
 
 def palette(names: tuple[str, ...]) -> Tensor:
-    """RGB in [0,1] of (len(names),3) of colours by their CSS names."""
+    """RGB in [0,1], (len(names),3), of colours by CSS name or hex code."""
     return torch.tensor([ImageColor.getrgb(name) for name in names]) / 255
 
 
 def crops(pictures: Tensor, which: Tensor, corner: Tensor, size: int) -> Tensor:
-    """One crop each, uint8 (N,3,size,size), of textures continued by ``PADDING`` reflected pixels.
+    """One crop per image, uint8 (N,3,size,size), of textures padded by ``PADDING`` reflected pixels.
 
     Args:
         pictures: textures uint8 (K,3,H,W).
-        which: of them, int64 (N,).
-        corner: where, (N,2) in [0,1) of all possible rows and columns.
+        which: index of the texture, int64 (N,).
+        corner: position of the crop, (N,2), in [0,1) of the possible rows and columns.
         size: side of a crop.
     """
     wide = F.pad(pictures.float(), (PADDING,) * 4, mode="reflect").to(torch.uint8)
@@ -185,5 +185,5 @@ def crops(pictures: Tensor, which: Tensor, corner: Tensor, size: int) -> Tensor:
 
 
 def _textures(folder: str | Path | None, size: int) -> Tensor:
-    """Uint8 (2,10,3,H,W): of the digits, and behind them."""
+    """Textures of digits and of backgrounds, uint8 (2,10,3,H,W)."""
     return drawn_textures() if folder is None else read_textures(Path(folder).expanduser(), at_least=size)

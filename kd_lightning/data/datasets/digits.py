@@ -1,4 +1,4 @@
-"""The 1,797 handwritten 8x8 digits that scikit-learn carries: real images without any file."""
+"""The 1,797 handwritten 8x8 digits included in scikit-learn: real images without a download."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from kd_lightning.data.dataset import Dataset, Split, fit_to, hold_out
 
 
 def load(*, size: int = 8, val: float = 0.15, test: float = 0.2, seed: int = 0) -> Dataset:
-    """Load the digits, grey, their values 0 to 16 spread over 0 to 255.
+    """Load the digits, grey, with values 0 to 16 scaled to 0 to 255.
 
     Args:
         size: side in pixels.

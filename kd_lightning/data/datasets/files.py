@@ -1,4 +1,4 @@
-"""The public sets as torchvision lays them out on disk, or as class folders of the same images."""
+"""Public data sets in torchvision's layout on disk, or as class folders of the same images."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from kd_lightning.store.artifacts import Store
 from kd_lightning.store.strangers import in_a_line
 
 SILENCE = 60.0
-"""Seconds that a server may send nothing."""
+"""Seconds without data from a server after which a download fails."""
 MOST_UNPACKED = 1 << 28
-"""Bytes of a packed file."""
+"""Most bytes that a compressed file may unpack to."""
 DIGITS = [str(digit) for digit in range(10)]
 IDX = [f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
 BATCHES = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta"]
@@ -32,10 +32,10 @@ BATCHES = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.met
 
 @dataclass(frozen=True)
 class Public:
-    """How torchvision keeps a set.
+    """How torchvision stores a data set.
 
-    ``open(root, train, download)`` makes its dataset object; ``inside`` holds ``files``, in one of ``homes``
-    below the root; ``classes`` are their real names, None where only the files know them.
+    ``open(root, train, download)`` returns its dataset object; ``inside`` holds ``files``, in one of ``homes``
+    below the root; ``classes`` are the class names, None where only the files have them.
     """
 
     open: Callable[[str, bool, bool], Any]
@@ -91,19 +91,19 @@ def load(
     Args:
         name: mnist, fashion_mnist, usps, cifar10, cifar100 or svhn.
         root: the folder that holds the files.
-        size: side in pixels; other sizes are resized bilinearly.
+        size: side in pixels; images of another size are resized bilinearly.
         channels: 1 (grey) or 3 (RGB).
-        val: number or share of training images held out, the same ones each time; 0 for none.
-        train: how many of the others there are, classes in proportion and the same ones each time; None for all.
-        download: let torchvision fetch what is missing.
-        store: where images decoded from class folders are kept.
+        val: number or share of training images held out, always the same ones; 0 for none.
+        train: number of the others to use, stratified by class and always the same ones; None for all.
+        download: let torchvision download missing files.
+        store: keeps images decoded from class folders.
         skip_bad: with class folders, leave out files that cannot be decoded.
 
     Raises:
-        DataError: files are missing, damaged or of other classes, or the download failed.
+        DataError: files are missing or damaged, classes differ, or the download failed.
     """
     if name not in PUBLIC:
-        raise DataError(f"no public set is called {name}: expected one of {', '.join(PUBLIC)}")
+        raise DataError(f"there is no public set {name}: expected one of {', '.join(PUBLIC)}")
     root = Path(root).expanduser()
     public = PUBLIC[name]
     lacking = {home: _missing(root / home / public.inside, public.files) for home in public.homes}
@@ -113,7 +113,7 @@ def load(
     if missing and not download:
         raise DataError(
             f"{name} is not under {root}: {missing[0]} is missing. Put torchvision's files there or the "
-            f"images in {root / name}/{{train,test}}/<class>/, or have it fetched with data.download=true"
+            f"images in {root / name}/{{train,test}}/<class>/, or have it downloaded with data.download=true"
         )
     if missing:
         home = ""
@@ -155,7 +155,7 @@ def _from_folders(
     store: Store | None,
     skip_bad: bool,
 ) -> Dataset:
-    """Accept the real class names or the labels as names of the folders."""
+    """Load class folders, named by class names or by labels."""
     parts = split_folders(root)
     found = class_names(parts.get("train") or parts["test"])
     if len(found) != public.count:
@@ -181,9 +181,9 @@ def _from_folders(
 def _download(name: str, root: Path, public: Public) -> None:
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with FileLock(root / f".{name}.lock"):  # ranks and jobs: one fetches, the others find it there
+        with FileLock(root / f".{name}.lock"):  # one rank or job downloads, the others wait and find it
             before = socket.getdefaulttimeout()
-            socket.setdefaulttimeout(SILENCE)  # torchvision would wait for ever
+            socket.setdefaulttimeout(SILENCE)  # torchvision sets no timeout
             try:
                 for train in (True, False):
                     public.open(str(root), train, True)
@@ -191,7 +191,7 @@ def _download(name: str, root: Path, public: Public) -> None:
                 socket.setdefaulttimeout(before)
     except Exception as error:
         raise DataError(
-            f"{name} could not be fetched into {root}: {' '.join(str(error).split())}. Put its files in "
+            f"{name} could not be downloaded into {root}: {' '.join(str(error).split())}. Put its files in "
             f"{root / public.inside}, or the images in {root / name}/{{train,test}}/<class>/"
         ) from error
 
@@ -206,7 +206,7 @@ def _open(name: str, root: Path, public: Public, train: bool) -> Any:
         part = "training" if train else "test"
         raise DataError(
             f"{name}: cannot read the {part} files in {root / public.inside}: {in_a_line(error)}. Delete them and put "
-            "whole ones there, or have them fetched with data.download=true"
+            "complete ones there, or have them downloaded with data.download=true"
         ) from error
 
 
@@ -216,7 +216,7 @@ def _refuse_inflating(file: Path) -> None:
         while part := packed.read(1 << 20):
             size += len(part)
             if size > MOST_UNPACKED:
-                raise ValueError(f"{file.name} becomes more than {MOST_UNPACKED:,} bytes")
+                raise ValueError(f"{file.name} unpacks to more than {MOST_UNPACKED:,} bytes")
 
 
 def _pixels(opened: Any) -> Tensor:

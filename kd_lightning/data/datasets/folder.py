@@ -21,12 +21,12 @@ from kd_lightning.errors import DataError
 from kd_lightning.store import strangers
 from kd_lightning.store.artifacts import Store, digest, file_digest, remedy, write_json
 
-VERSION = 1  # raised whenever the same files would give other pixels
+VERSION = 1  # raise when the same files would give different pixels
 ENCODINGS = {f".{name}": name for name in ("jpeg", "png", "webp", "bmp", "gif", "ppm", "pgm", "tiff")}
 ENCODINGS |= {".jpg": "jpeg", ".tif": "tiff"}
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM", "TIFF", "ICO", "TGA", "JPEG2000", "AVIF")
 MOST_PIXELS = 64_000_000
-"""Of an image, and of what its shorter side makes of it."""
+"""Most pixels of an image, and of the image resized by its shorter side."""
 RESAMPLE = Image.Resampling.BILINEAR
 
 
@@ -50,23 +50,23 @@ def load(
     skip_bad: bool = False,
     classes: Sequence[str] | None = None,
 ) -> Dataset:
-    """Load ``root/train/<class>/*`` and any ``val`` and ``test``, or ``test`` alone, or ``root/<class>/*``.
+    """Load ``root/train/<class>/*`` and any ``val`` and ``test``, or only ``test``, or ``root/<class>/*``.
 
-    The shorter side is resized to ``size`` and the middle square kept. Folders inside a class folder belong
-    to its class.
+    The shorter side is resized to ``size`` and the image cropped to the central square. Folders inside a class
+    folder belong to its class.
 
     Args:
         root: the folder.
-        name: what messages and tables call the set.
+        name: of the set, in messages and tables.
         size: side in pixels.
         channels: 1 (grey) or 3 (RGB).
         val: number or share of training images held out if there is no ``val`` folder; 0 for none.
-        store: where decoded images are kept; decoded at each call without one.
+        store: keeps decoded images; None decodes at each call.
         skip_bad: leave out files that cannot be decoded, and count them.
-        classes: the class names in the order of their labels, where folders hold only some of them.
+        classes: the class names in the order of their labels, needed where folders hold only some of them.
 
     Raises:
-        DataError: no class folders, an empty one, one that is no class, or a file that cannot be decoded.
+        DataError: there is no class folder, one is empty or unknown, or a file cannot be decoded.
     """
     root = Path(root).expanduser()
     parts = split_folders(root)
@@ -97,7 +97,7 @@ def _list(folder: Path, part: str, names: list[str]) -> list[File]:
     found = class_names(folder)
     if unknown := [name for name in found if name not in names]:
         raise DataError(
-            f"class folder {folder / unknown[0]} is none of the {len(names)} classes that training knows "
+            f"class folder {folder / unknown[0]} is none of the {len(names)} classes of the training folder "
             f"({', '.join(names[:5])}{' ...' if len(names) > 5 else ''}): rename it, remove it, or add the "
             "class to the training folder"
         )
@@ -121,24 +121,24 @@ def _list(folder: Path, part: str, names: list[str]) -> list[File]:
 def _split(images: Tensor, files: list[File], part: str) -> Split:
     rows = [i for i, file in enumerate(files) if file.part == part]
     labels = torch.tensor([files[i].label for i in rows])
-    return Split(images[rows[0] : rows[-1] + 1], labels)  # the files of a part are neighbours
+    return Split(images[rows[0] : rows[-1] + 1], labels)  # the files of a part are contiguous
 
 
 def decoded(
     root: Path, files: Sequence[Path], *, size: int, channels: int, store: Store | None, skip_bad: bool
 ) -> tuple[Tensor, Tensor, dict[str, str]]:
-    """Decode files, or read what they were decoded to before.
+    """Decode files, or read the stored result of an earlier decoding.
 
     Args:
-        root: of the set, of which the files are part.
-        files: in their order.
+        root: of the set.
+        files: in the order of the images.
         size: side in pixels.
         channels: 1 (grey) or 3 (RGB).
-        store: where decoded images are kept, if anywhere.
-        skip_bad: files that cannot be decoded are no error.
+        store: keeps decoded images, or None.
+        skip_bad: leave out files that cannot be decoded instead of raising.
 
     Returns:
-        Images uint8 (M,C,S,S), their places in ``files`` int64 (M,), and why the others have none.
+        Images uint8 (M,C,S,S), their indices in ``files`` int64 (M,), and the errors of the other files.
 
     Raises:
         DataError: a file cannot be decoded.
@@ -181,7 +181,7 @@ def _kept(
 
 
 def _content(file: Path) -> str:
-    """A hash; a file can be another at the same size and time. Of what cannot be read, decoding says why."""
+    """Hash of the content; size and time do not identify it. Unreadable files are reported when decoded."""
     try:
         return file_digest(file) if file.is_file() else "no file"
     except OSError as error:
@@ -196,7 +196,7 @@ def _decode(root: Path, paths: list[str], size: int, channels: int) -> tuple[Ten
     def one(i: int) -> str | None:
         try:
             images[i] = torch.from_numpy(decode(root / paths[i], size=size, channels=channels))
-        except Exception as error:  # Pillow's plugins raise nearly anything on damaged files
+        except Exception as error:  # Pillow's plugins raise many kinds of errors on damaged files
             return strangers.in_a_line(error)
         return None
 
@@ -211,10 +211,10 @@ def _decode(root: Path, paths: list[str], size: int, channels: int) -> tuple[Ten
 
 
 def decode(path: Path, *, size: int, channels: int) -> np.ndarray:
-    """Read one image as uint8 (C,size,size): shorter side resized to ``size``, then the middle square.
+    """Read one image as uint8 (C,size,size): shorter side resized to ``size``, then the central square.
 
     Raises:
-        OSError, ValueError ...: the file is damaged or its pixels are no 8- or 16-bit integers.
+        OSError, ValueError ...: the file is damaged, or its pixels are no 8- or 16-bit integers.
     """
     with opened(path) as image:
         width, height = image.size
@@ -231,10 +231,10 @@ def decode(path: Path, *, size: int, channels: int) -> np.ndarray:
 
 
 def opened(path: Path) -> Image.Image:
-    """An image file whose pixels are not read yet, to be closed; of a format that no other program is started for.
+    """Open an image file without reading pixels, to be closed; only formats that start no external program.
 
     Raises:
-        OSError, ValueError: it is no regular file, no such image, or has too many pixels.
+        OSError, ValueError: it is no regular file or image of these formats, or has too many pixels.
     """
     strangers.refuse_irregular(path)
     Image.init()

@@ -1,4 +1,4 @@
-"""Sets in one HDF5 file: ``images_train`` (N,C,H,W) with ``labels_train``, and the same for the other parts."""
+"""Data sets in one HDF5 file: ``images_train`` (N,C,H,W), ``labels_train``, and the same for the other parts."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from kd_lightning.errors import DataError
 from kd_lightning.store import strangers
 
 PACKED, SLACK = 100, 64_000_000
-"""An array may take so many times the bytes of its file, for pixels are stored packed, and so many beside."""
+"""An array may have up to ``PACKED`` times the bytes of its compressed file, plus ``SLACK`` bytes."""
 ROWS = 1024
-"""Images are read so many at a time: a file may be larger than memory, what is made of it at a smaller size is not."""
+"""Images read at a time: a file may be larger than memory while its resized images fit."""
 
 
 def load(
@@ -34,7 +34,7 @@ def load(
     val: int | float = 0,
     test: str = "test",
 ) -> Dataset:
-    """Load a file as cGAN-KD's authors publish theirs.
+    """Load a file in the layout of cGAN-KD's authors.
 
     Labels may be integers or floats of any width and of shape (N,) or (N,1); images are 0 to 255.
 
@@ -43,13 +43,13 @@ def load(
         file: the file.
         size: side in pixels.
         channels: 1 (grey) or 3 (RGB).
-        task: what the labels are; None for classes 0, 1, ...
-        num_classes: how many classes there are, where there is no task.
+        task: the meaning of the labels; None for classes 0, 1, ...
+        num_classes: number of classes, where there is no task.
         val: number or share of training images held out; 0 for none.
         test: the part that is the test set, ``test`` or ``valid``.
 
     Raises:
-        DataError: h5py or the file is missing, a key is, or what stands under it is something else.
+        DataError: h5py, the file or a key is missing, or a key holds something else.
     """
     with opened(Path(file).expanduser()) as content:
         parts = {part: read_part(content, part, size=size, channels=channels) for part in ("train", test)}
@@ -64,15 +64,15 @@ def load(
         test=parts[test],
         layout="h5",
         encoding="raw",
-        task=task,  # type: ignore[arg-type]  # None: of classes
+        task=task,  # type: ignore[arg-type]  # None: classes
     )
 
 
 def opened(file: Path) -> Any:
-    """The file, to be read and closed.
+    """Open the file for reading; the caller closes it.
 
     Raises:
-        DataError: h5py is missing, or the file is, or it is none.
+        DataError: h5py or the file is missing, or it is no HDF5 file.
     """
     try:
         import h5py
@@ -85,10 +85,10 @@ def opened(file: Path) -> Any:
 
 
 def read_part(content: Any, part: str, *, size: int, channels: int) -> Split:
-    """One part of an open file: images uint8 (N,channels,size,size), labels float32 (N,) as they stand there.
+    """One part of an open file: images uint8 (N,channels,size,size), labels float32 (N,) as stored.
 
     Raises:
-        DataError: says which key is missing or holds what.
+        DataError: a key is missing or does not hold the expected numbers.
     """
     file = Path(content.filename)
     keys = [f"images_{part}", f"labels_{part}"]
@@ -103,7 +103,7 @@ def read_part(content: Any, part: str, *, size: int, channels: int) -> Split:
 
 
 def _odd_node(content: Any, key: str, stored: int) -> str:
-    """Why what stands under a key is no array of numbers inside this file; empty where it is one."""
+    """Why a key's content is no array of numbers inside this file; empty if it is one."""
     import h5py
 
     if not isinstance(content.get(key, getlink=True), h5py.HardLink):
@@ -139,7 +139,7 @@ def _read_part(file: Path, content: Any, keys: Sequence[str], *, size: int, chan
     for start in range(0, len(pixels), ROWS):
         rows = pixels[start : start + ROWS]
         lowest, highest = float(rows.min()), float(rows.max())
-        if not (lowest >= 0 and highest <= 255):  # NaN fails, too
+        if not (lowest >= 0 and highest <= 255):  # also true for NaN
             raise DataError(f"{file}: {keys[0]} holds {lowest:g} to {highest:g}, expected 0 to 255")
         largest = max(largest, highest)
         images[start : start + ROWS] = fit_to(

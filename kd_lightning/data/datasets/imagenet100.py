@@ -25,23 +25,23 @@ def load(
     store: Store | None = None,
     skip_bad: bool = False,
 ) -> Dataset:
-    """Load the authors' file in ``root``, else ``root/imagenet100/{train,test}/<class>/*``, ``test`` if there is one.
+    """Load the authors' file in ``root``, else ``root/imagenet100/{train,test}/<class>/*``; ``test`` may be missing.
 
-    The authors test on 10,000 images that they drew from ImageNet's training images. Where there is no folder
-    ``test``, as many are held out likewise, the same ones each time.
+    The authors test on 10,000 images drawn from ImageNet's training images. Without a folder ``test``, ``test`` images
+    are held out of the training images too, always the same ones.
 
     Args:
         root: the folder that holds the file or the folder.
-        num_classes: how many classes there are.
+        num_classes: number of classes.
         size: side in pixels.
         channels: 1 (grey) or 3 (RGB).
         val: number or share of training images held out; 0 for none.
-        test: number or share of a folder's images that is the test; a file or a folder ``test`` brings its own.
-        store: where decoded pictures are kept.
-        skip_bad: leave out pictures that cannot be decoded, and count them.
+        test: number or share of a folder's images for the test; not used with the file or a folder ``test``.
+        store: keeps decoded images.
+        skip_bad: leave out images that cannot be decoded, and count them.
 
     Raises:
-        DataError: nothing there, or what ``h5.load`` and ``folder.load`` raise.
+        DataError: neither is there, or what ``h5.load`` and ``folder.load`` raise.
     """
     root = Path(root).expanduser()
     file, pictures = root / FILE, root / FOLDER

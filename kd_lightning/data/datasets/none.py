@@ -1,4 +1,4 @@
-"""No images at all: only what the teacher's classes are called and what its images look like."""
+"""No images: only the teacher's class names and the shape of its images."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from kd_lightning.data.dataset import Dataset
 
 
 def load(*, classes: Sequence[str] | int, channels: int, size: int) -> Dataset:
-    """Describe a task without any image, for methods that need none.
+    """Describe a data set without images, for methods that need none.
 
     Args:
-        classes: their names, or how many there are.
+        classes: their names, or their number.
         channels: of the teacher's images, 1 or 3.
         size: their side in pixels.
     """

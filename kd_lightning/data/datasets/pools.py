@@ -1,4 +1,4 @@
-"""Digits to make other sets of: scikit-learn's or MNIST's, and which of them go into which part."""
+"""Digits from which other sets are made: scikit-learn's or MNIST's, and their split into parts."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from kd_lightning.errors import DataError
 
 
 def pools(base: str, root: str | Path, download: bool, *, instead: str) -> tuple[list[Split], str]:
-    """Digits uint8 (N,1,H,W) for training and, where they are others, for the test; and their layout.
+    """Digits uint8 (N,1,H,W) for training and, where a base has a separate test set, for the test; and their layout.
 
     Args:
         base: ``digits``, scikit-learn's 1,797 of 8x8, or ``mnist``.
         root: of MNIST's files.
         download: let torchvision fetch MNIST.
-        instead: what to type to do without MNIST.
+        instead: settings that avoid MNIST, for the message.
 
     Raises:
         DataError: an unknown base, or MNIST cannot be read.
@@ -36,7 +36,7 @@ def pools(base: str, root: str | Path, download: bool, *, instead: str) -> tuple
     try:
         loaded = files.load(name="mnist", root=root, size=28, channels=1, val=0, download=download)
     except DataError as error:
-        raise DataError(f"{error}; or take those of scikit-learn with {instead}") from error
+        raise DataError(f"{error}; or use the digits of scikit-learn with {instead}") from error
     return [split for split in (loaded.train, loaded.test) if split is not None], loaded.layout
 
 
@@ -48,17 +48,17 @@ def shares(
     test: int | None,
     generators: Sequence[torch.Generator],
 ) -> dict[str, tuple[int, Tensor]]:
-    """The pool of each part and the places of its digits there, in a random order; no digit is in two parts.
+    """For each part, the index of its pool and the indices of its digits there, shuffled; no digit is in two parts.
 
-    More of the last of ``wanted`` are a superset of fewer, and leave the others as they are.
+    A larger number for the last part of ``wanted`` gives a superset and does not change the other parts.
 
     Args:
-        name: of the set that is made, for the message.
+        name: of the set to make, for the message.
         base: as in :func:`pools`, for the message.
-        pools: for training and, where they are others, for the test.
-        wanted: digits of each part but the test.
-        test: digits of the test; None for all there are.
-        generators: of the order, one of each pool.
+        pools: as returned by :func:`pools`.
+        wanted: number of digits of each part except the test.
+        test: number of digits of the test; None for all that are left.
+        generators: shuffle the pools, one for each.
 
     Raises:
         DataError: fewer digits than wanted.

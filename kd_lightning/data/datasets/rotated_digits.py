@@ -1,4 +1,4 @@
-"""Real digits, each turned by an angle that is to be told: regression without any file beyond the digits themselves."""
+"""Real digits, each rotated by an angle that is its label: regression that needs no data except the digits."""
 
 from __future__ import annotations
 
@@ -33,22 +33,22 @@ def load(
     seed: int = 0,
     download: bool = False,
 ) -> Dataset:
-    """Load digits, split them, and then turn each by an angle of its own: no digit is in two parts.
+    """Load digits, split them, and rotate each by a random angle; no digit is in two parts.
 
-    Seed, base and the digit itself determine an angle; more training images are a superset of fewer, and leave ``val``
-    and, with MNIST, ``test`` as they are.
+    An angle depends only on seed, base and the digit itself. A larger ``train`` is a superset of a smaller one, and
+    does not change ``val`` and, with MNIST, ``test``.
 
     Args:
         task: the range of the angles, in degrees counter-clockwise.
         base: scikit-learn's 1,797 digits, or MNIST.
         root: of MNIST's files.
         size: side in pixels.
-        train: training images.
-        val: validation images; 0 for none. They are no part of ``train``.
-        test: test images, None for all there are: MNIST's own, or what the other parts leave of ``digits``.
-        law: ``uniform``, or ``peaked``: normal around the middle of the range, cut off at its ends.
-        whole: whole degrees alone.
-        std: of the peak, in degrees.
+        train: number of training images.
+        val: number of validation images, none of them in ``train``; 0 for none.
+        test: number of test images; None for all: MNIST's own, or those of ``digits`` in no other part.
+        law: ``uniform``, or ``peaked``: normal around the middle of the range, truncated at its ends.
+        whole: whole degrees only.
+        std: of ``peaked``, in degrees.
         seed: of the choice of digits and of the angles.
         download: let torchvision fetch MNIST.
 
@@ -67,7 +67,7 @@ def load(
 
 
 def _angles(n: int, task: Regression, law: str, whole: bool, std: float, generator: torch.Generator) -> Tensor:
-    """Float32 (n,), all within the range; by inverting the distribution, so that one number makes one angle."""
+    """Angles, float32 (n,), within the range; by the inverse distribution, so that each takes one random number."""
     u = torch.rand(n, generator=generator, dtype=torch.float64)
     if law == "uniform" and whole:
         return (math.ceil(task.low) + (u * (math.floor(task.high) - math.ceil(task.low) + 1)).floor()).float()
@@ -83,16 +83,16 @@ def _angles(n: int, task: Regression, law: str, whole: bool, std: float, generat
 
 
 def _turned(images: Tensor, angles: Tensor, size: int) -> Split:
-    """Turned at whichever is finer, the digits' own resolution or the wanted one."""
+    """Rotate at the finer of the digits' resolution and the wanted one."""
     fine = fit_to(images, size=max(size, images.shape[-1]), channels=1)
     pairs = zip(fine.split(CHUNK), angles.split(CHUNK), strict=True)
     return Split(fit_to(torch.cat([turned(*pair) for pair in pairs]), size=size, channels=1), angles)
 
 
 def turned(images: Tensor, degrees: Tensor) -> Tensor:
-    """Images uint8 (N,C,H,W), each turned counter-clockwise about its centre; what comes in from outside is background.
+    """Rotate images uint8 (N,C,H,W) bilinearly, counter-clockwise about their centres, by ``degrees`` (N,).
 
-    Bilinear. The background of an image is its darkest pixel, which lies around the image as far as it takes.
+    Pixels from outside are background, which is the image's darkest pixel.
     """
     background = images.amin((1, 2, 3), keepdim=True)
     angle = degrees.float().deg2rad()
@@ -100,6 +100,6 @@ def turned(images: Tensor, degrees: Tensor) -> Tensor:
     theta[:, 0, 0] = theta[:, 1, 1] = angle.cos()
     theta[:, 0, 1], theta[:, 1, 0] = -angle.sin(), angle.sin()
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
-    # zeros around the difference from the background: the same as that much of it around the image
+    # zero padding of the difference from the background is the same as background padding of the image
     moved = F.grid_sample((images - background).float(), grid, padding_mode="zeros", align_corners=False)
     return (moved.round() + background).to(torch.uint8)

@@ -23,21 +23,21 @@ STRIPED = (
     ("#2f8f5b", "#d8f08a"), ("#7a4a24", "#eed7ac"), ("#2fb5d6", "#0d2440"), ("#d95fa6", "#4b1546"),
     ("#a9b3b8", "#5d2a1a"), ("#b9e01f", "#2c3a10"),
 )  # fmt: skip
-"""Two colours of each: tiger, zebra, angelfish, beetle ..."""
+"""Two colours of each striped texture: tiger, zebra, angelfish, beetle ..."""
 
 VEINED = (
     ("#2f7d2a", "#b9dd84"), ("#a32020", "#f2b48a"), ("#e3b52b", "#8a4f0f"), ("#7b4fa8", "#e7d4f5"),
     ("#1f5f5b", "#8fd9c7"), ("#f0c9d0", "#b3274f"), ("#5a3a22", "#c79a5f"), ("#dfe8c9", "#5b8a3a"),
     ("#23365f", "#9fc0ee"), ("#c9642a", "#fbe08c"),
 )  # fmt: skip
-"""Blade and veins of each: leaves and petals."""
+"""Two colours of each veined texture, of blade and veins: leaves and petals."""
 
 
 def drawn_textures(seed: int = SEED) -> Tensor:
-    """Textures of our own, uint8 (2,10,3,150,150): striped ones first, then veined ones; the same for the same seed.
+    """Drawn textures, uint8 (2,10,3,150,150): striped ones first, then veined ones; the same for the same seed.
 
-    Stripes are sinusoids through a sigmoid, turned by pi k / 10, with a period of 5 to 17 pixels, bent a little by
-    noise. Veins are where two or three octaves of noise are near 0, at a frequency of the class.
+    Stripes are sinusoids through a sigmoid, rotated by pi k / 10, with a period of 5 to 17 pixels, slightly bent by
+    noise. Veins are where two or three octaves of noise are near 0, at a frequency that depends on the class.
     """
     generator = torch.Generator().manual_seed(seed)
     pairs = zip(STRIPED, VEINED, strict=True)
@@ -46,7 +46,7 @@ def drawn_textures(seed: int = SEED) -> Tensor:
 
 
 def _striped(k: int, colours: tuple[str, str], generator: torch.Generator) -> Tensor:
-    period = 5 + 12 * ((7 * k) % 10) / 9  # neighbouring angles have distant periods
+    period = 5 + 12 * ((7 * k) % 10) / 9  # neighbouring angles get very different periods
     y, x = torch.meshgrid(*(torch.arange(SIDE, dtype=torch.float32),) * 2, indexing="ij")
     angle = math.pi * k / 10
     along = x * math.cos(angle) + y * math.sin(angle) + 0.35 * period * _noise(4, generator)
@@ -63,7 +63,7 @@ def _veined(k: int, colours: tuple[str, str], generator: torch.Generator) -> Ten
 
 
 def _noise(cells: int, generator: torch.Generator) -> Tensor:
-    """Smooth noise of (SIDE,SIDE), about N(0,1): normal values ``cells`` to a side, bicubic between them."""
+    """Smooth noise (SIDE,SIDE), about N(0,1): cells x cells normal values, interpolated bicubically."""
     coarse = torch.randn(1, 1, cells, cells, generator=generator)
     fine = F.interpolate(coarse, (SIDE, SIDE), mode="bicubic", align_corners=False)[0, 0]
     return (fine - fine.mean()) / fine.std()
@@ -76,15 +76,15 @@ def _mixed(weight: Tensor, colours: tuple[str, str], light: Tensor) -> Tensor:
 
 
 def read_textures(folder: Path, *, at_least: int) -> Tensor:
-    """Photographs, uint8 (2,10,3,150,150): each made a square of 150 by taking nearest pixels.
+    """Read photographs, uint8 (2,10,3,150,150), each resized to a square of 150 by nearest pixels.
 
     Args:
-        folder: holds ``object`` and ``background``, each with ten images, which belong to 0 to 9 in the order of
-            their names. Names may begin with the digit.
-        at_least: the smallest side.
+        folder: holds ``object`` and ``background``, each with ten images for the digits 0 to 9 in the order of their
+            names. Names may begin with the digit.
+        at_least: smallest allowed side in pixels.
 
     Raises:
-        DataError: there are not ten and ten, a name begins with another digit, or an image is damaged or smaller.
+        DataError: a folder does not hold ten images, a name has the wrong digit, or an image is damaged or too small.
     """
     return torch.stack([_ten(folder / part, at_least) for part in ("object", "background")])
 

@@ -1,4 +1,4 @@
-"""UTKFace: faces whose ages stand in their files' names, or the file that cGAN-KD's authors made of them.
+"""UTKFace: faces with ages in their file names, or the HDF5 file that cGAN-KD's authors made of them.
 
 Zhang, Song and Qi, *Age Progression/Regression by Conditional Adversarial Autoencoder* (CVPR 2017).
 """
@@ -36,22 +36,22 @@ def load(
     store: Store | None = None,
     skip_bad: bool = False,
 ) -> Dataset:
-    """Load ``root`` if it is a file, else the authors' file in it, else the pictures in ``root/UTKFace`` or ``root``.
+    """Load ``root`` if it is a file, else the authors' file in it, else the images in ``root/UTKFace`` or ``root``.
 
     Args:
-        task: the ages that count, in years; pictures of people of other ages are left out of a folder.
+        task: the range of ages, in years; images of a folder with other ages are left out.
         root: the file or folder.
         size: side in pixels.
         channels: 1 (grey) or 3 (RGB).
         val: number or share of training images held out; 0 for none.
-        test: share of a folder's pictures that is the test, of each age in proportion; a file brings its own.
-        at_most: training images of one age, a random choice; None for all.
+        test: share of a folder's images for the test, stratified by age; a file has its own test.
+        at_most: most training images of one age, chosen at random; None for all.
         seed: of that choice and of the test.
-        store: where decoded pictures are kept.
-        skip_bad: leave out files that cannot be decoded or whose names tell no age, and count them.
+        store: keeps decoded images.
+        skip_bad: leave out files that cannot be decoded or have no age in their names, and count them.
 
     Raises:
-        DataError: nothing there, a name without an age, a picture that cannot be decoded, or what ``h5.load`` raises.
+        DataError: no images, a name without an age, an image that cannot be decoded, or what ``h5.load`` raises.
     """
     root = Path(root).expanduser()
     file = root if root.is_file() else root / FILE
@@ -74,7 +74,7 @@ def load(
 def _pictures(
     folder: Path, task: Regression, size: int, channels: int, store: Store | None, skip_bad: bool
 ) -> tuple[Split, int, str]:
-    """Pictures with their ages, int64, how many were left out, and how they are stored."""
+    """Images with their ages, int64, the number of files left out, and the encoding."""
     found = sorted(
         Path(base) / name
         for base, _, inside in os.walk(folder)
@@ -90,7 +90,7 @@ def _pictures(
     if len(ages) < len(found) and not skip_bad:
         nameless = next(path for path in found if path not in ages)
         raise DataError(
-            f"{nameless}: its name tells no age, expected [age]_[gender]_[race]_[time].jpg. Rename it, or leave such "
+            f"{nameless}: no age in its name, expected [age]_[gender]_[race]_[time].jpg. Rename it, or leave such "
             "files out with data.skip_bad=true"
         )
     wanted = [path for path, age in ages.items() if task.low <= age <= task.high]
@@ -107,7 +107,7 @@ def _numbered(split: Split) -> Split:
 
 
 def _at_most(split: Split, count: int, seed: int) -> Split:
-    """At most ``count`` images of each label, the same ones for the same seed, in their order."""
+    """At most ``count`` images of each label, chosen by ``seed``, in their original order."""
     order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))
     labels = split.labels[order]
     index = torch.cat([order[labels == label][:count] for label in labels.unique()]).sort().values

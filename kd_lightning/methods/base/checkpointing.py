@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor
 from kd_lightning.distributed import collectives
 from kd_lightning.losses.moments import MeanVar, pooled
 from kd_lightning.methods.base.loss_monitor import TermWatch
-from kd_lightning.methods.base.protocols import Teacher
+from kd_lightning.methods.base.protocols import Teacher, WhiteTeacher
 
 
 class Repeatable(L.LightningModule):
@@ -28,6 +28,11 @@ class Repeatable(L.LightningModule):
         self.terms_seen = TermWatch()
         self._rng: torch.Generator | None = None
         self._restored: list[dict[str, Any]] | None = None
+
+    @property
+    def white(self) -> WhiteTeacher:
+        """The teacher, for methods that need its gradients: its network may be looked into."""
+        return cast(WhiteTeacher, self.teacher)
 
     @property
     def rng(self) -> torch.Generator:

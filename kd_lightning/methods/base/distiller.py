@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, cast
 
 from lightning.pytorch.core.optimizer import LightningOptimizer
@@ -13,7 +12,8 @@ from torchmetrics import Metric
 
 from kd_lightning.distributed import collectives
 from kd_lightning.methods.base.checkpointing import Repeatable
-from kd_lightning.methods.base.protocols import Teacher, WhiteTeacher
+from kd_lightning.methods.base.phases import frozen
+from kd_lightning.methods.base.protocols import Teacher
 
 OptimizerFactory = Callable[..., Optimizer]
 SchedulerFactory = Callable[[Optimizer], Any]
@@ -47,6 +47,7 @@ class Distiller(Repeatable):
     """What to lower where the generator collapses."""
     instead_of_gradients = "set teacher.access=white, or ask with method=kd source=queried"
     """What to type where the method needs the teacher's gradients and the teacher gives none."""
+    frozen = staticmethod(frozen)
     clips_gradients = False
     """Whether it clips gradients, which Lightning refuses for fused optimisers in mixed precision."""
     version = 1
@@ -70,11 +71,6 @@ class Distiller(Repeatable):
         self.seen: Seen | None = None
         self.latest: dict[str, float] = {}
 
-    @property
-    def white(self) -> WhiteTeacher:
-        """The teacher, for methods that need its gradients: its network may be looked into."""
-        return cast(WhiteTeacher, self.teacher)
-
     @classmethod
     def needs(cls, **settings: Any) -> set[str]:
         """What the composition must offer: ``teacher``, ``teacher.gradients``, ``teacher.batch_norm``,
@@ -94,7 +90,7 @@ class Distiller(Repeatable):
         """Rounds of one epoch where the method's own settings say it; None where ``source.rounds`` does."""
         return None
 
-    def findings(self) -> dict[str, float]:
+    def findings(self) -> dict[str, Any]:
         """What the fit found out about what it trained, for its report."""
         return {}
 
@@ -112,18 +108,6 @@ class Distiller(Repeatable):
         opt.zero_grad()
         self.manual_backward(loss)
         opt.step()
-
-    @contextmanager
-    def frozen(self, net: nn.Module) -> Iterator[None]:
-        """Inside, gradients cross ``net`` without reaching its weights, which saves computing them."""
-        learning = [p for p in net.parameters() if p.requires_grad]
-        for p in learning:
-            p.requires_grad_(False)
-        try:
-            yield
-        finally:
-            for p in learning:
-                p.requires_grad_(True)
 
     def record(self, **terms: Tensor) -> None:
         """Note this round's scalars: reported every ``log_every`` rounds, and watched for NaN in every round."""

@@ -1,4 +1,4 @@
-"""A student that learns from all images made so far, while a generator is fitted to one batch after another."""
+"""A student that learns from all images made so far, while new ones are made in batches."""
 
 from __future__ import annotations
 
@@ -12,38 +12,43 @@ from torch import Tensor
 from kd_lightning.core.image_buffer import Memory
 from kd_lightning.data.loader import Augmentation
 from kd_lightning.losses.response import kl
-from kd_lightning.methods.base.distiller import Seen
-from kd_lightning.methods.base.generator_pair import Generative
+from kd_lightning.methods.base.distiller import Distiller, OptimizerFactory, SchedulerFactory, Seen
 
 
-class Pooled(Generative):
-    """What model inversion by a generator shares: a pool of images, and how the student learns from it.
+class ImagePool(Distiller):
+    """What model inversion shares: a pool of images, and how the student learns from it.
 
-    A round of the paper, which makes ``batch_size`` images and then trains the student for ``kd_steps``, is cut
-    into several training batches.
+    A round of the paper, which makes a batch of images and then trains the student for ``kd_steps``, is cut into
+    several training batches. How images are made, and of what, each method says itself; so does
+    :meth:`distils`, the order of the two. The student's optimiser is the first of ``configure_optimizers``.
 
     Args:
+        optimizer: makes the student's optimiser.
+        scheduler: schedule of its learning rate, stepped once an epoch.
         kd_steps: student steps a round of the paper.
         per_batch: steps of whichever network in one training batch, a divisor of ``kd_steps``.
         kd_batch_size: images of one student step, per rank.
         temperature: T of the student's KL.
-        augment: applied to what the student sees of the pool and to what the teacher sees of new images.
-        **generative: see :class:`Generative`.
+        augment: applied to what the student sees of the pool.
+        **base: see :class:`Distiller`.
     """
 
     def __init__(
         self,
         *,
-        kd_steps: int = 400,
-        per_batch: int = 10,
-        kd_batch_size: int = 256,
-        temperature: float = 20.0,
+        optimizer: OptimizerFactory,
+        kd_steps: int,
+        per_batch: int,
+        kd_batch_size: int,
+        temperature: float,
+        scheduler: SchedulerFactory | None = None,
         augment: Sequence[Augmentation] = (),
-        **generative: Any,
+        **base: Any,
     ) -> None:
-        super().__init__(**generative)
-        if kd_steps % per_batch:
+        super().__init__(**base)
+        if per_batch < 1 or kd_steps % per_batch:
             raise ValueError(f"per_batch must divide kd_steps={kd_steps}, got {per_batch}")
+        self.make_optimizer, self.make_scheduler = optimizer, scheduler
         self.kd_steps, self.per_batch, self.kd_batch_size = kd_steps, per_batch, kd_batch_size
         self.temperature, self.augment = temperature, tuple(augment)
         self.pool = Memory()
@@ -51,11 +56,23 @@ class Pooled(Generative):
     @classmethod
     def needs(cls, **settings: Any) -> set[str]:
         """A teacher with batch norm, its gradients, and no data."""
-        return super().needs(**settings) | {"teacher.batch_norm"}
+        return {"teacher.gradients", "teacher.batch_norm", "source.free", "task.classification"}
+
+    def distils(self, n: int) -> bool:
+        """Whether training batch ``n`` of the fit trains the student."""
+        raise NotImplementedError
 
     def student_updates_per_round(self) -> int:
         """In a training batch that distils."""
         return self.per_batch
+
+    def student_updates(self, rounds: int) -> int:
+        """Of the training batches that distil."""
+        return self.per_batch * sum(map(self.distils, range(rounds)))
+
+    def configure_optimizers(self) -> Any:
+        """The student's."""
+        return self.scheduled((self.make_optimizer(self.student.parameters()), self.make_scheduler))
 
     def view(self, x: Tensor) -> Tensor:
         """Images (N, C, H, W) under the paper's augmentation, every image under its own."""
@@ -94,22 +111,3 @@ class Pooled(Generative):
     def beside(self, name: str) -> Path:
         """This rank's file for rows that checkpoints are too small for."""
         return Path(self.trainer.default_root_dir) / f"{name}_{self.global_rank}.bin"
-
-
-class Best:
-    """The batch with the lowest loss so far, chosen on the device without asking it.
-
-    Args:
-        kept: loss and tensors of an earlier ``kept``.
-    """
-
-    def __init__(self, *kept: Tensor) -> None:
-        self.kept = kept
-
-    def offer(self, loss: Tensor, *tensors: Tensor) -> None:
-        """Keep loss and tensors if the loss is lower than that of those kept."""
-        new = tuple(tensor.detach() for tensor in (loss, *tensors))
-        if self.kept:
-            better = new[0] < self.kept[0]
-            new = tuple(torch.where(better, a, b) for a, b in zip(new, self.kept, strict=True))
-        self.kept = new

@@ -35,13 +35,18 @@ from kd_lightning.losses.adversarial import masked_kl
 from kd_lightning.losses.batch_norm import BatchNormTap, batch_norm_statistics
 from kd_lightning.losses.contrastive import info_nce
 from kd_lightning.methods.base.distiller import OptimizerFactory
-from kd_lightning.methods.base.image_pool import Best, Pooled
+from kd_lightning.methods.base.image_pool import ImagePool
+from kd_lightning.methods.base.phases import Best, restart
 
 
-class Cmi(Pooled):
+class Cmi(ImagePool):
     """One training batch takes ``per_batch`` steps: of generator and latents, or of the student.
 
     Args:
+        generator: latents (N, latent) to images (N, C, H, W) in data units.
+        optimizer_g: makes the generator's optimiser.
+        latent: length of z.
+        batch_size: images made together, per rank.
         num_classes: of the teacher.
         local: the augmentation of the local view; ``augment`` is that of the global one.
         optimizer_head: makes the head's optimiser.
@@ -55,15 +60,21 @@ class Cmi(Pooled):
         features: modules of the teacher whose inputs are the features; None takes all batch norms.
         bank_size: images whose features are kept.
         negatives: of them, how many a step is contrasted with.
-        **pooled: see :class:`Pooled`.
+        **pool: see :class:`ImagePool`.
     """
+
+    generator_lr = "method.optimizer_g.lr"
 
     def __init__(
         self,
         *,
+        generator: nn.Module,
+        optimizer_g: OptimizerFactory,
         num_classes: int,
         local: Sequence[Augmentation],
         optimizer_head: OptimizerFactory,
+        latent: int = 256,
+        batch_size: int = 256,
         steps: int = 200,
         bn: float = 1.0,
         oh: float = 1.0,
@@ -74,12 +85,14 @@ class Cmi(Pooled):
         features: Sequence[str] | None = None,
         bank_size: int = 40960,
         negatives: int = 4096,
-        **pooled: Any,
+        **pool: Any,
     ) -> None:
-        super().__init__(**pooled)
+        super().__init__(**pool)
         if steps % self.per_batch:
             raise ValueError(f"per_batch must divide steps={steps}, got {self.per_batch}")
-        self.num_classes, self.local, self.make_optimizer_head = num_classes, tuple(local), optimizer_head
+        self.generator, self.latent, self.batch_size = generator, latent, batch_size
+        self.make_optimizer_g, self.make_optimizer_head = optimizer_g, optimizer_head
+        self.num_classes, self.local = num_classes, tuple(local)
         self.steps, self.bn, self.oh, self.adv = steps, bn, oh, adv
         self.cr, self.cr_temperature, self.negatives = cr, cr_temperature, negatives
         self.taps = self.batch_norms() if features is None else tuple(features)
@@ -90,12 +103,13 @@ class Cmi(Pooled):
 
     def configure_optimizers(self) -> Any:
         """Student first, generator second, head third."""
-        optimizers, schedules = super().configure_optimizers()
-        return [*optimizers, self.make_optimizer_head(self.head.parameters())], schedules
+        students, schedules = super().configure_optimizers()
+        opt_g = self.make_optimizer_g(self.generator.parameters())
+        return [*students, opt_g, self.make_optimizer_head(self.head.parameters())], schedules
 
-    def student_updates(self, rounds: int) -> int:
-        """Of the batches that distil."""
-        return self.per_batch * sum(self.place(n) >= self.slices for n in range(rounds))
+    def distils(self, n: int) -> bool:
+        """Once the slices of a round are done."""
+        return self.place(n) >= self.slices
 
     @property
     def slices(self) -> int:
@@ -113,16 +127,14 @@ class Cmi(Pooled):
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """Make images, or learn from them."""
         place = self.place(self.rounds_done)
-        if place >= self.slices:
+        if self.distils(self.rounds_done):
             self.record(kd=self.distil())
             return
         if place == 0:
             self.begin()
-        self.student.eval()
-        with self.frozen(self.student):
+        with self.frozen(self.student, in_eval=True):
             for _ in range(self.per_batch):
                 losses = self.synthesise()
-        self.student.train()
         self.terms_seen.note(losses, self.rounds_done)
         if place == self.slices - 1:
             self.commit()
@@ -131,8 +143,8 @@ class Cmi(Pooled):
     def begin(self) -> None:
         """A new generator, new latents, a label for each."""
         self.redraw_generator()
-        self.opts()[1].optimizer.state.clear()
-        self.z = self.latents(self.batch_size).requires_grad_()
+        restart(self.opts()[1])
+        self.z = self.noise(self.batch_size, self.latent).requires_grad_()
         self.y = torch.randint(self.num_classes, (self.batch_size,), generator=self.rng, device=self.device)
         self.opt_z = self.make_optimizer_g([self.z])
         self.best = Best()

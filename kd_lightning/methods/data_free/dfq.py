@@ -71,8 +71,7 @@ class Dfq(Generative):
         opt_s, opt_g = self.opts()
 
         # Generator: disagreement, where the teacher's statistics, certainty and balance allow it
-        self.student.eval()
-        with self.frozen(self.student):
+        with self.frozen(self.student, in_eval=True):
             x = self.generate(self.batch_size)
             with BatchNormTap(self.white.net) as tap:
                 t = self.white(x)
@@ -83,7 +82,6 @@ class Dfq(Generative):
                 "balance": self.balance * information_entropy(self.gathered(t)),
             }
             self.update(opt_g, torch.stack(list(losses.values())).sum())
-        self.student.train()
         self.show(x, t)
 
         # Student: imitate on images that it did not see before

@@ -27,15 +27,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kd_lightning.losses.adversarial import masked_kl
-from kd_lightning.losses.batch_norm import BatchNormTap, batch_norm_statistics
-from kd_lightning.losses.moments import MeanVar
-from kd_lightning.methods.base.image_pool import Best, Pooled
+from kd_lightning.losses.batch_norm import BatchNormTap
+from kd_lightning.methods.base.distiller import OptimizerFactory
+from kd_lightning.methods.base.image_pool import ImagePool
+from kd_lightning.methods.base.phases import BatchNormMixture, Best
 
 
-class FastDfkd(Pooled):
+class FastDfkd(ImagePool):
     """One training batch makes a batch of images, or takes ``per_batch`` student steps on all there are.
 
     Args:
+        generator: latents (N, latent) to images (N, C, H, W) in data units.
+        optimizer_g: makes the generator's optimiser.
+        latent: length of z.
+        batch_size: images made together, per rank.
         num_classes: of the teacher.
         steps: k, inner steps for one batch of images.
         lr_z: learning rate of the latents; that of the copy is ``optimizer_g``'s, the generator's k times that.
@@ -46,13 +51,19 @@ class FastDfkd(Pooled):
         meta: first-order MAML or Reptile.
         warmup: rounds that only make images.
         reset_at: rounds after warm-up until the generator's first layer is drawn anew; None never does.
-        **pooled: see :class:`Pooled`.
+        **pool: see :class:`ImagePool`; ``augment`` is also how the teacher sees new images.
     """
+
+    generator_lr = "method.optimizer_g.lr"
 
     def __init__(
         self,
         *,
+        generator: nn.Module,
+        optimizer_g: OptimizerFactory,
         num_classes: int,
+        latent: int = 256,
+        batch_size: int = 256,
         steps: int = 10,
         lr_z: float = 0.01,
         bn: float = 10.0,
@@ -62,30 +73,28 @@ class FastDfkd(Pooled):
         meta: Literal["maml", "reptile"] = "maml",
         warmup: int = 20,
         reset_at: int | None = 120,
-        **pooled: Any,
+        **pool: Any,
     ) -> None:
-        super().__init__(**pooled)
+        super().__init__(**pool)
         if meta not in ("maml", "reptile"):
             raise ValueError(f"unknown meta={meta!r}: take maml or reptile")
-        self.num_classes, self.steps, self.lr_z = num_classes, steps, lr_z
-        self.bn, self.oh, self.adv, self.momentum = bn, oh, adv, momentum
+        self.generator, self.make_optimizer_g = generator, optimizer_g
+        self.num_classes, self.latent, self.batch_size = num_classes, latent, batch_size
+        self.steps, self.lr_z, self.bn, self.oh, self.adv = steps, lr_z, bn, oh, adv
         self.meta, self.warmup, self.reset_at = meta, warmup, reset_at
-        self.ema: list[MeanVar] | None = None
+        self.mixture = BatchNormMixture(momentum)
 
     def configure_optimizers(self) -> Any:
         """Student first, meta-generator second."""
-        configured = super().configure_optimizers()
-        for group in configured[0][1].param_groups:
+        students, schedules = super().configure_optimizers()
+        opt_meta = self.make_optimizer_g(self.generator.parameters())
+        for group in opt_meta.param_groups:
             group["lr"] *= self.steps  # one meta step is as long as k inner ones
-        return configured
+        return [*students, opt_meta], schedules
 
-    def student_updates(self, rounds: int) -> int:
-        """Of the batches that distil."""
-        return self.per_batch * sum(not self.synthesises(n) for n in range(rounds))
-
-    def synthesises(self, n: int) -> bool:
-        """Whether training batch ``n`` of the fit makes images: one in each round of the paper, all at first."""
-        return n <= self.warmup or n % self.rounds_an_epoch() == 0
+    def distils(self, n: int) -> bool:
+        """All but the first of each round of the paper, once the rounds of warm-up are over."""
+        return n > self.warmup and n % self.rounds_an_epoch() != 0
 
     def rounds_an_epoch(self) -> int:
         """Training batches of one round of the paper."""
@@ -93,10 +102,10 @@ class FastDfkd(Pooled):
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """Make images, or learn from them."""
-        if self.synthesises(self.rounds_done):
-            self.record(**self.synthesise())
-        else:
+        if self.distils(self.rounds_done):
             self.record(kd=self.distil())
+        else:
+            self.record(**self.synthesise())
 
     def synthesise(self) -> dict[str, Tensor]:
         """A batch of images for the pool; the generator learns to be a better start for the next."""
@@ -108,20 +117,18 @@ class FastDfkd(Pooled):
 
         # Inner problem: a copy G' of the generator, free latents z, a label for each
         fast = copy.deepcopy(self.generator)
-        z = self.latents(self.batch_size).requires_grad_()
+        z = self.noise(self.batch_size, self.latent).requires_grad_()
         y = torch.randint(self.num_classes, (self.batch_size,), generator=self.rng, device=self.device)
         opt = self.make_optimizer_g([{"params": fast.parameters()}, {"params": [z], "lr": self.lr_z}])
         best = Best()
         opt_meta.zero_grad()
-        self.student.eval()
-        with self.frozen(self.student):
+        with self.frozen(self.student, in_eval=True):
             for step in range(self.steps):
                 x = fast(z)
                 view = self.view(x)
                 with BatchNormTap(self.white.net) as tap:
                     t = self.white(view)
-                loss_bn = batch_norm_statistics(tap.statistics, tap.layers, ema=self.ema, momentum=self.momentum)
-                losses = {"bn": self.bn * loss_bn, "oh": self.oh * F.cross_entropy(t.float(), y)}
+                losses = {"bn": self.bn * self.mixture.loss(tap), "oh": self.oh * F.cross_entropy(t.float(), y)}
                 if adversarial:
                     losses["adv"] = self.adv * masked_kl(self.student(view), t)
                 loss = torch.stack(list(losses.values())).sum()
@@ -132,7 +139,6 @@ class FastDfkd(Pooled):
                     self.add_gradient(fast)
                 if self.meta == "reptile" or step + 1 < self.steps:  # nobody would use the last one
                     opt.step()
-        self.student.train()
 
         # Outer problem: move the generator itself
         if self.meta == "reptile":
@@ -141,7 +147,7 @@ class FastDfkd(Pooled):
         opt_meta.step()
 
         # The mixture of batches, of which the next has to explain a part
-        self.ema = self.mixed(tap.statistics)
+        self.mixture.update(tap.statistics)
         _, x, t = best.kept
         self.pool.add(x)
         self.show(x, t)
@@ -164,14 +170,6 @@ class FastDfkd(Pooled):
             for p in self.generator.parameters():
                 p.grad = self.trainer.strategy.reduce(p.grad, reduce_op="mean")
 
-    def mixed(self, statistics: list[MeanVar]) -> list[MeanVar]:
-        """Running averages of the batches' statistics, the last one in."""
-        now = [(mean.detach(), var.detach()) for mean, var in statistics]
-        if self.ema is None:
-            return now
-        r = self.momentum
-        return [(r * m + (1 - r) * a, r * v + (1 - r) * b) for (m, v), (a, b) in zip(self.ema, now, strict=True)]
-
     @torch.no_grad()
     def redraw_first_layer(self) -> None:
         """N(0, 0.02) for the first linear layer and the batch norm behind it."""
@@ -183,10 +181,10 @@ class FastDfkd(Pooled):
             layer.bias.zero_()
 
     def rank_state(self) -> dict[str, Any]:
-        """The averages of the statistics as well."""
-        return {**super().rank_state(), "ema": self.ema}
+        """The average of the statistics as well."""
+        return {**super().rank_state(), "ema": self.mixture.average}
 
     def load_rank_state(self, state: dict[str, Any]) -> None:
-        """Take them back."""
+        """Take it back."""
         super().load_rank_state(state)
-        self.ema = state["ema"] and [(m.to(self.device), v.to(self.device)) for m, v in state["ema"]]
+        self.mixture.load(state["ema"], self.device)

@@ -9,8 +9,8 @@ class AlexNet(nn.Module):
     """Five convolutions and three linear layers: (N,in_channels,32,32) -> (N,num_classes).
 
     Kernels 5, 5, 3, 3, 3; max pooling 3/2 after the first, second and fifth; BatchNorm after each ReLU (and pooling
-    or dropout), the last layer apart. 1,659,178 parameters for ten classes; with all widths halved, 417,434.
-    Weights start as PyTorch's do, Keras' ones in three biases are left out.
+    or dropout) except in the last layer. 1,659,178 parameters for ten classes; with all widths halved, 417,434.
+    Weights have PyTorch's initial values, without the ones that Keras sets in three biases.
     """
 
     def __init__(

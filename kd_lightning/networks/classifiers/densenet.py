@@ -17,10 +17,10 @@ class DenseNet(models.DenseNet):
         depth: 121 or 161.
         num_classes: logits.
         in_channels: channels of the image.
-        stem: `full` for 32x32, a 3x3 convolution alone; see `stem.py` for larger images.
+        stem: `full` for 32x32, a 3x3 convolution only; see `stem.py` for larger images.
 
     Raises:
-        ValueError: another depth.
+        ValueError: `depth` is neither.
     """
 
     def __init__(self, *, depth: int, num_classes: int, in_channels: int = 3, stem: Stem = "full") -> None:
@@ -31,6 +31,6 @@ class DenseNet(models.DenseNet):
         self.features.conv0 = stem_conv(in_channels, 2 * growth, stem)
         nn.init.kaiming_normal_(self.features.conv0.weight)
         self.features.pool0 = stem_pool(stem)
-        if stem == "full":  # the first block begins with a BatchNorm of its own
+        if stem == "full":  # the first block starts with a BatchNorm
             self.features.norm0 = nn.Identity()
             self.features.relu0 = nn.Identity()

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 class DigitsCnn(nn.Module):
     """Five layers for images of 32x32: (N,in_channels,32,32) -> (N,num_classes); 67,760 parameters for RGB.
 
-    `pool="reference"` averages the top left 7x7 of the last map, as theirs does: it was made for images of 28x28,
-    whose map is no larger, and leaves out the last row and column of the 8x8 that become of 32x32. "global" averages
-    all of it. Logits here, log-probabilities there.
+    `pool="reference"` averages the top left 7x7 of the last map, as the authors' code does: it was written for 28x28
+    images, whose map is 7x7, and ignores the last row and column of the 8x8 map of 32x32 images. "global" averages the
+    whole map. The output is logits; the authors' is log-probabilities.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class DigitsCnn(nn.Module):
         self.head = nn.Linear(64, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (N,num_classes) of images (N,in_channels,H,W); ValueError for fewer than 25 pixels a side."""
+        """Logits (N,num_classes) of images (N,in_channels,H,W); ValueError for sides of fewer than 25 pixels."""
         y = self.features(x)
         if self.pool == "reference":
             if min(y.shape[-2:]) < 7:

@@ -1,4 +1,4 @@
-"""CGN's invariant classifier (Sauer and Geiger, ICLR 2021): a ResNet with a head each for shape, texture, background.
+"""CGN's invariant classifier (Sauer and Geiger, ICLR 2021): a ResNet with heads for shape, texture and background.
 
 With ResNet-50 and ImageNet's classes it has 29,655,032 parameters.
 """
@@ -30,19 +30,19 @@ class Heads(NamedTuple):
 
     @property
     def average(self) -> Tensor:
-        """What the ensemble says: their mean, (N, K)."""
+        """The ensemble's logits: the mean of the heads, (N, K)."""
         return (self.shape + self.texture + self.bg) / 3
 
     @property
     def shape_texture(self) -> Tensor:
-        """The mean of the two that look at the object, (N, K)."""
+        """The mean of the two heads for the object, (N, K)."""
         return (self.shape + self.texture) / 2
 
 
 class InvariantEnsemble(nn.Module):
     """Images (N, in_channels, H, W), normalised -> logits (N, num_classes), the mean of the heads'.
 
-    Parts have the names of the authors' checkpoints, whose prefix ``module.`` is taken off when they are read.
+    Parts have the names of the authors' checkpoints, whose prefix ``module.`` is removed when they are read.
 
     Args:
         num_classes: logits.
@@ -68,7 +68,7 @@ class InvariantEnsemble(nn.Module):
         )
 
     def heads(self, x: Tensor) -> Heads:
-        """What each head says of normalised images."""
+        """Logits of each head, for normalised images."""
         features = self.backbone(x)
         return Heads(self.m_shape(features), self.m_texture(features), self.m_bg(features))
 
@@ -78,10 +78,10 @@ class InvariantEnsemble(nn.Module):
 
 
 def load_backbone(net: InvariantEnsemble, path: str | Path) -> None:
-    """Begin with the weights of a classifier: torchvision's ResNet of that depth, its last layer left out.
+    """Load the weights of torchvision's ResNet of that depth into the backbone, without its last layer.
 
     Raises:
-        TeacherError: no such file, or another network in it.
+        TeacherError: there is no such file, or it holds another network.
     """
     if not Path(path).expanduser().is_file():
         raise TeacherError(f"backbone: there is no file {path}. Give torchvision's weights of a ResNet, or null")

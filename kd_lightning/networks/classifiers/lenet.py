@@ -37,7 +37,7 @@ class LeNet5(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N,num_classes) of images (N,in_channels,32,32); ValueError at another size."""
         if x.shape[-2:] != (32, 32):
-            raise ValueError(f"LeNet5 takes images of 32x32, got {x.shape[-2]}x{x.shape[-1]}: resize or pad them")
+            raise ValueError(f"LeNet5 takes images of 32x32, got {x.shape[-2]}x{x.shape[-1]}: set data.size=32")
         logits: Tensor = self.head(self.features(x).flatten(1))
         return logits
 

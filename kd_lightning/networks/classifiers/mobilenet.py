@@ -1,25 +1,25 @@
-"""MobileNetV2 (Sandler et al., CVPR 2018) as the CIFAR-100 distillation tables have it."""
+"""MobileNetV2 (Sandler et al., CVPR 2018) as in the CIFAR-100 distillation tables."""
 
 from typing import Literal
 
 from torch import Tensor, nn
 
 _GROUPS = ((16, 1, 1), (24, 2, 1), (32, 3, 2), (64, 4, 2), (96, 3, 1), (160, 3, 2), (320, 1, 1))
-"""Channels, blocks and stride of the first block."""
+"""Of each group: channels, number of blocks, and stride of the first block."""
 
 
 class MobileNetV2(nn.Module):
     """Inverted residual blocks: (N,in_channels,H,W) -> (N,num_classes); the feature has 1,280 values.
 
-    Differs from torchvision's: ReLU instead of ReLU6, channels are cut and not rounded to multiples of 8, and the first
-    block has an expanding convolution, too. Tables on CIFAR-100 take `width=0.5`.
+    Differs from torchvision's: ReLU instead of ReLU6, channels are rounded down instead of to multiples of 8, and the
+    first block has an expanding convolution too. The CIFAR-100 tables use `width=0.5`.
 
     Args:
         num_classes: logits.
         in_channels: channels of the image.
-        width: factor of all channels but the feature's.
-        expansion: T, how much wider a block is inside.
-        stem: what is left of height and width after the second group: `half` for 32x32, `quarter` for larger images.
+        width: factor of all channels except the feature's.
+        expansion: T, factor of the channels inside a block.
+        stem: height and width after the second group, as a share of the image's: `half` for 32x32, `quarter` for more.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class MobileNetV2(nn.Module):
 
 
 class _Block(nn.Module):
-    """Expand by a 1x1 convolution, filter each channel by itself, project back without ReLU."""
+    """Expand by a 1x1 convolution, convolve each channel separately, project back without ReLU."""
 
     def __init__(self, inputs: int, outputs: int, expansion: int, stride: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A classifier's body under a head that says a number."""
+"""A classifier's body with a head for regression."""
 
 from collections.abc import Sequence
 
@@ -9,18 +9,19 @@ from kd_lightning.networks import head_of
 
 
 class Regressor(nn.Module):
-    """Any network of ours, torchvision's or timm's with its head replaced: (N,C,H,W) -> (N,1).
+    """A network of this package, torchvision or timm with its head replaced: (N,C,H,W) -> (N,1).
 
     The head of cGAN-KD's regression networks (Ding et al. 2023): linear layers with BatchNorm and ReLU, then one output
-    that a ReLU keeps from going below 0. That output is a place in the range of the labels, see `tasks.Regression`.
-    With ReLU and a last bias of 0, as their code has it, an unlucky start says 0 to all images and learns no more:
-    here it begins by saying `start`.
+    with ReLU. That output is a place in the range of the labels, see `tasks.Regression`.
+
+    Deviation: the authors' last bias is 0, with which the ReLU may output 0 on every image from the start and never
+    learn; here it starts at `start`.
 
     Args:
-        net: a network with a head that `networks.head_of` finds, whatever that says.
+        net: a network with a head that `networks.head_of` finds, of any number of outputs.
         hidden: widths of the linear layers.
-        relu: whether the output ends in ReLU; without, it is what the last linear layer says.
-        start: what it says to all images at first: the mean of the labels' places.
+        relu: whether a ReLU follows the last linear layer.
+        start: initial output for every image: the mean of the labels' places.
 
     Raises:
         ValueError: the head of `net` has no linear layer.
@@ -35,7 +36,7 @@ class Regressor(nn.Module):
         path = head_of(net)
         linear = next((m for m in net.get_submodule(path).modules() if isinstance(m, nn.Linear)), None)
         if linear is None:
-            raise ValueError(f"the head of {type(net).__name__}, {path}, got no linear layer to replace")
+            raise ValueError(f"the head of {type(net).__name__}, {path}, has no linear layer to replace")
         layers: list[nn.Module] = []
         inputs = linear.in_features
         for width in hidden:

@@ -27,7 +27,7 @@ class CifarResNet(nn.Module):
             distillation tables).
         widths: channels after the stem and of the three groups.
         stem: for images larger than 32x32, see `stem.py`.
-        first_stride: 2 where the first group is to halve the map as the others do.
+        first_stride: of the first group; 2 halves the map, as in the other groups.
 
     Raises:
         ValueError: a depth that is not 6n+2, an unknown shortcut, not four widths.
@@ -83,7 +83,7 @@ class ResNet(torchvision_resnet.ResNet):
         num_classes: logits.
         in_channels: channels of the image.
         stem: for images larger than 32x32, see `stem.py`.
-        first_stride: 2 where the first group is to halve the map as the others do.
+        first_stride: of the first group; 2 halves the map, as in the other groups.
 
     Raises:
         ValueError: another depth.
@@ -108,7 +108,7 @@ class ResNet(torchvision_resnet.ResNet):
 
 
 class _Subsample(nn.Module):
-    """Shortcut A: every `stride`-th pixel, then zeros for the channels that are missing."""
+    """Shortcut A: every `stride`-th pixel, then zeros for the missing channels."""
 
     def __init__(self, stride: int, missing: int) -> None:
         super().__init__()

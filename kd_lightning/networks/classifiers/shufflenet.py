@@ -11,7 +11,7 @@ _FIRST = 24
 
 
 class ShuffleNetV1(nn.Module):
-    """Grouped 1x1 convolutions with shuffled channels: (N,in_channels,H,W) -> (N,num_classes), of 960 features.
+    """Grouped 1x1 convolutions with shuffled channels: (N,in_channels,H,W) -> (N,num_classes), 960 features.
 
     Three groups of convolutions; the outputs of `layer1`, `layer2`, `layer3` have 240, 480 and 960 channels.
 
@@ -37,7 +37,7 @@ class ShuffleNetV1(nn.Module):
 
 
 class ShuffleNetV2(nn.Module):
-    """Half of the channels passes each block untouched: (N,in_channels,H,W) -> (N,num_classes), of 1,024 features.
+    """Half of the channels skips each block: (N,in_channels,H,W) -> (N,num_classes), 1,024 features.
 
     The outputs of `layer1`, `layer2`, `layer3` have 116, 232 and 464 channels.
 
@@ -65,7 +65,7 @@ class ShuffleNetV2(nn.Module):
 
 
 class _Grouped(nn.Module):
-    """V1's block. Of stride 2 it appends the averaged input, `inputs` of its `outputs` channels."""
+    """V1's block. At stride 2 it appends the averaged input, `inputs` of its `outputs` channels."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, groups: int = 3) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class _Grouped(nn.Module):
 
 
 class _Split(nn.Module):
-    """V2's block of stride 1: one half of the channels is worked on, then the halves are mixed."""
+    """V2's block of stride 1: convolve one half of the channels, then mix the halves."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ class _Split(nn.Module):
 
 
 class _Halving(nn.Module):
-    """V2's block of stride 2: both branches see all channels, and make half of the new ones each."""
+    """V2's block of stride 2: both branches take all channels, and each gives half of the new ones."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -139,5 +139,5 @@ def _conv(inputs: int, outputs: int, kernel: int, *, stride: int = 1, groups: in
 
 
 def _shuffled(x: Tensor, groups: int) -> Tensor:
-    """Channels (g, C/g) in the order (C/g, g), so that the next grouped convolution sees all groups."""
+    """Channels (g, C/g) in the order (C/g, g), so that the next grouped convolution mixes all groups."""
     return x.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)

@@ -9,9 +9,8 @@ class SmallConvNet(nn.Module):
     """3x3 convolutions with ReLU, max pooling between them: (N,in_channels,H,W) -> (N,num_classes).
 
     Any H, W >= 8. The feature is the average over positions of the last map, `widths[-1]` values; with `grid=4` over
-    each of 4x4 parts of the map, sixteen times as many, which still know where something was. `batch_norm=True`
-    puts one BatchNorm after each convolution. At most three of the gaps between convolutions pool, so that an
-    image of 8x8 keeps at least one position.
+    each of 4x4 parts of the map, sixteen times as many, which keeps positions. `batch_norm=True` puts one BatchNorm
+    after each convolution. There are at most three poolings, so that an image of 8x8 keeps at least one position.
     """
 
     def __init__(

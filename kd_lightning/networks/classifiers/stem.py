@@ -1,7 +1,7 @@
-"""How a network for images of 32x32 takes larger ones: what its first layers leave of height and width.
+"""Stems: first layers that let a network for images of 32x32 take larger ones.
 
-``full`` is the network's own first convolution. ``half`` is a 4x4 convolution of stride 2 in its place, ``quarter`` the
-same and a 3x3 max pooling of stride 2 behind it: what cGAN-KD's authors (Ding et al. 2023) use at 64 and at 128 pixels.
+``full`` is the network's own first convolution. ``half`` replaces it by a 4x4 convolution of stride 2, ``quarter`` adds
+a 3x3 max pooling of stride 2: cGAN-KD's authors (Ding et al. 2023) use these at 64 and at 128 pixels.
 """
 
 from typing import Literal
@@ -12,7 +12,7 @@ Stem = Literal["full", "half", "quarter"]
 
 
 def stem_conv(in_channels: int, channels: int, stem: Stem, *, kernel: int = 3) -> nn.Conv2d:
-    """The first convolution, without bias; ``kernel`` is that of ``full``.
+    """The first convolution, without bias; ``kernel`` is its size where ``stem`` is ``full``.
 
     Raises:
         ValueError: an unknown stem.
@@ -25,5 +25,5 @@ def stem_conv(in_channels: int, channels: int, stem: Stem, *, kernel: int = 3) -
 
 
 def stem_pool(stem: Stem) -> nn.Module:
-    """What follows the first convolution and its BatchNorm and ReLU."""
+    """The layer after the first convolution, its BatchNorm and ReLU: max pooling for ``quarter``, else identity."""
     return nn.MaxPool2d(3, stride=2, padding=1) if stem == "quarter" else nn.Identity()

@@ -17,16 +17,16 @@ class VGG(nn.Module):
     """VGG-8, -11, -13 or -19: (N,in_channels,H,W) -> (N,num_classes), H and W at least 2^pools.
 
     Five stages of 3x3 convolutions, each with BatchNorm and ReLU, and max pooling after the first `pools` of them. The
-    feature is what a last pooling leaves, `512 * grid**2` values; with the defaults the average over positions.
+    feature is the output of a last pooling, `512 * grid**2` values; with the defaults the average over positions.
 
     Args:
         depth: 8, 11, 13 or 19.
         num_classes: logits.
         in_channels: channels of the image.
-        pools: stages with max pooling behind them. The usual CIFAR-100 distillation tables have 3.
-        grid: positions in each direction that the last pooling leaves.
-        pooling: what the last pooling takes of each part of the map.
-        hidden: widths of linear layers in the head, each with ReLU and dropout of a half.
+        pools: stages followed by max pooling. The usual CIFAR-100 distillation tables have 3.
+        grid: height and width of the last pooling's output.
+        pooling: what the last pooling computes of each part of the map.
+        hidden: widths of linear layers in the head, each with ReLU and dropout of 0.5.
 
     Raises:
         ValueError: another depth, or more pools than stages.

@@ -1,4 +1,4 @@
-"""What VGG-16 (Simonyan and Zisserman, ICLR 2015) sees of an image: the features of CGN's Gram losses.
+"""Features of VGG-16 (Simonyan and Zisserman, ICLR 2015) for CGN's Gram losses.
 
 Deviations (paper / CGN's code / here):
     * Input: ImageNet's mean and deviation / images in [-1, 1] as they are / CGN's.
@@ -19,13 +19,13 @@ from kd_lightning.networks.weights import read_weights, refuse_misfits
 BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512))
 """Widths of the convolutions before each pooling."""
 LAST = 22
-"""Number of the last layer."""
+"""Index of the last layer."""
 
 
 class Vgg16(nn.Module):
     """Images (N, 3, H, W) in [0, 1] -> four maps of 64, 128, 256 and 512 channels, of H, H/2, H/4 and H/8 rows.
 
-    They are those before each pooling but the last: relu1_2, relu2_2, relu3_3 and relu4_3. Layers have the names of
+    They are the maps before each pooling except the last: relu1_2, relu2_2, relu3_3, relu4_3. Layers have the names of
     torchvision's.
     """
 
@@ -52,7 +52,7 @@ class Vgg16(nn.Module):
 
 
 def trained(weights: str | Path | None) -> Vgg16 | None:
-    """The network with weights from torchvision's ``vgg16-397923af.pth``, or a like file; None for none.
+    """The network with weights from torchvision's ``vgg16-397923af.pth`` or a similar file; None for no file.
 
     Raises:
         TeacherError: there is no such file, or it holds another network.
@@ -64,7 +64,7 @@ def trained(weights: str | Path | None) -> Vgg16 | None:
     with torch.device("meta"):
         net = Vgg16()
     wanted = net.state_dict()
-    # of what lies behind the last map nothing is wanted
+    # ignore the layers after the last map
     found = {k: v for k, v in read_weights(weights).items() if k in wanted or not _behind(k)}
     refuse_misfits(found, wanted, weights, into="VGG-16")
     net.load_state_dict(found, assign=True)

@@ -18,7 +18,7 @@ class WideResNet(nn.Module):
         num_classes: logits.
         in_channels: channels of the image.
         dropout: between the two convolutions of each block.
-        stem: for images larger than 32x32, see `stem.py`; but for `full` a BatchNorm and ReLU follow it.
+        stem: for images larger than 32x32, see `stem.py`; BatchNorm and ReLU follow all but `full`.
 
     Raises:
         ValueError: a depth that is not 6n+4, or a factor below 1.

@@ -30,6 +30,7 @@ from kd_lightning.networks.generators.gan_blocks import (
     doublings,
     from_pixels,
     to_pixels,
+    verdict,
     widths_of,
 )
 
@@ -122,4 +123,4 @@ class Discriminator(nn.Module):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Linear in the summed map h, with a part for each class: w h + <e(y), h>."""
         h = F.relu(self.blocks(from_pixels(x))).sum((2, 3))
-        return self.linear(h).squeeze(1) + (self.embed(y) * h).sum(1)
+        return verdict(h, self.linear, self.embed(y))

@@ -16,13 +16,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kd_lightning.networks.generators.gan_blocks import Layers, SelfAttention, to_pixels
+from kd_lightning.networks.generators.gan_blocks import BottleneckUpBlock, Layers, SelfAttention, to_pixels
 
 Interpolation = Literal["reference", "linear"]
 Step = tuple[bool, int, int]
@@ -76,18 +77,12 @@ class Generator(nn.Module):
         condition = 2 * latent
         self.embeddings = nn.Linear(num_classes, latent, bias=False)
         self.gen_z = made.linear(condition, 4 * 4 * 16 * ch)
+        norm = partial(_ConditionalNorm, condition=condition, layers=made, interpolation=interpolation)
         self.layers = nn.ModuleList()
         for i, (double, inputs, outputs) in enumerate(steps):
             if i == attention:
                 self.layers.append(SelfAttention(inputs * ch, layers=made, bias=False))
-            self.layers.append(
-                _Block(
-                    *(inputs * ch, outputs * ch, condition),
-                    double=double,
-                    layers=made,
-                    interpolation=interpolation,
-                )
-            )
+            self.layers.append(BottleneckUpBlock(inputs * ch, outputs * ch, layers=made, norm=norm, double=double))
         self.bn = _Statistics(ch, interpolation)
         self.weight, self.bias = nn.Parameter(torch.ones(ch)), nn.Parameter(torch.zeros(ch))
         self.conv_to_rgb = made.conv(ch, ch)
@@ -109,7 +104,7 @@ class Generator(nn.Module):
         condition = torch.cat([z, vector], 1)
         h = self.gen_z(condition).unflatten(1, (4, 4, -1)).movedim(3, 1)  # the published weights have channels last
         for layer in self.layers:
-            h = layer(h, condition, truncation) if isinstance(layer, _Block) else layer(h)
+            h = layer(h, condition, truncation) if isinstance(layer, BottleneckUpBlock) else layer(h)
         mean, variance = self.bn(truncation)
         h = F.batch_norm(h, mean, variance, self.weight, self.bias, eps=EPS)
         return to_pixels(torch.tanh(self.conv_to_rgb(F.relu(h))[:, :3]))
@@ -154,43 +149,6 @@ class _ConditionalNorm(nn.Module):
         mean, variance = self.statistics(truncation)
         gain = (1 + self.scale(condition)) * (variance + EPS).rsqrt()
         return torch.addcmul((self.offset(condition) - mean * gain)[..., None, None], x, gain[..., None, None])
-
-
-class _Block(nn.Module):
-    """Residual block through a quarter of the channels: (N, inputs, H, W) -> (N, outputs, H, W), or twice as high."""
-
-    def __init__(
-        self,
-        inputs: int,
-        outputs: int,
-        condition: int,
-        *,
-        double: bool,
-        layers: Layers,
-        interpolation: Interpolation,
-    ) -> None:
-        super().__init__()
-        self.outputs, self.doubles, middle = outputs, double, inputs // 4
-        self.norms = nn.ModuleList(
-            _ConditionalNorm(width, condition, layers=layers, interpolation=interpolation)
-            for width in (inputs, middle, middle, middle)
-        )
-        self.convs = nn.ModuleList(
-            layers.conv(a, b, kernel)
-            for a, b, kernel in ((inputs, middle, 1), (middle, middle, 3), (middle, middle, 3), (middle, outputs, 1))
-        )
-
-    def forward(self, x: Tensor, condition: Tensor, truncation: float) -> Tensor:
-        h = x
-        for i, (norm, conv) in enumerate(zip(self.norms, self.convs, strict=True)):
-            h = F.relu(norm(h, condition, truncation))
-            h = conv(_doubled(h) if self.doubles and i == 1 else h)
-        skip = x[:, : self.outputs]
-        return h + (_doubled(skip) if self.doubles else skip)
-
-
-def _doubled(x: Tensor) -> Tensor:
-    return F.interpolate(x, scale_factor=2.0, mode="nearest")
 
 
 def _checked(layers: Sequence[Sequence[int]] | None, size: int, ch: int, attention: int) -> list[Step]:

@@ -11,7 +11,7 @@ Deviations (paper / authors' code / here):
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal
 
@@ -20,12 +20,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kd_lightning.networks.generators.gan_blocks import (
+    BottleneckUpBlock,
     ConditionalBatchNorm,
     Layers,
     SelfAttention,
     doublings,
     from_pixels,
     to_pixels,
+    verdict,
     widths_of,
 )
 
@@ -75,8 +77,10 @@ class Generator(nn.Module):
         self.project = layers.linear(latent + embed, maps[0] * 16)
         self.blocks = nn.ModuleList()
         for i, (a, b) in enumerate(pairwise(maps)):
-            self.blocks.extend(_Up(a, a, layers=layers, norm=norm, double=False) for _ in range(depth - 1))
-            self.blocks.append(_Up(a, b, layers=layers, norm=norm, double=True))
+            self.blocks.extend(
+                BottleneckUpBlock(a, a, layers=layers, norm=norm, double=False) for _ in range(depth - 1)
+            )
+            self.blocks.append(BottleneckUpBlock(a, b, layers=layers, norm=norm, double=True))
             if 8 << i == attention:
                 self.blocks.append(SelfAttention(b, layers=layers, bias=False))
         self.norm = nn.BatchNorm2d(maps[-1])
@@ -138,31 +142,7 @@ class Discriminator(nn.Module):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Linear in the summed map h, with a part for each class: w h + <e(y), h>."""
         h = F.relu(self.blocks(from_pixels(x))).sum((2, 3))
-        return self.linear(h).squeeze(1) + (self.embed(y) * h).sum(1)
-
-
-class _Up(nn.Module):
-    """(N, inputs, H, W) and a condition -> (N, outputs, H, W), or twice the height and width."""
-
-    def __init__(
-        self, inputs: int, outputs: int, *, layers: Layers, norm: Callable[[int], nn.Module], double: bool
-    ) -> None:
-        super().__init__()
-        self.outputs, self.grows = outputs, double
-        inside = max(1, inputs // 4)
-        self.norms = nn.ModuleList(norm(width) for width in (inputs, inside, inside, inside))
-        widths = ((inputs, inside, 1), (inside, inside, 3), (inside, inside, 3), (inside, outputs, 1))
-        self.convs = nn.ModuleList(layers.conv(*each) for each in widths)
-
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        h = x
-        for i, (norm, conv) in enumerate(zip(self.norms, self.convs, strict=True)):
-            h = F.relu(norm(h, condition))
-            if i == 1 and self.grows:
-                h = F.interpolate(h, scale_factor=2.0)
-            h = conv(h)
-        x = x[:, : self.outputs]
-        return h + (F.interpolate(x, scale_factor=2.0) if self.grows else x)
+        return verdict(h, self.linear, self.embed(y))
 
 
 class _Down(nn.Module):

@@ -1,7 +1,7 @@
-"""Counterfactual generative networks for digits: shape, texture and background as mechanisms of their own.
+"""Counterfactual generative networks for digits: separate mechanisms for shape, texture and background.
 
-Sauer and Geiger, ICLR 2021, arXiv 2101.06046. An image is composed of what three mechanisms draw, each from latents
-and a label of its own: x = m f + (1 - m) b.
+Sauer and Geiger, ICLR 2021, arXiv 2101.06046. Three mechanisms, each with its own latents and label, draw a mask m, a
+foreground f and a background b; the image is x = m f + (1 - m) b.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from kd_lightning.networks.generators.generators import UpConv
 
 
 class Cgn(nn.Module):
-    """The three mechanisms of CGN's MNIST variants; what a texture draws is not yet shifted (:func:`shifted`).
+    """The three mechanisms of CGN's MNIST variants; textures are not shifted yet (:func:`shifted`).
 
-    The mask is an instance-normalised map that is cut off to [1e-4, 0.9999]: beyond that no gradient comes back,
-    which is how masks become binary.
+    The mask is an instance-normalised map clamped to [1e-4, 0.9999]: values beyond get no gradient, so that masks
+    become binary.
 
     Args:
         num_classes: of the labels.
         latent: length of z.
-        embed: length of a label's embedding, which the mechanisms share and which is learned.
-        ngf: half the channels behind the latents.
+        embed: length of a label's embedding, which is learned and shared by the mechanisms.
+        ngf: half the channels of the first map.
         channels: of a texture.
         size: side in pixels, a multiple of 4.
         init: ``orthogonal`` or ``normal``, of linear maps and convolutions; None leaves PyTorch's.
-        gain: of the former, or the deviation of the latter and of the batch norms' weights.
-        flat: a texture is one colour, its mean, so that it cannot paint a shape.
-        behind: what the background's channels begin with, in (0, 1). Their batch norm spreads the classes around it,
-            and where all are to become black from the middle of the range, some become white first.
+        gain: of ``orthogonal``, or the deviation of ``normal`` and of the batch norms' weights.
+        flat: replace a texture by its mean colour, so that it cannot show a shape.
+        behind: initial level of the background's channels, in (0, 1). Their batch norm spreads the classes around it:
+            from 0.5, some classes of a black background would first become white.
 
     Raises:
-        ValueError: a size that cannot be doubled to, or ``behind`` is no colour that tanh reaches.
+        ValueError: ``size`` is no multiple of 4, or ``behind`` is not in (0, 1).
     """
 
     mechanisms = MECHANISMS
@@ -90,7 +90,7 @@ class Cgn(nn.Module):
         nn.init.constant_(cast(Tensor, self.bg[-2].bias), math.atanh(2 * behind - 1))
 
     def draw(self, im: str, z: Tensor, y: Tensor) -> Tensor:
-        """What one mechanism draws of latents (N, latent) and labels (N,)."""
+        """The mask (N, 1, H, W) or texture (N, C, H, W) of mechanism ``im`` for latents (N, latent), labels (N,)."""
         net = {"shape": self.shape, "fg": self.fg, "bg": self.bg}[im]
         drawn = net(torch.cat([z, self.label_emb(y)], 1))
         if im == "shape":
@@ -99,18 +99,18 @@ class Cgn(nn.Module):
         return texture.mean((2, 3), keepdim=True).expand_as(texture) if self.flat else texture
 
     def forward(self, z: Tensor, y: Tensor) -> Tensor:
-        """Images (N, C, H, W) in [0, 1] whose mechanisms have latents and label in common."""
+        """Images (N, C, H, W) in [0, 1] whose mechanisms share latents and label."""
         return compose(*(self.draw(im, z, y) for im in MECHANISMS))
 
 
 class Together(nn.Module):
-    """Three networks, each of which is one mechanism.
+    """Three networks, one for each mechanism.
 
     Args:
         shape: latents (N, latent) and labels (N,) to images (N, C, H, W) in [0, 1], whose mean over channels is the
             mask; or a network with all mechanisms.
-        fg: to textures of the object, likewise.
-        bg: to textures of the background, likewise.
+        fg: the same, to textures of the object.
+        bg: the same, to textures of the background.
     """
 
     mechanisms = MECHANISMS
@@ -120,16 +120,16 @@ class Together(nn.Module):
         self.shape, self.fg, self.bg = shape, fg, bg
 
     def draw(self, im: str, z: Tensor, y: Tensor) -> Tensor:
-        """What the network of one mechanism draws."""
+        """The mask or texture of mechanism ``im``, from its network."""
         return drawn_by({"shape": self.shape, "fg": self.fg, "bg": self.bg}[im], im, z, y)
 
     def forward(self, z: Tensor, y: Tensor) -> Tensor:
-        """Images (N, C, H, W) in [0, 1] whose mechanisms have latents and label in common."""
+        """Images (N, C, H, W) in [0, 1] whose mechanisms share latents and label."""
         return compose(*(self.draw(im, z, y) for im in MECHANISMS))
 
 
 def drawn_by(net: nn.Module, im: str, z: Tensor, y: Tensor) -> Tensor:
-    """What ``net`` draws as mechanism ``im``: by its ``draw``, or as all it draws, at its ``reduced`` side."""
+    """The mask or texture ``im`` of ``net``: from its ``draw``; without one, its output at side ``reduced``."""
     if hasattr(net, "draw"):
         return cast(Any, net).draw(im, z, y)
     image = net(z, y)
@@ -139,9 +139,9 @@ def drawn_by(net: nn.Module, im: str, z: Tensor, y: Tensor) -> Tensor:
 
 
 def shifted(x: Tensor, rng: torch.Generator) -> Tensor:
-    """Every image (N, C, H, W) moved in a circle, by 0 to H pixels each way, of which the first and last are the same.
+    """Every image (N, C, H, W) shifted cyclically by 0 to H pixels in each direction; 0 and H are the same.
 
-    CGN lays four copies of a texture side by side and cuts one out anywhere, so that a texture is no place's own.
+    CGN tiles four copies of a texture and crops one at random, so that a texture does not depend on the position.
     """
     n, _, height, width = x.shape
     down = torch.randint(height + 1, (n, 1), generator=rng, device=rng.device).to(x.device)
@@ -153,7 +153,7 @@ def shifted(x: Tensor, rng: torch.Generator) -> Tensor:
 
 
 class LinearDiscriminator(nn.Module):
-    """Images (N, C, H, W) in [0, 1] and labels (N,) to verdicts (N,), by linear maps alone.
+    """Images (N, C, H, W) in [0, 1] and labels (N,) to scores (N,), by linear layers only.
 
     Args:
         num_classes: of the labels.
@@ -184,13 +184,13 @@ class LinearDiscriminator(nn.Module):
 
 
 class ConvDiscriminator(nn.Module):
-    """The same by convolutions, the label as a further channel.
+    """Images (N, C, H, W) in [0, 1] and labels (N,) to scores (N,), by convolutions, with the label as a channel.
 
     Args:
         num_classes: of the labels.
         channels: of an image.
         size: side in pixels, at least 24.
-        ndf: channels behind the first convolution.
+        ndf: channels after the first convolution.
     """
 
     def __init__(self, *, num_classes: int = 10, channels: int = 3, size: int = 32, ndf: int = 32) -> None:
@@ -216,19 +216,19 @@ class ConvDiscriminator(nn.Module):
 
 
 class ProjectionDiscriminator(nn.Module):
-    """TinyGAN's, for its verdicts alone: spectrally normalised convolutions, and the label asked of their sum.
+    """TinyGAN's discriminator without its inner maps: convolutions with spectral norm, and a projection of the label.
 
-    The label's vector times the image's: Miyato and Koyama, ICLR 2018.
+    The projection is the product of the label's vector and the image's (Miyato and Koyama, ICLR 2018).
 
     Args:
         num_classes: of the labels.
         channels: of an image.
         size: side in pixels, halved by every layer.
-        ndf: channels behind the first layer, doubled by every further one.
-        layers: how many.
+        ndf: channels after the first layer, doubled by every further one.
+        layers: number of layers.
 
     Raises:
-        ValueError: an image is smaller than its layers can halve.
+        ValueError: ``size`` is less than 2 ** ``layers``.
     """
 
     def __init__(
@@ -245,10 +245,10 @@ class ProjectionDiscriminator(nn.Module):
 
 
 def initialise(net: nn.Module, init: str | None, gain: float) -> None:
-    """Weights of linear maps, convolutions and batch norms as CGN draws them; biases 0, embeddings as they are.
+    """Initialise linear layers, convolutions and batch norms as CGN does, biases to 0; leave embeddings as they are.
 
     Raises:
-        ValueError: no such way.
+        ValueError: an unknown ``init``.
     """
     if init is None:
         return

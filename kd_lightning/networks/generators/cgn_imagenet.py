@@ -1,11 +1,11 @@
 """CGN's generator for ImageNet (Sauer and Geiger, ICLR 2021): one large generator for each of three mechanisms.
 
-What the first draws becomes a mask by a saliency net; the others draw the object's texture and the background. With
+A saliency net turns the first one's images into masks; the others draw the object's texture and the background. With
 BigGAN-deep for images of 256 pixels and U2-Net, it has 211,652,368 parameters, of which 167,642,499 are trained.
 
 Deviations (paper / authors' code / here):
-    * Pseudo ground truth: - / a fourth generator of the same module and file / the method's, of no use afterwards.
-    * Input of the saliency net: - / [-1, 1] / [0, 1], which ``networks.u2net`` turns back.
+    * Pseudo ground truth: - / a fourth generator in the same module and file / part of the method, not kept afterwards.
+    * Input of the saliency net: - / [-1, 1] / [0, 1], which ``networks.generators.u2net`` converts back.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from kd_lightning.losses.counterfactual import HIGHEST, LOWEST, MECHANISMS, comp
 
 
 class ImageNetCgn(nn.Module):
-    """Three generators and a frozen saliency net, which stays in eval mode; gradients cross it.
+    """Three generators and a frozen saliency net, which stays in eval mode; gradients pass through it.
 
     Its parts have the names of the authors' file: ``load_cgn_imagenet(path, shape=net.f_shape, fg=net.f_text,
     bg=net.f_bg, u2net=net.u2net)`` reads one.
 
     Args:
-        f_shape: latents (N, latent) and classes (N,) to images (N, C, H, W) in [0, 1], of which the mask is made.
-        f_text: to textures of the object, likewise.
-        f_bg: to backgrounds, likewise.
+        f_shape: latents (N, latent) and classes (N,) to images (N, C, H, W) in [0, 1], from which the mask is computed.
+        f_text: the same, to textures of the object.
+        f_bg: the same, to backgrounds.
         u2net: images to saliency (N, 1, H, W) in [0, 1].
-        truncation: of the latents it will be given, handed to the generators as BigGAN-deep wants it; None for
-            generators of latents and classes alone.
+        truncation: of the latents, passed to the generators as BigGAN-deep requires; None for generators that take
+            latents and classes only.
     """
 
     mechanisms = MECHANISMS
@@ -50,25 +50,25 @@ class ImageNetCgn(nn.Module):
         self.truncation = truncation
 
     def train(self, mode: bool = True) -> Self:
-        """Switch the generators; the saliency net stays as it is."""
+        """Set the mode of the generators; the saliency net stays in eval mode."""
         super().train(mode)
         self.u2net.eval()
         return self
 
     def draw(self, im: str, z: Tensor, y: Tensor) -> Tensor:
-        """What one mechanism draws of latents (N, latent) and classes (N,): a mask or a texture."""
+        """The mask or texture of mechanism ``im``, from latents (N, latent) and classes (N,)."""
         net = {"shape": self.f_shape, "fg": self.f_text, "bg": self.f_bg}[im]
         image = self.ask(net, z, y)
         return self.u2net(image).clamp(LOWEST, HIGHEST) if im == "shape" else image
 
     def latents(self, n: int, length: int, rng: torch.Generator) -> Tensor:
-        """Latents (n, length) as it is asked with: cut off, where it has a truncation."""
+        """Latents (n, length) for this generator, from a truncated normal where it has a truncation."""
         if self.truncation is None:
             return torch.randn(n, length, generator=rng, device=rng.device)
         return truncated_normal(n, length, rng=rng, truncation=self.truncation)
 
     def ask(self, net: nn.Module, z: Tensor, y: Tensor) -> Tensor:
-        """Images of a generator, at this truncation."""
+        """Images of a generator at this truncation."""
         return net(z, y) if self.truncation is None else net(z, y, self.truncation)
 
     def forward(self, z: Tensor, y: Tensor) -> Tensor:
@@ -77,6 +77,6 @@ class ImageNetCgn(nn.Module):
 
 
 def truncated_normal(*shape: int, rng: torch.Generator, truncation: float = 1.0) -> Tensor:
-    """N(0, 1) cut off at two deviations (drawn anew beyond), times ``truncation``; on the device of ``rng``."""
+    """N(0, 1) truncated at two deviations (beyond, values are redrawn), times ``truncation``, on ``rng``'s device."""
     z = torch.empty(*shape, device=rng.device)
     return nn.init.trunc_normal_(z, a=-2.0, b=2.0, generator=rng).mul_(truncation)

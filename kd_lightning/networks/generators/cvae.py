@@ -1,4 +1,4 @@
-"""Encoders and decoders of a conditional variational autoencoder, as small as FS-BBT's (Nguyen et al., ECCV 2022).
+"""Small encoders and decoders of a conditional variational autoencoder: FS-BBT's (Nguyen et al., ECCV 2022).
 
 An encoder maps images (N,C,S,S) in [0,1] and labels (N,) int64 to mean and log-variance of z, both (N,latent). A
 decoder maps latents (N,latent) and labels to the logits of pixels, and `forward` to the pixels themselves.
@@ -22,7 +22,7 @@ class Encoder(nn.Module, ABC):
 
     @abstractmethod
     def features(self, x: Tensor, onehot: Tensor) -> Tensor:
-        """(N,width) of images and one-hot labels (N,num_classes)."""
+        """Features (N,width) of images and one-hot labels (N,num_classes)."""
 
     def forward(self, x: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of q(z|x,y)."""
@@ -53,7 +53,7 @@ class MlpEncoder(Encoder):
     Args:
         size: height and width of the image.
         channels: of the image.
-        widths: of the hidden layers; the decoder has them the other way round.
+        widths: of the hidden layers; the decoder has them in reverse order.
         latent: length of z.
         num_classes: K.
     """
@@ -71,12 +71,12 @@ class MlpEncoder(Encoder):
         self.body = _linears(channels * size * size + self.num_classes, widths)
 
     def features(self, x: Tensor, onehot: Tensor) -> Tensor:
-        """(N,widths[-1])."""
+        """Features (N,widths[-1]) of images and one-hot labels."""
         return self.body(torch.cat([x.flatten(1), onehot], 1))
 
 
 class MlpDecoder(Decoder):
-    """The encoder's mirror image, with its arguments."""
+    """The mirror of :class:`MlpEncoder`, with the same arguments."""
 
     def __init__(
         self,
@@ -94,13 +94,13 @@ class MlpDecoder(Decoder):
 
 
 class ConvEncoder(Encoder):
-    """Convolutions 4/2 on image and label, the label a channel of its own that a linear layer paints.
+    """4x4 convolutions of stride 2 on image and label; a linear layer turns the label into a further channel.
 
     Args:
-        size: height and width of the image, a multiple of 2 to the number of `widths`.
+        size: height and width of the image, a multiple of 2 ** len(widths).
         channels: of the image.
         widths: of the convolutions, each halving the map.
-        hidden: of the linear layers behind them.
+        hidden: widths of the linear layers after them.
         latent: length of z.
         num_classes: K.
     """
@@ -124,15 +124,15 @@ class ConvEncoder(Encoder):
         self.body = nn.Sequential(*layers, nn.Flatten(), _linears(widths[-1] * smallest**2, hidden))
 
     def features(self, x: Tensor, onehot: Tensor) -> Tensor:
-        """(N,hidden[-1])."""
+        """Features (N,hidden[-1]) of images and one-hot labels."""
         return self.body(torch.cat([x, self.paint(onehot)], 1))
 
 
 class ConvDecoder(Decoder):
-    """Linear layers, then transposed convolutions 4/2 up to the size of the image, with the encoder's arguments.
+    """Linear layers, then 4x4 transposed convolutions of stride 2 up to the image's size; arguments of `ConvEncoder`.
 
-    The authors' decoder goes one step further, to 64x64 for images of 32x32, and a linear layer of 37.75 million
-    weights leads back; here the last transposed convolution gives the pixels.
+    Deviation: the authors' decoder has one step more, to 64x64 for images of 32x32, and a linear layer of 37.75 million
+    weights back to 32x32; here the last transposed convolution gives the pixels.
     """
 
     def __init__(
@@ -170,7 +170,7 @@ def _smallest(size: int, widths: Sequence[int]) -> int:
     """Side of the smallest map.
 
     Raises:
-        ValueError: the size cannot be halved so often.
+        ValueError: the size is no multiple of 2 ** len(widths).
     """
     if size % 2 ** len(widths):
         raise ValueError(f"{len(widths)} convolutions halve the map: size must be a multiple of {2 ** len(widths)}")

@@ -1,8 +1,8 @@
-"""What the generators and discriminators of conditional GANs are built of: spectral norm, residual blocks, attention.
+"""Parts of the generators and discriminators of conditional GANs: spectral norm, residual blocks, attention.
 
-Spectral norm is PyTorch's own parametrization: one power iteration in every forward in training mode, none in eval
-mode, its two vectors among the buffers. Weights are initialised before it, so that its vectors begin at the weights
-that training begins at.
+Spectral norm is PyTorch's parametrization: one power iteration per forward pass in training mode, none in eval mode,
+with its two vectors as buffers. Weights are initialised before it is added, so that its vectors fit the initial
+weights.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ INITS: dict[str, Init] = {
     "orthogonal": nn.init.orthogonal_,
     "xavier": nn.init.xavier_uniform_,
 }
-"""The first is what BigGAN is trained with on CIFAR, the second on ImageNet; the last is SAGAN's."""
+"""Initialisations: BigGAN's on CIFAR, BigGAN's on ImageNet, and SAGAN's."""
 
 
 class Layers:
-    """Convolutions, linear maps and embeddings under spectral norm, with one way to initialise all of them.
+    """Builds convolutions, linear layers and embeddings with spectral norm and a common initialisation.
 
     Args:
         init: of the weights: ``normal`` of deviation 0.02, ``orthogonal`` or ``xavier``.
-        zero_bias: begin with biases of 0 in place of PyTorch's.
-        eps: the smallest length by which a power iteration divides.
+        zero_bias: initialise biases to 0 instead of PyTorch's values.
+        eps: smallest norm by which a power iteration divides.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Layers:
         return self._normed(nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=bias))
 
     def linear(self, inputs: int, outputs: int, *, bias: bool = True) -> nn.Module:
-        """A linear map."""
+        """A linear layer."""
         return self._normed(nn.Linear(inputs, outputs, bias=bias))
 
     def embedding(self, classes: int, outputs: int) -> nn.Module:
@@ -52,7 +52,7 @@ class Layers:
         return self._normed(nn.Embedding(classes, outputs))
 
     def plain(self, layer: nn.Module) -> nn.Module:
-        """``layer`` initialised alike, without spectral norm."""
+        """``layer`` with the same initialisation, without spectral norm."""
         self.init(layer.weight)  # type: ignore[arg-type]
         if self.zero_bias and getattr(layer, "bias", None) is not None:
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
@@ -63,11 +63,11 @@ class Layers:
 
 
 class ConditionalBatchNorm(nn.Module):
-    """BatchNorm whose gain and bias are functions of a condition: (1 + gain(c)) BN(x) + bias(c).
+    """BatchNorm whose gain and bias depend on a condition c: (1 + gain(c)) BN(x) + bias(c).
 
     Args:
         channels: of the map.
-        make: channels -> a module from conditions (N, ...) to (N, channels).
+        make: builds, from a number of channels, a module from conditions (N, ...) to (N, channels).
         momentum: of the running statistics.
     """
 
@@ -77,7 +77,7 @@ class ConditionalBatchNorm(nn.Module):
         self.gain, self.bias = make(channels), make(channels)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        """Maps x (N, channels, H, W), one condition for each."""
+        """Normalise maps x (N, channels, H, W), with one condition per map."""
         gain, bias = self.gain(condition), self.bias(condition)
         return torch.addcmul(bias[..., None, None], self.norm(x), 1 + gain[..., None, None])
 
@@ -89,7 +89,7 @@ class UpBlock(nn.Module):
         inputs: channels.
         outputs: channels.
         layers: makes the convolutions.
-        norm: channels -> a module called with a map and a condition.
+        norm: builds, from a number of channels, a module called with a map and a condition.
     """
 
     def __init__(self, inputs: int, outputs: int, *, layers: Layers, norm: Callable[[int], nn.Module]) -> None:
@@ -99,10 +99,43 @@ class UpBlock(nn.Module):
         self.skip = layers.conv(inputs, outputs, 1)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        """The map and its condition."""
-        h = self.conv1(_doubled(F.relu(self.norm1(x, condition))))
+        """The enlarged map (N, outputs, 2H, 2W)."""
+        h = self.conv1(doubled(F.relu(self.norm1(x, condition))))
         h = self.conv2(F.relu(self.norm2(h, condition)))
-        return h + _doubled(self.skip(x))  # a 1x1 convolution commutes with repeating pixels
+        return h + doubled(self.skip(x))  # a 1x1 convolution commutes with repeating pixels
+
+
+class BottleneckUpBlock(nn.Module):
+    """Residual block through a quarter of the channels: (N, inputs, H, W) -> (N, outputs, H, W), or twice as high.
+
+    Its skip has no weights of its own: it drops channels.
+
+    Args:
+        inputs: channels.
+        outputs: channels, at most as many.
+        layers: makes the convolutions.
+        norm: channels -> a module called with a map and whatever the block is called with beside it.
+        double: height and width.
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, *, layers: Layers, norm: Callable[[int], nn.Module], double: bool
+    ) -> None:
+        super().__init__()
+        self.outputs, self.doubles = outputs, double
+        inside = max(1, inputs // 4)
+        self.norms = nn.ModuleList(norm(width) for width in (inputs, inside, inside, inside))
+        widths = ((inputs, inside, 1), (inside, inside, 3), (inside, inside, 3), (inside, outputs, 1))
+        self.convs = nn.ModuleList(layers.conv(*each) for each in widths)
+
+    def forward(self, x: Tensor, *condition: Any) -> Tensor:
+        """The map, and what its norms follow."""
+        h = x
+        for i, (norm, conv) in enumerate(zip(self.norms, self.convs, strict=True)):
+            h = F.relu(norm(h, *condition))
+            h = conv(doubled(h) if self.doubles and i == 1 else h)
+        skip = x[:, : self.outputs]
+        return h + (doubled(skip) if self.doubles else skip)
 
 
 class DownBlock(nn.Module):
@@ -113,7 +146,7 @@ class DownBlock(nn.Module):
         outputs: channels.
         layers: makes the convolutions.
         halve: average 2x2 pixels at the end.
-        first: the input is an image, not a map to be rectified.
+        first: the input is an image, so no ReLU precedes the first convolution.
     """
 
     def __init__(self, inputs: int, outputs: int, *, layers: Layers, halve: bool, first: bool = False) -> None:
@@ -123,7 +156,7 @@ class DownBlock(nn.Module):
         self.skip = layers.conv(inputs, outputs, 1) if halve or inputs != outputs else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        """The map."""
+        """The map (N, outputs, H, W), or half of both."""
         h = self.conv2(F.relu(self.conv1(x if self.first else F.relu(x))))
         if self.halve:
             h, x = F.avg_pool2d(h, 2), F.avg_pool2d(x, 2)  # averaging commutes with the 1x1 convolution
@@ -131,7 +164,7 @@ class DownBlock(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Every position looks at all others of a pooled map: x + scale * attention(x), scale from 0.
+    """Attention of every position to a pooled map: x + scale * attention(x); ``scale`` is learned and starts at 0.
 
     Zhang et al., *Self-Attention Generative Adversarial Networks* (ICML 2019).
 
@@ -159,10 +192,10 @@ class SelfAttention(nn.Module):
 
 
 def doublings(size: int, smallest: int, *, of: str) -> int:
-    """How often ``smallest`` is doubled to reach ``size``.
+    """How often to double ``smallest`` to reach ``size``.
 
     Raises:
-        ValueError: no whole number of times.
+        ValueError: ``size`` is not ``smallest`` times a power of 2.
     """
     times = (size // smallest).bit_length() - 1
     if smallest << max(times, 0) != size:
@@ -183,15 +216,21 @@ def widths_of(widths: int | Sequence[int], number: int, *, of: str) -> list[int]
     return list(widths)
 
 
+def verdict(h: Tensor, linear: nn.Module, embedded: Tensor) -> Tensor:
+    """What a projection discriminator says (N,) of features h (N, D): w h, and the part of the label e, <e, h>."""
+    return linear(h).squeeze(1) + (embedded * h).sum(1)
+
+
+def doubled(x: Tensor) -> Tensor:
+    """Maps (N, C, H, W) of twice the height and width, every pixel repeated."""
+    return F.interpolate(x, scale_factor=2.0, mode="nearest")
+
+
 def to_pixels(x: Tensor) -> Tensor:
-    """[-1, 1], where tanh ends and both papers work, to data units [0, 1]."""
+    """Convert [-1, 1], the range of tanh and of both papers, to data units [0, 1]."""
     return (x + 1) / 2
 
 
 def from_pixels(x: Tensor) -> Tensor:
-    """Data units [0, 1] to [-1, 1]."""
+    """Convert data units [0, 1] to [-1, 1]."""
     return 2 * x - 1
-
-
-def _doubled(x: Tensor) -> Tensor:
-    return F.interpolate(x, scale_factor=2.0, mode="nearest")

@@ -1,4 +1,4 @@
-"""Generators of data-free distillation: a latent vector becomes an image that nobody photographed."""
+"""Generators of data-free distillation: latents to images."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -27,7 +27,7 @@ class UpConv(nn.Conv2d):
         """Map of twice the height and width."""
         if not self.fast:
             return super().forward(F.interpolate(input, scale_factor=2.0, mode="nearest"))
-        # One input pixel is two repeated ones, and each of them reaches three output pixels: a kernel of 4x4.
+        # An input pixel is repeated twice, and each copy reaches three output pixels: a kernel of 4x4.
         kernel = _overlap_add(_overlap_add(self.weight, 2), 3).transpose(0, 1)
         return F.conv_transpose2d(input, kernel, self.bias, stride=2, padding=1)
 
@@ -35,16 +35,16 @@ class UpConv(nn.Conv2d):
 class Generator(nn.Module):
     """Latent (N,latent) -> image (N,channels,size,size) in data units, not clamped.
 
-    The generator of DAFL (Chen et al., ICCV 2019) and of its successors, who changed its last layers:
+    The generator of DAFL (Chen et al., ICCV 2019) and of its successors, which differ in the last layers:
 
     * `tail="tanh_bn"`: tanh, then BatchNorm without parameters. DAFL and RDSKD with `eps=0.8`, DFAD with
       `eps=1e-5`.
     * `tail="bn"`: BatchNorm with parameters, no tanh. ZSKT, with `eps=1e-5`.
     * `tail="sigmoid"`: the image itself. CMI and FastDFKD, with `eps=1e-5` and `conv_bias=False`.
 
-    The first two make roughly standardised images, which their papers feed to the teacher as they are; here
-    they leave as `u * std + mean`, because every image outside is in [0,1] and classifiers normalise it
-    themselves.
+    The first two make roughly standardised images, which their papers feed directly to the teacher; here they
+    are returned as `u * std + mean`, because everywhere else images are in [0,1] and classifiers normalise
+    them themselves.
 
     Args:
         latent: length of z.
@@ -105,7 +105,7 @@ class Generator(nn.Module):
             self.register_buffer("std", _statistic("std", std, channels))
 
     def forward(self, z: Tensor) -> Tensor:
-        """Images of latents z, which are standard normal in every paper named above."""
+        """Images from latents z (N,latent), standard normal in all papers above."""
         u: Tensor = self.tail(self.body(self.project(z).unflatten(1, self.shape)))
         return u * self.std + self.mean if self.standardised else u
 

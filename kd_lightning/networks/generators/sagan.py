@@ -1,12 +1,12 @@
 """SAGAN conditioned on a number: the networks of CcGAN (Ding et al., ICLR 2021) with improved label input.
 
-A label becomes a vector by a network that was trained before (see ``label_embedding``); that vector sets gain and bias
-of every BatchNorm of the generator, and is projected on the discriminator's last map. With the defaults, for images of
-64x64, they have 15,070,052 and 21,660,466 parameters beside the embedding's.
+A network trained beforehand maps a label to a vector (see ``label_embedding``); that vector sets gain and bias of every
+BatchNorm of the generator, and is projected on the discriminator's last map. With the defaults, for images of 64x64,
+they have 15,070,052 and 21,660,466 parameters without the embedding.
 
 Deviations (paper / authors' code / here):
-    * Embedding: beside the networks / likewise / inside them, frozen, so that a file of weights is all that a generator
-      needs: like any other it is a function of a latent and a label.
+    * Embedding: separate / separate / inside the networks, frozen, so that a generator needs one weights file only and
+      is a function of latent and label like the others.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from kd_lightning.networks.generators.gan_blocks import (
     doublings,
     from_pixels,
     to_pixels,
+    verdict,
     widths_of,
 )
 
@@ -37,17 +38,17 @@ class Generator(nn.Module):
 
     Args:
         embedding: labels (N,) to vectors (N, embed).
-        embed: length of those.
+        embed: length of these vectors.
         latent: length of z.
         channels: of the image.
         size: height and width, 4 times a power of 2.
-        widths: channels of the maps of 4x4, 8x8 ... ``size``; one number for all alike.
+        widths: channels of the maps of 4x4, 8x8 ... ``size``, or one number for all.
         attention: height of the map that attends to itself; None for no attention.
         momentum: of the conditional BatchNorms' running statistics.
         momentum_out: of the last BatchNorm's.
 
     Raises:
-        ValueError: a size that is never reached, or a wrong number of widths.
+        ValueError: ``size`` is not 4 times a power of 2, or a wrong number of widths.
     """
 
     def __init__(
@@ -82,7 +83,7 @@ class Generator(nn.Module):
         self.out = layers.conv(maps[-1], channels)
 
     def forward(self, z: Tensor, y: Tensor) -> Tensor:
-        """Images of latents z, standard normal, and labels y."""
+        """Images from latents z, standard normal, and labels y."""
         condition = self.embedding(y)
         h = self.project(z).unflatten(1, (-1, 4, 4))
         for i, block in enumerate(self.blocks):
@@ -93,18 +94,18 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Images (N, channels, size, size) in [0, 1] and labels (N,) float -> verdicts (N,), high for real ones.
+    """Images (N, channels, size, size) in [0, 1] and labels (N,) float -> scores (N,), high for real images.
 
     Args:
         embedding: labels (N,) to vectors (N, embed).
-        embed: length of those.
+        embed: length of these vectors.
         channels: of the image.
         size: height and width, 4 times a power of 2.
-        widths: channels after each block: one for every halving down to 4x4, then one more; one number for all alike.
+        widths: channels after each block: one for every halving down to 4x4, then one more; or one number for all.
         attention: height of the map that attends to itself; None for no attention.
 
     Raises:
-        ValueError: a size that is never reached, or a wrong number of widths.
+        ValueError: ``size`` is not 4 times a power of 2, or a wrong number of widths.
     """
 
     def __init__(
@@ -131,6 +132,6 @@ class Discriminator(nn.Module):
         self.project = layers.linear(embed, maps[-1] * 16, bias=False)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Linear in the flattened last map h, with a part for each label: w h + <P e(y), h>."""
+        """Scores w h + <P e(y), h>, where h is the flattened last map and e(y) the label's vector."""
         h = F.relu(self.blocks(from_pixels(x))).flatten(1)
-        return self.linear(h).squeeze(1) + (self.project(self.embedding(y)) * h).sum(1)
+        return verdict(h, self.linear, self.project(self.embedding(y)))

@@ -1,18 +1,18 @@
-"""TinyGAN (Chang and Lu, ACCV 2020): the small conditional GAN that learns to answer as a large one does.
+"""TinyGAN (Chang and Lu, ACCV 2020): a small conditional GAN distilled from a large one.
 
 Residual generator of depthwise and pointwise convolutions; one vector for each class sets gain and bias of its
-BatchNorms. The discriminator also gives its inner maps, which distillation compares. With the defaults of the
-networks, 1000 classes and latents of 128 values they have 3,070,659 (128x128) and 3,300,321 parameters.
+BatchNorms. The discriminator also returns its inner maps, which distillation compares. With the defaults, 1000 classes
+and latents of 128 values, they have 3,070,659 (128x128) and 3,300,321 parameters.
 
 Deviations (paper / authors' code / here):
-    * Class vectors: - / begin at a reduced table of ImageNet's classes, of deviation 0.0868 / at a normal of
+    * Class vectors: - / start at a reduced table of ImageNet's classes, of deviation 0.0868 / at a normal of
       ``deviation``; the table is part of the published weights.
-    * Gain and bias of the BatchNorms: - / meant to begin at 1 and 0, but both begin at the sum of the class vector's
-      first values / ``cbn_init="fixed"`` begins at 1 and 0, ``"reference"`` where the code does.
+    * Gain and bias of the BatchNorms: - / meant to start at 1 and 0, but both start at the sum of the class vector's
+      first values / ``cbn_init="fixed"`` starts at 1 and 0, ``"reference"`` as the code does.
     * skip: - / doubled, then convolved / convolved, then doubled, which is the same.
-    * channels: 3 / 3 / a mask's may be 1.
+    * channels: 3 / 3 / 1 for masks is possible.
     * Latents of digits: - / SKDCGN's are the teacher's z and its vector of the label, 42 values / z and ``one_hot``,
-      from which the first layer can make any such vector.
+      from which the first layer can compute any such vector.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
-from kd_lightning.networks.generators.gan_blocks import from_pixels, to_pixels
+from kd_lightning.networks.generators.gan_blocks import from_pixels, to_pixels, verdict
 
 CbnInit = Literal["fixed", "reference"]
 
@@ -41,14 +41,14 @@ class Generator(nn.Module):
         repeat: blocks, each of which doubles height and width; all but the first halve the channels.
         embed: length of a class's vector.
         channels: of the image.
-        one_hot: classes whose one-hot the first layer reads behind z; 0 for z only.
-        reduced: side to which images are reduced where they are drawn to be composed (``networks.cgn.drawn_by``); None
-            leaves them.
-        cbn_init: where the conditional BatchNorms begin: gain 1 and bias 0, or as the authors' code does.
-        deviation: of the vectors of the classes before training.
+        one_hot: number of classes of the one-hot label that is appended to z in the first layer; 0 for z only.
+        reduced: side to which images are reduced for a composition (``networks.generators.cgn.drawn_by``); None keeps
+            ``size``.
+        cbn_init: initial gain and bias of the conditional BatchNorms: ``fixed``, 1 and 0, or ``reference``.
+        deviation: of the classes' vectors before training.
 
     Raises:
-        ValueError: a size that the blocks do not reach, or an unknown ``cbn_init``.
+        ValueError: ``size`` is no multiple of 2 ** ``repeat``, or an unknown ``cbn_init``.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Generator(nn.Module):
         self.colorize = nn.Conv2d(conv_dim, channels, 3, padding=1)
 
     def forward(self, z: Tensor, y: Tensor) -> Tensor:
-        """Images of latents z and labels y."""
+        """Images from latents z and labels y."""
         condition = self.embedding(y)
         if self.one_hot:
             z = torch.cat([z, F.one_hot(y, self.one_hot).to(z)], 1)
@@ -91,14 +91,14 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Images (N, channels, H, W) in [0, 1] and classes (N,) int64 -> verdicts (N,), high for real ones, and maps.
+    """Images (N, channels, H, W) in [0, 1] and classes (N,) int64 -> scores (N,), high for real images, and maps.
 
-    Every layer halves height and width, and the last map is summed over them: a score grows with the image's area.
+    Every layer halves height and width, and the last map is summed over positions: scores grow with the image's area.
 
     Args:
         num_classes: of the labels.
         conv_dim: channels of the first map, doubled by every further layer.
-        repeat: layers.
+        repeat: number of layers.
         channels: of the image.
     """
 
@@ -110,18 +110,18 @@ class Discriminator(nn.Module):
         self.embedding = spectral_norm(nn.Embedding(num_classes, maps[-1]))
 
     def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Verdicts w h + <e(y), h> on the summed map h, and the rectified map of every layer, the largest first."""
+        """Scores w h + <e(y), h> of the summed map h, and the map of every layer after its ReLU, the largest first."""
         h = from_pixels(x)
         features = []
         for layer in self.layers:
             h = F.leaky_relu(layer(h), 0.01)
             features.append(h)
         pooled = h.sum((2, 3))
-        return self.fc_src(pooled).squeeze(1) + (self.embedding(y) * pooled).sum(1), features
+        return verdict(pooled, self.fc_src, self.embedding(y)), features
 
 
 class _ConditionalBatchNorm(nn.Module):
-    """Gain(c) BN(x) + bias(c), both linear in a condition c (N, embed); the gain is not counted from 1."""
+    """Gain(c) BN(x) + bias(c), both linear in a condition c (N, embed); 1 is not added to the gain."""
 
     def __init__(self, channels: int, *, embed: int, cbn_init: CbnInit) -> None:
         super().__init__()
@@ -132,7 +132,7 @@ class _ConditionalBatchNorm(nn.Module):
                 self.embed.weight.zero_()
                 self.embed.bias[:channels] = 1
                 self.embed.bias[channels:] = 0
-            elif cbn_init == "reference":  # fills along the condition, where the channels were meant
+            elif cbn_init == "reference":  # a bug of the code: fills along the condition instead of the channels
                 self.embed.weight[:, :channels] = 1
                 self.embed.weight[:, channels:] = 0
             else:

@@ -1,12 +1,12 @@
-"""U2-Net (Qin et al., Pattern Recognition 2020, arXiv 2005.09007): which pixels of an image stand out.
+"""U2-Net (Qin et al., Pattern Recognition 2020, arXiv 2005.09007): saliency of every pixel.
 
-A U-Net whose every stage is a U-Net of its own. With the defaults it has 44,009,869 parameters; its small version, with
+A U-Net whose stages are U-Nets themselves. With the defaults it has 44,009,869 parameters; its small version, with
 ``mids=16, outs=64``, has 1,131,181.
 
 Deviations (paper / authors' code / CGN's code / here):
-    * Output: saliency of all seven maps / likewise / of the merged one / CGN's.
-    * Corners when maps are enlarged: - / not aligned / aligned / CGN's; ``align_corners=False`` for the authors'.
-    * Input: - / divided by its largest value, then ImageNet's mean and deviation / [-1, 1] as generators end / CGN's.
+    * Output: saliency of all seven maps / of all seven / of the merged one / CGN's.
+    * Corners in resizing: - / not aligned / aligned / CGN's; ``align_corners=False`` for the authors'.
+    * Input: - / divided by its largest value, then ImageNet's mean and deviation / [-1, 1] / CGN's.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from torch.nn import functional as F
 from kd_lightning.networks.generators.gan_blocks import from_pixels, widths_of
 
 DEPTHS = (7, 6, 5, 4, 4, 4)
-"""Levels of the first stage to the sixth; the last two do not pool, nor does the fifth on the way up."""
+"""Levels of the six stages of the encoder; the last two do not pool, nor does the fifth of the decoder."""
 
 
 class U2Net(nn.Module):
     """Images (N, channels, H, W) in [0, 1] -> saliency (N, 1, H, W) in [0, 1].
 
-    Published weights are good near 320 pixels; it runs from 1 on.
+    Published weights are meant for sizes near 320 pixels; any size works.
 
     Args:
         channels: of the image.
-        mids: inner channels of the six stages down, and of the last one up; one number for all alike.
-        outs: channels that the six stages down give; one number for all alike.
-        align_corners: where enlarged maps have their outermost pixels, see the module.
+        mids: inner channels of the encoder's six stages and of the decoder's last, or one number for all.
+        outs: output channels of the encoder's six stages, or one number for all.
+        align_corners: of the bilinear resizing of maps, see the module's deviations.
 
     Raises:
         ValueError: a wrong number of widths.
@@ -69,7 +69,7 @@ class U2Net(nn.Module):
         self.outconv = nn.Conv2d(len(DEPTHS), 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Saliency of images."""
+        """Saliency (N, 1, H, W) of images."""
         h = from_pixels(x)
         maps: list[Tensor] = []
         for i, stage in enumerate(self.encoder):
@@ -87,7 +87,7 @@ class U2Net(nn.Module):
 class _Stage(nn.Module):
     """A U-Net added to its own first convolution: (N, inputs, H, W) -> (N, outputs, H, W).
 
-    Where it does not pool, its convolutions look further apart instead.
+    Where it does not pool, its convolutions are dilated instead.
     """
 
     def __init__(self, inputs: int, mid: int, outputs: int, *, depth: int, pooled: bool, align_corners: bool) -> None:

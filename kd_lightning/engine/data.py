@@ -1,0 +1,19 @@
+"""The data set that a composition names."""
+
+from __future__ import annotations
+
+import inspect
+
+from kd_lightning.config.composition import Data
+from kd_lightning.config.node import located
+from kd_lightning.data.dataset import Dataset
+from kd_lightning.data.load import refuse_other_classes
+from kd_lightning.store.artifacts import Store
+
+
+def load_data(data: Data, store: Store) -> Dataset:
+    """The data set that a composition names; folders of images keep their decoded form in the store."""
+    takes_store = "store" in inspect.signature(located(data.load.target)).parameters
+    dataset = data.load.build(**({"store": store} if takes_store else {}))
+    refuse_other_classes(dataset, data.num_classes)
+    return dataset

@@ -1,0 +1,74 @@
+"""What a run says of its networks on the test images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from kd_lightning.config.composition import Composition
+from kd_lightning.core.inference import predict
+from kd_lightning.core.tasks import evaluate
+from kd_lightning.data.dataset import Split
+from kd_lightning.distributed import collectives
+from kd_lightning.engine.fit import Bench, Fitted
+from kd_lightning.metrics.confusion_matrix import draw_answers
+from kd_lightning.run.teacher import Obtained
+
+
+@dataclass(frozen=True)
+class Fits:
+    """What was obtained and trained: the teachers, the run's answers to the test images, and every fit."""
+
+    teacher: Obtained | None
+    source_teacher: Obtained | None
+    answers: Tensor | None
+    stages: Mapping[str, Fitted]
+    student: Fitted
+    controls: Mapping[str, Fitted | None]
+
+
+def tested(composition: Composition, bench: Bench, fits: Fits, work: Path) -> dict[str, float | None]:
+    """What teacher, student and controls say of the test images."""
+    dataset, task, answers, student = bench.dataset, bench.task, fits.answers, fits.student
+    test = dataset.test
+    metrics: dict[str, float | None] = {}
+    if fits.teacher is not None:
+        accuracy = evaluate(task, answers, test.labels, None) if answers is not None and test else {}
+        metrics |= {f"teacher/{k}": accuracy.get(k) for k in task.metrics()}
+    for name, fitted in {"test": student, **fits.controls}.items():
+        if fitted is None or test is None or not trained(fitted):
+            measured: dict[str, float | None] = dict.fromkeys([*task.metrics(), "agreement"])
+        else:
+            output = predict(fitted.network, test.images, device=composition.device)
+            measured = evaluate(task, output, test.labels, answers)
+            if name == "test" and collectives.rank() == 0:
+                draw_answers(work / "plots", bench.boards, dataset, output, test.labels, answers)
+        metrics |= {f"{name}/{k}": v for k, v in measured.items()}
+        if name == "test" and composition.result_name:
+            metrics |= {f"{composition.result_name}/{k}": v for k, v in measured.items()}
+    for name, node in composition.metrics.items():
+        metrics |= _further(name, node.build(), student, fits.teacher, test, composition.device, work / "samples")
+    metrics |= {f"gate/{name}": gate["value"] for name, gate in student.report.get("pool", {}).get("gates", {}).items()}
+    if "generated/agreement" in student.report:
+        metrics["generated/agreement"] = student.report["generated/agreement"]
+    return metrics
+
+
+def _further(
+    name: str, measure: Any, student: Fitted, teacher: Obtained | None, test: Split | None, device: str, samples: Path
+) -> dict[str, float | None]:
+    """What a member of ``metrics`` says of the student; nothing without test images or the teacher it needs."""
+    if test is None or ("teacher.gradients" in measure.needs and (teacher is None or teacher.net is None)):
+        return {}
+    network = student.network if trained(student) else None
+    found = measure(network, teacher and teacher.net, test, device=device, samples=samples)
+    return {f"{name}/{k}" if k else name: v for k, v in found.items()}
+
+
+def trained(fitted: Fitted) -> bool:
+    """Whether the fit was one of its student, and not of a generator alone."""
+    return fitted.report.get("trains_student", True)

@@ -1,0 +1,113 @@
+"""What README and docs say to type composes as written, and their examples run."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from kd_lightning.config import resolvers
+from kd_lightning.config.check import faults
+from kd_lightning.config.overrides import jobs, read, swept
+from kd_lightning.networks.classifiers.lenet import LeNet5
+from kd_lightning.networks.normalized import Normalized
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+GENERATOR = """
+import torch
+from torch import nn
+
+
+class Generator(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def forward(self, z, y):
+        return torch.rand(len(z), 1, 8, 8) + 0 * self.weight
+"""
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)
+
+
+def commands(page: Path, program: str) -> list[list[str]]:
+    """The words behind ``program`` in each line of shell that begins with it, variables before it left out."""
+    lines = "\n".join(blocks(page, "bash")).replace("\\\n", " ").splitlines()
+    typed = [shlex.split(line, comments=True) for line in lines]
+    typed = [words[next((i for i, word in enumerate(words) if "=" not in word), 0) :] for words in typed if words]
+    typed = [words[words.index(program) :] if words[:1] == ["uv"] and program in words else words for words in typed]
+    return [words[1:] for words in typed if words[:1] == [program]]
+
+
+ALL = [(page, words) for page in PAGES for words in commands(page, "kd-lightning")]
+
+
+@pytest.fixture
+def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of somebody who has what the pages speak of."""
+    resolvers.register()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    for part in ("train", "test"):
+        for name in ("cat", "dog"):
+            (tmp_path / "my_images" / part / name).mkdir(parents=True)
+            Image.new("RGB", (32, 32)).save(tmp_path / "my_images" / part / name / "1.png")
+    (tmp_path / "my_gan.py").write_text(GENERATOR)
+    save_file({"weight": torch.zeros(1)}, tmp_path / "generator.safetensors")
+    net = Normalized(LeNet5(num_classes=10, in_channels=1), mean=[0.1307], std=[0.3081])
+    save_file(net.state_dict(), tmp_path / "lenet5.safetensors")
+    (tmp_path / "runs" / "sweeps" / "DIR").mkdir(parents=True)
+    python = [block for page in PAGES for block in blocks(page, "python")]
+    (tmp_path / "my_api.py").write_text(next(block for block in python if "def ask(images)" in block))
+    (tmp_path / "my_method.py").write_text(next(block for block in python if "class Mine(Distiller)" in block))
+    yaml = [block for page in PAGES for block in blocks(page, "yaml")]
+    for group, mark in (("network", "mobilenet_v3"), ("method", "my_method.Mine")):
+        (tmp_path / "my_conf" / group).mkdir(parents=True)
+        (tmp_path / "my_conf" / group / "mine.yaml").write_text(next(block for block in yaml if mark in block))
+    return tmp_path
+
+
+def composed_jobs(words: list[str]) -> list[tuple[list[str], list[str]]]:
+    """Overrides and folders of configuration of every job that a command line starts."""
+    folders = [words[i + 1] for i, word in enumerate(words) if word == "--config-dir"]
+    overrides = [word for word in words if not word.startswith("-") and word not in folders]
+    varied = swept(overrides, folders) or []
+    return [(job, folders) for job in jobs([*overrides, *varied]) or [overrides]]
+
+
+@pytest.mark.parametrize(("page", "words"), ALL, ids=[f"{page.name}: {shlex.join(words)}" for page, words in ALL])
+def test_every_command_composes_as_written(page: Path, words: list[str], reader: Path) -> None:
+    if words[:1] in (["--help"], ["explain"], ["-sc"]):
+        return
+    found = [composed for job, folders in composed_jobs(words)[:4] for composed in [read(job, folders)]]
+    assert found
+    for composed in found:
+        assert not composed.problems, composed.problems
+        wrong = [fault for fault in faults(composed.cfg) if not fault.startswith("trainer.devices")]  # no such machine
+        assert not wrong, wrong
+
+
+@pytest.mark.slow
+def test_distill_runs_as_written(reader: Path, store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = next(block for page in PAGES for block in blocks(page, "python") if "kd_lightning.distill(" in block)
+    exec(compile(code, "page", "exec"), {"__name__": "page"})
+    assert "torch.Size([5, 10])" in capsys.readouterr().out
+
+
+def test_links_lead_somewhere() -> None:
+    for page in [*PAGES, ROOT / "ARCHITECTURE.md", ROOT / "CONTRIBUTING.md"]:
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            if "://" not in target:
+                assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 130
