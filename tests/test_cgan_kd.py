@@ -251,7 +251,7 @@ def test_a_filters_teacher_is_checked_as_any_is() -> None:
 @pytest.mark.parametrize(("row", "depth"), [("cifar100", 121), ("imagenet100", 161)])
 @pytest.mark.parametrize("method", ["cgan_kd", "cgan_kd_blkd"])
 def test_the_papers_filter_is_the_same_for_every_pair(row: str, depth: int, method: str) -> None:
-    pair = ("teacher=resnet110_128", "student=resnet20_128") if row == "imagenet100" else ("teacher=resnet110",)
+    pair = ("teacher=resnet110", "student=resnet20") if row == "imagenet100" else ("teacher=resnet110",)
     cfg = composed(f"experiment=cgan_kd/{row}", f"method={method}", *pair)
     assert (cfg.source.teacher.net._target_.rpartition(".")[2], cfg.source.teacher.net.depth) == ("DenseNet", depth)
     assert cfg.teacher.net.depth == 110

@@ -24,9 +24,8 @@ def files(group):
     return sorted(str(file.relative_to(folder).with_suffix("")) for file in folder.rglob("*.yaml"))
 
 
-GROUPS = sorted(
-    folder.name for folder in conf_dir().iterdir() if folder.is_dir() and folder.name not in ("hydra", "parts")
-)
+OF_OTHERS = ("hydra", "generator", "recipe")  # members of which the files of other groups choose
+GROUPS = sorted(folder.name for folder in conf_dir().iterdir() if folder.is_dir() and folder.name not in OF_OTHERS)
 NEED_MORE = {"data": {"image_folder"}, "teacher": {"callable", "file", "http"}, "source": {"generated"}}
 TARGETS = sorted(
     {target for file in conf_dir().rglob("*.yaml") for target in re.findall(r"_target_: ([\w.]+)", file.read_text())}
@@ -65,16 +64,16 @@ def composed(*overrides):
 def companions(group, name):
     """What a member needs beside it, because the defaults are for digits and a method without data."""
     if (group, name) == ("source", "synthetic"):
-        return ["chain=biggan", "method=kd"]
+        return ["stages=biggan", "method=kd"]
     if (group, name) == ("controls", "ceiling"):
         return ["experiment=cgan_kd/mnist_small"]
-    if group == "compose" or (group, name) == ("metrics", "mechanisms"):  # nobody composes images by default
+    if group == "mask_operations" or (group, name) == ("metrics", "mechanisms"):  # nobody composes images by default
         return ["data=double_colored_mnist", "method=skdcgn"]
     if (group, name) == ("source", "counterfactual"):
-        return ["data=double_colored_mnist", "chain=skdcgn", "method=supervised"]
+        return ["data=double_colored_mnist", "stages=skdcgn", "method=supervised"]
     if (group, name) == ("source", "drawn"):
-        return ["data=double_colored_mnist", "chain=cgn", "method=skdcgn_im"]
-    if group == "chain" and name.startswith("ccgan"):
+        return ["data=double_colored_mnist", "stages=cgn", "method=skdcgn_im"]
+    if group == "stages" and name.startswith("ccgan"):
         return ["data=rotated_digits", "data.size=64", "method=supervised"]
     if group == "source":
         own = ["method=dafl"] if name == "free" else ["method=kd", "method.label=0"]
@@ -100,9 +99,9 @@ def reads_batch_norm(method):
     [
         (g, n)
         for g in GROUPS
-        if g not in ("tuned", "experiment", "network")
+        if g not in ("experiment", "network")
         for n in files(g)
-        if n not in NEED_MORE.get(g, ())
+        if n not in NEED_MORE.get(g, ()) and not n.startswith("parts/")
     ],
 )
 def test_every_member_of_every_group_checks(group, name):
@@ -133,34 +132,6 @@ def test_every_experiment_checks(name):
 @pytest.mark.parametrize("name", {name.partition("/")[0]: name for name in files("experiment")}.values())
 def test_an_experiment_of_each_paper_checks_with_another_method(name):
     check(composed(f"experiment={name}", "method=kd"))
-
-
-def tuned(name):
-    """The method, the data and the scale that pull a tuned file in."""
-    return next(
-        (m, d, s) for m in files("method") for d in files("data") for s in files("scale") if f"{m}_{d}_{s}" == name
-    )
-
-
-def an_experiment_has(name):
-    method, data, scale = tuned(name)
-    own = {"small": f"{method}/{data}_small", "paper": f"{method}/{data}"}
-    return own.get(scale) in files("experiment")
-
-
-@pytest.mark.parametrize(
-    "name",
-    one_of_each(lambda name: tuned(name)[0], [name for name in files("tuned") if not an_experiment_has(name)]),
-)
-def test_every_tuned_file_without_an_experiment_is_pulled_in(name):
-    method, data, scale = tuned(name)
-    cfg = composed(*companions("method", method), f"method={method}", f"data={data}", f"scale={scale}")
-    check(cfg)
-    own = yaml.safe_load((conf_dir() / "tuned" / f"{name}.yaml").read_text())
-    top = {key: value for key, value in own.items() if key in ("source", "trainer") and isinstance(value, dict)}
-    for word, settings in top.items():
-        for key, value in settings.items():
-            assert cfg[word][key] == value or "${" in str(value)
 
 
 @pytest.mark.parametrize(

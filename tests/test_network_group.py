@@ -90,12 +90,12 @@ def test_results_call_them_by_their_names(overrides, expected):
 
 def test_a_report_reads_the_student_that_no_override_names(tmp_path):
     with loaded():
-        cfg = compose("run", ["experiment=pairs/svhn"], return_hydra_config=True)
+        cfg = compose("run", ["problem=svhn"], return_hydra_config=True)
     (tmp_path / ".hydra").mkdir()
     OmegaConf.save(
         OmegaConf.create({"hydra": {"runtime": {"choices": cfg.hydra.runtime.choices}}}), tmp_path / ".hydra/hydra.yaml"
     )
-    run = Run(tmp_path, {"experiment": "pairs/svhn"}, {}, "ok")
+    run = Run(tmp_path, {"problem": "svhn"}, {}, "ok")
     assert [run.setting("teacher"), run.setting("student")] == ["wrn_40_2", "wrn_16_1"]
 
 

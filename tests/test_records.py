@@ -58,12 +58,12 @@ def test_a_record_says_what_the_run_was_and_leaves_out_what_nobody_knows(tmp_pat
 
 def test_a_record_names_no_path_and_no_folder_of_the_machine(tmp_path):
     said = ["data=image_folder", "data.root=/home/me/photos", "teacher.weights=~/nets/lenet5.safetensors", "seed=1"]
-    said += ["hydra.run.dir=/tmp/x", "artifacts.root=/scratch/me", "logger=wandb", "experiment=dafl/mnist_small"]
+    said += ["hydra.run.dir=/tmp/x", "artifacts.root=/scratch/me", "logger=wandb", "experiment=bss/mnist_5pct"]
     said += ["source.weights=[/home/me/a.safetensors,b/c.safetensors]"]
     folder = run_at(tmp_path / "run", said, seed=1)
     assert command_of(read_run(folder)) == (
         "kd-lightning data=image_folder data.root=photos teacher.weights=lenet5.safetensors seed=1 "
-        "experiment=dafl/mnist_small 'source.weights=[a.safetensors,b/c.safetensors]'"
+        "experiment=bss/mnist_5pct 'source.weights=[a.safetensors,b/c.safetensors]'"
     )
     assert str(tmp_path) not in json.dumps(from_run(read_run(folder)))
     assert without_paths("learning rate / 10, 3/4 of it") == "learning rate / 10, 3/4 of it"

@@ -141,7 +141,7 @@ def test_killed_in_a_round_of(method: str, phase: str, tmp_path: Path) -> None:
 
 
 STAGES = (
-    *("method=supervised", "teacher=none", "chain=biggan", "trainer.max_epochs=1"),
+    *("method=supervised", "teacher=none", "stages=biggan", "trainer.max_epochs=1"),
     "features.student.trunk._target_=kd_lightning.networks.label_embedding.ConvTrunk",
     *("+features.student.trunk.size=8", "+features.student.trunk.widths=[4,8]"),
     *("features.student.features=8", "features.student.hidden=[8]"),
@@ -152,7 +152,7 @@ STAGES = (
     *("ratio.trainer.max_epochs=2", "ratio.source.batch_size=400", "ratio.method.ratio.widths=[16,8]"),
 )
 MECHANISMS = (
-    *("method=supervised", "teacher=none", "chain=skdcgn", "trainer.max_epochs=1", "student=digits_cnn"),
+    *("method=supervised", "teacher=none", "stages=skdcgn", "trainer.max_epochs=1", "student=digits_cnn"),
     *("data=double_colored_mnist", "data.base=digits", "data.train=120", "data.val=30", "data.test=30"),
     *("cgn.trainer.max_epochs=2", "cgn.source.batch_size=60", "cgn.method.ema=0.9", "cgn.method.ema_from=1"),
     *("cgn.method.generator.ngf=4", "cgn.method.discriminator.ndf=8"),

@@ -17,19 +17,20 @@ from pathlib import Path
 import sys
 
 import hydra_plugins.kd_networks
+import hydra_plugins.kd_recipes
 import hydra_plugins.kd_slots
 import kd_lightning
 from kd_lightning.config import resolvers
 from kd_lightning.config.overrides import loaded, members, read
 
 target = Path(sys.argv[1]).resolve()
-for module in (kd_lightning, hydra_plugins.kd_networks, hydra_plugins.kd_slots):
+for module in (kd_lightning, hydra_plugins.kd_networks, hydra_plugins.kd_recipes, hydra_plugins.kd_slots):
     assert Path(module.__file__).resolve().is_relative_to(target), module.__file__
 assert resolvers.conf_dir().resolve() == target / "kd_lightning" / "conf"
 resolvers.register()
 with loaded():
-    experiments = members("experiment")
-for overrides in [[], *([f"experiment={name}"] for name in experiments)]:
+    rows = [f"{group}={name}" for group in ("problem", "experiment") for name in members(group)]
+for overrides in [[], ["problem=mnist", "method=dafl"], *([row] for row in rows)]:
     composed = read(overrides)
     assert not composed.problems, composed.problems
     print(overrides, composed.cfg.method._target_)
@@ -68,7 +69,7 @@ def test_it_carries_the_configuration_and_the_launcher(wheel):
     modules = {
         f.relative_to(ROOT).as_posix() for f in (ROOT / "kd_lightning").rglob("*.py") if "plugins" not in f.parts
     }
-    assert conf | modules | {"hydra_plugins/kd_networks.py", "hydra_plugins/kd_slots.py"} <= names
+    assert conf | modules | {f"hydra_plugins/kd_{name}.py" for name in ("networks", "recipes", "slots")} <= names
     assert not any(name.startswith(("conf/", "tests/", "kd_lightning/plugins")) for name in names)
 
 

@@ -46,6 +46,11 @@ _PROMISED: set[str] = set()
 
 def main() -> None:
     """Check the command line and hand over to Hydra."""
+    if sys.argv[1:2] == ["explain"]:
+        from kd_lightning.cli.explain import main as explain
+
+        explain(sys.argv[2:])
+        return
     resolvers.register()
     start.stay_with_parent()
     sys.path.append(str(Path.cwd()))  # finds a user's method in the working directory

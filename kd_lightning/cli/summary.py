@@ -24,12 +24,12 @@ def summary(result: Mapping[str, Any], paths: Sequence[str | Path] = ()) -> str:
     metrics = result.get("metrics") or {}
     judged = (headline_key(result) or "test/accuracy").removeprefix("test/")
     controls = [key.removesuffix(f"/{judged}") for key in metrics if key.endswith(f"/{judged}")]
-    called = result.get("called")  # another name of the student's own numbers
-    controls = [name for name in controls if name not in ("teacher", "test", "val", "train", called)]
+    own_name = result.get("result_name")  # another name of the student's own numbers
+    controls = [name for name in controls if name not in ("teacher", "test", "val", "train", own_name)]
     controls.sort(key=["scratch", "noise", *controls].index)
     rows = []
     for name in ("teacher", *controls, "test"):
-        label = {"teacher": "teacher", "test": called or "student (this run)"}.get(name, CONTROLS.get(name, name))
+        label = {"teacher": "teacher", "test": own_name or "student (this run)"}.get(name, CONTROLS.get(name, name))
         model = "teacher" if name == "teacher" else "student"
         seconds = pick(result, "cost", "seconds", "student" if name == "test" else name)
         parameters = pick(result, "models", model, "parameters")

@@ -120,7 +120,7 @@ def _key_faults(cfg: DictConfig, plain: Mapping[str, Any], everywhere: list[str]
             beside = [k.rpartition(".")[2] for k in KEYS if k.rpartition(".")[0] == parent]
             beside += [k for k in at(plain, parent) if f"{parent}.{k}" in referred]
             if not parent:
-                beside += ["experiment", "debug", "scale"]
+                beside += ["problem", "experiment", "debug", "scale"]
             yield f"{path}: nothing reads this setting{suggest(path, beside, everywhere)}"
     for name, node in as_dict(plain.get("controls")).items():
         for key in as_dict(node):

@@ -177,7 +177,8 @@ class Composition(Training):
         metrics: further measures of the student, by name.
         logger: dashboards, by name.
         paper: the paper's numbers, by method.
-        called: another name of the student's numbers in the result.
+        as_published: whether this is the paper's setting, beside which its numbers are shown.
+        result_name: another name of the student's numbers in the result.
         names: the chosen members of the groups.
         artifacts: where what takes long is kept.
         record: the whole configuration in plain values, as it is left for others to read; determines nothing.
@@ -189,7 +190,8 @@ class Composition(Training):
     metrics: Mapping[str, Node]
     logger: Mapping[str, Node]
     paper: Mapping[str, Mapping[str, float]]
-    called: str | None
+    as_published: bool
+    result_name: str | None
     names: Mapping[str, str | None]
     artifacts: Artifacts
     record: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)

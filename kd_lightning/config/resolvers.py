@@ -17,6 +17,7 @@ def register() -> None:
     """Make ``${kd.*}`` known to OmegaConf."""
     OmegaConf.register_new_resolver("kd.count_classes", _count_classes, replace=True)
     OmegaConf.register_new_resolver("kd.repeat", _repeat, replace=True)
+    OmegaConf.register_new_resolver("kd.if", _if, replace=True)
     OmegaConf.register_new_resolver("kd.times", _times, replace=True)
     OmegaConf.register_new_resolver("kd.plus", _plus, replace=True)
     OmegaConf.register_new_resolver("kd.merged", _merged, replace=True)
@@ -46,6 +47,10 @@ def _sweep() -> str | None:
 
 def _repeat(value: Any, times: int) -> ListConfig:
     return OmegaConf.create([value] * times)
+
+
+def _if(condition: bool, yes: Any, no: Any) -> Any:
+    return yes if condition else no
 
 
 def _times(value: float, factor: float) -> float:

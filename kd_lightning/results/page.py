@@ -18,6 +18,7 @@ A table with ``columns`` shows several measures instead: a column has ``title`` 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ METRIC, DIGITS = "test/accuracy", 4
 
 # Required and optional keys of each mapping in rows.yaml.
 KEYS = {
-    "page": ({"title", "tables"}, {"text"}),
+    "page": ({"title", "tables"}, {"text", "today"}),
     "table": (
         {"folder", "title", "rows"},
         {"text", "head", "metric", "digits", "less_is_better", "columns", "average"},
@@ -56,7 +57,8 @@ def results_page(folder: Path) -> str:
     path = folder / ROWS
     try:
         page = _checked(yaml.safe_load(path.read_text()), "page")
-        records, used = read_records(folder), set[tuple[str, str]]()
+        records = [in_words_of_today(record, page.get("today", {})) for record in read_records(folder)]
+        used = set[tuple[str, str]]()
         parts = [f"# {page['title']}", page.get("text", "").strip()]
         for node in page["tables"]:
             table = _checked(node, "table")
@@ -68,6 +70,17 @@ def results_page(folder: Path) -> str:
     if left := sorted({(record.table, record.name) for record in records} - used):
         raise UserError(f"{path} has no row for the records {', '.join(map('/'.join, left))}: add one, or remove them")
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def in_words_of_today(record: Record, today: Mapping[str, str]) -> Record:
+    """A record whose command is spelled so that it runs now.
+
+    Args:
+        record: as it was written.
+        today: a word of old commands -> what is typed in its place.
+    """
+    words = [today.get(word, word) for word in record.holds.get("command", "").split(" ")]
+    return replace(record, holds={**record.holds, "command": " ".join(words)}) if "command" in record.holds else record
 
 
 def _checked(node: Any, kind: str) -> dict[str, Any]:

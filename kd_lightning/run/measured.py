@@ -48,8 +48,8 @@ def tested(composition: Composition, bench: Bench, fits: Fits, work: Path) -> di
             if name == "test" and collectives.rank() == 0:
                 draw_answers(work / "plots", bench.boards, dataset, output, test.labels, answers)
         metrics |= {f"{name}/{k}": v for k, v in measured.items()}
-        if name == "test" and composition.called:
-            metrics |= {f"{composition.called}/{k}": v for k, v in measured.items()}
+        if name == "test" and composition.result_name:
+            metrics |= {f"{composition.result_name}/{k}": v for k, v in measured.items()}
     for name, node in composition.metrics.items():
         metrics |= _further(name, node.build(), student, fits.teacher, test, composition.device, work / "samples")
     metrics |= {f"gate/{name}": gate["value"] for name, gate in student.report.get("pool", {}).get("gates", {}).items()}

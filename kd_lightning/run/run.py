@@ -209,9 +209,11 @@ def _result(
         "restarts": {f.report["phase"]: f.report["restarts"] for f in trainings if f.report.get("restarts")},
         "objective": metrics[f"test/{bench.task.headline}"],
         "metrics": metrics,
-        "called": composition.called,
+        "result_name": composition.result_name,
         "task": bench.task.described(),
-        "paper": thaw(composition.paper.get(composition.names.get("method") or "", {})),
+        "paper": thaw(composition.paper.get(composition.names.get("method") or "", {}))
+        if composition.as_published
+        else {},
         "teacher_kept": teacher.kept if teacher else None,
         "models": {k: {"parameters": parameters(net)} for k, net in networks.items()},
         "cost": {

@@ -41,7 +41,7 @@ class Counterfactual:
         labels: of textures and backgrounds: ``independent`` of the shape's and of each other, or ``permuted``, the
             batch's labels in another order, as in CGN's code.
         shift: shift textures cyclically, as in CGN's training.
-        compose: operators applied to mask, texture and background before they are combined.
+        mask_operations: operators applied to mask, texture and background before they are combined.
         seed: of the stored images.
 
     Raises:
@@ -64,7 +64,7 @@ class Counterfactual:
         ratio: int = 1,
         labels: Literal["independent", "permuted"] = "independent",
         shift: bool = True,
-        compose: Sequence[Operator] = (),
+        mask_operations: Sequence[Operator] = (),
         seed: int = 0,
     ) -> None:
         if set(mechanisms) != set(MECHANISMS):
@@ -79,7 +79,7 @@ class Counterfactual:
             raise ConfigError(f"source.labels={labels}: expected independent or permuted")
         self.mechanisms, self.latent, self.rounds, self.batch_size = mechanisms, latent, rounds, batch_size
         self.images, self.drawings, self.ratio, self.labels = images, drawings, ratio, labels
-        self.shift, self.compose, self.seed = shift, tuple(compose), seed
+        self.shift, self.mask_operations, self.seed = shift, tuple(mask_operations), seed
 
     def prepare(self, context: Context) -> TensorLoader | CounterfactualLoader:
         """A loader of labelled images; needs no image of the data.
@@ -104,7 +104,7 @@ class Counterfactual:
             "source": "counterfactual",
             "version": self.version,
             "generators": {im: by_content(node["weights"], context.store.root) for im, node in self.mechanisms.items()},
-            "compose": [repr(operator) for operator in self.compose],
+            "mask_operations": [repr(operator) for operator in self.mask_operations],
             "classes": context.dataset.num_classes,
             "images": total,
             **{k: getattr(self, k) for k in ("latent", "ratio", "labels", "shift", "seed")},
@@ -147,7 +147,7 @@ class Counterfactual:
                 other = torch.randint(classes, (n,), generator=rng, device=rng.device)
             drawn = drawers[im].sample(im, drawers[im].latents(n, self.latent, rng), other)
             textures.append(shifted(drawn, rng) if self.shift else drawn)
-        return compose(*applied(self.compose, mask, textures[0], textures[1], rng)).clamp(0, 1), y
+        return compose(*applied(self.mask_operations, mask, textures[0], textures[1], rng)).clamp(0, 1), y
 
 
 class CounterfactualLoader(Rounds):

@@ -77,7 +77,7 @@ class Opacity:
 
     def __post_init__(self) -> None:
         if not 0 <= self.factor <= 1:
-            raise ConfigError(f"compose: Opacity.factor={self.factor}: expected a number between 0 and 1")
+            raise ConfigError(f"mask_operations: Opacity.factor={self.factor}: expected a number between 0 and 1")
 
     def __call__(self, mask: Tensor, fg: Tensor, bg: Tensor, rng: torch.Generator) -> Parts:
         """Uses no randomness."""
@@ -154,7 +154,9 @@ def _blended(other: Tensor, x: Tensor, factor: Tensor) -> Tensor:
 
 def _grey(x: Tensor) -> Tensor:
     if x.shape[1] != 3:
-        raise ConfigError(f"compose: Jitter changes colours, and these images have {x.shape[1]} channel(s), not 3")
+        raise ConfigError(
+            f"mask_operations: Jitter changes colours, and these images have {x.shape[1]} channel(s), not 3"
+        )
     return (x * x.new_tensor([0.2989, 0.587, 0.114]).view(3, 1, 1)).sum(1, keepdim=True)
 
 

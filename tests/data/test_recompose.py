@@ -156,21 +156,24 @@ def made(*overrides: str) -> list[Any]:
     cfg, problems, unset = read([*overrides, wanted])
     assert not problems
     assert not unset
-    return instantiate(cfg.source, _convert_="all")["compose"]
+    return instantiate(cfg.source, _convert_="all")["mask_operations"]
 
 
 def test_the_group_gives_a_list_in_the_order_of_choice() -> None:
     assert made() == []
-    assert made("compose=noise", "compose.noise.std=0.2") == [MaskNoise(0.2)]
-    assert made("compose=[opacity,rotation]") == [Opacity(0.75), Rotation(180.0)]
-    assert made("compose=[rotation,opacity]") == [Rotation(180.0), Opacity(0.75)]
-    assert made("compose=[weights,jitter]", "compose.weights.fg=0.5") == [Weights(fg=0.5, bg=0.75), Jitter()]
+    assert made("mask_operations=noise", "mask_operations.noise.std=0.2") == [MaskNoise(0.2)]
+    assert made("mask_operations=[opacity,rotation]") == [Opacity(0.75), Rotation(180.0)]
+    assert made("mask_operations=[rotation,opacity]") == [Rotation(180.0), Opacity(0.75)]
+    assert made("mask_operations=[weights,jitter]", "mask_operations.weights.fg=0.5") == [
+        Weights(fg=0.5, bg=0.75),
+        Jitter(),
+    ]
 
 
 def test_operators_that_nobody_applies_are_a_fault() -> None:
     resolvers.register()
-    assert [line.partition(";")[0] for line in faults(read(["compose=noise"]).cfg)] == [
-        "compose: nothing reads this setting"
+    assert [line.partition(";")[0] for line in faults(read(["mask_operations=noise"]).cfg)] == [
+        "mask_operations: nothing reads this setting"
     ]
 
 

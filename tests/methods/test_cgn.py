@@ -123,7 +123,7 @@ def test_they_do_not_where_the_generator_stands_still() -> None:
 def test_operators_stand_between_the_mechanisms_and_their_composition() -> None:
     found = []
     for operators in ([], [Opacity(0.0)]):
-        method = cgn_of(compose=operators)
+        method = cgn_of(mask_operations=operators)
         method.generator.eval()
         method.generator.fg[-2].bias.data.fill_(1.0)  # a texture that is brighter than the background
         method.reseed(3)

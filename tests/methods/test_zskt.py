@@ -114,24 +114,28 @@ def test_both_gradients_are_clipped(teacher: nn.Module, monkeypatch: pytest.Monk
 
 
 def test_blocks_that_a_network_does_not_have_are_named_before_anything_is_built() -> None:
-    found = faults(composed("experiment=pairs/cifar10", "method=zskt"))
+    found = faults(composed("problem=cifar10", "scale=paper", "method=zskt"))
     nets, blocks = ("student", "teacher.net"), (1, 2, 3)
     wrong = [f"method.blocks: ResNet ({net}) has no net.block{n}" for net in nets for n in blocks]
     assert [fault.partition("; ")[0] for fault in found] == wrong
     assert "net.layer1, net.layer2" in found[0]
     assert "method.blocks=[]" in found[0]
-    assert not faults(composed("experiment=pairs/cifar10", "method=zskt", "method.blocks=[]"))
-    (fault, _) = faults(composed("experiment=zskt/cifar10", "method.blocks=[net.blok2]"))
+    assert not faults(composed("problem=cifar10", "scale=paper", "method=zskt", "method.blocks=[]"))
+    (fault, _) = faults(composed("problem=cifar10_wrn", "method=zskt", "scale=paper", "method.blocks=[net.blok2]"))
     assert "WideResNet (student) has no net.blok2; did you mean net.block2?" in fault
-    (fault,) = faults(composed("experiment=pairs/cifar10", "method=cmi", "method.features=[net.layer9]"))
+    (fault,) = faults(composed("problem=cifar10", "scale=paper", "method=cmi", "method.features=[net.layer9]"))
     assert fault.startswith("method.features: ResNet (teacher.net) has no net.layer9; did you mean net.layer")
 
 
 def test_a_fused_optimiser_whose_gradient_is_clipped_is_named_in_mixed_precision() -> None:
-    found = faults(composed("experiment=zskt/cifar10", "trainer.precision=bf16-mixed"))
+    found = faults(composed("problem=cifar10_wrn", "method=zskt", "scale=paper", "trainer.precision=bf16-mixed"))
     assert [fault.partition("=")[0] for fault in found] == ["method.optimizer.fused", "method.optimizer_g.fused"]
     assert "set method.optimizer_g.fused=false" in found[1]
     fixed = ("method.optimizer.fused=false", "method.optimizer_g.fused=false")
-    assert not faults(composed("experiment=zskt/cifar10", "trainer.precision=bf16-mixed", *fixed))
-    assert not faults(composed("experiment=zskt/cifar10", "trainer.precision=32-true"))
-    assert not faults(composed("experiment=fast/cifar10", "trainer.precision=bf16-mixed")), "it clips nothing"
+    assert not faults(
+        composed("problem=cifar10_wrn", "method=zskt", "scale=paper", "trainer.precision=bf16-mixed", *fixed)
+    )
+    assert not faults(composed("problem=cifar10_wrn", "method=zskt", "scale=paper", "trainer.precision=32-true"))
+    assert not faults(composed("problem=cifar10", "method=fast_dfkd", "scale=paper", "trainer.precision=bf16-mixed")), (
+        "it clips nothing"
+    )

@@ -9,21 +9,22 @@ Deviations (paper / authors' code / here):
     * Perceptual loss: between an image and the one it stands for / between Gram matrices of images of different
       classes, as those it is compared with are any of the batch / the same, and without ``features`` none.
     * Pixels: - / [-1, 1] / [0, 1]; the discriminator and ``features`` turn them back.
-    * Discriminator: linear or convolutional, the label beside the image / the same / the same, and in ``*_small`` a
+    * Discriminator: linear or convolutional, the label beside the image / the same / the same, and at small scale a
       projection of the label with spectral norms, with which masks take shape within hundreds of steps.
     * ``colour``: - / - / a level of the perceptual loss that is the pixels themselves, between images of one class, in
-      ``*_small``: without it, object and background of a class change places, or a texture paints the shape, before
+      small scale: without it, object and background of a class change places, or a texture paints the shape, before
       there are shapes. None by default.
     * ``edge``, ``still``: - / - / masks that reach the rim cost something, and the object's texture stands still at
-      first, in ``*_small`` of wildlife digits, where object and background of a class change places; neither by
+      first, at small scale of wildlife digits, where object and background of a class change places; neither by
       default.
-    * Backgrounds: begin grey / the same / the same, and in ``*_small`` of single-colored digits black (the generator's
+    * Backgrounds: begin grey / the same / the same, and at small scale of single-colored digits black (the generator's
       ``behind``), or some classes stand white before black.
-    * ``fade``: - / - / masks fade in, in ``*_small``, so that backgrounds take their colours first; at once by default.
+    * ``fade``: - / - / masks fade in, at small scale, so that backgrounds take their colours first; at once by default.
     * ``ema``: - / - / the average of the generator's weights is kept, if wanted.
-    * ``ms``: - / - / a mode-seeking term on masks (Mao et al., CVPR 2019), in ``*_small``, where the discriminator lets
+    * ``ms``: - / - / a mode-seeking term on masks (Mao et al., CVPR 2019), at small scale, where the discriminator lets
       a class be one shape; none by default.
-    * ``compose``: operators between the mechanisms and their composition, as SKDCGN's study has them; none by default.
+    * ``mask_operations``: operators between the mechanisms and their composition, as SKDCGN's study has them; none by
+      default.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ class Cgn(ConditionalGan):
         edge: weight of what masks have on the rim, an eighth of the side; 0 is CGN.
         fade: rounds in which masks come in, from nothing; 0 is CGN.
         still: rounds in which the object's texture does not learn; 0 is CGN.
-        compose: operators on mask, texture and background before they are composed.
+        mask_operations: operators on mask, texture and background before they are composed.
         ms: weight of mode seeking among the masks of a label (MSGAN's lambda_ms); 0 is CGN.
         ms_from: round from which on they are sought.
         **gan: see :class:`ConditionalGan`; ``generator`` draws the three mechanisms.
@@ -79,13 +80,14 @@ class Cgn(ConditionalGan):
         edge: float = 0.0,
         fade: int = 0,
         still: int = 0,
-        compose: Sequence[Operator] = (),
+        mask_operations: Sequence[Operator] = (),
         ms: float = 0.0,
         ms_from: int = 0,
         **gan: Any,
     ) -> None:
         super().__init__(**gan)
-        self.binary, self.perc, self.colour, self.compose = binary, tuple(perc), colour, tuple(compose)
+        self.binary, self.perc, self.colour = binary, tuple(perc), colour
+        self.mask_operations = tuple(mask_operations)
         self.edge, self.fade, self.still, self.ms, self.ms_from = edge, fade, still, ms, ms_from
         self.watch, self.verdicts = MaskWatch(self.task.num_classes), VerdictWatch(self.task.num_classes)
         self.features = None if features is None else FrozenTeacher(features)
@@ -167,7 +169,7 @@ class Cgn(ConditionalGan):
         mask, fg, bg = (cast(Any, self.learner).draw(im, z, y) for im in MECHANISMS)
         fg = fg.detach() if self.still and self.rounds_done < self.still else fg
         come = min(1, (self.rounds_done + 1) / self.fade) if self.fade > 0 else 1
-        parts = applied(self.compose, come * mask, shifted(fg, self.rng), shifted(bg, self.rng), self.rng)
+        parts = applied(self.mask_operations, come * mask, shifted(fg, self.rng), shifted(bg, self.rng), self.rng)
         return mask, compose(*parts)
 
 

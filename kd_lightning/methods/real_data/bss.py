@@ -13,7 +13,7 @@ Deviations (paper / authors' code / here):
     * Pixels: - / clamped to +-2.5 in normalised units, which cuts bright pixels off and allows impossible dark
       ones / clamped to [0, 1] in data units. Steps are measured in the units of the teacher's normalisation.
     * Losses: cross-entropies, the two soft ones at T=3 and without a factor T^2, so that the labels weigh more than in
-      ``method=kd``; ``label``, ``alpha`` and ``temperature`` say it otherwise where that is worse (see tuned/).
+      ``method=kd``; ``label``, ``alpha`` and ``temperature`` say it otherwise where that is worse (see recipe/).
     * The student's batch norms see the walks' ends in training mode, in a pass of their own, as in the code;
       ``student_bn="frozen"`` keeps them out of the running statistics.
     * Learning rate: - / each drop begins a new optimiser / a schedule, which keeps the momentum.
