@@ -81,7 +81,7 @@ def _shown(node: DictConfig, key: str, raw: Any) -> str:
 
 def _text(value: Any) -> str:
     plain = OmegaConf.to_container(value) if isinstance(value, DictConfig | ListConfig) else value
-    plain = plain._value() if hasattr(plain, "_value") else plain
+    plain = getattr(plain, "_value", lambda: plain)()
     return "null" if plain is None else str(plain).lower() if isinstance(plain, bool) else str(plain)
 
 
