@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from kd_lightning.core import strangers
 from kd_lightning.core.feature_hooks import capture
 from kd_lightning.core.inference import predict
 from kd_lightning.errors import UserError
@@ -28,7 +29,6 @@ from kd_lightning.results.run_loader import (
 )
 from kd_lightning.results.table import Table, fold
 from kd_lightning.results.trusted import LARGEST
-from kd_lightning.store import strangers
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -22,13 +22,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from kd_lightning.config.check import faults
+from kd_lightning.core.file_format import FORMAT_VERSION
 from kd_lightning.engine.checkpoint_reader import read_checkpoint, resumable
 from kd_lightning.engine.restart import next_seed
 from kd_lightning.errors import DataError, TeacherError, TrainingError, UserError, VersionError
 from kd_lightning.networks.generators.generators import Generator
 from kd_lightning.results.run_loader import load_generator, open_run
 from kd_lightning.results.student_files import load_student, save_single
-from kd_lightning.store.artifacts import FORMAT_VERSION, Store
+from kd_lightning.store.artifacts import Store
 
 Tiny = Callable[..., Outcome]
 

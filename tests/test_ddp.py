@@ -36,7 +36,7 @@ from kd_lightning.core.tasks import Classification
 from kd_lightning.data.batches import VicinalBatch
 from kd_lightning.data.loader import TensorLoader
 from kd_lightning.data.module import Images
-from kd_lightning.distributed import collectives, process_group
+from kd_lightning.distributed import collectives, decisions, process_group
 from kd_lightning.distributed.launch import MEETING, Place, place_in, wanted
 from kd_lightning.engine.checkpoint_writer import Resumable
 from kd_lightning.errors import ConfigError, UserError
@@ -427,7 +427,7 @@ def test_ranks_go_on_to_the_same_bits(name: str, pair: Pair, tmp_path: Path) -> 
 
 
 def obtained(root: str, everywhere: bool) -> tuple[str, str, int]:
-    store = Store(root, decided=collectives.decided)
+    store = Store(root, decided=decisions.decided)
     calls = []
 
     def build(folder: Path) -> None:
@@ -438,7 +438,7 @@ def obtained(root: str, everywhere: bool) -> tuple[str, str, int]:
             store.obtain("within", {}, lambda inner: (inner / "x").touch())
 
     folder = store.obtain("thing", {"everywhere": everywhere}, build, everywhere=everywhere)
-    collectives.decided(lambda: None)  # all have returned
+    decisions.decided(lambda: None)  # all have returned
     return str(folder), " ".join(sorted(f.name for f in folder.glob("by*"))), sum(calls)
 
 
@@ -458,13 +458,13 @@ def refused(root: str) -> str:
         raise UserError("no: type this instead")
 
     with pytest.raises(UserError) as caught:
-        Store(root, decided=collectives.decided).obtain("thing", {}, build)
+        Store(root, decided=decisions.decided).obtain("thing", {}, build)
     return str(caught.value)
 
 
 def test_an_error_of_the_first_rank_ends_all_with_its_line(pair: Pair, tmp_path: Path) -> None:
     assert pair.both(refused, str(tmp_path)) == ["no: type this instead"] * 2
-    assert pair.both(collectives.decided, collectives.rank) == [0, 0]
+    assert pair.both(decisions.decided, collectives.rank) == [0, 0]
 
 
 def asked_by_each(folder: str) -> tuple[list[int], int, int, str]:

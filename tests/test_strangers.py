@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from kd_lightning.cli.predict import image_files, predictions
 from kd_lightning.cli.report import main as report
+from kd_lightning.core.strangers import read_json, read_yaml
 from kd_lightning.data.datasets import folder as image_folder
 from kd_lightning.errors import DataError, TeacherError, UserError
 from kd_lightning.networks.classifiers.resnet import CifarResNet
@@ -31,7 +32,6 @@ from kd_lightning.networks.normalized import Normalized
 from kd_lightning.networks.weights import load_weights, read_weights
 from kd_lightning.results.run_index import read_result
 from kd_lightning.results.student_files import load_student, save_student
-from kd_lightning.store.strangers import read_json, read_yaml
 from kd_lightning.teachers.answer_types import Busy
 from kd_lightning.teachers.budget.rate_limit import Gate, Pace
 

@@ -14,11 +14,11 @@ import torch
 from conftest import Outcome
 from omegaconf import OmegaConf
 
+from kd_lightning.core.strangers import read_json, read_yaml, refuse_interpolations
 from kd_lightning.data.datasets import h5
 from kd_lightning.errors import DataError, UserError
 from kd_lightning.results.run_loader import data_of, load_generator, load_teacher, open_run
 from kd_lightning.store.artifacts import Store
-from kd_lightning.store.strangers import read_json, read_yaml, refuse_interpolations
 
 Tiny = Callable[..., Outcome]
 

@@ -173,7 +173,7 @@ def _task(cfg: DictConfig) -> float | None:
 def _run(cfg: DictConfig, folder: Path, names: Mapping[str, str | None]) -> float | None:
     from kd_lightning.cli.summary import summary
     from kd_lightning.core.log_filters import plain_warnings, quiet
-    from kd_lightning.distributed import collectives, process_group
+    from kd_lightning.distributed import decisions, process_group
     from kd_lightning.run.run import run
 
     quiet()
@@ -186,7 +186,7 @@ def _run(cfg: DictConfig, folder: Path, names: Mapping[str, str | None]) -> floa
         with process_group.losing():
             if place is not None:
                 process_group.join(place, composition.device)
-                folder = Path(collectives.decided(lambda: str(folder)))
+                folder = Path(decisions.decided(lambda: str(folder)))
             result = run(composition, folder)
             process_group.leave()
     except UserError as error:

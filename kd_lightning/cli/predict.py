@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from kd_lightning.core.inference import predict
+from kd_lightning.core.strangers import in_a_line
 from kd_lightning.core.tasks import Regression, task_of
 from kd_lightning.data.datasets.folder import ENCODINGS, decode
 from kd_lightning.errors import UserError
 from kd_lightning.results.student_files import Student, load_student
 from kd_lightning.store.artifacts import writing
-from kd_lightning.store.strangers import in_a_line
 
 PIXELS = 1 << 26
 """Largest number of pixel values in memory at a time."""

@@ -5,20 +5,17 @@ In a single process they involve no communication.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kd_lightning.errors import UserError
-
-T = TypeVar("T")
 
 
-_deciding = False
+deciding = False
+"""Whether the first rank does something while the others wait."""
 
 
 def rank() -> int:
@@ -28,43 +25,12 @@ def rank() -> int:
 
 def world() -> int:
     """The number of ranks; 1 inside :func:`decided`."""
-    return dist.get_world_size() if together() and not _deciding else 1
+    return dist.get_world_size() if together() and not deciding else 1
 
 
 def together() -> bool:
     """Whether this process belongs to a process group."""
     return dist.is_available() and dist.is_initialized()
-
-
-def decided(decide: Callable[[], T]) -> T:
-    """Run ``decide`` on rank 0 after all ranks have arrived, and return its result on every rank.
-
-    Args:
-        decide: called only on rank 0; returns something small that pickles.
-
-    Raises:
-        UserError: raised by ``decide``; on every rank.
-    """
-    global _deciding
-    if world() == 1:
-        return decide()
-    dist.all_reduce(torch.zeros(1))  # a barrier: no rank still uses what rank 0 is about to rename or remove
-    verdict: list[Any] = [None, None]
-    failure: Exception | None = None
-    if rank() == 0:
-        _deciding = True
-        try:
-            verdict[0] = decide()
-        except Exception as error:
-            failure, verdict[1] = error, str(error) or type(error).__name__
-        finally:
-            _deciding = False
-    dist.broadcast_object_list(verdict)
-    if failure is not None:
-        raise failure
-    if verdict[1] is not None:
-        raise UserError(verdict[1])
-    return verdict[0]
 
 
 def gathered(own: Tensor) -> Tensor:

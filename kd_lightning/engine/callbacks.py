@@ -19,7 +19,7 @@ from tqdm import tqdm
 from kd_lightning.core.collapse import Collapsed
 from kd_lightning.core.tasks import Regression, Task
 from kd_lightning.data.batches import Batch
-from kd_lightning.distributed import collectives
+from kd_lightning.distributed import decisions
 from kd_lightning.engine.restart import REMEDY
 from kd_lightning.methods.base.distiller import Distiller, Seen
 from kd_lightning.methods.base.protocols import Teacher
@@ -190,7 +190,7 @@ class WatchGenerator(Callback):
         pl_module.report({f"generated/{k}": v for k, v in health.items()})
         collapsed = self._judge(health, pl_module)
         if pl_module.on_collapse == "restart":
-            self.collapsed = collectives.decided(lambda: collapsed)
+            self.collapsed = decisions.decided(lambda: collapsed)
             trainer.should_stop = trainer.should_stop or self.collapsed is not None
         elif collapsed and not self.warned:
             self.warned = True

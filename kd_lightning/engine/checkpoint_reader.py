@@ -13,10 +13,10 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
+from kd_lightning.core import strangers
+from kd_lightning.core.file_format import FORMAT_VERSION, refuse_format
 from kd_lightning.errors import UserError
 from kd_lightning.networks.weights import odd_kind, read_torch
-from kd_lightning.store import strangers
-from kd_lightning.store.artifacts import FORMAT_VERSION, refuse_format
 
 PARTS = {
     "state_dict": (dict, OrderedDict),

@@ -15,12 +15,14 @@ from torch import Tensor, nn
 from kd_lightning.config.composition import Training
 from kd_lightning.config.signatures import versions
 from kd_lightning.core.collapse import Collapsed
+from kd_lightning.core.file_format import FORMAT_VERSION
+from kd_lightning.core.strangers import read_json, read_tensors
 from kd_lightning.core.tasks import Task
 from kd_lightning.core.time_limit import cut_short, duration
 from kd_lightning.data.dataset import Dataset
 from kd_lightning.data.loader import TensorLoader
 from kd_lightning.data.module import Images
-from kd_lightning.distributed import collectives, process_group
+from kd_lightning.distributed import collectives, decisions, process_group
 from kd_lightning.engine.callbacks import PhaseBar, WatchGenerator
 from kd_lightning.engine.checkpoint_reader import Marked, resumable
 from kd_lightning.engine.checkpoint_writer import Resumable
@@ -30,16 +32,7 @@ from kd_lightning.methods.base.protocols import Teacher
 from kd_lightning.networks.normalized import Normalized
 from kd_lightning.networks.weights import load_weights, write_weights
 from kd_lightning.sources.context import Context
-from kd_lightning.store.artifacts import (
-    FORMAT_VERSION,
-    Store,
-    by_content,
-    digest,
-    remedy,
-    write_json,
-    writing,
-)
-from kd_lightning.store.strangers import read_json, read_tensors
+from kd_lightning.store.artifacts import Store, by_content, digest, remedy, write_json, writing
 from kd_lightning.teachers.black_box import QueryTeacher
 from kd_lightning.teachers.white_box import FrozenTeacher
 from kd_lightning.tracking.backends import Boards
@@ -120,7 +113,7 @@ def fit(
 
     def build(work: Path) -> None:
         while True:
-            collapsed = collectives.decided(lambda: restarts(work))
+            collapsed = decisions.decided(lambda: restarts(work))
             own = training.derive(seed=next_seed(training.seed, len(collapsed)))
             context = Context(
                 dataset=bench.dataset,
@@ -141,8 +134,8 @@ def fit(
                 method, report = _train(own, bench, phase, work, context, teacher, val_answers, boards)
                 break
             except Collapsed as error:
-                collectives.decided(partial(begin_again, work, own.seed, error))
-        collectives.decided(lambda: _keep(method, {**report, "restarts": collapsed}, work))
+                decisions.decided(partial(begin_again, work, own.seed, error))
+        decisions.decided(lambda: _keep(method, {**report, "restarts": collapsed}, work))
 
     folder = bench.store.obtain("fit", config, build, everywhere=True)
     if folder not in bench.store.built and collectives.rank() == 0:
@@ -239,7 +232,7 @@ def _train(
     synthetic = "source.synthetic" in source.offers
     watch = WatchGenerator(work, bench.dataset.classes, boards, task=bench.task, synthetic=synthetic)
     checkpoint = work / "last.ckpt"
-    interrupted_before = collectives.decided(checkpoint.is_file)
+    interrupted_before = decisions.decided(checkpoint.is_file)
     goes_on_from = resumable(checkpoint, method) if interrupted_before else None
     marked = Marked(goes_on_from)
     watching = [PhaseBar(phase), watch, KeepCurves(curves)]

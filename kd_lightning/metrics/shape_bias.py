@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from kd_lightning.core.strangers import read_json
 from kd_lightning.errors import DataError
-from kd_lightning.store.strangers import read_json
 
 CLASSES = 1000
 """Number of ImageNet's classes."""

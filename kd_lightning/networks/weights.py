@@ -18,9 +18,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from kd_lightning.core import strangers
+from kd_lightning.core.file_format import refuse_format
 from kd_lightning.errors import TeacherError
-from kd_lightning.store import strangers
-from kd_lightning.store.artifacts import refuse_format
 
 _WRAPPERS = ("student", "state_dict", "model_state_dict", "model", "net")
 LEGACY = 4

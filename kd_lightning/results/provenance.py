@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from kd_lightning.config.composition import Composition
-from kd_lightning.store.artifacts import FORMAT_VERSION, write_json
+from kd_lightning.core.file_format import FORMAT_VERSION
+from kd_lightning.store.artifacts import write_json
 
 
 def header(names: Mapping[str, str | None], seed: int | None, *, teacher: bool = True) -> dict[str, Any]:

@@ -12,10 +12,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from kd_lightning.core import strangers
+from kd_lightning.core.file_format import refuse_format
 from kd_lightning.errors import UserError
 from kd_lightning.results.run_lock import is_running
-from kd_lightning.store import strangers
-from kd_lightning.store.artifacts import refuse_format
 
 NOTHING = "–"
 SEEDS = ("seed", "teacher.seed", "source.seed")

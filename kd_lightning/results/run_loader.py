@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from kd_lightning.config.record import resolved
+from kd_lightning.core import strangers
 from kd_lightning.core.tasks import Regression, Task, task_of
 from kd_lightning.data.dataset import Dataset, Split
 from kd_lightning.data.load import refuse_other_classes
@@ -22,7 +23,6 @@ from kd_lightning.networks.weights import load_weights, refuse_misfits
 from kd_lightning.results import trusted
 from kd_lightning.results.run_index import pick, read_result
 from kd_lightning.results.student_files import DATA_IN_MEMORY, Student, load_student, room_for
-from kd_lightning.store import strangers
 from kd_lightning.store.artifacts import NAME, Store
 
 RUNS = "runs"

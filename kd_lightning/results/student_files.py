@@ -15,6 +15,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from kd_lightning.core import strangers
+from kd_lightning.core.file_format import FORMAT_VERSION, refuse_format
 from kd_lightning.core.inference import predict
 from kd_lightning.core.tasks import Regression, task_of
 from kd_lightning.errors import UserError
@@ -22,8 +24,7 @@ from kd_lightning.networks.normalized import Normalized
 from kd_lightning.networks.weights import load_weights, write_weights
 from kd_lightning.results import trusted
 from kd_lightning.results.run_index import read_result
-from kd_lightning.store import strangers
-from kd_lightning.store.artifacts import FORMAT_VERSION, refuse_format, write_json, writing
+from kd_lightning.store.artifacts import write_json, writing
 
 CARD = ("network", "classes", "image_shape", "mean", "std")
 IN_MEMORY, DATA_IN_MEMORY = "kd_lightning.api.held", "kd_lightning.api.held_data"

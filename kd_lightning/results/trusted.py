@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 
 from kd_lightning.config.node import located as locate
+from kd_lightning.core import strangers
 from kd_lightning.core.tasks import Classification, Regression
 from kd_lightning.errors import UserError
-from kd_lightning.store import strangers
 
 NETWORKS, DATA = "kd_lightning.networks.", "kd_lightning.data.datasets."
 TASKS = {f"{task.__module__}.{task.__name__}" for task in (Classification, Regression)}

@@ -18,9 +18,10 @@ from kd_lightning.config.composition import Composition, Training
 from kd_lightning.config.node import Node, freeze, thaw
 from kd_lightning.config.record import leave_plain
 from kd_lightning.config.signatures import versions
+from kd_lightning.core.strangers import read_json
 from kd_lightning.data.dataset import Dataset
 from kd_lightning.data.load import dataset_digest
-from kd_lightning.distributed import collectives
+from kd_lightning.distributed import collectives, decisions
 from kd_lightning.distributed.device import fast_precision
 from kd_lightning.engine.data import load_data
 from kd_lightning.engine.fit import Bench, Fitted, fit
@@ -30,7 +31,6 @@ from kd_lightning.run.measured import Fits, tested, trained
 from kd_lightning.run.stages_and_controls import control_of, handed, weak_teacher
 from kd_lightning.run.teacher import Obtained, obtain_source_teacher, obtain_teacher
 from kd_lightning.store.artifacts import Store, copy_into, file_digest, names_file, remedy, write_json, writing
-from kd_lightning.store.strangers import read_json
 from kd_lightning.tracking.backends import watching
 
 VERSION = 2
@@ -80,7 +80,7 @@ def settle(composition: Composition, *, planning: bool = False) -> Composition:
     def settled(training: Training) -> Training:
         trainer = ranks.settle(training.trainer.settings, planning=planning)
         if trainer.get("precision") == "auto":
-            trainer["precision"] = collectives.decided(lambda: fast_precision(trainer["accelerator"]))
+            trainer["precision"] = decisions.decided(lambda: fast_precision(trainer["accelerator"]))
         return training.derive(trainer=Node(training.trainer.target, freeze(trainer)))
 
     return composition.everywhere(settled)
@@ -105,8 +105,8 @@ def _files(node: Any) -> Iterator[str]:
 
 
 def _kept_or_made(composition: Composition, folder: Path) -> dict[str, Any]:
-    collectives.decided(lambda: leave_plain(composition.record, folder))
-    store = Store(composition.artifacts.root, reuse=composition.artifacts.reuse, decided=collectives.decided)
+    decisions.decided(lambda: leave_plain(composition.record, folder))
+    store = Store(composition.artifacts.root, reuse=composition.artifacts.reuse, decided=decisions.decided)
     clock = Clock()
     with clock("data"):
         dataset = load_data(composition.data, store)
@@ -120,11 +120,11 @@ def _kept_or_made(composition: Composition, folder: Path) -> dict[str, Any]:
         with watching(loggers, composition.plain(), work, folder) as boards:
             bench = Bench(store, dataset, data_key, dataset.task, boards, run=name)
             result = _produce(composition, bench, clock, work)
-        collectives.decided(lambda: write_json(work / "result.json", result))
+        decisions.decided(lambda: write_json(work / "result.json", result))
 
     before = time.time()
     kept = store.obtain("run", made_of, build, everywhere=True)
-    collectives.decided(lambda: _copied(kept, folder))
+    decisions.decided(lambda: _copied(kept, folder))
     result = read_json(kept / "result.json", advice=remedy(kept))
     result["stored"] = kept not in store.built
     if result["stored"] and collectives.rank() == 0:
@@ -173,7 +173,7 @@ def _produce(composition: Composition, bench: Bench, clock: Clock, work: Path) -
     bench.boards.numbers({k: v for k, v in metrics.items() if v is not None}, student.report["rounds"])
 
     card = _card(composition, dataset, metrics, teacher)
-    collectives.decided(lambda: _keep(stages, student, card, work))
+    decisions.decided(lambda: _keep(stages, student, card, work))
     if trained(student):
         bench.boards.student(work, card)
     return _result(composition, bench, fits, metrics, clock)

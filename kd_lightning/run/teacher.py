@@ -13,7 +13,7 @@ from kd_lightning.config.composition import Composition, TeacherSettings, Traini
 from kd_lightning.config.node import Node, thaw
 from kd_lightning.core.inference import predict
 from kd_lightning.data.dataset import Dataset, Split
-from kd_lightning.distributed import collectives
+from kd_lightning.distributed import collectives, decisions
 from kd_lightning.engine.fit import Bench, Fitted, fit
 from kd_lightning.errors import TeacherError
 from kd_lightning.methods.base.protocols import Teacher
@@ -101,7 +101,7 @@ class Obtained:
         """What this run used and paid, by bucket; nothing at ``white``."""
         if self.white:
             return {}
-        spent = collectives.decided(lambda: cast(Door, self.door).spent())
+        spent = decisions.decided(lambda: cast(Door, self.door).spent())
         return {bucket: asdict(account) for bucket, account in spent.items()}
 
     def told(self, measured: bool, fits: Mapping[str, Fitted]) -> dict[str, Any]:
@@ -163,7 +163,7 @@ def obtain_teacher(composition: Composition, bench: Bench, train: Callable[..., 
         door = Asking(asker, Path(file), _terms(settings, bench), pace=pace, at_home=net is not None)
         return door.described
 
-    described = collectives.decided(open_door)
+    described = decisions.decided(open_door)
     said = asdict(described)
     key = digest([key, *(said[k] for k in ("name", "version", "access", "decimals", "k")), settings.smoothing])
     reference = _reference(settings) if settings.reference else None

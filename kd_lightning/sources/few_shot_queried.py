@@ -11,13 +11,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from kd_lightning.core.strangers import read_tensors
 from kd_lightning.data.loader import Augmentation, TensorLoader
 from kd_lightning.errors import ConfigError
 from kd_lightning.sources.context import Context
 from kd_lightning.sources.queried_once import ask
 from kd_lightning.sources.real import few_places
 from kd_lightning.store.artifacts import remedy, writing
-from kd_lightning.store.strangers import read_tensors
 from kd_lightning.teachers.black_box import QueryTeacher
 
 

@@ -12,11 +12,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from kd_lightning.core.strangers import read_tensors
 from kd_lightning.errors import ConfigError
 from kd_lightning.networks.normalized import Normalized
 from kd_lightning.sources.context import Context
 from kd_lightning.store.artifacts import remedy, writing
-from kd_lightning.store.strangers import read_tensors
 from kd_lightning.teachers.white_box import FrozenTeacher
 from kd_lightning.tracking.image_grids import save_grid, to_uint8
 

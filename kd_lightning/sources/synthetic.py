@@ -28,6 +28,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from kd_lightning.core.strangers import read_tensors
 from kd_lightning.core.tasks import Classification
 from kd_lightning.data.batches import rounded
 from kd_lightning.data.loader import Augmentation, TensorLoader
@@ -40,7 +41,6 @@ from kd_lightning.sources.queried_once import ask
 from kd_lightning.sources.rejection import Accepted, rejection
 from kd_lightning.sources.vicinity import places
 from kd_lightning.store.artifacts import by_content, remedy, writing
-from kd_lightning.store.strangers import read_tensors
 from kd_lightning.teachers.white_box import FrozenTeacher
 
 PER_PART = 2000

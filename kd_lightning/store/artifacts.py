@@ -18,38 +18,15 @@ from filelock import FileLock, Timeout
 from platformdirs import user_cache_path
 from safetensors import SafetensorError
 
+from kd_lightning.core import strangers
+from kd_lightning.core.file_format import FORMAT_VERSION, refuse_format
 from kd_lightning.errors import UserError, VersionError
-from kd_lightning.store import strangers
-
-FORMAT_VERSION = 1
-"""Version of the format of artefacts, checkpoints, results and students; raised when old files become unreadable."""
 
 NAME = re.compile(r"[a-z]+-[0-9a-f]{12}")
 """Name of an artefact's folder."""
 
 
 WHOLE, GONE = "whole", "gone"
-
-
-def refuse_format(found: Any, where: Path, remedy: str = "make it anew") -> None:
-    """Raise unless a file has the format version of this package.
-
-    Args:
-        found: the file's ``format_version``.
-        where: the file.
-        remedy: what to do with a file of an older version.
-
-    Raises:
-        VersionError: another format version; says what to do.
-    """
-    if found == FORMAT_VERSION and not isinstance(found, bool):
-        return
-    newer = isinstance(found, int) and found > FORMAT_VERSION
-    said = "of many digits" if isinstance(found, int) and abs(found) > 1e9 else f"{found!s:.20}"
-    raise VersionError(
-        f"{where} has format_version {said}, this kd_lightning reads {FORMAT_VERSION}: "
-        + ("it was written by a newer one, install that" if newer else remedy)
-    )
 
 
 def remedy(folder: Path) -> str:
@@ -236,7 +213,7 @@ class Store:
         root: the folder; default is the user's cache directory.
         reuse: ``False`` rebuilds every artefact that this object has not built itself.
         decided: runs a function on one rank and returns its result on all, as
-            :func:`kd_lightning.distributed.collectives.decided` does; the default is for a single process.
+            :func:`kd_lightning.distributed.decisions.decided` does; the default is for a single process.
     """
 
     def __init__(

@@ -13,9 +13,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from kd_lightning.core.strangers import read_json
 from kd_lightning.errors import UserError
 from kd_lightning.store.artifacts import NAME, read_meta, size_of
-from kd_lightning.store.strangers import read_json
 
 DERIVED = ("fit", "pool", "labels")
 """Kinds that ``gc`` removes if no run uses them, because they can be computed again. Paid answers and runs stay."""

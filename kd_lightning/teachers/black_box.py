@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kd_lightning.distributed import collectives
+from kd_lightning.distributed import collectives, decisions
 from kd_lightning.errors import BudgetExceeded, TeacherError
 from kd_lightning.teachers.access import usable
 from kd_lightning.teachers.answer_types import Abstained, Answer, Described
@@ -124,7 +124,7 @@ class QueryTeacher:
 
     def for_evaluation(self, images: Tensor) -> Answered | None:
         """As :meth:`about`, charged to the evaluation budget; None, without a query, if that is too small for all."""
-        return collectives.decided(lambda: self._paid(channels_last(images)))
+        return decisions.decided(lambda: self._paid(channels_last(images)))
 
     def _paid(self, images: np.ndarray) -> Answered | None:
         try:
@@ -139,10 +139,10 @@ class QueryTeacher:
             BudgetExceeded: they do not fit into the remaining budget of the run.
         """
         fit = self.fit or ""
-        self.asked = collectives.decided(lambda: cast(Door, self._door).adopt(fit, images))
+        self.asked = decisions.decided(lambda: cast(Door, self._door).adopt(fit, images))
 
     def _told(self, images: np.ndarray) -> Answered:
-        told = collectives.decided(lambda: self._ask(images, "training"))
+        told = decisions.decided(lambda: self._ask(images, "training"))
         self.asked = told.asked
         return told
 

@@ -6,9 +6,10 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from kd_lightning.losses.batch_norm import BatchNormTap, batch_norm_statistics
-from kd_lightning.losses.diversity import mode_seeking, teacher_ratio_diversity
+from kd_lightning.losses.diversity import mode_seeking
 from kd_lightning.losses.image_prior import activation, information_entropy, one_hot
 from kd_lightning.losses.smoothness import l2_norm, total_variation
+from kd_lightning.losses.teacher_ratio import teacher_ratio_diversity
 from kd_lightning.losses.weighting import ExponentialIncrement, weighted_sum
 
 

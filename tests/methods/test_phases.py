@@ -9,7 +9,8 @@ import torch
 from test_rounds import state
 from torch import nn
 
-from kd_lightning.methods.base.phases import frozen, redraw, restart
+from kd_lightning.methods.base.freezing import frozen
+from kd_lightning.methods.base.phases import redraw, restart
 from kd_lightning.methods.base.statistics import BatchNormMixture
 
 

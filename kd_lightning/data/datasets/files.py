@@ -14,12 +14,12 @@ from filelock import FileLock
 from torch import Tensor
 from torchvision import datasets
 
+from kd_lightning.core.strangers import in_a_line
 from kd_lightning.data.classes import class_names, split_folders
 from kd_lightning.data.dataset import Dataset, Split, fit_to, hold_out
 from kd_lightning.data.datasets import folder
 from kd_lightning.errors import DataError
 from kd_lightning.store.artifacts import Store
-from kd_lightning.store.strangers import in_a_line
 
 SILENCE = 60.0
 """Seconds without data from a server after which a download fails."""

@@ -15,10 +15,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from kd_lightning.core import strangers
 from kd_lightning.data.classes import class_names, split_folders
 from kd_lightning.data.dataset import Dataset, Split, hold_out
 from kd_lightning.errors import DataError
-from kd_lightning.store import strangers
 from kd_lightning.store.artifacts import Store, digest, file_digest, remedy, write_json
 
 VERSION = 1  # raise when the same files would give different pixels

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kd_lightning.core import strangers
 from kd_lightning.core.tasks import Regression
 from kd_lightning.data.dataset import Dataset, Split, fit_to, hold_out
 from kd_lightning.errors import DataError
-from kd_lightning.store import strangers
 
 PACKED, SLACK = 100, 64_000_000
 """An array may have up to ``PACKED`` times the bytes of its compressed file, plus ``SLACK`` bytes."""

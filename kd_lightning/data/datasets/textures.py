@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from PIL import Image, ImageColor
 from torch import Tensor
 
+from kd_lightning.core.strangers import in_a_line
 from kd_lightning.data.datasets.folder import opened
 from kd_lightning.errors import DataError
-from kd_lightning.store.strangers import in_a_line
 
 SIDE = 150
 SEED = 0

@@ -12,7 +12,7 @@ from torchmetrics import Metric
 
 from kd_lightning.distributed import collectives
 from kd_lightning.methods.base.checkpointing import Repeatable
-from kd_lightning.methods.base.phases import frozen
+from kd_lightning.methods.base.freezing import frozen
 from kd_lightning.methods.base.protocols import Teacher
 
 OptimizerFactory = Callable[..., Optimizer]

@@ -21,8 +21,8 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from kd_lightning.losses.diversity import teacher_ratio_diversity
 from kd_lightning.losses.image_prior import information_entropy, one_hot
+from kd_lightning.losses.teacher_ratio import teacher_ratio_diversity
 from kd_lightning.losses.weighting import ExponentialIncrement
 from kd_lightning.methods.base.distiller import Distiller, OptimizerFactory, SchedulerFactory
 
