@@ -197,8 +197,8 @@ def test_an_address_that_is_taken_is_one_line() -> None:
 
 def test_without_the_extra_it_says_what_to_install(cfg: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     composed = cfg("teacher.access=label")
-    for module in ("limits", "service"):
-        monkeypatch.delitem(sys.modules, f"kd_lightning.teachers.{module}")
+    for module in ("limits", "app"):
+        monkeypatch.delitem(sys.modules, f"kd_lightning.cli.serve.{module}")
     monkeypatch.setitem(sys.modules, "starlette.responses", None)
     with pytest.raises(UserError, match=r"pip install 'kd-lightning\[http\]'"):
         service_of(composed)
