@@ -5,14 +5,14 @@ In a single process they involve no communication.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-
+T = TypeVar("T")
 
 deciding = False
 """Whether the first rank does something while the others wait."""
