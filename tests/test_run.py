@@ -407,3 +407,9 @@ def test_a_store_that_may_not_be_written_serves_what_it_holds(
     assert all(path.stat().st_mode & 0o200 for path in second.folder.rglob("*"))
     for path in [store, *store.rglob("*")]:
         path.chmod(0o755)
+
+
+def test_the_papers_number_stands_in_the_result_of_the_papers_setting_only(tiny: Callable[..., Outcome]) -> None:
+    paper = "+paper.dafl={accuracy: 0.9}"
+    assert tiny(paper)["paper"] == {}
+    assert tiny(paper, "as_published=true")["paper"] == {"accuracy": 0.9}

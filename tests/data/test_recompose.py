@@ -152,7 +152,7 @@ def test_operators_are_applied_in_their_order() -> None:
 def made(*overrides: str) -> list[Any]:
     """What a source that refers to the operators is given."""
     resolvers.register()
-    wanted = "++source={_target_: builtins.dict, compose: '${oc.dict.values:compose}'}"
+    wanted = "++source={_target_: builtins.dict, mask_operations: '${oc.dict.values:mask_operations}'}"
     cfg, problems, unset = read([*overrides, wanted])
     assert not problems
     assert not unset
