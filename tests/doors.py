@@ -19,7 +19,7 @@ from kd_lightning.errors import BudgetExceeded, TeacherError
 from kd_lightning.teachers.access import told, usable
 from kd_lightning.teachers.answer_types import Answer, Busy, Described, Label, Probs, Unanswered, Unclear
 from kd_lightning.teachers.black_box import QueryTeacher
-from kd_lightning.teachers.remote.client import Asking, Terms
+from kd_lightning.teachers.remote.client import LedgerClient, QueryTerms
 
 
 def pictures(*values: int) -> np.ndarray:
@@ -95,20 +95,22 @@ class Tells:
 
 
 def asking(
-    asker: Any, folder: Path, *, at_home: bool = False, pace: Any = None, gate: Any = None, **terms: Any
-) -> Asking:
-    """An asker and a ledger in ``folder``; it never really sleeps unless ``gate`` says so."""
+    client: Any, folder: Path, *, at_home: bool = False, pace: Any = None, gate: Any = None, **terms: Any
+) -> LedgerClient:
+    """An client and a ledger in ``folder``; it never really sleeps unless ``gate`` says so."""
     gate = {"sleep": lambda seconds: None} if gate is None else gate
-    return Asking(asker, folder / "ledger.sqlite", Terms(**{"run": "run", **terms}), at_home=at_home, pace=pace, **gate)
+    return LedgerClient(
+        client, folder / "ledger.sqlite", QueryTerms(**{"run": "run", **terms}), at_home=at_home, pace=pace, **gate
+    )
 
 
-def closed(asker: Any, folder: Path, **terms: Any) -> QueryTeacher:
+def closed(client: Any, folder: Path, **terms: Any) -> QueryTeacher:
     """What a method is handed."""
-    door = asking(asker, folder, **terms)
+    door = asking(client, folder, **terms)
     return QueryTeacher(door, door.described, budget=door.terms.budget)
 
 
-def pays(folder: str, seed: int, budget: int, purse: int, troubled: bool) -> None:
+def pays(folder: str, seed: int, budget: int, total_budget: int, troubled: bool) -> None:
     """A worker: asks about random images, some of them twice, of a teacher that is troubled, until nothing is left."""
     rng = random.Random(seed)
 
@@ -117,9 +119,9 @@ def pays(folder: str, seed: int, budget: int, purse: int, troubled: bool) -> Non
             time.sleep(rng.random() * 0.003)
             yield rng.choice([None, None, Busy("busy"), Unclear("gone")]) if troubled else None
 
-    asker = Fake(file=Path(folder) / "count", troubles=troubles())
+    client = Fake(file=Path(folder) / "count", troubles=troubles())
     gate = {"sleep": lambda seconds: time.sleep(min(seconds, 0.01))}
-    door = asking(asker, Path(folder), run=f"run{seed % 2}", budget=budget, purse=purse, gate=gate)
+    door = asking(client, Path(folder), run=f"run{seed % 2}", budget=budget, total_budget=total_budget, gate=gate)
 
     def work(seed: int) -> None:
         own = random.Random(seed)
@@ -139,8 +141,8 @@ def pays(folder: str, seed: int, budget: int, purse: int, troubled: bool) -> Non
 def asks_until_it_hangs(folder: str, answers: int, at_home: bool) -> None:
     """A worker: asks about forty images of a teacher that counts every question, and answers so many of them."""
     hangs = repeat(lambda images: time.sleep(3600))
-    asker = Fake(file=Path(folder) / "count", troubles=chain(repeat(None, answers), hangs))
-    asking(asker, Path(folder), at_home=at_home, budget=60).about(pictures(*range(40)))
+    client = Fake(file=Path(folder) / "count", troubles=chain(repeat(None, answers), hangs))
+    asking(client, Path(folder), at_home=at_home, budget=60).about(pictures(*range(40)))
 
 
 def degrade(logits: Tensor, access: Any, *, decimals: int | None = None, k: int = 5, smoothing: float = 0.1) -> Tensor:

@@ -26,7 +26,7 @@ from kd_lightning.core.file_format import FORMAT_VERSION
 from kd_lightning.engine.checkpoint_reader import read_checkpoint, resumable
 from kd_lightning.engine.restart import next_seed
 from kd_lightning.errors import DataError, TeacherError, TrainingError, UserError, VersionError
-from kd_lightning.networks.generators.generators import Generator
+from kd_lightning.networks.generators.generators import ConvGenerator
 from kd_lightning.results.run_loader import load_generator, open_run
 from kd_lightning.results.student_files import load_student, save_single
 from kd_lightning.store.artifacts import Store
@@ -90,7 +90,7 @@ def test_a_file_of_a_source_counts_by_what_is_in_it(tiny: Tiny, teacher_file: Pa
 
     def leave(seed: int, file: Path) -> None:
         torch.manual_seed(seed)
-        made = Generator(latent=8, channels=1, size=8, ngf=4, mean=[0.3], std=[0.4])
+        made = ConvGenerator(latent=8, channels=1, size=8, ngf=4, mean=[0.3], std=[0.4])
         save_file({k: v.clone() for k, v in made.state_dict().items()}, file)
 
     leave(0, file)
@@ -294,8 +294,8 @@ def test_nan_names_the_term_and_the_round(at: int, tiny: Tiny, tmp_path: Path, m
 
 
 def test_collapsed_generator_is_warned_about_once(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    forward = Generator.forward
-    monkeypatch.setattr(Generator, "forward", lambda self, z: forward(self, z) * 0 + 0.5)
+    forward = ConvGenerator.forward
+    monkeypatch.setattr(ConvGenerator, "forward", lambda self, z: forward(self, z) * 0 + 0.5)
     with pytest.warns(
         UserWarning, match=r"collapsed \(round \d+\): entropy .* pixel spread 0\.000.*optimizer_g\.lr"
     ) as seen:
@@ -307,14 +307,14 @@ def test_collapsed_generator_is_warned_about_once(tiny: Tiny, monkeypatch: pytes
 
 def collapsing(monkeypatch: pytest.MonkeyPatch, attempts: int) -> None:
     """Generators that make grey alone, until one that was made later than the first ``attempts``."""
-    made, forward = [], Generator.forward
+    made, forward = [], ConvGenerator.forward
 
-    def grey(self: Generator, z: torch.Tensor) -> torch.Tensor:
+    def grey(self: ConvGenerator, z: torch.Tensor) -> torch.Tensor:
         if id(self) not in made:
             made.append(id(self))
         return forward(self, z) * 0 + 0.5 if made.index(id(self)) < attempts else forward(self, z)
 
-    monkeypatch.setattr(Generator, "forward", grey)
+    monkeypatch.setattr(ConvGenerator, "forward", grey)
 
 
 RESTART = ("source.rounds=241", "trainer.max_epochs=1", "method.generator.ngf=16")
@@ -355,7 +355,7 @@ def test_a_healthy_generator_is_not_warned_about(tiny: Tiny, teacher_file: Path)
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Images of two classes, their names in the folders."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.ConvGenerator().manual_seed(0)
     for part in ("train", "test"):
         for value, name in ((60, "dark"), (200, "light")):
             (tmp_path / "images" / part / name).mkdir(parents=True)

@@ -18,7 +18,7 @@ from kd_lightning.core.tasks import Classification
 from kd_lightning.data.batches import Batch
 from kd_lightning.engine.callbacks import PhaseBar, WatchGenerator, generator_health, with_answers
 from kd_lightning.inspection import curves
-from kd_lightning.methods.base.distiller import Distiller, Seen
+from kd_lightning.methods.base.distiller import Distiller, LastBatch
 from kd_lightning.teachers.white_box import FrozenTeacher
 from kd_lightning.tracking.curves import Curves, KeepCurves
 from kd_lightning.tracking.image_grids import save_grid, to_uint8
@@ -161,10 +161,10 @@ def test_equal_pictures_collapse_a_generator_only_when_they_are_shown_again(
     module = Distiller(student=torch.nn.Linear(1, 1), teacher=None, task=Classification(3))
     module.report = lambda scalars: None  # type: ignore[method-assign]
     for _ in range(2):
-        module.seen = Seen(torch.zeros(3, 1, 4, 4), torch.eye(3))  # of a generator that has not learned yet
+        module.seen = LastBatch(torch.zeros(3, 1, 4, 4), torch.eye(3))  # of a generator that has not learned yet
         for _ in range(10):
             watch.on_train_batch_end(None, module, None, None, 0)  # type: ignore[arg-type]
-    module.seen = Seen(torch.zeros(3, 1, 4, 4), torch.eye(3))
+    module.seen = LastBatch(torch.zeros(3, 1, 4, 4), torch.eye(3))
     with pytest.warns(UserWarning, match="the generator has collapsed"):
         watch.on_train_batch_end(None, module, None, None, 0)  # type: ignore[arg-type]
 
@@ -176,7 +176,7 @@ def test_class_counts_are_those_since_the_last_picture(tmp_path: Path, monkeypat
     module = Distiller(student=torch.nn.Linear(1, 1), teacher=None, task=Classification(3))
     module.report = lambda scalars: None  # type: ignore[method-assign]
     for classes in ([0, 0, 2], [2, 2, 0]):
-        module.seen = Seen(torch.rand(3, 1, 4, 4), one_hot[classes])
+        module.seen = LastBatch(torch.rand(3, 1, 4, 4), one_hot[classes])
         watch.on_train_batch_end(None, module, None, None, 0)  # type: ignore[arg-type]
     assert watch.counts == [3, 0, 3]
     for _ in range(20):  # nothing new was shown
@@ -197,15 +197,15 @@ def test_a_resumed_watch_judges_what_was_not_judged_before_and_nothing_else(
         if resumed:
             seeing.load_state_dict(watch.state_dict())
             assert module.seen is not None
-            module.seen = Seen(*module.seen)  # as a checkpoint gives it back
+            module.seen = LastBatch(*module.seen)  # as a checkpoint gives it back
         seeing.on_train_batch_start(None, module, None, batch_idx)  # type: ignore[arg-type]
         seeing.on_train_batch_end(None, module, None, None, batch_idx)  # type: ignore[arg-type]
         return seeing.counts
 
-    module.seen = Seen(torch.rand(3, 1, 4, 4), torch.eye(3)[[0, 0, 2]])
+    module.seen = LastBatch(torch.rand(3, 1, 4, 4), torch.eye(3)[[0, 0, 2]])
     assert after(False, 0) == [2, 0, 1]
     assert after(True, 2) == [2, 0, 1], "judged just before it stopped"
-    module.seen = Seen(torch.rand(3, 1, 4, 4), torch.eye(3)[[2, 2, 0]])
+    module.seen = LastBatch(torch.rand(3, 1, 4, 4), torch.eye(3)[[2, 2, 0]])
     assert after(False, 1) == [2, 0, 1], "not looked at yet"
     assert after(True, 2) == [3, 0, 3]
     assert after(False, 2) == [3, 0, 3]

@@ -219,11 +219,11 @@ FILTER = f"{{net: {{_target_: {SMALL}, num_classes: 10, in_channels: 1, widths: 
 def test_the_filter_may_have_a_teacher_of_its_own(tmp_path: Path, store: Path, teacher_file: Path) -> None:
     """Trained once, whatever teacher the student has; what it has seen decides what is kept and how it is labelled."""
     made = {"num_classes": 10, "latent": 4, "channels": 1, "size": 8, "widths": 8}
-    save_file(biggan.Generator(**made).state_dict(), tmp_path / "generator.safetensors")
+    save_file(biggan.BigGanGenerator(**made).state_dict(), tmp_path / "generator.safetensors")
     settings = ", ".join(f"{k}: {v}" for k, v in made.items())
     run = ("method=supervised", "source=synthetic", "source.latent=4", "source.images=20", "source.per_label=10")
     run = (*run, "source.subsample=false", "source.ratio=null", "source.ratio_weights=null", "source.batch_size=320")
-    run = (*run, f"source.generator={{_target_: kd_lightning.networks.generators.biggan.Generator, {settings}}}")
+    run = (*run, f"source.generator={{_target_: kd_lightning.networks.generators.biggan.BigGanGenerator, {settings}}}")
     run = (*run, f"source.weights={tmp_path}/generator.safetensors", f"source.teacher={FILTER}}}")
     run = (*run, f"teacher.weights={teacher_file}")
     result = tiny_run(tmp_path / "run", *run)

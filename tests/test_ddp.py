@@ -37,7 +37,7 @@ from kd_lightning.data.batches import VicinalBatch
 from kd_lightning.data.loader import TensorLoader
 from kd_lightning.data.module import Images
 from kd_lightning.distributed import collectives, decisions, process_group
-from kd_lightning.distributed.launch import MEETING, Place, place_in, wanted
+from kd_lightning.distributed.launch import MEETING, ProcessInfo, place_in, wanted
 from kd_lightning.engine.checkpoint_writer import Resumable
 from kd_lightning.errors import ConfigError, UserError
 from kd_lightning.losses.moments import pooled
@@ -112,11 +112,17 @@ def gan_networks(method: type[Distiller], *, batch_norm: bool) -> dict[str, nn.M
     classes = method is BigGan
     small: dict[str, Any] = {"channels": 1, "size": 8}
     if batch_norm and classes:
-        g: nn.Module = biggan.Generator(num_classes=CLASSES, latent=LATENT, widths=8, **small)
-        return {"generator": g, "discriminator": biggan.Discriminator(num_classes=CLASSES, widths=8, final=4, **small)}
+        g: nn.Module = biggan.BigGanGenerator(num_classes=CLASSES, latent=LATENT, widths=8, **small)
+        return {
+            "generator": g,
+            "discriminator": biggan.BigGanDiscriminator(num_classes=CLASSES, widths=8, final=4, **small),
+        }
     if batch_norm:
         small |= {"embedding": LabelToHidden(embed=8), "embed": 8, "attention": None, "widths": 8}
-        return {"generator": sagan.Generator(latent=LATENT, **small), "discriminator": sagan.Discriminator(**small)}
+        return {
+            "generator": sagan.SaganGenerator(latent=LATENT, **small),
+            "discriminator": sagan.SaganDiscriminator(**small),
+        }
     made: Callable[[int], nn.Module] = partial(nn.Embedding, CLASSES) if classes else LabelOnly
     verdict = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 1))
     return {
@@ -318,7 +324,7 @@ def serve(rank: int, meeting: str, tasks: Connection) -> None:
     """Stand by as one of two ranks."""
     os.environ |= {MEETING: meeting, "LOCAL_RANK": str(rank), "TORCH_CPP_LOG_LEVEL": "ERROR"}
     torch.set_num_threads(1)
-    process_group.join(Place(rank, 2, rank, 2), "cpu")
+    process_group.join(ProcessInfo(rank, 2, rank, 2), "cpu")
     while True:
         task = tasks.recv()
         try:
@@ -468,14 +474,14 @@ def test_an_error_of_the_first_rank_ends_all_with_its_line(pair: Pair, tmp_path:
 
 
 def asked_by_each(folder: str) -> tuple[list[int], int, int, str]:
-    asker = Fake()
-    door = asking(asker, Path(folder), budget=8) if collectives.rank() == 0 else None
-    teacher = QueryTeacher(door, asker.described)
+    client = Fake()
+    door = asking(client, Path(folder), budget=8) if collectives.rank() == 0 else None
+    teacher = QueryTeacher(door, client.described)
     x = (torch.arange(3).view(3, 1, 1, 1) + 4 * collectives.rank()) / 255
     said = teacher(x).argmax(1).tolist()
     with pytest.raises(UserError) as caught:
         teacher(x + 10 / 255)
-    return said, teacher.asked, asker.answered, str(caught.value)
+    return said, teacher.asked, client.answered, str(caught.value)
 
 
 def test_the_first_rank_asks_for_all(pair: Pair, tmp_path: Path) -> None:
@@ -536,13 +542,16 @@ def test_a_nan_of_one_rank_is_said_by_all(pair: Pair) -> None:
         ({}, None),
         ({"LOCAL_RANK": "1"}, None),
         ({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}, None),
-        ({"RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}, Place(5, 8, 1, 4)),
-        ({"SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_NTASKS": "4", "SLURM_NNODES": "2"}, Place(3, 4, 1, 2)),
+        ({"RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}, ProcessInfo(5, 8, 1, 4)),
+        (
+            {"SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_NTASKS": "4", "SLURM_NNODES": "2"},
+            ProcessInfo(3, 4, 1, 2),
+        ),
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, None),
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "2", "SLURM_JOB_NAME": "interactive"}, None),
     ],
 )
-def test_a_process_knows_its_place(environment: dict[str, str], place: Place | None) -> None:
+def test_a_process_knows_its_place(environment: dict[str, str], place: ProcessInfo | None) -> None:
     assert place_in(environment) == place
 
 

@@ -16,7 +16,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 
 from kd_lightning.errors import UserError
-from kd_lightning.tracking.backends import Boards, watching, weights_and_biases
+from kd_lightning.tracking.backends import Dashboards, watching, weights_and_biases
 from kd_lightning.tracking.curves import Curves, KeepCurves
 
 wandb = pytest.importorskip("wandb")
@@ -152,7 +152,7 @@ def test_other_ranks_open_nothing_and_log_nothing(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(rank_zero_only, "rank", 1)
     monkeypatch.setattr(wandb, "init", lambda **_: pytest.fail("a run was opened"))
     logger = weights_and_biases(str(tmp_path), name="a")
-    boards = Boards([logger])
+    boards = Dashboards([logger])
     boards.numbers({"train/kd": 1.0}, 0)
     boards.images("generated", torch.zeros(1, 1, 4, 4, dtype=torch.uint8), ["0"], 0)
     boards.picture("classes", Image.new("RGB", (4, 4)), 0)
@@ -201,7 +201,7 @@ def test_what_a_killed_run_had_drawn_is_told_again(tmp_path: Path) -> None:
 
     cut = Curves(tmp_path)
     cut.log_metrics({"train/kd": 0.5, "epoch": 0}, step=4)
-    other = Curves(tmp_path, Boards([Board()]).of("warm"))
+    other = Curves(tmp_path, Dashboards([Board()]).of("warm"))
     KeepCurves(other).load_state_dict(KeepCurves(cut).state_dict())
     ((step, values),) = told
     assert step == 4

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kd_lightning.core.image_buffer import Memory
+from kd_lightning.core.image_buffer import ImageBuffer
 from kd_lightning.errors import ConfigError
 
 
@@ -18,7 +18,7 @@ def numbered(first: int, n: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("sizes", [(3, 3, 3), (4, 1, 7), (1,) * 9, (2, 30), (5,)])
 def test_a_ring_holds_the_last_rows(sizes: tuple[int, ...]) -> None:
-    memory, count = Memory(5, dtype=torch.float32), 0
+    memory, count = ImageBuffer(5, dtype=torch.float32), 0
     for n in sizes:
         memory.add(numbered(count, n))
         count += n
@@ -28,14 +28,14 @@ def test_a_ring_holds_the_last_rows(sizes: tuple[int, ...]) -> None:
 
 
 def test_without_a_capacity_all_rows_stay_in_order() -> None:
-    memory = Memory(dtype=torch.float32)
+    memory = ImageBuffer(dtype=torch.float32)
     for first, n in ((0, 3), (3, 1), (4, 6), (10, 1)):
         memory.add(numbered(first, n))
     assert memory.rows[:, 0].tolist() == list(range(11))
 
 
 def test_images_survive_as_bytes() -> None:
-    memory = Memory()
+    memory = ImageBuffer()
     x = torch.linspace(0, 1, 3 * 8 * 8).view(3, 1, 8, 8)
     memory.add(x)
     assert memory.rows.dtype == torch.uint8
@@ -49,7 +49,7 @@ def test_images_survive_as_bytes() -> None:
 
 @pytest.mark.parametrize("capacity", [4, None])
 def test_rows_never_written_are_never_given_out(capacity: int | None) -> None:
-    memory = Memory(capacity, dtype=torch.float32)
+    memory = ImageBuffer(capacity, dtype=torch.float32)
     with pytest.raises(ValueError, match="nothing was added"):
         memory.sample(1, torch.Generator())
     for n in range(1, 4):
@@ -62,7 +62,7 @@ def test_rows_never_written_are_never_given_out(capacity: int | None) -> None:
 def test_a_killed_run_goes_on_from_its_last_save(capacity: int | None, tmp_path: Path) -> None:
     """Saves in between, one save more than its checkpoint knows of, and more rows between saves than are held."""
     file = tmp_path / "pool_0.bin"
-    memory = Memory(capacity)
+    memory = ImageBuffer(capacity)
     memory.add(numbered(0, 3) / 255)
     memory.save(file)
     memory.add(numbered(3, 6) / 255)
@@ -71,7 +71,7 @@ def test_a_killed_run_goes_on_from_its_last_save(capacity: int | None, tmp_path:
     memory.add(numbered(9, 2) / 255)
     memory.save(file)  # killed before this one's checkpoint was in place
 
-    again = Memory(capacity)
+    again = ImageBuffer(capacity)
     again.load(file, state, "cpu")
     assert again.added == 9
     assert torch.equal(again.rows, wanted)
@@ -82,7 +82,7 @@ def test_a_killed_run_goes_on_from_its_last_save(capacity: int | None, tmp_path:
         / 255,
     )
     again.add(numbered(50, 1) / 255)
-    third = Memory(capacity)
+    third = ImageBuffer(capacity)
     third.load(file, again.save(file), "cpu")
     assert torch.equal(third.rows, again.rows)
     assert 50 in third.rows
@@ -91,17 +91,17 @@ def test_a_killed_run_goes_on_from_its_last_save(capacity: int | None, tmp_path:
 def test_a_new_run_does_not_inherit_the_rows_of_another(tmp_path: Path) -> None:
     file = tmp_path / "pool_0.bin"
     for start in (0, 100):
-        memory = Memory()
+        memory = ImageBuffer()
         memory.add(numbered(start, 2) / 255)
         state = memory.save(file)
-    again = Memory()
+    again = ImageBuffer()
     again.load(file, state, "cpu")
     assert again.rows[:, 0].tolist() == [100, 101]
 
 
 def test_an_empty_memory_is_saved_too(tmp_path: Path) -> None:
-    state = Memory().save(tmp_path / "none.bin")
-    again = Memory()
+    state = ImageBuffer().save(tmp_path / "none.bin")
+    again = ImageBuffer()
     again.load(tmp_path / "none.bin", state, "cpu")
     assert len(again) == 0
 
@@ -109,7 +109,7 @@ def test_an_empty_memory_is_saved_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize("damage", ["gone", "short", "changed"])
 def test_a_file_that_lost_its_rows_is_refused(damage: str, tmp_path: Path) -> None:
     file = tmp_path / "pool_0.bin"
-    memory = Memory()
+    memory = ImageBuffer()
     memory.add(numbered(0, 4) / 255)
     state = memory.save(file)
     content = file.read_bytes()
@@ -117,9 +117,9 @@ def test_a_file_that_lost_its_rows_is_refused(damage: str, tmp_path: Path) -> No
     if damage == "gone":
         file.unlink()
     with pytest.raises(ConfigError, match=r"no longer holds the 4 rows .* artifacts\.reuse=false"):
-        Memory().load(file, state, "cpu")
+        ImageBuffer().load(file, state, "cpu")
 
 
 def test_a_capacity_of_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="at least 1"):
-        Memory(0)
+        ImageBuffer(0)

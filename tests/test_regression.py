@@ -28,7 +28,7 @@ from kd_lightning.data.module import Images
 from kd_lightning.engine.callbacks import BINS, WatchGenerator, generator_health
 from kd_lightning.errors import DataError, TeacherError, UserError
 from kd_lightning.losses.soft_labels import imitation
-from kd_lightning.methods.base.distiller import Seen
+from kd_lightning.methods.base.distiller import LastBatch
 from kd_lightning.methods.real_data.distill import Distill
 from kd_lightning.networks.classifiers.small import SmallConvNet
 from kd_lightning.networks.normalized import Normalized
@@ -259,7 +259,7 @@ def test_generated_images_are_captioned_and_counted_by_number(tmp_path: Path) ->
 
     class Method:
         rounds_done = 3
-        seen = Seen(torch.rand(4, 1, 8, 8), torch.tensor([[0.0], [0.5], [0.999], [1.2]]))
+        seen = LastBatch(torch.rand(4, 1, 8, 8), torch.tensor([[0.0], [0.5], [0.999], [1.2]]))
 
         def report(self, scalars: dict[str, float]) -> None:
             self.scalars = scalars

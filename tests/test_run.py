@@ -349,10 +349,12 @@ def test_a_ledger_may_lie_elsewhere_and_a_larger_purse_goes_on(
 ) -> None:
     settings = (*QUERIED, f"teacher.weights={teacher_file}", "source.images=320")
     settings += (f"teacher.ledger={tmp_path}/all.sqlite",)
-    with pytest.raises(BudgetExceeded, match=r"teacher\.purse=300 images of SmallConvNet-\w+ for all runs together"):
-        tiny(*settings, "teacher.purse=300")
-    assert not tiny(*settings, "teacher.purse=320")["stored"]
-    assert tiny(*settings, "teacher.purse=320")["stored"], "what is in the ledger does not make another run"
+    with pytest.raises(
+        BudgetExceeded, match=r"teacher\.total_budget=300 images of SmallConvNet-\w+ for all runs together"
+    ):
+        tiny(*settings, "teacher.total_budget=300")
+    assert not tiny(*settings, "teacher.total_budget=320")["stored"]
+    assert tiny(*settings, "teacher.total_budget=320")["stored"], "what is in the ledger does not make another run"
     assert sum(asked) == 320
     assert not (store / "ledger.sqlite").exists()
 

@@ -33,7 +33,7 @@ from kd_lightning.networks.weights import load_weights, read_weights
 from kd_lightning.results.run_index import read_result
 from kd_lightning.results.student_files import load_student, save_student
 from kd_lightning.teachers.answer_types import Busy
-from kd_lightning.teachers.budget.rate_limit import Gate, Pace
+from kd_lightning.teachers.budget.rate_limit import Pace, RateLimiter
 
 SMALL = f"{SmallConvNet.__module__}.SmallConvNet"
 RESNET = f"{CifarResNet.__module__}.CifarResNet"
@@ -454,12 +454,12 @@ def test_a_teacher_is_left_alone_as_long_as_the_pace_allows() -> None:
     import threading
 
     waited: list[float] = []
-    gate = Gate(Pace(), clock=lambda: 0.0, sleep=waited.append)
+    gate = RateLimiter(Pace(), clock=lambda: 0.0, sleep=waited.append)
     gate.refused(Busy("later", 599.0), 1, threading.Event())
     assert waited == [599.0]
     with pytest.raises(TeacherError, match=r"a pause of 999999999 seconds, teacher\.pace\.longest_wait=600"):
         gate.refused(Busy("later", 999999999.0), 1, threading.Event())
-    Gate(Pace(longest_wait=1e10), sleep=waited.append).refused(Busy("later", 1e9), 1, threading.Event())
+    RateLimiter(Pace(longest_wait=1e10), sleep=waited.append).refused(Busy("later", 1e9), 1, threading.Event())
     assert waited[1:] == [1e9]
 
 

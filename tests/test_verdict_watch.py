@@ -7,10 +7,10 @@ import warnings
 import pytest
 import torch
 
-from kd_lightning.methods.counterfactual.class_loss_monitor import VerdictWatch
+from kd_lightning.methods.counterfactual.class_loss_monitor import ClassLossMonitor
 
 
-def counted(watch: VerdictWatch, real: dict[int, float], made: dict[int, float]) -> VerdictWatch:
+def counted(watch: ClassLossMonitor, real: dict[int, float], made: dict[int, float]) -> ClassLossMonitor:
     sides = []
     for levels in (real, made):
         y = torch.tensor(list(levels)).repeat(4)
@@ -20,15 +20,15 @@ def counted(watch: VerdictWatch, real: dict[int, float], made: dict[int, float])
 
 
 def test_lost_classes_are_named_with_both_verdicts() -> None:
-    watch = counted(VerdictWatch(4), {0: 0.9, 1: 0.6, 2: 1.0}, {0: 0.02, 1: 0.4, 2: 0.2, 3: 0.0})
+    watch = counted(ClassLossMonitor(4), {0: 0.9, 1: 0.6, 2: 1.0}, {0: 0.02, 1: 0.4, 2: 0.2, 3: 0.0})
     with pytest.warns(UserWarning, match=r"lost classes 0 \(0\.90 against 0\.02\), 2 \(1\.00 against 0\.20\): .* seed"):
         watch.tell()
     with pytest.warns(UserWarning, match=r"lost class 0 \(.*\): .* drawn of it from"):
-        counted(VerdictWatch(1), {0: 1.0}, {0: 0.0}).tell()
+        counted(ClassLossMonitor(1), {0: 1.0}, {0: 0.0}).tell()
 
 
 def test_healthy_and_absent_classes_are_not_and_verdicts_are_means() -> None:
-    watch = counted(VerdictWatch(3), {0: 1.0, 1: 0.5}, {0: 0.0, 2: 0.0})
+    watch = counted(ClassLossMonitor(3), {0: 1.0, 1: 0.5}, {0: 0.0, 2: 0.0})
     counted(watch, {0: 1.0, 1: 0.5}, {0: 0.6, 1: 0.5})
     assert watch.look() == {}, "0.7 apart on average; of the others one side was not seen"
     counted(watch, {0: 1.0}, {0: 0.0})
@@ -36,8 +36,8 @@ def test_healthy_and_absent_classes_are_not_and_verdicts_are_means() -> None:
 
 
 def test_what_was_counted_survives_in_a_checkpoint() -> None:
-    resumed = VerdictWatch(2)
-    resumed.load_state_dict(counted(VerdictWatch(2), {0: 1.0}, {0: 0.0}).state_dict())
+    resumed = ClassLossMonitor(2)
+    resumed.load_state_dict(counted(ClassLossMonitor(2), {0: 1.0}, {0: 0.0}).state_dict())
     assert resumed.look() == {0: (1.0, 0.0)}
     with warnings.catch_warnings():
         warnings.simplefilter("error")

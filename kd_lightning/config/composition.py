@@ -44,7 +44,7 @@ class TeacherSettings:
     """
 
     net: Node | None
-    asker: Node | None
+    client: Node | None
     weights: str | None
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -55,12 +55,12 @@ class TeacherSettings:
     abstain_below: float | None
     smoothing: float
     budget: int | None
-    purse: int | None
+    total_budget: int | None
     eval_budget: int
     price: float
     ledger: str | None
     min_coverage: float
-    canaries: int | None
+    drift_checks: int | None
     reference: str | None
     pace: Node
     check: bool

@@ -50,7 +50,7 @@ def draft(cfg: DictConfig, plain: Mapping[str, Any], reader: Reader) -> Composit
         reader: resolves those of the fits beside it, and notes what is wrong there only.
     """
     teacher = as_dict(plain.get("teacher"))
-    nobody = teacher.get("net", UNKNOWN) is None and teacher.get("asker") is None
+    nobody = teacher.get("net", UNKNOWN) is None and teacher.get("client") is None
     return Composition(
         **_words(plain),
         source_teacher=_source_teacher(cfg, "source.teacher", reader),
@@ -105,7 +105,7 @@ def _source_teacher(cfg: DictConfig, path: str, reader: Reader) -> TeacherSettin
             return None
         own = cfg.copy()
         with open_dict(own):
-            own.teacher.update({"net": None, "weights": None, "asker": None, "class_order": None, "access": "white"})
+            own.teacher.update({"net": None, "weights": None, "client": None, "class_order": None, "access": "white"})
             own.teacher.update({"mean": list(cfg.data.mean), "std": list(cfg.data.std)})
             own.teacher = OmegaConf.merge(own.teacher, named)
         teacher = as_dict(reader.value(own, "teacher", path))
@@ -185,7 +185,7 @@ def _words(plain: Mapping[str, Any]) -> dict[str, Any]:
 
 def _teacher(plain: Mapping[str, Any], training: Training | None) -> TeacherSettings:
     return _record(
-        TeacherSettings, plain, training=training, **{key: Node.of(plain.get(key)) for key in ("net", "asker", "pace")}
+        TeacherSettings, plain, training=training, **{key: Node.of(plain.get(key)) for key in ("net", "client", "pace")}
     )
 
 

@@ -185,9 +185,9 @@ def _task_faults(path: str, name: str, needs: Set[str], numbers: bool) -> Iterat
 
 def door_faults(teacher: Mapping[str, Any]) -> Iterator[str]:
     """One line for each thing that is wrong with how a teacher is asked."""
-    if teacher.get("asker") is not None:
+    if teacher.get("client") is not None:
         if teacher.get("net") is not None:
-            yield "teacher.asker: there is a network, too, in teacher.net; ~teacher.asker or teacher.net=null decides"
+            yield "teacher.client: there is a network, too, in teacher.net; ~teacher.client or teacher.net=null decides"
         if teacher.get("access") == "white":
             yield "teacher.access=white: a teacher that is not here only answers; set probs, topk or label"
     file = teacher.get("reference")

@@ -14,7 +14,7 @@ from torch import Tensor
 from kd_lightning.errors import ConfigError
 
 
-class Memory:
+class ImageBuffer:
     """The last ``capacity`` rows that were added, or all of them.
 
     It is not a module: it is neither averaged over ranks nor part of a state dict. A checkpoint holds its length and

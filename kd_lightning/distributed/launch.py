@@ -32,7 +32,7 @@ _OURS = ("hydra.sweep", "hydra.launcher", "hydra/launcher", "hydra/sweeper", "hy
 
 
 @dataclass(frozen=True)
-class Place:
+class ProcessInfo:
     """Rank of a process among the ``world`` of a run; ``local`` is its rank on this machine."""
 
     rank: int
@@ -47,12 +47,12 @@ class Place:
 
 
 @cache
-def placed() -> Place | None:
+def placed() -> ProcessInfo | None:
     """The place of this process if :func:`start`, torchrun or srun started it as one of several; else None."""
     return place_in(os.environ)  # read only once: Lightning removes WORLD_SIZE after a fit
 
 
-def place_in(environment: Mapping[str, str]) -> Place | None:
+def place_in(environment: Mapping[str, str]) -> ProcessInfo | None:
     """As :func:`placed`, from a given environment."""
 
     def number(name: str, default: int = 1) -> int:
@@ -60,10 +60,10 @@ def place_in(environment: Mapping[str, str]) -> Place | None:
 
     if {"RANK", "LOCAL_RANK", "WORLD_SIZE"} <= environment.keys():
         world = number("WORLD_SIZE")
-        place = Place(number("RANK"), world, number("LOCAL_RANK"), number("LOCAL_WORLD_SIZE", world))
+        place = ProcessInfo(number("RANK"), world, number("LOCAL_RANK"), number("LOCAL_WORLD_SIZE", world))
     elif "SLURM_PROCID" in environment and environment.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
         world, nodes = number("SLURM_NTASKS"), number("SLURM_NNODES")
-        place = Place(number("SLURM_PROCID"), world, number("SLURM_LOCALID", 0), max(1, world // nodes))
+        place = ProcessInfo(number("SLURM_PROCID"), world, number("SLURM_LOCALID", 0), max(1, world // nodes))
     else:
         return None
     return place if place.world > 1 else None

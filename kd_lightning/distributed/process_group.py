@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from kd_lightning.distributed.collectives import rank, together
-from kd_lightning.distributed.launch import MEETING, Place
+from kd_lightning.distributed.launch import MEETING, ProcessInfo
 from kd_lightning.errors import RankLost
 
 MEET = timedelta(minutes=30)
@@ -23,15 +23,15 @@ MEET = timedelta(minutes=30)
 PATIENCE = timedelta(days=1)
 """Longest wait in a collective: rank 0 may be optimising a pool of images."""
 
-_place: Place | None = None
+_place: ProcessInfo | None = None
 
 
-def joined() -> Place | None:
+def joined() -> ProcessInfo | None:
     """The place that this process took with :func:`join`; None for a single process."""
     return _place
 
 
-def join(place: Place, device: str) -> None:
+def join(place: ProcessInfo, device: str) -> None:
     """Join the process group; the first thing that a rank does.
 
     Args:
@@ -54,7 +54,7 @@ def join(place: Place, device: str) -> None:
     dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.world, timeout=PATIENCE)
 
 
-def _tell_torch(place: Place) -> None:
+def _tell_torch(place: ProcessInfo) -> None:
     """Set the variables that torchrun sets and SLURM does not."""
     from lightning.fabric.plugins.environments import SLURMEnvironment
 

@@ -21,10 +21,10 @@ from kd_lightning.core.tasks import Regression, Task
 from kd_lightning.data.batches import Batch
 from kd_lightning.distributed import decisions
 from kd_lightning.engine.restart import REMEDY
-from kd_lightning.methods.base.distiller import Distiller, Seen
+from kd_lightning.methods.base.distiller import Distiller, LastBatch
 from kd_lightning.methods.base.protocols import Teacher
 from kd_lightning.teachers.white_box import FrozenTeacher
-from kd_lightning.tracking.backends import Boards
+from kd_lightning.tracking.backends import Dashboards
 from kd_lightning.tracking.image_grids import bars, save, save_grid, to_uint8
 
 BINS = 24
@@ -144,7 +144,7 @@ class WatchGenerator(Callback):
         self,
         folder: Path,
         classes: Sequence[str] = (),
-        boards: Boards | None = None,
+        boards: Dashboards | None = None,
         *,
         task: Task | None = None,
         every: int = 20,
@@ -152,12 +152,12 @@ class WatchGenerator(Callback):
         grids: int = 10,
         synthetic: bool = False,
     ) -> None:
-        self.folder, self.classes, self.boards = folder, classes, boards or Boards()
+        self.folder, self.classes, self.boards = folder, classes, boards or Dashboards()
         self.numbers = task if isinstance(task, Regression) else None
         self.every, self.patience, self.grids, self.synthetic = every, patience, grids, synthetic
         self.counts: list[int] = []
         self.bad = 0
-        self.judged: Seen | None = None
+        self.judged: LastBatch | None = None
         self.new = True
         self.warned = False
         self.collapsed: Collapsed | None = None
@@ -260,11 +260,11 @@ class WatchGenerator(Callback):
 
 
 @torch.no_grad()
-def with_answers(batch: Batch, teacher: Teacher | None) -> Seen | None:
+def with_answers(batch: Batch, teacher: Teacher | None) -> LastBatch | None:
     """A batch and the teacher's answers: those that came with it, or asked now where that costs no query."""
     if batch.t is not None:
-        return Seen(batch.x, batch.t)
-    return Seen(batch.x, teacher.net(batch.x)) if isinstance(teacher, FrozenTeacher) else None
+        return LastBatch(batch.x, batch.t)
+    return LastBatch(batch.x, teacher.net(batch.x)) if isinstance(teacher, FrozenTeacher) else None
 
 
 @torch.no_grad()

@@ -35,7 +35,7 @@ from kd_lightning.sources.context import Context
 from kd_lightning.store.artifacts import Store, by_content, digest, remedy, write_json, writing
 from kd_lightning.teachers.black_box import QueryTeacher
 from kd_lightning.teachers.white_box import FrozenTeacher
-from kd_lightning.tracking.backends import Boards
+from kd_lightning.tracking.backends import Dashboards
 from kd_lightning.tracking.curves import Curves, KeepCurves, replay
 
 VERSION = 1
@@ -43,7 +43,7 @@ SILENT = ("enable_progress_bar", "enable_model_summary", "logger", "callbacks", 
 
 
 @dataclass(frozen=True)
-class Fitted:
+class FitResult:
     """What a fit left: the network on the CPU in eval mode, its folder, its hash, its report, its seconds."""
 
     network: Normalized
@@ -54,7 +54,7 @@ class Fitted:
 
 
 @dataclass
-class Bench:
+class RunContext:
     """What every fit of a run shares.
 
     Args:
@@ -71,7 +71,7 @@ class Bench:
     dataset: Dataset
     data_key: str
     task: Task
-    boards: Boards
+    boards: Dashboards
     callbacks: list[Callback] = field(default_factory=list)
     run: str = "no run"
 
@@ -83,7 +83,7 @@ def build_network(training: Training) -> Normalized:
 
 def fit(
     training: Training,
-    bench: Bench,
+    bench: RunContext,
     *,
     phase: str,
     teacher: Teacher | None = None,
@@ -92,7 +92,7 @@ def fit(
     source_teacher_key: str | None = None,
     val_answers: Tensor | None = None,
     watched: bool = False,
-) -> Fitted:
+) -> FitResult:
     """Train a student by a method on a source, or return what the same fit left before.
 
     Args:
@@ -107,7 +107,7 @@ def fit(
         watched: whether the run's dashboards follow this fit.
     """
     config = fit_config(training, bench, teacher_key, source_teacher_key)
-    boards = bench.boards.of(phase) if watched else Boards()
+    boards = bench.boards.of(phase) if watched else Dashboards()
     if isinstance(teacher, QueryTeacher):
         teacher.fit = bench.store.path("fit", config).name
 
@@ -145,7 +145,7 @@ def fit(
     report = read_json(folder / "fit.json", advice=remedy(folder))
     if isinstance(teacher, QueryTeacher):
         teacher.adopt(report["teacher_images"])  # also where an earlier run paid
-    return Fitted(network.eval(), folder, digest(config), report, report["fit_seconds"])
+    return FitResult(network.eval(), folder, digest(config), report, report["fit_seconds"])
 
 
 def _keep(method: Distiller, report: dict[str, Any], work: Path) -> None:
@@ -163,7 +163,7 @@ def _save_net(net: nn.Module, file: Path) -> None:
 
 
 def fit_config(
-    training: Training, bench: Bench, teacher_key: str, source_teacher_key: str | None = None
+    training: Training, bench: RunContext, teacher_key: str, source_teacher_key: str | None = None
 ) -> dict[str, Any]:
     """Everything that determines the numbers of a fit, as plain data."""
     plain: Any = {k: getattr(training, k).plain() for k in ("source", "student", "method", "trainer")}
@@ -190,13 +190,13 @@ def fit_config(
 
 def _train(
     training: Training,
-    bench: Bench,
+    bench: RunContext,
     phase: str,
     work: Path,
     context: Context,
     teacher: Teacher | None,
     val_answers: Tensor | None,
-    boards: Boards,
+    boards: Dashboards,
 ) -> tuple[Distiller, dict[str, Any]]:
     runtime, settings = training.runtime, training.trainer
     L.seed_everything(training.seed, verbose=False)  # the same on every rank; a method's noise differs

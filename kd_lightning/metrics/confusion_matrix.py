@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kd_lightning.core.tasks import Regression
 from kd_lightning.data.dataset import Dataset
-from kd_lightning.tracking.backends import Boards
+from kd_lightning.tracking.backends import Dashboards
 from kd_lightning.tracking.image_grids import matrix, save, scatter
 
 
@@ -19,7 +19,7 @@ def confusion(predicted: Tensor, labels: Tensor, num_classes: int) -> Tensor:
 
 
 def draw_answers(
-    folder: Path, boards: Boards, dataset: Dataset, student: Tensor, labels: Tensor, teacher: Tensor | None
+    folder: Path, boards: Dashboards, dataset: Dataset, student: Tensor, labels: Tensor, teacher: Tensor | None
 ) -> None:
     """Write a picture of the student against the labels and, where its answers are known, one against the teacher.
 
@@ -39,7 +39,7 @@ def draw_answers(
 
 
 def _confusions(
-    folder: Path, boards: Boards, dataset: Dataset, student: Tensor, labels: Tensor, teacher: Tensor | None
+    folder: Path, boards: Dashboards, dataset: Dataset, student: Tensor, labels: Tensor, teacher: Tensor | None
 ) -> None:
     classes, said = dataset.classes, student.argmax(1)
     others = {"labels": ("label", labels)}
@@ -54,7 +54,7 @@ def _confusions(
 
 
 def _numbers(
-    folder: Path, boards: Boards, dataset: Dataset, student: Tensor, labels: Tensor, teacher: Tensor | None
+    folder: Path, boards: Dashboards, dataset: Dataset, student: Tensor, labels: Tensor, teacher: Tensor | None
 ) -> None:
     task = dataset.task
     assert isinstance(task, Regression)

@@ -36,7 +36,7 @@ class RatioMlp(nn.Sequential):
         super().__init__(*layers, last, nn.ReLU(), nn.Flatten(0))
 
 
-class DensityRatio(nn.Module):
+class RatioNetwork(nn.Module):
     """r(x, y) = psi(phi(x), e(y)): images (N, C, H, W) in [0, 1] and labels (N,) -> ratios (N,).
 
     The extractor runs in eval mode and is not trained.

@@ -44,7 +44,7 @@ _TEXTURE = (0, 3, 4, 7, 8, 10, 11)
 
 
 def load_biggan_deep(net: nn.Module, path: str | Path) -> None:
-    """Load a Hugging Face file into a ``biggan_deep.Generator`` of the same size.
+    """Load a Hugging Face file into a ``biggan_deep.BigGanDeepGenerator`` of the same size.
 
     Raises:
         TeacherError: there is no such file, it holds more than tensors, or names or shapes do not fit.

@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from kd_lightning.config.composition import Training
 from kd_lightning.data.loader import TensorLoader
 from kd_lightning.engine.checkpoint_reader import read_checkpoint
-from kd_lightning.engine.fit import Bench, Fitted, fit, fit_config
+from kd_lightning.engine.fit import FitResult, RunContext, fit, fit_config
 from kd_lightning.errors import UserError
 from kd_lightning.methods.base.protocols import Teacher
 from kd_lightning.planning.dry_run_store import Missing, Overlay, Probe, now_on_device
@@ -100,10 +100,10 @@ class Planner:
         promised: folders that earlier jobs of a sweep will have made.
     """
 
-    def __init__(self, kept: Store, bench: Bench, promised: set[str]) -> None:
+    def __init__(self, kept: Store, bench: RunContext, promised: set[str]) -> None:
         self.kept, self.bench, self.promised = kept, bench, promised
         self.steps: list[Step] = []
-        self.fits: dict[str, Fitted] = {}
+        self.fits: dict[str, FitResult] = {}
         self.door: Planned | None = None
         self.most = sys.maxsize
         self.timing = Timing()
@@ -112,14 +112,14 @@ class Planner:
     def fit(
         self,
         training: Training,
-        bench: Bench,
+        bench: RunContext,
         *,
         phase: str,
         teacher: Teacher | None = None,
         teacher_key: str = "none",
         source_teacher: Teacher | None = None,
         source_teacher_key: str | None = None,
-    ) -> Fitted:
+    ) -> FitResult:
         """What the fit left, or what a few rounds of it leave, with a report as of all of them."""
         config = fit_config(training, bench, teacher_key, source_teacher_key)
         folder = bench.store.path("fit", config)

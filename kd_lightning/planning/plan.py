@@ -19,16 +19,16 @@ from kd_lightning.config.composition import Composition
 from kd_lightning.core.inference import predict
 from kd_lightning.data.load import dataset_digest
 from kd_lightning.engine.data import load_data
-from kd_lightning.engine.fit import Bench, Fitted
+from kd_lightning.engine.fit import FitResult, RunContext
 from kd_lightning.planning.dry_run import KEPT, MISSING, PROMISED, ROUNDS, Planner, Step
 from kd_lightning.planning.dry_run_store import Overlay, now_on_device
 from kd_lightning.run.run import identity, settle
 from kd_lightning.run.stages_and_controls import control_of, handed
-from kd_lightning.run.teacher import Obtained, obtain_source_teacher, obtain_teacher
+from kd_lightning.run.teacher import TeacherHandle, obtain_source_teacher, obtain_teacher
 from kd_lightning.store.artifacts import Store, in_words, size_of
-from kd_lightning.teachers.remote.client import Asking
+from kd_lightning.teachers.remote.client import LedgerClient
 from kd_lightning.teachers.remote.dry_run import Planned
-from kd_lightning.tracking.backends import Boards
+from kd_lightning.tracking.backends import Dashboards
 
 NOTHING = "–"
 
@@ -73,7 +73,7 @@ def plan(composition: Composition, promised: set[str] | None = None) -> Plan:
         stored = (run / "artifact.json").is_file()
         if composition.teacher is not None:  # a few rounds teach nothing
             composition = composition.derive(teacher=replace(composition.teacher, check=False))
-        bench = Bench(store, dataset, key, dataset.task, Boards(), run=run.name)
+        bench = RunContext(store, dataset, key, dataset.task, Dashboards(), run=run.name)
         planner = Planner(kept, bench, set() if promised is None else promised)
         title = f"plan of {names.get('method')} on {names.get('data')}, seed {composition.seed}"
         made = Plan(title, planner.steps)
@@ -92,11 +92,11 @@ def _walk(composition: Composition, planner: Planner, made: Plan) -> None:
     teacher = obtain_teacher(composition, bench, planner.fit)
     if teacher is not None and not steps:
         steps.append(Step("teacher", "read from its file" if teacher.net else "somewhere else"))
-    if teacher is not None and isinstance(teacher.door, Asking):
+    if teacher is not None and isinstance(teacher.door, LedgerClient):
         planner.door = Planned(teacher.door, planner.promised)
         unlimited = replace(teacher.settings, budget=None)  # what is asked here costs nothing
         teacher = replace(teacher, door=planner.door, settings=unlimited)
-    fits: list[Fitted] = []
+    fits: list[FitResult] = []
     for name in composition.stages:
         stage = composition.stages[name]
         asked = obtain_source_teacher(stage, composition, bench, planner.fit)
@@ -128,7 +128,7 @@ def _walk(composition: Composition, planner: Planner, made: Plan) -> None:
 
 
 def _measure(
-    planner: Planner, composition: Composition, teacher: Obtained | None, student: Fitted, networks: int
+    planner: Planner, composition: Composition, teacher: TeacherHandle | None, student: FitResult, networks: int
 ) -> None:
     """Testing the networks, and asking a closed teacher as far as ``teacher.eval_budget`` goes."""
     dataset, step = planner.bench.dataset, Step("test", MISSING, seconds=0.0)

@@ -192,7 +192,7 @@ def load_teacher(run: Finished) -> Normalized:
         UserError: the run had none or a query-only one, its files are missing, or it cannot be built here.
     """
     settings = _part(run, "teacher")
-    if not isinstance(settings, dict) or (not settings.get("net") and not settings.get("asker")):
+    if not isinstance(settings, dict) or (not settings.get("net") and not settings.get("client")):
         raise UserError(f"{run.folder}: its composition has no teacher (teacher=none)")
     if settings.get("access") != "white":
         raise UserError(f"{run.folder}: its teacher only answers (teacher.access={settings.get('access')})")

@@ -14,24 +14,24 @@ from kd_lightning.core.inference import predict
 from kd_lightning.core.tasks import evaluate
 from kd_lightning.data.dataset import Split
 from kd_lightning.distributed import collectives
-from kd_lightning.engine.fit import Bench, Fitted
+from kd_lightning.engine.fit import FitResult, RunContext
 from kd_lightning.metrics.confusion_matrix import draw_answers
-from kd_lightning.run.teacher import Obtained
+from kd_lightning.run.teacher import TeacherHandle
 
 
 @dataclass(frozen=True)
 class Fits:
     """What was obtained and trained: the teachers, the run's answers to the test images, and every fit."""
 
-    teacher: Obtained | None
-    source_teacher: Obtained | None
+    teacher: TeacherHandle | None
+    source_teacher: TeacherHandle | None
     answers: Tensor | None
-    stages: Mapping[str, Fitted]
-    student: Fitted
-    controls: Mapping[str, Fitted | None]
+    stages: Mapping[str, FitResult]
+    student: FitResult
+    controls: Mapping[str, FitResult | None]
 
 
-def tested(composition: Composition, bench: Bench, fits: Fits, work: Path) -> dict[str, float | None]:
+def tested(composition: Composition, bench: RunContext, fits: Fits, work: Path) -> dict[str, float | None]:
     """What teacher, student and controls say of the test images."""
     dataset, task, answers, student = bench.dataset, bench.task, fits.answers, fits.student
     test = dataset.test
@@ -59,7 +59,13 @@ def tested(composition: Composition, bench: Bench, fits: Fits, work: Path) -> di
 
 
 def _further(
-    name: str, measure: Any, student: Fitted, teacher: Obtained | None, test: Split | None, device: str, samples: Path
+    name: str,
+    measure: Any,
+    student: FitResult,
+    teacher: TeacherHandle | None,
+    test: Split | None,
+    device: str,
+    samples: Path,
 ) -> dict[str, float | None]:
     """What a member of ``metrics`` says of the student; nothing without test images or the teacher it needs."""
     if test is None or ("teacher.gradients" in measure.needs and (teacher is None or teacher.net is None)):
@@ -69,6 +75,6 @@ def _further(
     return {f"{name}/{k}" if k else name: v for k, v in found.items()}
 
 
-def trained(fitted: Fitted) -> bool:
+def trained(fitted: FitResult) -> bool:
     """Whether the fit was one of its student, and not of a generator alone."""
     return fitted.report.get("trains_student", True)

@@ -24,12 +24,12 @@ from kd_lightning.data.load import dataset_digest
 from kd_lightning.distributed import collectives, decisions
 from kd_lightning.distributed.device import fast_precision
 from kd_lightning.engine.data import load_data
-from kd_lightning.engine.fit import Bench, Fitted, fit
+from kd_lightning.engine.fit import FitResult, RunContext, fit
 from kd_lightning.results.provenance import header_of, leave_reason, parameters, peak_memory
 from kd_lightning.results.student_files import save_student
 from kd_lightning.run.measured import Fits, tested, trained
 from kd_lightning.run.stages_and_controls import control_of, handed, weak_teacher
-from kd_lightning.run.teacher import Obtained, obtain_source_teacher, obtain_teacher
+from kd_lightning.run.teacher import TeacherHandle, obtain_source_teacher, obtain_teacher
 from kd_lightning.store.artifacts import Store, copy_into, file_digest, names_file, remedy, write_json, writing
 from kd_lightning.tracking.backends import watching
 
@@ -90,7 +90,7 @@ def identity(composition: Composition, data_key: str) -> dict[str, Any]:
     """Everything that determines a run's result, as plain data."""
     own = {k: v for k, v in composition.plain().items() if k != "artifacts"}
     if own["teacher"]:
-        own["teacher"] = {k: v for k, v in own["teacher"].items() if k not in ("ledger", "purse", "pace")}
+        own["teacher"] = {k: v for k, v in own["teacher"].items() if k not in ("ledger", "total_budget", "pace")}
     files = [file_digest(file) for file in _files(own)]
     return {**own, "data": data_key, "files": files, "version": [VERSION, version("kd_lightning"), versions(own)]}
 
@@ -118,7 +118,7 @@ def _kept_or_made(composition: Composition, folder: Path) -> dict[str, Any]:
 
     def build(work: Path) -> None:
         with watching(loggers, composition.plain(), work, folder) as boards:
-            bench = Bench(store, dataset, data_key, dataset.task, boards, run=name)
+            bench = RunContext(store, dataset, data_key, dataset.task, boards, run=name)
             result = _produce(composition, bench, clock, work)
         decisions.decided(lambda: write_json(work / "result.json", result))
 
@@ -140,13 +140,13 @@ def _copied(kept: Path, folder: Path) -> None:
         copy_into(kept, folder, NOT_COPIED)
 
 
-def _produce(composition: Composition, bench: Bench, clock: Clock, work: Path) -> dict[str, Any]:
+def _produce(composition: Composition, bench: RunContext, clock: Clock, work: Path) -> dict[str, Any]:
     dataset = bench.dataset
     teacher = obtain_teacher(composition, bench)
     # before validation's: a small eval_budget goes to the result, not to the curve
     answers = teacher.answers(dataset.test) if teacher else None
 
-    stages: dict[str, Fitted] = {}
+    stages: dict[str, FitResult] = {}
     for name in composition.stages:
         stage = composition.stages[name]
         given = handed(teacher, asks=stage.asks, source_teacher=obtain_source_teacher(stage, composition, bench))
@@ -158,7 +158,7 @@ def _produce(composition: Composition, bench: Bench, clock: Clock, work: Path) -
     given = handed(teacher, source_teacher=asked)
     student = fit(composition, bench, phase="student", val_answers=val_answers, watched=True, **given)
 
-    controls: dict[str, Fitted | None] = {}
+    controls: dict[str, FitResult | None] = {}
     for name, control in composition.controls.items():
         controls[name] = None
         if (own := control_of(control, dataset, teacher, student)) is not None:
@@ -180,7 +180,7 @@ def _produce(composition: Composition, bench: Bench, clock: Clock, work: Path) -
 
 
 def _result(
-    composition: Composition, bench: Bench, fits: Fits, metrics: Mapping[str, float | None], clock: Clock
+    composition: Composition, bench: RunContext, fits: Fits, metrics: Mapping[str, float | None], clock: Clock
 ) -> dict[str, Any]:
     teacher, asked, stages, student, controls = (
         fits.teacher,
@@ -247,7 +247,7 @@ class Clock:
 
 
 def _card(
-    composition: Composition, dataset: Dataset, metrics: Mapping[str, Any], teacher: Obtained | None
+    composition: Composition, dataset: Dataset, metrics: Mapping[str, Any], teacher: TeacherHandle | None
 ) -> dict[str, Any]:
     return {
         "network": composition.student.plain(),
@@ -262,7 +262,7 @@ def _card(
     }
 
 
-def _keep(stages: Mapping[str, Fitted], student: Fitted, card: Mapping[str, Any], work: Path) -> None:
+def _keep(stages: Mapping[str, FitResult], student: FitResult, card: Mapping[str, Any], work: Path) -> None:
     """The student, what stages left under ``stages/NAME``, and of the files of one name the last fit's."""
     with writing(work):
         for fitted in (*stages.values(), student):

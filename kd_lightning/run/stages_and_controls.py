@@ -9,11 +9,13 @@ from kd_lightning.config.composition import Training
 from kd_lightning.core.tasks import Task
 from kd_lightning.data.dataset import Dataset
 from kd_lightning.distributed import collectives
-from kd_lightning.engine.fit import Fitted
-from kd_lightning.run.teacher import Obtained
+from kd_lightning.engine.fit import FitResult
+from kd_lightning.run.teacher import TeacherHandle
 
 
-def control_of(control: Training, dataset: Dataset, teacher: Obtained | None, student: Fitted) -> Training | None:
+def control_of(
+    control: Training, dataset: Dataset, teacher: TeacherHandle | None, student: FitResult
+) -> Training | None:
     """What a control is trained by; None where it cannot be, such as on real labels without data.
 
     Args:
@@ -30,7 +32,9 @@ def control_of(control: Training, dataset: Dataset, teacher: Obtained | None, st
     return control.stretched(student.report["student_updates"], images, collectives.world())
 
 
-def handed(teacher: Obtained | None, *, asks: bool = True, source_teacher: Obtained | None = None) -> dict[str, Any]:
+def handed(
+    teacher: TeacherHandle | None, *, asks: bool = True, source_teacher: TeacherHandle | None = None
+) -> dict[str, Any]:
     """The teachers as a fit is given them: objects of its own, whose counters begin at zero.
 
     Args:

@@ -14,7 +14,7 @@ from kd_lightning.config.node import Node, thaw
 from kd_lightning.core.inference import predict
 from kd_lightning.data.dataset import Dataset, Split
 from kd_lightning.distributed import collectives, decisions
-from kd_lightning.engine.fit import Bench, Fitted, fit
+from kd_lightning.engine.fit import FitResult, RunContext, fit
 from kd_lightning.errors import TeacherError
 from kd_lightning.methods.base.protocols import Teacher
 from kd_lightning.networks.normalized import Normalized
@@ -22,9 +22,9 @@ from kd_lightning.networks.weights import load_weights
 from kd_lightning.results.student_files import load_student
 from kd_lightning.run.teacher_check import diagnose
 from kd_lightning.store.artifacts import Store, digest, file_digest
-from kd_lightning.teachers.answer_types import Asker, Described
-from kd_lightning.teachers.black_box import Door, QueryTeacher
-from kd_lightning.teachers.remote.client import Asking, Terms
+from kd_lightning.teachers.answer_types import Described, TeacherClient
+from kd_lightning.teachers.black_box import QueryClient, QueryTeacher
+from kd_lightning.teachers.remote.client import LedgerClient, QueryTerms
 from kd_lightning.teachers.remote.local import LocalAsker
 from kd_lightning.teachers.white_box import FrozenTeacher
 
@@ -35,7 +35,7 @@ AT_ONCE = 5000
 
 
 @dataclass(frozen=True)
-class Obtained:
+class TeacherHandle:
     """A teacher that is there.
 
     Args:
@@ -58,7 +58,7 @@ class Obtained:
     device: str
     report: dict[str, Any]
     described: Described | None = None
-    door: Door | None = None
+    door: QueryClient | None = None
     reference: nn.Module | None = None
     kept: str | None = None
 
@@ -85,9 +85,9 @@ class Obtained:
             return predict(net, split.images, device=self.device)
         if not self.settings.eval_budget:
             return None
-        asker = self.hand_out()
-        assert isinstance(asker, QueryTeacher)
-        told = asker.for_evaluation(split.images)
+        client = self.hand_out()
+        assert isinstance(client, QueryTeacher)
+        told = client.for_evaluation(split.images)
         if told is None:
             return None
         if len(told.positions) < len(split):
@@ -101,10 +101,10 @@ class Obtained:
         """What this run used and paid, by bucket; nothing at ``white``."""
         if self.white:
             return {}
-        spent = decisions.decided(lambda: cast(Door, self.door).spent())
+        spent = decisions.decided(lambda: cast(QueryClient, self.door).spent())
         return {bucket: asdict(account) for bucket, account in spent.items()}
 
-    def told(self, measured: bool, fits: Mapping[str, Fitted]) -> dict[str, Any]:
+    def told(self, measured: bool, fits: Mapping[str, FitResult]) -> dict[str, Any]:
         """For the result, below ``white``: who was asked, what its metrics rest on, how often it said nothing.
 
         Args:
@@ -121,7 +121,9 @@ class Obtained:
         }
 
 
-def obtain_teacher(composition: Composition, bench: Bench, train: Callable[..., Fitted] = fit) -> Obtained | None:
+def obtain_teacher(
+    composition: Composition, bench: RunContext, train: Callable[..., FitResult] = fit
+) -> TeacherHandle | None:
     """Load, train or reach the teacher, and measure it where labels exist and everything may be known.
 
     Args:
@@ -149,30 +151,30 @@ def obtain_teacher(composition: Composition, bench: Bench, train: Callable[..., 
             labelled = bench.dataset.val or bench.dataset.test
             if settings.check and labelled is not None:
                 diagnose(net, labelled, task=bench.task, device=device)
-            return Obtained(net, key, seconds, settings, device, report, kept=kept)
-    door: Asking | None = None
+            return TeacherHandle(net, key, seconds, settings, device, report, kept=kept)
+    door: LedgerClient | None = None
 
     def open_door() -> Described:
         nonlocal door
-        asker = (
-            cast(Node, settings.asker).build() if net is None else _at_home(settings, net, key, bench.dataset, device)
+        client = (
+            cast(Node, settings.client).build() if net is None else _at_home(settings, net, key, bench.dataset, device)
         )
-        _refuse_another(asker.describe(), settings, bench.dataset)
+        _refuse_another(client.describe(), settings, bench.dataset)
         file = settings.ledger or Store(composition.artifacts.root).root / "ledger.sqlite"
         pace = settings.pace.build()
-        door = Asking(asker, Path(file), _terms(settings, bench), pace=pace, at_home=net is not None)
+        door = LedgerClient(client, Path(file), _terms(settings, bench), pace=pace, at_home=net is not None)
         return door.described
 
     described = decisions.decided(open_door)
     said = asdict(described)
     key = digest([key, *(said[k] for k in ("name", "version", "access", "decimals", "k")), settings.smoothing])
     reference = _reference(settings) if settings.reference else None
-    return Obtained(net, key, seconds, settings, device, report, described, door, reference, kept)
+    return TeacherHandle(net, key, seconds, settings, device, report, described, door, reference, kept)
 
 
 def obtain_source_teacher(
-    training: Training, composition: Composition, bench: Bench, train: Callable[..., Fitted] = fit
-) -> Obtained | None:
+    training: Training, composition: Composition, bench: RunContext, train: Callable[..., FitResult] = fit
+) -> TeacherHandle | None:
     """The teacher that only the source of a training asks; None where it asks the run's.
 
     Args:
@@ -189,21 +191,21 @@ def obtain_source_teacher(
     return obtain_teacher(composition.derive(teacher=training.source_teacher), bench, train)
 
 
-def _terms(settings: TeacherSettings, bench: Bench) -> Terms:
-    canaries = settings.canaries
-    if canaries is None:
-        canaries = CANARIES if settings.net is None else 0
-    return Terms(
+def _terms(settings: TeacherSettings, bench: RunContext) -> QueryTerms:
+    drift_checks = settings.drift_checks
+    if drift_checks is None:
+        drift_checks = CANARIES if settings.net is None else 0
+    return QueryTerms(
         run=bench.run,
         budget=settings.budget,
-        purse=settings.purse,
+        total_budget=settings.total_budget,
         eval_budget=settings.eval_budget,
-        canaries=canaries,
+        drift_checks=drift_checks,
         anew=not bench.store.reuse,
     )
 
 
-def _at_home(settings: TeacherSettings, net: Normalized, key: str, dataset: Dataset, device: str) -> Asker:
+def _at_home(settings: TeacherSettings, net: Normalized, key: str, dataset: Dataset, device: str) -> TeacherClient:
     described = Described(
         name=f"{type(net.net).__name__}-{key}",
         version=f"abstains below {settings.abstain_below}" if settings.abstain_below is not None else "1",
@@ -251,7 +253,7 @@ def load_net(settings: TeacherSettings) -> tuple[Normalized, str]:
 
 
 def _trained(
-    settings: TeacherSettings, bench: Bench, train: Callable[..., Fitted]
+    settings: TeacherSettings, bench: RunContext, train: Callable[..., FitResult]
 ) -> tuple[Normalized, str, float, dict[str, Any], str]:
     if bench.dataset.train is None:
         raise TeacherError(

@@ -20,7 +20,7 @@ from kd_lightning.sources.vicinity import places
 from kd_lightning.teachers.white_box import FrozenTeacher
 
 
-class Gate(NamedTuple):
+class QualityGate(NamedTuple):
     """A stage's ``value``, the ``wanted`` range, whether it ``passed``, and the ``meaning`` of a failure."""
 
     name: str
@@ -38,7 +38,7 @@ class Gate(NamedTuple):
         return f"{self.name} {self.value:.4g}, wanted {self.wanted}"
 
 
-def report(gates: Sequence[Gate], *, strict: bool) -> None:
+def report(gates: Sequence[QualityGate], *, strict: bool) -> None:
     """Warn of each check that failed, with its meaning.
 
     Raises:
@@ -51,13 +51,13 @@ def report(gates: Sequence[Gate], *, strict: bool) -> None:
         warnings.warn(f"{line}. source.strict=true makes that an error", stacklevel=2)
 
 
-def of_acceptance(rate: float) -> Gate:
+def of_acceptance(rate: float) -> QualityGate:
     """Check of the fraction of generated images that rejection sampling accepted."""
-    return Gate("acceptance rate", rate, "over 0.05", rate > 0.05, "the ratio is far greater on a few images")
+    return QualityGate("acceptance rate", rate, "over 0.05", rate > 0.05, "the ratio is far greater on a few images")
 
 
 @torch.no_grad()
-def of_ratio(context: Context, ratio: nn.Module, generator: nn.Module, latent: int, seed: int) -> list[Gate]:
+def of_ratio(context: Context, ratio: nn.Module, generator: nn.Module, latent: int, seed: int) -> list[QualityGate]:
     """Checks of a density ratio on held-out real images and as many generated ones with the same labels."""
     if (held_out := context.dataset.val) is None:
         return []
@@ -72,12 +72,14 @@ def of_ratio(context: Context, ratio: nn.Module, generator: nn.Module, latent: i
     mean, loss, wanted = float(fake.mean()), float(softplus_ratio(real, fake)), CONSTANT - 0.01
     knows = "the ratio is no better than a constant: it learned nothing, or the images need no subsampling"
     return [
-        Gate("mean ratio of made images", mean, "0.8 to 1.2", 0.8 <= mean <= 1.2, "it is not a ratio of densities"),
-        Gate("softplus loss held out", loss, f"under {wanted:.4f}", loss <= wanted, knows),
+        QualityGate(
+            "mean ratio of made images", mean, "0.8 to 1.2", 0.8 <= mean <= 1.2, "it is not a ratio of densities"
+        ),
+        QualityGate("softplus loss held out", loss, f"under {wanted:.4f}", loss <= wanted, knows),
     ]
 
 
-def of_labels(context: Context, errors: Tensor) -> list[Gate]:
+def of_labels(context: Context, errors: Tensor) -> list[QualityGate]:
     """Check of the teacher's error on generated images against its error on held-out real ones."""
     held_out, teacher = context.dataset.val, context.teacher
     if held_out is None or not isinstance(teacher, FrozenTeacher):
@@ -87,7 +89,7 @@ def of_labels(context: Context, errors: Tensor) -> list[Gate]:
     teacher.asked = spent
     own, made = float(errors_of(context.dataset.task, answers, held_out.labels).mean()), float(errors.mean())
     return [
-        Gate(
+        QualityGate(
             "teacher's error on made images",
             made,
             f"at most {2 * own:.4g}, twice that on real ones",

@@ -36,7 +36,7 @@ from kd_lightning.errors import ConfigError, DataError
 from kd_lightning.networks.weights import load_weights
 from kd_lightning.sources.context import Context
 from kd_lightning.sources.pool import gathered, noise_on, obtain_parts
-from kd_lightning.sources.quality_gates import Gate, errors_of, of_acceptance, of_labels, of_ratio, report
+from kd_lightning.sources.quality_gates import QualityGate, errors_of, of_acceptance, of_labels, of_ratio, report
 from kd_lightning.sources.queried_once import ask
 from kd_lightning.sources.rejection import Accepted, rejection
 from kd_lightning.sources.vicinity import places
@@ -248,7 +248,7 @@ class Synthetic:
             begin += len(part["images"])
         return torch.cat(rows), torch.cat(answers)
 
-    def _gates(self, context: Context, parts: Sequence[dict[str, Tensor]]) -> list[Gate]:
+    def _gates(self, context: Context, parts: Sequence[dict[str, Tensor]]) -> list[QualityGate]:
         """The checks that need no teacher."""
         if self.ratio is None:
             return []

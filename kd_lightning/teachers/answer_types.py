@@ -1,7 +1,7 @@
 """The interface to a query-only teacher: 8-bit images in, answers out, numpy only.
 
-No tensor, module or gradient crosses it. An :class:`Asker` makes one attempt per call; counting, budgets, waiting,
-retrying and caching are done for all of them by :class:`~kd_lightning.teachers.remote.client.Asking`.
+No tensor, module or gradient crosses it. A :class:`TeacherClient` makes one attempt per call; counting, budgets,
+waiting, retrying and caching are done by :class:`~kd_lightning.teachers.remote.client.LedgerClient`.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Described:
     price: float = 0.0
 
 
-class Asker(Protocol):
+class TeacherClient(Protocol):
     """Sends queries to one teacher, one attempt per call."""
 
     def describe(self) -> Described:

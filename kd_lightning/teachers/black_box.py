@@ -17,8 +17,8 @@ from kd_lightning.teachers.budget.codec import Failed, Kept
 from kd_lightning.teachers.budget.tables import Bucket, Spent
 
 
-class Door(Protocol):
-    """The client that queries the teacher: :class:`~kd_lightning.teachers.remote.client.Asking`, or a dry run."""
+class QueryClient(Protocol):
+    """The client that queries the teacher: :class:`~kd_lightning.teachers.remote.client.LedgerClient`, or a dry run."""
 
     def about(self, images: np.ndarray, *, bucket: Bucket = "training", fit: str | None = None) -> list[Kept]:
         """Answers to images uint8 (N, H, W, C), in order."""
@@ -69,7 +69,7 @@ class QueryTeacher:
 
     def __init__(
         self,
-        door: Door | None,
+        door: QueryClient | None,
         described: Described,
         *,
         smoothing: float = 0.1,
@@ -139,7 +139,7 @@ class QueryTeacher:
             BudgetExceeded: they do not fit into the remaining budget of the run.
         """
         fit = self.fit or ""
-        self.asked = decisions.decided(lambda: cast(Door, self._door).adopt(fit, images))
+        self.asked = decisions.decided(lambda: cast(QueryClient, self._door).adopt(fit, images))
 
     def _told(self, images: np.ndarray) -> Answered:
         told = decisions.decided(lambda: self._ask(images, "training"))
@@ -147,7 +147,7 @@ class QueryTeacher:
         return told
 
     def _ask(self, images: np.ndarray, bucket: Bucket) -> Answered:
-        door = cast(Door, self._door)
+        door = cast(QueryClient, self._door)
         kept = door.about(images, bucket=bucket, fit=self.fit if bucket == "training" else None)
         there = [i for i, answer in enumerate(kept) if not isinstance(answer, Abstained | Failed)]
         answers = usable([cast(Answer, kept[i]) for i in there], self.described, smoothing=self.smoothing)

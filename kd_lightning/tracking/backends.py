@@ -26,7 +26,7 @@ MOST_CLASSES = 100
 
 
 @dataclass
-class Boards:
+class Dashboards:
     """The dashboards that one fit of a run logs to; there may be none.
 
     Args:
@@ -37,9 +37,9 @@ class Boards:
     loggers: Sequence[Any] = ()
     prefix: str = ""
 
-    def of(self, phase: str) -> Boards:
+    def of(self, phase: str) -> Dashboards:
         """The same dashboards for the fit named ``phase``, whose name becomes the prefix unless it is ``student``."""
-        return self if phase == "student" else Boards(self.loggers, f"{phase}/")
+        return self if phase == "student" else Dashboards(self.loggers, f"{phase}/")
 
     @rank_zero_only
     def numbers(self, values: Mapping[str, float], step: int | None) -> None:
@@ -113,7 +113,7 @@ class Boards:
 @contextmanager
 def watching(
     loggers: Sequence[Callable[..., Any]], composition: Mapping[str, Any], work: Path, folder: Path
-) -> Iterator[Boards]:
+) -> Iterator[Dashboards]:
     """Open the loggers of a composition; close them at the end of the block, also after an error.
 
     Args:
@@ -128,7 +128,7 @@ def watching(
     mine = loggers if collectives.rank() == 0 else ()
     for leftover in ("wandb", "tensorboard") if mine else ():  # of a killed run, whose curves are logged again
         shutil.rmtree(work / leftover, ignore_errors=True)
-    boards = Boards([_opened(logger, work) for logger in mine])
+    boards = Dashboards([_opened(logger, work) for logger in mine])
     status = "failed"
     try:
         for logger in boards.loggers:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from kd_lightning.store.artifacts import writing
 from kd_lightning.teachers.black_box import QueryTeacher
-from kd_lightning.tracking.backends import Boards
+from kd_lightning.tracking.backends import Dashboards
 
 AXES = ("seconds", "queries")
 """Possible x axes of a curve, besides rounds."""
@@ -33,10 +33,12 @@ class Curves(Logger):
         asked: a black-box teacher; the number of images it was asked about so far becomes the column ``queries``.
     """
 
-    def __init__(self, folder: str | Path, boards: Boards | None = None, *, asked: QueryTeacher | None = None) -> None:
+    def __init__(
+        self, folder: str | Path, boards: Dashboards | None = None, *, asked: QueryTeacher | None = None
+    ) -> None:
         super().__init__()
         self.file = Path(folder) / "metrics.csv"
-        self.boards = boards or Boards()
+        self.boards = boards or Dashboards()
         self.asked = asked
         self.rows: list[dict[str, float]] = []
         self.seconds_before = 0.0
@@ -104,7 +106,7 @@ class KeepCurves(Callback):
             self.curves.boards.numbers({k: v for k, v in row.items() if k != "round"}, int(row["round"]))
 
 
-def replay(folder: Path, boards: Boards) -> None:
+def replay(folder: Path, boards: Dashboards) -> None:
     """Log the curves and pictures of a reused fit to dashboards that were not open when it ran."""
     if not boards.loggers:
         return

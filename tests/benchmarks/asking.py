@@ -20,7 +20,7 @@ from kd_lightning.networks.normalized import Normalized
 from kd_lightning.run.teacher import AT_ONCE
 from kd_lightning.teachers.answer_types import Described
 from kd_lightning.teachers.black_box import QueryTeacher
-from kd_lightning.teachers.remote.client import Asking, Terms
+from kd_lightning.teachers.remote.client import LedgerClient, QueryTerms
 from kd_lightning.teachers.remote.local import LocalAsker
 
 
@@ -38,7 +38,7 @@ def main(number: int) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         for run in ("first", "second"):
-            door = Asking(LocalAsker(net, described), Path(folder, "l.sqlite"), Terms(run), at_home=True)
+            door = LedgerClient(LocalAsker(net, described), Path(folder, "l.sqlite"), QueryTerms(run), at_home=True)
             teacher = QueryTeacher(door, described)
             timed("the network alone", lambda: predict(net, images))
             timed(f"asked, {run} run", partial(teacher.about, images))

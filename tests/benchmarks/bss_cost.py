@@ -24,7 +24,7 @@ from kd_lightning.core.log_filters import quiet
 from kd_lightning.core.tasks import Classification
 from kd_lightning.data.load import dataset_digest
 from kd_lightning.engine.data import load_data
-from kd_lightning.engine.fit import Bench, fit
+from kd_lightning.engine.fit import RunContext, fit
 from kd_lightning.run.stages_and_controls import handed
 from kd_lightning.run.teacher import obtain_teacher
 from kd_lightning.store.artifacts import Store
@@ -36,7 +36,7 @@ def seconds(method: str, epochs: int, root: Path) -> float:
         own = [f"method={method}", f"trainer.max_epochs={epochs}", "trainer.accelerator=cpu", "data.recipe.epochs=20"]
         whole = check(compose("run", ["experiment=bss/digits_20pct", *own, f"artifacts.root={root}"]))
     dataset = load_data(whole.data, Store(root))
-    bench = Bench(Store(root), dataset, dataset_digest(dataset), Classification(dataset.num_classes), [])
+    bench = RunContext(Store(root), dataset, dataset_digest(dataset), Classification(dataset.num_classes), [])
     teacher = obtain_teacher(whole, bench)
     bench.store = Store(root, reuse=False)
     start = time.process_time()

@@ -37,7 +37,7 @@ from kd_lightning.methods.data_free.dafl import Dafl
 from kd_lightning.methods.real_data.distill import Distill
 from kd_lightning.networks import head_of
 from kd_lightning.networks.classifiers.lenet import LeNet5
-from kd_lightning.networks.generators.generators import Generator
+from kd_lightning.networks.generators.generators import ConvGenerator
 from kd_lightning.networks.normalized import Normalized
 from kd_lightning.sources.data_free import Rounds
 from kd_lightning.teachers.white_box import FrozenTeacher
@@ -53,13 +53,13 @@ def networks() -> tuple[nn.Module, nn.Module, nn.Module]:
     torch.manual_seed(0)
     teacher = Normalized(LeNet5(), **STATISTICS).eval().requires_grad_(False)
     student = Normalized(LeNet5(widths=(3, 8, 60, 42)), **STATISTICS)
-    generator = Generator(latent=LATENT, channels=1, size=32, ngf=16, fast=False, **STATISTICS)
+    generator = ConvGenerator(latent=LATENT, channels=1, size=32, ngf=16, fast=False, **STATISTICS)
     return tuple(net.to(memory_format=torch.channels_last) for net in (teacher, student, generator))  # type: ignore[return-value]
 
 
 def images(steps: int) -> TensorLoader:
     """Random uint8 images, as many as ``steps`` batches take."""
-    rng = torch.Generator().manual_seed(0)
+    rng = torch.ConvGenerator().manual_seed(0)
     pixels = torch.randint(256, (BATCH * steps, 1, 32, 32), dtype=torch.uint8, generator=rng)
     return TensorLoader(pixels, torch.randint(10, (BATCH * steps,), generator=rng), batch_size=BATCH, shuffle=True)
 
@@ -150,7 +150,7 @@ def dafl(steps: int, precision: str, warm: int) -> tuple[float, float]:
     """Seconds of bare and of our joint steps of DAFL."""
     teacher, student, generator = networks()
     opt_s, opt_g = adam(student.parameters()), adam(generator.parameters())
-    rng, head = torch.Generator().manual_seed(0), head_of(teacher)
+    rng, head = torch.ConvGenerator().manual_seed(0), head_of(teacher)
 
     def judge(x: Tensor) -> tuple[Tensor, Tensor]:
         with capture(teacher, inputs=(head,)) as taps:

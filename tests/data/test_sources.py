@@ -133,19 +133,19 @@ def test_noise_and_rounds_go_on_where_they_stopped(stop: int, tmp_path: Path) ->
 
 
 def test_queried_stores_each_answer_beside_its_image(tmp_path: Path) -> None:
-    asker = Tells(lambda x: x.flatten(1).repeat(1, 3) * 255)
+    client = Tells(lambda x: x.flatten(1).repeat(1, 3) * 255)
     for order_seed in (0, 1):
-        teacher = closed(asker, tmp_path, budget=20)
+        teacher = closed(client, tmp_path, budget=20)
         at = context(tmp_path, teacher=teacher, order_seed=order_seed)
         batches = list(Queried(images=20, batch_size=5).prepare(at))
-        assert sum(asker.sizes) == teacher.asked == at.notes["queries"] == 20
+        assert sum(client.sizes) == teacher.asked == at.notes["queries"] == 20
         assert at.notes["answers"] == {"images": {"asked": 20, "abstained": 0, "failed": 0}}
         assert len(batches) == 4
         for batch in batches:
             torch.testing.assert_close(batch.t, (batch.x.flatten(1) * 255).repeat(1, 3))
     with pytest.raises(BudgetExceeded):
         Queried(images=21, batch_size=5).prepare(context(tmp_path, teacher=teacher))
-    assert sum(asker.sizes) == 20
+    assert sum(client.sizes) == 20
 
 
 def test_queried_from_a_teacher_that_may_be_looked_into(tmp_path: Path) -> None:

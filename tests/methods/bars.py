@@ -25,7 +25,7 @@ LABELS = 21
 """Different ones in the training set."""
 
 
-class Place:
+class ProcessInfo:
     """A number in [0, 1]: outputs (N, 1), labels (N,)."""
 
     def loss(self, output: Tensor, label: Tensor) -> Tensor:
@@ -84,7 +84,7 @@ def trained_reader() -> Normalized:
     make = partial(Distill, optimizer=partial(adam, lr=5e-3), label=1.0, terms={})
     net = reader()
     loader = TensorLoader(images, labels, batch_size=64, shuffle=True)
-    fitted(make(student=net, teacher=None, task=Place()), loader, epochs=4)
+    fitted(make(student=net, teacher=None, task=ProcessInfo()), loader, epochs=4)
     return net.eval().requires_grad_(False)
 
 

@@ -65,7 +65,7 @@ def cgn_of(lr_g: float = 2e-3, verdict: type[nn.Module] = Verdict, first: int = 
         student=nn.Linear(1, 1),
         teacher=None,
         task=TASK,
-        generator=cgn.Cgn(num_classes=CLASSES, latent=LATENT, embed=4, ngf=8, size=SIZE),
+        generator=cgn.CgnGenerator(num_classes=CLASSES, latent=LATENT, embed=4, ngf=8, size=SIZE),
         discriminator=verdict(),
         optimizer_d=partial(adam, lr=2e-3, betas=(0.5, 0.999)),
         optimizer_g=partial(adam, lr=lr_g, betas=(0.5, 0.999)),
@@ -318,8 +318,8 @@ def student_of(lr_g: float = 4e-3, **settings: Any) -> Skdcgn:
         student=nn.Linear(1, 1),
         teacher=None,
         task=TASK,
-        generator=tiny_gan.Generator(latent=LATENT, size=SIZE, conv_dim=8, embed=8, **small),
-        discriminator=tiny_gan.Discriminator(conv_dim=8, **small),
+        generator=tiny_gan.TinyGenerator(latent=LATENT, size=SIZE, conv_dim=8, embed=8, **small),
+        discriminator=tiny_gan.TinyDiscriminator(conv_dim=8, **small),
         optimizer_d=partial(adam, lr=1e-3, betas=(0.0, 0.9)),
         optimizer_g=partial(adam, lr=lr_g, betas=(0.0, 0.9)),
     )
@@ -404,7 +404,7 @@ def test_channel_kl_is_of_softmaxes_over_channels_summed_over_pixels() -> None:
 def test_a_student_of_twice_the_size_is_told_doubled_images_and_asked_for_the_teachers_size() -> None:
     small: dict[str, Any] = {"num_classes": 9, "repeat": 2, "conv_dim": 8, "embed": 8, "one_hot": CLASSES}
     method = student_of()
-    method.generator = tiny_gan.Generator(latent=LATENT, size=2 * SIZE, reduced=SIZE, **small)
+    method.generator = tiny_gan.TinyGenerator(latent=LATENT, size=2 * SIZE, reduced=SIZE, **small)
     (terms,) = losses_of(method, 1)
     z, y = torch.randn(4, LATENT), torch.arange(4) % CLASSES
     drawn = method.generator.eval()(z, y)

@@ -274,9 +274,9 @@ def test_without_vgg16_its_losses_are_off() -> None:
     }
 
 
-def deep() -> biggan_deep.Generator:
+def deep() -> biggan_deep.BigGanDeepGenerator:
     layers = [[0, 16, 16], [1, 16, 8], [1, 8, 4], [1, 4, 2], [0, 2, 1]]
-    return biggan_deep.Generator(size=32, num_classes=10, latent=16, ch=8, layers=layers, attention=2)
+    return biggan_deep.BigGanDeepGenerator(size=32, num_classes=10, latent=16, ch=8, layers=layers, attention=2)
 
 
 @pytest.mark.filterwarnings("ignore:method.saliency=null")

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from toy import fit, trained_teacher
 
 from kd_lightning.core.feature_hooks import capture
-from kd_lightning.core.image_buffer import Memory
+from kd_lightning.core.image_buffer import ImageBuffer
 from kd_lightning.losses.adversarial import masked_kl
 from kd_lightning.losses.batch_norm import BatchNormTap, batch_norm_statistics
 from kd_lightning.losses.contrastive import info_nce
@@ -164,7 +164,7 @@ def test_the_bank_never_returns_what_was_not_written(teacher: nn.Module, monkeyp
     assert [(n, k) for n, k, _ in sizes[::10]] == [(0, 0), (64, 64), (128, 100), (128, 100), (128, 100)]
     assert all(right for *_, right in sizes)
     assert torch.isfinite(torch.cat([p.flatten() for p in method.head.parameters()])).all()
-    assert isinstance(method.bank, Memory)
+    assert isinstance(method.bank, ImageBuffer)
 
 
 def test_features_can_be_named(teacher: nn.Module) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from bars import Place, bars, drawn, fitted, misread, trained_reader
+from bars import ProcessInfo, bars, drawn, fitted, misread, trained_reader
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from toy import CLASSES, adam, lucky, patterns, trained_teacher
@@ -40,8 +40,8 @@ def class_gan(lr_g: float = 2e-3, teacher: nn.Module | None = None, first: int =
         student=nn.Linear(1, 1),
         teacher=None if teacher is None else FrozenTeacher(teacher),
         task=Classification(CLASSES),
-        generator=biggan.Generator(latent=LATENT, widths=(32, 16), **small),
-        discriminator=biggan.Discriminator(widths=(16, 32, 32), final=4, **small),
+        generator=biggan.BigGanGenerator(latent=LATENT, widths=(32, 16), **small),
+        discriminator=biggan.BigGanDiscriminator(widths=(16, 32, 32), final=4, **small),
         optimizer_d=partial(adam, lr=2e-3, betas=(0.0, 0.99)),
         optimizer_g=partial(adam, lr=lr_g, betas=(0.0, 0.99)),
     )
@@ -136,7 +136,7 @@ def t2(t1: Normalized, tmp_path_factory: pytest.TempPathFactory) -> Path:
     method = LabelEmbedding(
         student=t1,
         teacher=None,
-        task=Place(),
+        task=ProcessInfo(),
         embedding=LabelToHidden(embed=EMBED),
         optimizer=partial(adam, lr=2e-3),
         scheduler=partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.5),
@@ -164,8 +164,8 @@ def number_gan(t2: Path, lr_g: float = 2e-3, first: int = 0, **settings: Any) ->
         **{"latent": LATENT, "augment": mild, "ema": 0.97, "ema_from": 20, "embedding": str(t2)} | settings,
         student=nn.Linear(1, 1),
         teacher=None,
-        task=Place(),
-        generator=sagan.Generator(
+        task=ProcessInfo(),
+        generator=sagan.SaganGenerator(
             embedding=LabelToHidden(embed=EMBED),
             latent=LATENT,
             widths=(32, 16),
@@ -173,7 +173,7 @@ def number_gan(t2: Path, lr_g: float = 2e-3, first: int = 0, **settings: Any) ->
             momentum_out=0.1,
             **small,
         ),
-        discriminator=sagan.Discriminator(embedding=LabelToHidden(embed=EMBED), widths=(16, 32), **small),
+        discriminator=sagan.SaganDiscriminator(embedding=LabelToHidden(embed=EMBED), widths=(16, 32), **small),
         optimizer_d=partial(adam, lr=2e-3, betas=(0.0, 0.99)),
         optimizer_g=partial(adam, lr=lr_g, betas=(0.0, 0.99)),
     )
@@ -263,7 +263,7 @@ def test_the_average_begins_late_and_is_what_is_kept() -> None:
 
 def test_the_average_of_weights_under_spectral_norm_keeps_unit_vectors() -> None:
     torch.manual_seed(0)
-    one, other = (biggan.Generator(num_classes=3, latent=4, channels=1, size=8, widths=8) for _ in range(2))
+    one, other = (biggan.BigGanGenerator(num_classes=3, latent=4, channels=1, size=8, widths=8) for _ in range(2))
     other(torch.randn(4, 4), torch.tensor([0, 1, 2, 0]))
     before = {k: v.clone() for k, v in one.state_dict().items()}
     average(one, other, 0.9)

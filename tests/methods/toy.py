@@ -18,7 +18,7 @@ from kd_lightning.data.dataset import Dataset, Split
 from kd_lightning.data.module import Images
 from kd_lightning.methods.base.distiller import Distiller
 from kd_lightning.networks.classifiers.small import SmallConvNet
-from kd_lightning.networks.generators.generators import Generator
+from kd_lightning.networks.generators.generators import ConvGenerator
 from kd_lightning.networks.normalized import Normalized
 from kd_lightning.sources.context import Context
 from kd_lightning.sources.few_shot_queried import FewAsked
@@ -34,7 +34,7 @@ sgd = partial(torch.optim.SGD, momentum=0.9, fused=True)
 
 def patterns(n: int, seed: int) -> tuple[Tensor, Tensor]:
     """Images (n, 1, 8, 8) in [0, 1] and labels: stripes down, stripes across, a ring, a cross; shifted and noisy."""
-    rng = torch.Generator().manual_seed(seed)
+    rng = torch.ConvGenerator().manual_seed(seed)
     clean = torch.zeros(CLASSES, 8, 8)
     clean[0, :, ::2] = 1
     clean[1, ::2] = 1
@@ -71,9 +71,9 @@ def trained_teacher(*, batch_norm: bool = False, seed: int = 0) -> Normalized:
     return net.eval().requires_grad_(False)
 
 
-def generator(**settings: Any) -> Generator:
+def generator(**settings: Any) -> ConvGenerator:
     """A small generator of 8x8 images."""
-    return Generator(**{"latent": 16, "channels": 1, "size": 8, "ngf": 8, "eps": 1e-5, **STATISTICS, **settings})
+    return ConvGenerator(**{"latent": 16, "channels": 1, "size": 8, "ngf": 8, "eps": 1e-5, **STATISTICS, **settings})
 
 
 def trainer(epochs: int, **settings: Any) -> L.Trainer:

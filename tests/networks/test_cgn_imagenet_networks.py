@@ -51,7 +51,7 @@ def painted(truncation: float | None = None) -> ImageNetCgn:
 def test_as_many_parameters_as_the_paper(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gan_blocks, "spectral_norm", lambda layer, **_: layer)  # adds none, and takes its time
     with torch.device("meta"):
-        parts = [biggan_deep.Generator() for _ in range(3)]
+        parts = [biggan_deep.BigGanDeepGenerator() for _ in range(3)]
         net = ImageNetCgn(f_shape=parts[0], f_text=parts[1], f_bg=parts[2], u2net=U2Net())
     assert sum(p.numel() for p in net.parameters()) == 211_652_368
     assert sum(p.numel() for p in net.parameters() if p.requires_grad) == 167_642_499

@@ -11,7 +11,7 @@ from kd_lightning.networks.generators.cgn import (
     HIGHEST,
     LOWEST,
     MECHANISMS,
-    Cgn,
+    CgnGenerator,
     ConvDiscriminator,
     LinearDiscriminator,
     ProjectionDiscriminator,
@@ -29,18 +29,18 @@ def inputs(n: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_counts_are_those_of_the_authors_networks() -> None:
-    cgn = Cgn()
+    cgn = CgnGenerator()
     assert [count(net) for net in (cgn, cgn.shape, cgn.fg, cgn.bg)] == [659_992, 194_914, 232_489, 232_489]
     assert len(cgn.state_dict()) == 57
     assert count(LinearDiscriminator()) == 2_104_421
     assert count(ConvDiscriminator()) == 413_642
-    assert count(Cgn(ngf=16)) == 297_800
-    assert count(Cgn(ngf=8)) == 140_896
+    assert count(CgnGenerator(ngf=16)) == 297_800
+    assert count(CgnGenerator(ngf=8)) == 140_896
 
 
 def test_masks_and_textures_stay_in_their_ranges_and_masks_are_standardised_before() -> None:
     torch.manual_seed(0)
-    cgn, (z, y) = Cgn(), inputs()
+    cgn, (z, y) = CgnGenerator(), inputs()
     raw = cgn.shape(torch.cat([z, cgn.label_emb(y)], 1)).detach()
     assert float(raw.mean((1, 2, 3)).abs().max()) < 1e-4
     assert float((raw.var((1, 2, 3), correction=0) - 1).abs().max()) < 1e-2
@@ -57,9 +57,9 @@ def test_masks_and_textures_stay_in_their_ranges_and_masks_are_standardised_befo
 
 def test_a_flat_texture_is_the_mean_of_what_would_have_been_drawn() -> None:
     torch.manual_seed(0)
-    cgn, (z, y) = Cgn(), inputs()  # batch norms of this batch: those of none yet leave all grey
+    cgn, (z, y) = CgnGenerator(), inputs()  # batch norms of this batch: those of none yet leave all grey
     drawn = {im: cgn.draw(im, z, y) for im in MECHANISMS}
-    flat = Cgn(flat=True)
+    flat = CgnGenerator(flat=True)
     flat.load_state_dict(cgn.state_dict())
     assert torch.equal(flat.draw("shape", z, y), drawn["shape"])
     for im in ("fg", "bg"):
@@ -70,16 +70,16 @@ def test_a_flat_texture_is_the_mean_of_what_would_have_been_drawn() -> None:
 
 def test_backgrounds_begin_as_dark_as_they_should() -> None:
     torch.manual_seed(0)
-    cgn, (z, y) = Cgn(behind=0.02), inputs()
+    cgn, (z, y) = CgnGenerator(behind=0.02), inputs()
     before_tanh = [net[:-1](torch.cat([z, cgn.label_emb(y)], 1)).detach().mean() for net in (cgn.fg, cgn.bg)]
     assert [float(mean) for mean in before_tanh] == pytest.approx([0.0, math.atanh(-0.96)], abs=1e-4)
     with pytest.raises(ValueError, match="behind=0: expected a level between 0 and 1"):
-        Cgn(behind=0)
+        CgnGenerator(behind=0)
 
 
 def test_a_mechanism_does_not_see_the_labels_of_the_others() -> None:
     torch.manual_seed(0)
-    cgn, (z, y) = Cgn().eval(), inputs()
+    cgn, (z, y) = CgnGenerator().eval(), inputs()
     before = [cgn.draw(im, z, y) for im in MECHANISMS]
     other = cgn.draw("bg", z, y.flip(0))
     assert all(torch.equal(a, cgn.draw(im, z, y)) for a, im in zip(before, MECHANISMS, strict=True))
@@ -101,7 +101,7 @@ def test_students_together_answer_as_each_of_them_alone() -> None:
     assert together.draw("shape", z, y).shape == (6, 1, 4, 4)
     assert torch.allclose(together(z, y), torch.full((6, 3, 4, 4), 0.25))
     torch.manual_seed(0)
-    cgn = Cgn().eval()
+    cgn = CgnGenerator().eval()
     assert torch.equal(Together(cgn, cgn, cgn)(z, y), cgn(z, y))
 
 
@@ -138,7 +138,7 @@ def test_textures_move_in_a_circle_each_by_itself() -> None:
 @pytest.mark.parametrize(("init", "gain"), [("orthogonal", 0.2), ("normal", 0.03)])
 def test_initial_weights(init: str, gain: float) -> None:
     torch.manual_seed(0)
-    net = Cgn(init=init, gain=gain)  # type: ignore[arg-type]
+    net = CgnGenerator(init=init, gain=gain)  # type: ignore[arg-type]
     weight = net.shape[0].weight
     if init == "orthogonal":
         assert torch.allclose(weight.T @ weight, gain**2 * torch.eye(42), atol=1e-4)
@@ -149,6 +149,6 @@ def test_initial_weights(init: str, gain: float) -> None:
 
 def test_what_cannot_be_built_is_refused() -> None:
     with pytest.raises(ValueError, match="size=30: expected a multiple of 4"):
-        Cgn(size=30)
+        CgnGenerator(size=30)
     with pytest.raises(ValueError, match="init=xavier: expected orthogonal, normal or null"):
-        Cgn(init="xavier")  # type: ignore[arg-type]
+        CgnGenerator(init="xavier")  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from kd_lightning.networks.density_ratio import DensityRatio, RatioMlp
+from kd_lightning.networks.density_ratio import RatioMlp, RatioNetwork
 from kd_lightning.networks.features import FeatureClassifier, SparseAutoEncoder
 from kd_lightning.networks.generators import biggan, biggan_deep_pair, gan_blocks, sagan
 from kd_lightning.networks.generators.gan_blocks import Layers, SelfAttention
@@ -21,12 +21,18 @@ def count(net: nn.Module) -> int:
 
 
 PAPERS: dict[str, tuple[Callable[[], nn.Module], int]] = {
-    "BigGAN's generator": (lambda: biggan.Generator(num_classes=100), 4_580_867),
-    "BigGAN's discriminator": (lambda: biggan.Discriminator(num_classes=100), 4_230_401),
-    "BigGAN-deep's generator": (lambda: biggan_deep_pair.Generator(num_classes=1000), 50_388_609 - 125 * (128 * 9 + 1)),
-    "BigGAN-deep's discriminator": (lambda: biggan_deep_pair.Discriminator(num_classes=1000), 34_590_210),
-    "SAGAN's generator": (lambda: sagan.Generator(embedding=nn.Identity()), 15_070_052),
-    "SAGAN's discriminator": (lambda: sagan.Discriminator(embedding=nn.Identity()), 21_660_466),
+    "BigGAN's generator": (lambda: biggan.BigGanGenerator(num_classes=100), 4_580_867),
+    "BigGAN's discriminator": (lambda: biggan.BigGanDiscriminator(num_classes=100), 4_230_401),
+    "BigGAN-deep's generator": (
+        lambda: biggan_deep_pair.BigGanDeepSmallGenerator(num_classes=1000),
+        50_388_609 - 125 * (128 * 9 + 1),
+    ),
+    "BigGAN-deep's discriminator": (
+        lambda: biggan_deep_pair.BigGanDeepSmallDiscriminator(num_classes=1000),
+        34_590_210,
+    ),
+    "SAGAN's generator": (lambda: sagan.SaganGenerator(embedding=nn.Identity()), 15_070_052),
+    "SAGAN's discriminator": (lambda: sagan.SaganDiscriminator(embedding=nn.Identity()), 21_660_466),
     "T1": (lambda: ImageToLabel(ResNetTrunk()), 21_610_945),
     "T2": (LabelToHidden, 67_328),
     "features of classes": (lambda: FeatureClassifier(ResNetTrunk(first=1), num_classes=100), 26_296_484),
@@ -50,17 +56,17 @@ def small(kind: str, **changes: Any) -> tuple[nn.Module, nn.Module, torch.Tensor
     torch.manual_seed(0)
     if kind == "biggan":
         settings = {"num_classes": 5, "channels": 2, "size": 16}
-        g: nn.Module = biggan.Generator(**settings, latent=6, widths=(16, 8, 8))
-        d: nn.Module = biggan.Discriminator(**settings, widths=(8, 8, 16), final=8)
+        g: nn.Module = biggan.BigGanGenerator(**settings, latent=6, widths=(16, 8, 8))
+        d: nn.Module = biggan.BigGanDiscriminator(**settings, widths=(8, 8, 16), final=8)
         return g, d, torch.arange(8) % 5
     if kind == "biggan_deep":
         settings = {"num_classes": 5, "channels": 2, "size": 16, "attention": 8}
-        g = biggan_deep_pair.Generator(**settings, latent=6, embed=3, widths=(16, 16, 8))
-        return g, biggan_deep_pair.Discriminator(**settings, widths=(8, 16, 16)), torch.arange(8) % 5
+        g = biggan_deep_pair.BigGanDeepSmallGenerator(**settings, latent=6, embed=3, widths=(16, 16, 8))
+        return g, biggan_deep_pair.BigGanDeepSmallDiscriminator(**settings, widths=(8, 16, 16)), torch.arange(8) % 5
     embedding = LabelToHidden(embed=64)  # of 8 every group has one value, and its norm makes that 0
     settings = {"embedding": embedding, "embed": 64, "channels": 2, "size": 16, "attention": 8}
-    g = sagan.Generator(**settings, latent=6, widths=(16, 8, 8), momentum=0.1)
-    return g, sagan.Discriminator(**settings, widths=(8, 8, 16)), torch.linspace(0, 1, 8)
+    g = sagan.SaganGenerator(**settings, latent=6, widths=(16, 8, 8), momentum=0.1)
+    return g, sagan.SaganDiscriminator(**settings, widths=(8, 8, 16)), torch.linspace(0, 1, 8)
 
 
 @pytest.mark.parametrize("kind", ["biggan", "biggan_deep", "sagan"])
@@ -153,15 +159,21 @@ def test_attention_begins_as_nothing_and_equals_the_papers_formula() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: biggan.Generator(num_classes=2, size=24), "4 times a power of 2, got 24"),
-        (lambda: biggan.Discriminator(num_classes=2, size=16, final=12), "12 times a power of 2, got 16"),
-        (lambda: biggan.Generator(num_classes=2, size=16, widths=(8, 8)), r"has 3 maps at this size: .* got \[8, 8\]"),
-        (lambda: biggan_deep_pair.Generator(num_classes=2, widths=(8, 8, 8, 8, 8, 16)), "drops channels and adds none"),
+        (lambda: biggan.BigGanGenerator(num_classes=2, size=24), "4 times a power of 2, got 24"),
+        (lambda: biggan.BigGanDiscriminator(num_classes=2, size=16, final=12), "12 times a power of 2, got 16"),
         (
-            lambda: biggan_deep_pair.Discriminator(num_classes=2, widths=(8, 8, 8, 8, 8, 4)),
+            lambda: biggan.BigGanGenerator(num_classes=2, size=16, widths=(8, 8)),
+            r"has 3 maps at this size: .* got \[8, 8\]",
+        ),
+        (
+            lambda: biggan_deep_pair.BigGanDeepSmallGenerator(num_classes=2, widths=(8, 8, 8, 8, 8, 16)),
+            "drops channels and adds none",
+        ),
+        (
+            lambda: biggan_deep_pair.BigGanDeepSmallDiscriminator(num_classes=2, widths=(8, 8, 8, 8, 8, 4)),
             "adds channels and drops none",
         ),
-        (lambda: sagan.Discriminator(embedding=nn.Identity(), size=16), "has 3 maps at this size"),
+        (lambda: sagan.SaganDiscriminator(embedding=nn.Identity(), size=16), "has 3 maps at this size"),
         (lambda: SparseAutoEncoder(size=20), "4 times a power of 2, got 20"),
     ],
 )
@@ -197,11 +209,11 @@ def test_a_fresh_t1_is_not_dead() -> None:
         assert (net(torch.randn(32, 1, 8, 8)) > 0).any()
 
 
-def small_ratio() -> DensityRatio:
+def small_ratio() -> RatioNetwork:
     torch.manual_seed(0)
     phi = FeatureClassifier(ConvTrunk(in_channels=1, size=8, widths=(4, 8)), num_classes=3, features=12, hidden=(8,))
     settings: dict[str, Any] = {"mean": [0.3], "std": [0.4], "widths": (16, 8), "dropout": 0.5}
-    return DensityRatio(features=phi, feature_dim=12, labels=nn.Embedding(3, 3), label_dim=3, **settings)
+    return RatioNetwork(features=phi, feature_dim=12, labels=nn.Embedding(3, 3), label_dim=3, **settings)
 
 
 def test_a_fresh_ratio_is_near_one_and_its_extractor_rests() -> None:

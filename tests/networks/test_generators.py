@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from kd_lightning.networks.generators.generators import Generator, UpConv
+from kd_lightning.networks.generators.generators import ConvGenerator, UpConv
 
 SMALL: dict[str, Any] = {"latent": 5, "channels": 3, "size": 8, "ngf": 4}
 STATISTICS: dict[str, Any] = {"mean": [0.1, 0.2, 0.3], "std": [0.5, 0.6, 0.7]}
@@ -59,7 +59,7 @@ def test_generator_equals_the_papers_layers_and_leaves_data_units(
     tail: Literal["tanh_bn", "bn", "sigmoid"], eps: float, fast: bool
 ) -> None:
     torch.manual_seed(0)
-    generator = Generator(**SMALL, tail=tail, eps=eps, fast=fast, **STATISTICS)
+    generator = ConvGenerator(**SMALL, tail=tail, eps=eps, fast=fast, **STATISTICS)
     for p in generator.parameters():
         nn.init.normal_(p)
     linear, rest = reference(TAILS[tail](), eps)
@@ -73,7 +73,7 @@ def test_generator_equals_the_papers_layers_and_leaves_data_units(
 
 
 def test_parameter_count_at_the_papers_size() -> None:
-    generator = Generator(latent=100, channels=1, size=32, mean=[0.1307], std=[0.3081])
+    generator = ConvGenerator(latent=100, channels=1, size=32, mean=[0.1307], std=[0.3081])
     hidden = 128 * 8 * 8
     count = 101 * hidden + 2 * 128 + (9 * 128 + 1) * 128 + 2 * 128 + (9 * 128 + 1) * 64 + 2 * 64 + (9 * 64 + 1)
     assert sum(p.numel() for p in generator.parameters()) == count
@@ -93,7 +93,7 @@ GENERATORS: dict[str, tuple[dict[str, Any], int, float]] = {
 def test_the_papers_generators_have_their_size_and_cost(name: str) -> None:
     settings, parameters, millions = GENERATORS[name]
     statistics = {key: [0.5] * settings["channels"] for key in ("mean", "std")}
-    generator = Generator(size=32, fast=False, **settings, **statistics).eval()
+    generator = ConvGenerator(size=32, fast=False, **settings, **statistics).eval()
     assert sum(p.numel() for p in generator.parameters()) == parameters
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         generator(torch.randn(1, settings["latent"]))
@@ -101,7 +101,7 @@ def test_the_papers_generators_have_their_size_and_cost(name: str) -> None:
 
 
 def test_dafl_sets_eps_in_the_two_hidden_batch_norms_only() -> None:
-    generator = Generator(**SMALL, **STATISTICS)
+    generator = ConvGenerator(**SMALL, **STATISTICS)
     norms = [m for m in generator.modules() if isinstance(m, nn.BatchNorm2d)]
     assert [m.eps for m in norms] == [1e-5, 0.8, 0.8, 1e-5]
     assert [m.momentum for m in norms] == [0.1] * 4
@@ -110,22 +110,22 @@ def test_dafl_sets_eps_in_the_two_hidden_batch_norms_only() -> None:
 
 def test_images_have_the_mean_and_std_they_were_given() -> None:
     torch.manual_seed(0)
-    generator = Generator(**SMALL, tail="bn", eps=1e-5, **STATISTICS)
+    generator = ConvGenerator(**SMALL, tail="bn", eps=1e-5, **STATISTICS)
     var, mean = torch.var_mean(generator(torch.randn(64, 5)), dim=(0, 2, 3), correction=0)
     torch.testing.assert_close(mean, torch.tensor(STATISTICS["mean"]), atol=1e-4, rtol=0)
     torch.testing.assert_close(var.sqrt(), torch.tensor(STATISTICS["std"]), atol=1e-2, rtol=0)
 
 
 def test_statistics_travel_with_the_weights() -> None:
-    source = Generator(**SMALL, **STATISTICS)
-    target = Generator(**SMALL, mean=[0.0] * 3, std=[1.0] * 3)
+    source = ConvGenerator(**SMALL, **STATISTICS)
+    target = ConvGenerator(**SMALL, mean=[0.0] * 3, std=[1.0] * 3)
     target.load_state_dict(source.state_dict())
     z = torch.randn(4, 5)
     torch.testing.assert_close(target(z), source(z), atol=0, rtol=0)
 
 
 def test_without_conv_bias_only_the_last_convolution_has_one() -> None:
-    generator = Generator(**SMALL, tail="sigmoid", conv_bias=False)
+    generator = ConvGenerator(**SMALL, tail="sigmoid", conv_bias=False)
     assert [m.bias is not None for m in generator.modules() if isinstance(m, nn.Conv2d)] == [False, False, True]
     x = generator(torch.randn(4, 5))
     assert x.min() > 0
@@ -138,7 +138,7 @@ def test_without_conv_bias_only_the_last_convolution_has_one() -> None:
 )
 def test_impossible_generators_are_refused(change: dict) -> None:
     with pytest.raises(ValueError, match=r"multiple of 4|unknown tail|one mean|one std"):
-        Generator(**{**SMALL, **STATISTICS, **change})
+        ConvGenerator(**{**SMALL, **STATISTICS, **change})
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -36,7 +36,7 @@ def built(kind: Callable[..., nn.Module], seed: int, **settings: Any) -> nn.Modu
 
 def biggan(seed: int) -> Any:
     small: dict[str, Any] = {"size": 16, "num_classes": 10, "latent": 4, "ch": 4, "layers": STEPS, "attention": 2}
-    return shaken(built(biggan_deep.Generator, seed, **small), seed)
+    return shaken(built(biggan_deep.BigGanDeepGenerator, seed, **small), seed)
 
 
 def u2net(seed: int, mids: int = 2) -> Any:
@@ -263,9 +263,9 @@ def test_textures_in_place_of_a_shape_are_named(tmp_path: Path) -> None:
 
 
 def tiny_pair(seed: int) -> tuple[Any, Any]:
-    generator = built(tiny_gan.Generator, seed, num_classes=10, latent=6, size=8, conv_dim=4, repeat=2, embed=5)
+    generator = built(tiny_gan.TinyGenerator, seed, num_classes=10, latent=6, size=8, conv_dim=4, repeat=2, embed=5)
     return shaken(generator, seed), shaken(
-        built(tiny_gan.Discriminator, seed, num_classes=10, conv_dim=4, repeat=3), seed
+        built(tiny_gan.TinyDiscriminator, seed, num_classes=10, conv_dim=4, repeat=3), seed
     )
 
 

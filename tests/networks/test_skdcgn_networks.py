@@ -30,11 +30,11 @@ def unset(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(layer, "reset_parameters", lambda _: None)
 
 
-def small_biggan(**settings: Any) -> biggan_deep.Generator:
+def small_biggan(**settings: Any) -> biggan_deep.BigGanDeepGenerator:
     """Of random weights, and of statistics that differ from row to row."""
     torch.manual_seed(0)
     small: dict[str, Any] = {"size": 32, "num_classes": 10, "latent": 16, "ch": 8, "layers": STEPS, "attention": 2}
-    net = biggan_deep.Generator(**small | settings).eval()
+    net = biggan_deep.BigGanDeepGenerator(**small | settings).eval()
     for name, table in net.named_buffers():
         if name.endswith("running_means"):
             table.copy_(0.2 * torch.randn(table.shape))
@@ -43,9 +43,9 @@ def small_biggan(**settings: Any) -> biggan_deep.Generator:
     return net
 
 
-def tiny(**settings: Any) -> tiny_gan.Generator:
+def tiny(**settings: Any) -> tiny_gan.TinyGenerator:
     torch.manual_seed(0)
-    return tiny_gan.Generator(**DIGITS | {"conv_dim": 8} | settings)
+    return tiny_gan.TinyGenerator(**DIGITS | {"conv_dim": 8} | settings)
 
 
 @pytest.mark.parametrize(
@@ -54,14 +54,14 @@ def tiny(**settings: Any) -> tiny_gan.Generator:
 )
 @pytest.mark.usefixtures("unset")
 def test_biggan_deep_is_as_large_as_the_published_one(size: int, parameters: int, buffers: int, names: int) -> None:
-    net = biggan_deep.Generator(size=size)
+    net = biggan_deep.BigGanDeepGenerator(size=size)
     assert (count(net), sum(b.numel() for b in net.buffers())) == (parameters, buffers)
     assert len(net.state_dict()) == names
 
 
 @pytest.mark.usefixtures("unset")
 def test_so_is_each_part_of_it() -> None:
-    net = biggan_deep.Generator()
+    net = biggan_deep.BigGanDeepGenerator()
     blocks = [8_654_336] * 3 + [8_129_024] + [2_623_232] * 3 + [2_491_648, 327_681, 885_632, 852_608, 336_320, 328_000]
     assert [count(layer) for layer in net.layers] == blocks
     assert count(net.embeddings) == 128_000
@@ -252,13 +252,13 @@ def test_the_deepest_stages_of_u2net_do_not_pool() -> None:
 )
 @pytest.mark.usefixtures("unset")
 def test_tiny_generators_are_as_large_as_the_authors(settings: dict[str, Any], parameters: int) -> None:
-    net = tiny_gan.Generator(**{"num_classes": 1000} | settings)
+    net = tiny_gan.TinyGenerator(**{"num_classes": 1000} | settings)
     assert count(net) == parameters
 
 
 @pytest.mark.usefixtures("unset")
 def test_so_are_their_blocks() -> None:
-    net = tiny_gan.Generator(num_classes=1000)
+    net = tiny_gan.TinyGenerator(num_classes=1000)
     assert [count(block) for block in net.blocks] == [1_062_400, 534_272, 185_216, 72_128, 30_944]
     assert (count(net.embedding), count(net.fc), count(net.bn), count(net.colorize)) == (128_000, 1_056_768, 64, 867)
 
@@ -273,7 +273,7 @@ def test_so_are_their_blocks() -> None:
 )
 @pytest.mark.usefixtures("unset")
 def test_tiny_discriminators_are_as_large_as_the_authors(settings: dict[str, Any], parameters: int) -> None:
-    net = tiny_gan.Discriminator(**{"num_classes": 1000} | settings)
+    net = tiny_gan.TinyDiscriminator(**{"num_classes": 1000} | settings)
     assert count(net) == parameters
 
 
@@ -283,7 +283,7 @@ def test_tiny_images_and_verdicts(channels: int) -> None:
     x = g(torch.randn(3, 32), y)
     assert x.shape == (3, channels, 32, 32)
     assert 0 <= x.min() < 0.4 < 0.6 < x.max() <= 1
-    d = tiny_gan.Discriminator(num_classes=10, conv_dim=16, repeat=3, channels=channels)
+    d = tiny_gan.TinyDiscriminator(num_classes=10, conv_dim=16, repeat=3, channels=channels)
     score, features = d(x, y)
     assert score.shape == (3,)
     assert [tuple(f.shape) for f in features] == [(3, 16, 16, 16), (3, 32, 8, 8), (3, 64, 4, 4)]
@@ -333,7 +333,7 @@ def test_a_tiny_block_by_hand() -> None:
 def test_a_tiny_verdict_is_linear_in_the_sum_of_the_last_map() -> None:
     torch.manual_seed(0)
     d, x, y = (
-        tiny_gan.Discriminator(num_classes=10, conv_dim=8, repeat=2).eval(),
+        tiny_gan.TinyDiscriminator(num_classes=10, conv_dim=8, repeat=2).eval(),
         torch.rand(2, 3, 8, 8),
         torch.tensor([4, 6]),
     )
@@ -346,7 +346,7 @@ def test_a_tiny_verdict_is_linear_in_the_sum_of_the_last_map() -> None:
 
 def test_weights_of_a_tiny_discriminator_have_norm_1() -> None:
     torch.manual_seed(0)
-    d = tiny_gan.Discriminator(num_classes=10, conv_dim=8, repeat=2)
+    d = tiny_gan.TinyDiscriminator(num_classes=10, conv_dim=8, repeat=2)
     for _ in range(30):
         d(torch.rand(1, 3, 8, 8), torch.tensor([0]))
     for layer in (*d.eval().layers, d.fc_src, d.embedding):
@@ -365,8 +365,8 @@ def test_tiny_generators_that_cannot_be(settings: dict[str, Any], said: str) -> 
 @pytest.mark.usefixtures("unset")
 def test_how_much_smaller_the_students_are() -> None:
     """CGN's three BigGANs and U2-Net against three of TinyGAN: 11.3; one texture 8.95, the shape 16.0."""
-    big, saliency = count(biggan_deep.Generator()), count(U2Net())
-    student = count(tiny_gan.Generator(num_classes=1000, size=256))
+    big, saliency = count(biggan_deep.BigGanDeepGenerator()), count(U2Net())
+    student = count(tiny_gan.TinyGenerator(num_classes=1000, size=256))
     assert 3 * big + saliency == 211_652_368
     assert 4 * big + saliency == 267_533_201
     assert round(big / student, 2) == 8.95

@@ -137,7 +137,7 @@ from kd_lightning.teachers.remote.local import LocalAsker
 sys.modules["kept"] = kept = types.ModuleType("kept")  # until the very end
 net = lambda: nn.Sequential(nn.Flatten(), *(nn.Linear(64, 64) for _ in range(100)))
 kept.askers = [LocalAsker(net(), Described("net", "1", "probs", 64)) for _ in range(20)]
-print(len([asker.ask(np.zeros((1, 8, 8, 1), np.uint8)) for asker in kept.askers]))
+print(len([client.ask(np.zeros((1, 8, 8, 1), np.uint8)) for client in kept.askers]))
 """
 
 
@@ -167,8 +167,8 @@ def test_the_pixels_asked_about_are_those_that_are_shown(tmp_path: Path) -> None
     shown = eight_bits(x)
     assert (shown - x.clamp(0, 1)).abs().max() <= 0.5 / 255 + 1e-6
     assert torch.equal(torch.from_numpy(to_bytes(x)).permute(0, 3, 1, 2).float() / 255, shown)
-    asker = Tells(lambda x: x.flatten(1)[:, :3])
-    assert torch.equal(closed(asker, tmp_path)(x), shown.flatten(1)[:, :3])
+    client = Tells(lambda x: x.flatten(1)[:, :3])
+    assert torch.equal(closed(client, tmp_path)(x), shown.flatten(1)[:, :3])
 
 
 def different(*values: int) -> Tensor:
@@ -176,34 +176,34 @@ def different(*values: int) -> Tensor:
 
 
 def test_budget_is_never_exceeded(tmp_path: Path) -> None:
-    asker = Fake()
-    teacher = closed(asker, tmp_path, budget=5)
+    client = Fake()
+    teacher = closed(client, tmp_path, budget=5)
     teacher(different(1, 2, 3))
     with pytest.raises(BudgetExceeded, match=r"teacher\.budget=5 images: 6 wanted"):
         teacher.require(6)
     teacher.require(5)
     with pytest.raises(BudgetExceeded, match=r"teacher\.budget=5 images: 3 asked, 3 more wanted.*source=queried"):
         teacher(different(4, 5, 6))
-    assert asker.answered == 3
+    assert client.answered == 3
     teacher(different(1, 2, 3))
     teacher(different(4, 5))
-    assert teacher.asked == asker.answered == 5
+    assert teacher.asked == client.answered == 5
 
 
 def test_measuring_has_a_bucket_of_its_own(tmp_path: Path) -> None:
-    asker = Fake()
-    teacher = closed(asker, tmp_path, budget=0, eval_budget=4)
+    client = Fake()
+    teacher = closed(client, tmp_path, budget=0, eval_budget=4)
     images = torch.arange(5, dtype=torch.uint8).view(-1, 1, 1, 1)
     told = teacher.for_evaluation(images[:4])
     assert told is not None
     assert told.answers.argmax(1).tolist() == [0, 1, 2, 0]
     assert teacher.for_evaluation(images) is None
-    assert (teacher.asked, asker.answered) == (0, 4)
+    assert (teacher.asked, client.answered) == (0, 4)
 
 
 def test_a_batch_cannot_do_without_an_answer(tmp_path: Path) -> None:
-    asker = Fake(troubles=iter([lambda images: [Label(1), Abstained()]]))
-    teacher = closed(asker, tmp_path)
+    client = Fake(troubles=iter([lambda images: [Label(1), Abstained()]]))
+    teacher = closed(client, tmp_path)
     with pytest.raises(TeacherError, match=r"abstained on 1 images.*source=queried"):
         teacher(different(1, 2))
     told = teacher.about(torch.tensor([2, 1, 3], dtype=torch.uint8).view(-1, 1, 1, 1))

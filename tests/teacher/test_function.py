@@ -1,4 +1,4 @@
-"""Any function from images to answers is a teacher, with a ledger, retries and canaries like every other."""
+"""Any function from images to answers is a teacher, with a ledger, retries and drift checks like every other."""
 
 from __future__ import annotations
 
@@ -164,13 +164,13 @@ def test_a_reference_is_measured_in_its_place(
     ("overrides", "said"),
     [
         ([], r"teacher\.function: required"),
-        (["teacher.function=nobody.knows"], r"teacher\.asker\.function\._target_: cannot import nobody\.knows"),
+        (["teacher.function=nobody.knows"], r"teacher\.client\.function\._target_: cannot import nobody\.knows"),
         (["teacher.function=json.dumps", "teacher.access=white"], r"teacher\.access=white: a teacher that is not here"),
         (["teacher.function=json.dumps", "method=dafl", "source=free"], r"method: Dafl needs the teacher's gradients"),
         (["teacher.function=json.dumps", "teacher.reference=gone"], r"teacher\.reference: there is no gone"),
         (["teacher.function=json.dumps", "teacher.pace.tries=no"], r"teacher\.pace\.tries: expected a whole number"),
         (["teacher.function=json.dumps", "teacher.min_coverage=2"], r"teacher\.min_coverage=2: expected a share"),
-        (["teacher.function=json.dumps", "teacher.net=${student}"], r"teacher\.asker: there is a network, too"),
+        (["teacher.function=json.dumps", "teacher.net=${student}"], r"teacher\.client: there is a network, too"),
     ],
 )
 def test_faults_of_such_a_teacher(overrides: list[str], said: str) -> None:
@@ -184,12 +184,15 @@ def test_a_function_is_no_fault() -> None:
 
 @pytest.mark.parametrize(
     ("change", "said"),
-    [("teacher.access=label", "tells probs: set teacher.access=probs"), ("teacher.asker.num_classes=7", "knows 7 cla")],
+    [
+        ("teacher.access=label", "tells probs: set teacher.access=probs"),
+        ("teacher.client.num_classes=7", "knows 7 cla"),
+    ],
 )
 def test_a_teacher_that_tells_something_else(
     change: str, said: str, tiny: Callable[..., Outcome], elsewhere: list[int]
 ) -> None:
-    fixed = ("teacher.asker.access=probs",) if "access" in change else ()
+    fixed = ("teacher.client.access=probs",) if "access" in change else ()
     with pytest.raises(TeacherError, match=said):
         tiny(*CALLABLE, f"teacher.function={__name__}.ours", *fixed, change)
     assert elsewhere == []

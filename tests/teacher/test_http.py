@@ -58,9 +58,9 @@ def asking(reply: Reply | httpx.Response, **settings: Any) -> HttpTeacher:
             return good(request)
         return reply if isinstance(reply, httpx.Response) else reply(request)
 
-    asker = HttpTeacher("http://teacher.test", **settings)
-    asker._transport = httpx.MockTransport(respond)
-    return asker
+    client = HttpTeacher("http://teacher.test", **settings)
+    client._transport = httpx.MockTransport(respond)
+    return client
 
 
 def attempt(reply: Reply | httpx.Response, asked: np.ndarray | None = None, **settings: Any) -> Unanswered:
@@ -178,11 +178,11 @@ def test_an_answer_that_breaks_off_or_never_ends() -> None:
         return httpx.Response(200, content=content())
 
     assert type(attempt(torn)) is Unclear
-    asker = asking(endless)
-    asker.describe()
-    asker.timeout = 0.1
+    client = asking(endless)
+    client.describe()
+    client.timeout = 0.1
     with pytest.raises(Unclear, match="an answer without an end"):
-        asker.ask(images(1))
+        client.ask(images(1))
 
 
 P = [0.1, 0.2, 0.3, 0.4]
@@ -304,11 +304,11 @@ def test_another_teacher_than_before_is_refused(what: str) -> None:
         sent.append(request)
         return good(request, other)
 
-    asker = asking(changed)
+    client = asking(changed)
     with pytest.raises(Unclear, match=f"has changed .{what} was"):  # it was answered, and may have been counted
-        asker.ask(images(1))
+        client.ask(images(1))
     with pytest.raises(Closed, match="has changed"):
-        asker.ask(images(1))
+        client.ask(images(1))
     assert len(sent) == 1
 
 
@@ -341,10 +341,10 @@ def test_another_teacher_than_before_is_refused(what: str) -> None:
 )
 def test_a_description_that_is_none(change: dict[str, Any]) -> None:
     told = json.dumps({**wire.description(TEACHER), **change})
-    asker = HttpTeacher("http://teacher.test")
-    asker._transport = httpx.MockTransport(lambda _: httpx.Response(200, text=told))
+    client = HttpTeacher("http://teacher.test")
+    client._transport = httpx.MockTransport(lambda _: httpx.Response(200, text=told))
     with pytest.raises(TeacherError, match="does not describe itself as a teacher"):
-        asker.describe()
+        client.describe()
 
 
 def test_a_description_is_fetched_once_and_costs_nothing() -> None:
@@ -358,14 +358,14 @@ def test_a_description_is_fetched_once_and_costs_nothing() -> None:
             raise reply
         return reply or good(request)
 
-    asker = HttpTeacher("http://teacher.test/v1/")
-    asker._transport = httpx.MockTransport(respond)
+    client = HttpTeacher("http://teacher.test/v1/")
+    client._transport = httpx.MockTransport(respond)
     for kind in (Busy, Busy, Busy):
         with pytest.raises(kind):
-            asker.ask(images(1))
-    with pytest.raises(TeacherError, match=r"teacher\.asker\.url=http://teacher\.test/v1: 401.*Is kd-serve running"):
-        asker.describe()
-    assert asker.describe() == asker.describe() == TEACHER
+            client.ask(images(1))
+    with pytest.raises(TeacherError, match=r"teacher\.client\.url=http://teacher\.test/v1: 401.*Is kd-serve running"):
+        client.describe()
+    assert client.describe() == client.describe() == TEACHER
     assert fetched == ["http://teacher.test/v1/describe"] * 5
 
 
@@ -391,20 +391,20 @@ def test_the_key_is_read_when_it_is_needed_and_kept_nowhere(monkeypatch: pytest.
         shown.append(request.headers.get("Authorization"))
         return good(request)
 
-    asker = HttpTeacher("http://teacher.test", key_env="TEACHER_KEY")
-    asker._transport = httpx.MockTransport(reply)
+    client = HttpTeacher("http://teacher.test", key_env="TEACHER_KEY")
+    client._transport = httpx.MockTransport(reply)
     with pytest.raises(TeacherError, match="variable TEACHER_KEY, which key_env names, is not set"):
-        asker.describe()
+        client.describe()
     for key in (KEY, KEY + "2"):
         monkeypatch.setenv("TEACHER_KEY", key + "\n")
-        asker.ask(images(1))
+        client.ask(images(1))
         assert shown[-1] == f"Bearer {key}"
-    state = {k: v for k, v in vars(asker).items() if k not in ("_client", "_transport", "_lock")}
-    assert KEY not in repr(asker) + repr(state) + str(pickle.dumps(state))
-    assert KEY not in repr(asker._client.headers) + repr(asker._client._auth)
+    state = {k: v for k, v in vars(client).items() if k not in ("_client", "_transport", "_lock")}
+    assert KEY not in repr(client) + repr(state) + str(pickle.dumps(state))
+    assert KEY not in repr(client._client.headers) + repr(client._client._auth)
     monkeypatch.setenv("TEACHER_KEY", "with blank")
     with pytest.raises(Closed, match="holds a blank"):
-        asker.ask(images(1))
+        client.ask(images(1))
 
 
 @pytest.mark.parametrize("how", ["echo", "plain", "error"])
@@ -444,9 +444,9 @@ def test_wrong_settings_are_named_without_the_key(settings: dict[str, Any], reas
 
 def test_without_httpx_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "httpx", None)
-    asker = HttpTeacher("http://127.0.0.1:1")
+    client = HttpTeacher("http://127.0.0.1:1")
     with pytest.raises(UserError, match=r"pip install 'kd-lightning\[http\]'"):
-        asker.describe()
+        client.describe()
 
 
 def test_a_proxy_is_not_asked_for_the_way_to_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -462,31 +462,31 @@ def test_a_proxy_is_not_asked_for_the_way_to_this_machine(monkeypatch: pytest.Mo
 def test_over_a_real_connection_every_level_arrives_in_order(access: Any, answer: Any) -> None:
     asked = images(3, 1, 0, 2, 1)
     with toy(answer, teacher=replace(TEACHER, access=access)) as (service, client):
-        asker = HttpTeacher(str(client.base_url))
-        assert asker.describe() == service.teacher
-        assert asker.ask(asked) == answer(asked)
-        assert asker.ask(asked[::2]) == answer(asked[::2])  # a view, whose pixels do not lie side by side
-        assert asker.ask(asked.transpose(0, 2, 1, 3).copy().transpose(0, 2, 1, 3)) == answer(asked)
+        client = HttpTeacher(str(client.base_url))
+        assert client.describe() == service.teacher
+        assert client.ask(asked) == answer(asked)
+        assert client.ask(asked[::2]) == answer(asked[::2])  # a view, whose pixels do not lie side by side
+        assert client.ask(asked.transpose(0, 2, 1, 3).copy().transpose(0, 2, 1, 3)) == answer(asked)
         assert service.tally.images == 13
 
 
 def test_over_a_real_connection_every_refusal_is_what_it_is() -> None:
     with toy(limits=Limits(images_per_minute=6)) as (service, client):
-        asker = HttpTeacher(str(client.base_url))
-        asker.ask(images(1, 2, 3, 0, 1))
+        client = HttpTeacher(str(client.base_url))
+        client.ask(images(1, 2, 3, 0, 1))
         with pytest.raises(Busy) as busy:
-            asker.ask(images(1, 2))
+            client.ask(images(1, 2))
         assert busy.value.retry_after == 10
         with pytest.raises(Unfit, match="at most 5 images"):
-            asker.ask(images(*[1] * 6))
+            client.ask(images(*[1] * 6))
         with pytest.raises(Unfit, match="no images"):
-            asker.ask(images(1)[:0])
+            client.ask(images(1)[:0])
         service.teacher = replace(service.teacher, version="v2")
         with pytest.raises(Closed, match="has changed: 412: the teacher is toy, version v2"):
-            asker.ask(images(1))
+            client.ask(images(1))
         assert service.tally.questions == 1
     with pytest.raises(Busy, match="no connection"):
-        asker.ask(images(1))
+        client.ask(images(1))
     with toy(key="k") as (_, client), pytest.raises(TeacherError, match="401"):
         HttpTeacher(str(client.base_url)).describe()
 
@@ -503,14 +503,14 @@ def test_a_lost_answer_is_repeated_and_not_counted_twice() -> None:
             return response
 
     with toy() as (service, client):
-        asker, asked = HttpTeacher(str(client.base_url)), images(1, 2)
-        asker._transport = Loses()
+        client, asked = HttpTeacher(str(client.base_url)), images(1, 2)
+        client._transport = Loses()
         with pytest.raises(Unclear, match="no answer"):
-            asker.ask(asked)
+            client.ask(asked)
         assert (service.tally.questions, service.tally.images, service.tally.repeated) == (1, 2, 0)
-        assert asker.ask(asked) == probs(asked)
+        assert client.ask(asked) == probs(asked)
         assert (service.tally.questions, service.tally.images, service.tally.repeated) == (1, 2, 1)
-        asker.ask(asked)  # a new question, as canaries are
+        client.ask(asked)  # a new question, as drift checks are
         assert (service.tally.questions, service.tally.images, service.tally.repeated) == (2, 4, 1)
 
 
@@ -525,40 +525,40 @@ def test_ids_stay_with_a_question_until_it_is_clear_what_came_of_it() -> None:
             raise now
         return now or good(request)
 
-    asker = asking(reply)
+    client = asking(reply)
     for kind in (Unclear, Unclear, None, Busy, None):
         if kind is None:
-            asker.ask(images(1))
+            client.ask(images(1))
         else:
             with pytest.raises(kind):
-                asker.ask(images(1))
+                client.ask(images(1))
     assert len(set(ids[:3])) == 1
     assert len(set(ids)) == 3
-    assert not asker._open
+    assert not client._open
 
 
 def test_lost_questions_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kd_lightning.teachers.remote.http.OPEN", 3)
-    asker = asking(httpx.Response(500))
+    client = asking(httpx.Response(500))
     for c in range(4):
         with pytest.raises(Unclear):
-            asker.ask(images(c))
-    assert len(asker._open) == 3
+            client.ask(images(c))
+    assert len(client._open) == 3
 
 
 def test_threads_may_ask_at_once() -> None:
     with toy() as (service, client), ThreadPoolExecutor(8) as pool:
-        asker = HttpTeacher(str(client.base_url))
+        client = HttpTeacher(str(client.base_url))
         each = [images(i % 4, i // 4 % 4, i // 16) for i in range(24)]
-        assert list(pool.map(asker.ask, each)) == [probs(asked) for asked in each]
+        assert list(pool.map(client.ask, each)) == [probs(asked) for asked in each]
         assert service.tally.images == 72
 
 
 def test_the_composition_names_it() -> None:
     resolvers.register()
-    found = read(["teacher=http", "teacher.asker.url=https://teacher.test:8443/v1", "teacher.asker.key_env=MY_KEY"])
+    found = read(["teacher=http", "teacher.client.url=https://teacher.test:8443/v1", "teacher.client.key_env=MY_KEY"])
     assert not found.problems
     assert not found.unset
-    asker = instantiate(found.cfg.teacher.asker)
-    assert (asker.url, asker.key_env, asker.timeout) == ("https://teacher.test:8443/v1", "MY_KEY", 60.0)
+    client = instantiate(found.cfg.teacher.client)
+    assert (client.url, client.key_env, client.timeout) == ("https://teacher.test:8443/v1", "MY_KEY", 60.0)
     assert (found.cfg.teacher.net, found.cfg.teacher.access) == (None, "probs")

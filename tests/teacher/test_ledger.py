@@ -81,13 +81,15 @@ def test_reserve_settle_and_find_again(tmp_path: Path) -> None:
 def test_both_limits_are_checked_together_and_nothing_changes_where_one_fails(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "l.sqlite")
     ledger.settle(claim(), ledger.reserve(claim(), keys(1, 2, 3)).attempt, dict.fromkeys(keys(1, 2, 3), Label(0)))
-    with pytest.raises(BudgetExceeded, match=r"teacher\.purse=4 images of t for all runs together: 3 paid, 2 more"):
-        ledger.reserve(claim(run="new", limit=9, purse=4), keys(1, 4, 5))
+    with pytest.raises(
+        BudgetExceeded, match=r"teacher\.total_budget=4 images of t for all runs together: 3 paid, 2 more"
+    ):
+        ledger.reserve(claim(run="new", limit=9, total_budget=4), keys(1, 4, 5))
     with pytest.raises(BudgetExceeded, match=r"teacher\.budget=2 images: 0 asked, 3 more wanted.*source\.images=N"):
         ledger.reserve(claim(run="new", limit=2), keys(1, 2, 4))
     assert ledger.spent("new")["training"] == Spent()
-    # answers that others paid for count against the budget, not against the purse
-    assert len(ledger.reserve(claim(run="new", limit=3, purse=3), keys(1, 2, 3)).known) == 3
+    # answers that others paid for count against the budget, not against the total budget
+    assert len(ledger.reserve(claim(run="new", limit=3, total_budget=3), keys(1, 2, 3)).known) == 3
     with pytest.raises(BudgetExceeded, match="3 asked, 1 more"):
         ledger.reserve(claim(run="new", limit=3), keys(4))
     held = ledger.reserve(claim(limit=5), keys(4, 5))
@@ -96,8 +98,8 @@ def test_both_limits_are_checked_together_and_nothing_changes_where_one_fails(tm
     ledger.doubt(held.attempt)
     with pytest.raises(BudgetExceeded, match=r"5 asked \(2 never answered\), 1 more"):
         ledger.reserve(claim(limit=5), keys(4))
-    with pytest.raises(BudgetExceeded, match=r"purse=5.*5 paid, 1 more"):
-        ledger.reserve(claim(run="third", purse=5), keys(4))
+    with pytest.raises(BudgetExceeded, match=r"total_budget=5.*5 paid, 1 more"):
+        ledger.reserve(claim(run="third", total_budget=5), keys(4))
     assert ledger.recall(claim(limit=5), keys(1, 2)).keys() == set(keys(1, 2))
 
 
@@ -128,7 +130,7 @@ def test_two_versions_are_never_mixed_in_one_run(tmp_path: Path) -> None:
     ledger.begin("run", newer, anew=True)
     assert ledger.spent("run")["training"] == Spent()
     with pytest.raises(BudgetExceeded, match="1 paid"):
-        ledger.reserve(claim(purse=1), keys(2))  # the purse forgets nothing
+        ledger.reserve(claim(total_budget=1), keys(2))  # the total budget forgets nothing
 
 
 def test_a_file_of_another_format_or_kind(tmp_path: Path) -> None:
@@ -142,9 +144,13 @@ def test_a_file_of_another_format_or_kind(tmp_path: Path) -> None:
         Ledger(tmp_path / "text").used("run")
 
 
-@pytest.mark.parametrize(("budget", "purse", "troubled"), [(45, 1000, True), (1000, 60, True), (1000, 1000, False)])
-def test_random_schedules_of_threads_and_processes(budget: int, purse: int, troubled: bool, tmp_path: Path) -> None:
-    processes = [FORKS.Process(target=pays, args=(str(tmp_path), s, budget, purse, troubled)) for s in range(3)]
+@pytest.mark.parametrize(
+    ("budget", "total_budget", "troubled"), [(45, 1000, True), (1000, 60, True), (1000, 1000, False)]
+)
+def test_random_schedules_of_threads_and_processes(
+    budget: int, total_budget: int, troubled: bool, tmp_path: Path
+) -> None:
+    processes = [FORKS.Process(target=pays, args=(str(tmp_path), s, budget, total_budget, troubled)) for s in range(3)]
     for process in processes:
         process.start()
     if troubled:
@@ -158,7 +164,7 @@ def test_random_schedules_of_threads_and_processes(budget: int, purse: int, trou
     ledger.recover()
     accounts = [ledger.spent(f"run{i}")["training"] for i in range(2)]
     spent = sum(account.paid + account.in_doubt for account in accounts)
-    assert len(answered) <= spent <= purse
+    assert len(answered) <= spent <= total_budget
     assert all(account.used + account.in_doubt <= budget for account in accounts)
     assert spent > 40, "it was asked in earnest"
     if not troubled:
@@ -166,7 +172,7 @@ def test_random_schedules_of_threads_and_processes(budget: int, purse: int, trou
 
 
 def counted(folder: Path) -> int:
-    """Images that an asker has counted in a file."""
+    """Images that an client has counted in a file."""
     file = folder / "count"
     return file.stat().st_size if file.is_file() else 0
 
@@ -177,15 +183,15 @@ def test_a_killed_process_loses_what_was_in_flight_and_no_more(tmp_path: Path) -
     wait_until(lambda: counted(tmp_path) == 40)
     os.kill(process.pid or 0, signal.SIGKILL)
     process.join()
-    asker = Fake(file=tmp_path / "count")
-    door = asking(asker, tmp_path, budget=60)
+    client = Fake(file=tmp_path / "count")
+    door = asking(client, tmp_path, budget=60)
     told = door.about(pictures(*range(40)))
     assert told == asking(Fake(), tmp_path / "whole").about(pictures(*range(40)))
     spent = door.spent()["training"]
     assert spent.used == 40
     assert spent.in_doubt == 4 * 4, "questions at a time, images in each"
     assert len((tmp_path / "count").read_bytes()) <= 40 + spent.in_doubt
-    assert asker.answered == 16, "what was settled before is not asked again"
+    assert client.answered == 16, "what was settled before is not asked again"
 
 
 def test_what_a_killed_network_of_ours_left_open_was_not_spent(tmp_path: Path) -> None:
@@ -235,9 +241,9 @@ def fills_the_disk(ledger: Ledger) -> Any:
 
 @pytest.mark.parametrize("same_process", [True, False])
 def test_what_was_answered_while_the_disk_filled_up_is_not_asked_again(same_process: bool, tmp_path: Path) -> None:
-    asker = Fake(**THOUSAND)
-    door = asking(asker, tmp_path, budget=4)
-    asker.troubles = iter([fills_the_disk(door.ledger)])
+    client = Fake(**THOUSAND)
+    door = asking(client, tmp_path, budget=4)
+    client.troubles = iter([fills_the_disk(door.ledger)])
     with pytest.raises(TeacherError, match=r"disk is full\): free some space .*pays for nothing twice") as stopped:
         door.about(pictures(1, 2, 3, 4))
     assert "\n" not in str(stopped.value)
@@ -249,21 +255,21 @@ def test_what_was_answered_while_the_disk_filled_up_is_not_asked_again(same_proc
         door.ledger._db.execute("PRAGMA max_page_count=1000000")
     else:
         del door
-        asker.troubles = iter(())
+        client.troubles = iter(())
         gc.collect()
-        door = asking(asker, tmp_path, budget=4)
+        door = asking(client, tmp_path, budget=4)
     assert door.about(pictures(1, 2, 3, 4)) == [Probs((0.001,) * 1000)] * 4
     assert door.spent()["training"] == Spent(used=4, paid=4)
-    assert asker.answered == 4
+    assert client.answered == 4
     del door
-    asker.troubles = iter(())
+    client.troubles = iter(())
     gc.collect()
     assert list((tmp_path / "ledger.sqlite.open").iterdir()) == []
 
 
 def test_nothing_is_asked_where_the_answers_would_have_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asker = Fake(**THOUSAND)
-    door = asking(asker, tmp_path, budget=8)
+    client = Fake(**THOUSAND)
+    door = asking(client, tmp_path, budget=8)
     room = [50_000]  # bytes that are left
 
     def pwrite(file: int, content: bytes, at: int, pwrite: Any = os.pwrite) -> int:
@@ -274,12 +280,12 @@ def test_nothing_is_asked_where_the_answers_would_have_no_room(tmp_path: Path, m
     monkeypatch.setattr(os, "pwrite", pwrite)
     with pytest.raises(TeacherError, match=r"No space left on device\): free some space"):
         door.about(pictures(1, 2, 3, 4))
-    assert asker.attempts == 0
+    assert client.attempts == 0
     assert door.spent()["training"] == Spent()
     room[0] = 500_000
-    asker.troubles = iter([lambda images: [Probs((0.001,) * 1000)] * len(images)])
+    client.troubles = iter([lambda images: [Probs((0.001,) * 1000)] * len(images)])
     assert len(door.about(pictures(1, 2, 3, 4))) == 4
-    assert asker.answered == 4
+    assert client.answered == 4
 
 
 @pytest.mark.parametrize("first", range(0, 14, 2))
@@ -298,17 +304,17 @@ def test_whenever_the_disk_fills_up_every_image_is_paid_once(
                 raise error
             return super().execute(*what)
 
-    asker = Fake(file=tmp_path / "count")
+    client = Fake(file=tmp_path / "count")
     with monkeypatch.context() as patch:
         connect = sqlite3.connect
         patch.setattr(sqlite3, "connect", lambda *a, **k: connect(*a, **k, factory=Filling))
         for _ in range(3):
             with pytest.raises(TeacherError, match="free some space"):
-                asking(asker, tmp_path, budget=20).about(pictures(*range(20)))
+                asking(client, tmp_path, budget=20).about(pictures(*range(20)))
             gc.collect()
-    door = asking(asker, tmp_path, budget=20)
+    door = asking(client, tmp_path, budget=20)
     door.about(pictures(*range(20)))
-    assert asker.answered == len(set(asker.seen)) == 20
+    assert client.answered == len(set(client.seen)) == 20
     assert door.spent()["training"] == Spent(used=20, paid=20)
 
 
@@ -390,7 +396,7 @@ def test_whatever_befalls_the_file_every_call_ends_in_one_line(
         "used": lambda it, *_: it.used("run"),
         "spent": lambda it, *_: it.spent("run"),
         "keep_canaries": lambda it, *_: it.keep_canaries(teacher, dict(zip(known, images, strict=True)), 9),
-        "canaries": lambda it, *_: it.canaries(teacher, 2),
+        "drift_checks": lambda it, *_: it.drift_checks(teacher, 2),
         "recover": lambda it, *_: it.recover(),
         "opened anew": lambda *_: Ledger(file).recall(own, known),
         "planned": lambda *_: Planned(asking(Fake(), tmp_path), set()).about(images),

@@ -236,10 +236,10 @@ def test_the_command_from_start_to_end(teacher_file: Path, tmp_path: Path) -> No
         assert process.stdout is not None
         line = process.stdout.readline()
         assert "probs with 3 decimals, 10 classes, images 8x8x1, 500 in a query, key in MY_KEY" in line
-        asker = HttpTeacher(line.split()[0].replace("0.0.0.0", "127.0.0.1"), key_env="OTHER_KEY")
+        client = HttpTeacher(line.split()[0].replace("0.0.0.0", "127.0.0.1"), key_env="OTHER_KEY")
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("OTHER_KEY", key)
-            answers = asker.ask(pixels(digits())[:20])
+            answers = client.ask(pixels(digits())[:20])
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0

@@ -23,7 +23,7 @@ from conftest import PATIENCE
 from loopback import TEACHER, images, post, probs, serving, toy
 
 from kd_lightning.cli.serve.app import Service
-from kd_lightning.cli.serve.limits import Limits, Memory, Tally
+from kd_lightning.cli.serve.limits import AnswerCache, Limits, Tally
 from kd_lightning.errors import UserError
 from kd_lightning.teachers.answer_types import Answer, Probs
 from kd_lightning.teachers.remote import protocol as wire
@@ -289,7 +289,7 @@ def test_the_memory_is_bounded_and_forgets_the_oldest() -> None:
         return b"x" * size
 
     async def story() -> tuple[list[str], int]:
-        memory = Memory(size=100)
+        memory = AnswerCache(size=100)
         for i in range(10):
             task = asyncio.ensure_future(answered(30))
             memory.keep(str(i), b"", task)
@@ -325,7 +325,7 @@ def test_remembering_an_answer_takes_the_same_work_however_many_are_remembered()
         return b"x" * 10
 
     async def story() -> None:
-        memory = Memory(size=1000)
+        memory = AnswerCache(size=1000)
         memory.entries = Walked()  # type: ignore[assignment]
         for i in range(300):
             task = asyncio.ensure_future(answered())

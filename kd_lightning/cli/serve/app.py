@@ -28,7 +28,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from kd_lightning.cli.serve.connections import BACKLOG, KEEP, Connection, Connections, Log
-from kd_lightning.cli.serve.limits import Bucket, Limits, Memory, Refused, Tally
+from kd_lightning.cli.serve.limits import AnswerCache, Bucket, Limits, Refused, Tally
 from kd_lightning.teachers.answer_types import Answer, Described
 from kd_lightning.teachers.remote import protocol as wire
 
@@ -63,7 +63,7 @@ class Service:
         self.answer, self.teacher, self.limits = answer, teacher, limits or Limits()
         self.shape: tuple[int, int, int] = teacher.image
         self.key = None if key is None else key.encode()
-        self.tally, self.memory = tally or Tally(), Memory()
+        self.tally, self.memory = tally or Tally(), AnswerCache()
         self.requests = Bucket(self.limits.requests_per_minute, clock)
         self.images = Bucket(self.limits.images_per_minute, clock)
         self.under_way = 0

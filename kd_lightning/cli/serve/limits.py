@@ -123,7 +123,7 @@ class Bucket:
         self.level -= tokens
 
 
-class Memory:
+class AnswerCache:
     """Answers by the ID of their query, finished or in flight; the finished ones are bounded in bytes."""
 
     def __init__(self, size: int = REMEMBERED) -> None:

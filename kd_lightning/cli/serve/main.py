@@ -24,7 +24,7 @@ EXAMPLES = """examples:
   kd-serve data=mnist teacher=lenet5 teacher.weights=FILE teacher.access=probs teacher.decimals=3
   KEY=... kd-serve experiment=NAME teacher.access=topk teacher.k=3 key_env=KEY images_per_minute=6000
 
-It is asked by kd-lightning teacher=http teacher.asker.url=ADDRESS, or by anything that speaks HTTP:
+It is asked by kd-lightning teacher=http teacher.client.url=ADDRESS, or by anything that speaks HTTP:
   GET /describe, POST /ask, GET /count; kd_lightning/teachers/remote/protocol.py describes the format."""
 
 

@@ -20,14 +20,14 @@ from kd_lightning.core.tasks import Classification
 from kd_lightning.data.datasets.none import load as describe_data
 from kd_lightning.data.load import dataset_digest
 from kd_lightning.engine.data import load_data
-from kd_lightning.engine.fit import Bench
+from kd_lightning.engine.fit import RunContext
 from kd_lightning.errors import ConfigError, UserError
 from kd_lightning.run.run import settle
-from kd_lightning.run.teacher import Obtained, obtain_teacher
+from kd_lightning.run.teacher import TeacherHandle, obtain_teacher
 from kd_lightning.store.artifacts import Store, digest
 from kd_lightning.teachers.answer_types import Described
 from kd_lightning.teachers.remote.local import LocalAsker
-from kd_lightning.tracking.backends import Boards
+from kd_lightning.tracking.backends import Dashboards
 
 if TYPE_CHECKING:
     from kd_lightning.cli.serve.app import Service
@@ -138,7 +138,7 @@ def _composition(cfg: DictConfig) -> Composition:
     return composition
 
 
-def obtain(composition: Composition) -> Obtained:
+def obtain(composition: Composition) -> TeacherHandle:
     """The teacher of a composition: from its weights file, which needs no data, or trained once and kept.
 
     Raises:
@@ -152,14 +152,14 @@ def obtain(composition: Composition) -> Obtained:
         dataset = describe_data(classes=data.num_classes, channels=data.channels, size=data.size)
     else:
         dataset = load_data(data, store)
-    bench = Bench(store, dataset, dataset_digest(dataset), Classification(dataset.num_classes), Boards())
+    bench = RunContext(store, dataset, dataset_digest(dataset), Classification(dataset.num_classes), Dashboards())
     obtained = obtain_teacher(composition, bench)
     if obtained is None or obtained.net is None:
         raise ConfigError("kd-serve answers by a network that is here: choose one with teacher=NAME")
     return obtained
 
 
-def described(cfg: DictConfig, composition: Composition, obtained: Obtained) -> Described:
+def described(cfg: DictConfig, composition: Composition, obtained: TeacherHandle) -> Described:
     """The teacher's description of itself.
 
     Args:
@@ -213,5 +213,5 @@ def service_of(cfg: DictConfig) -> Service:
     assert composition.teacher is not None
     limits = Limits(cfg.requests_per_minute, cfg.images_per_minute, cfg.waiting, **{name: cfg[name] for name in FLOOD})
     unsure = composition.teacher.abstain_below
-    asker = LocalAsker(obtained.net, teacher, abstain_below=unsure, device=obtained.device)
-    return Service(asker.ask, teacher, limits, key=key, tally=tally)
+    client = LocalAsker(obtained.net, teacher, abstain_below=unsure, device=obtained.device)
+    return Service(client.ask, teacher, limits, key=key, tally=tally)

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from kd_lightning.distributed import collectives
-from kd_lightning.methods.base.loss_monitor import TermWatch
+from kd_lightning.methods.base.loss_monitor import LossMonitor
 from kd_lightning.methods.base.protocols import Teacher, WhiteTeacher
 
 
-class Repeatable(L.LightningModule):
+class ResumableModule(L.LightningModule):
     """Noise of its own on every rank, kept in checkpoints with what was counted so far."""
 
     teacher: Teacher | None
@@ -24,7 +24,7 @@ class Repeatable(L.LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.images_made = 0
-        self.terms_seen = TermWatch()
+        self.terms_seen = LossMonitor()
         self._rng: torch.Generator | None = None
         self._restored: list[dict[str, Any]] | None = None
 

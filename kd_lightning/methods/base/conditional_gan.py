@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from kd_lightning.core.tasks import Classification
 from kd_lightning.data.loader import Augmentation
 from kd_lightning.distributed import collectives
-from kd_lightning.methods.base.distiller import Distiller, OptimizerFactory, SchedulerFactory, Seen
+from kd_lightning.methods.base.distiller import Distiller, LastBatch, OptimizerFactory, SchedulerFactory
 from kd_lightning.methods.base.protocols import WhiteTeacher
 
 
@@ -115,7 +115,7 @@ class ConditionalGan(Distiller):
             answers = 10 * torch.nn.functional.one_hot(y, self.task.num_classes).float()
         else:
             answers = y[:, None]
-        self.seen = Seen(x, answers)
+        self.seen = LastBatch(x, answers)
 
     def spread(self, n: int) -> Tensor:
         """Labels (n,) from the first to the last, as a generator takes them."""
@@ -130,7 +130,7 @@ class ConditionalGan(Distiller):
     def load_rank_state(self, state: dict[str, Any]) -> None:
         """Take it back."""
         if "seen" in state:
-            self.seen = Seen(*(tensor.to(self.device) for tensor in state["seen"]))
+            self.seen = LastBatch(*(tensor.to(self.device) for tensor in state["seen"]))
 
 
 @torch.no_grad()

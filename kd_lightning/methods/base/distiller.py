@@ -11,22 +11,21 @@ from torch.optim import Optimizer
 from torchmetrics import Metric
 
 from kd_lightning.distributed import collectives
-from kd_lightning.methods.base.checkpointing import Repeatable
-from kd_lightning.methods.base.freezing import frozen
+from kd_lightning.methods.base.checkpointing import ResumableModule
 from kd_lightning.methods.base.protocols import Teacher
 
 OptimizerFactory = Callable[..., Optimizer]
 SchedulerFactory = Callable[[Optimizer], Any]
 
 
-class Seen(NamedTuple):
+class LastBatch(NamedTuple):
     """The last images a method made, and what the teacher said of them."""
 
     images: Tensor
     teacher: Tensor
 
 
-class Distiller(Repeatable):
+class Distiller(ResumableModule):
     """One training batch is one round of the paper's outer loop.
 
     Args:
@@ -47,7 +46,6 @@ class Distiller(Repeatable):
     """What to lower where the generator collapses."""
     instead_of_gradients = "set teacher.access=white, or ask with method=kd source=queried"
     """What to type where the method needs the teacher's gradients and the teacher gives none."""
-    frozen = staticmethod(frozen)
     clips_gradients = False
     """Whether it clips gradients, which Lightning refuses for fused optimisers in mixed precision."""
     version = 1
@@ -68,7 +66,7 @@ class Distiller(Repeatable):
         self.log_every, self.on_collapse = log_every, on_collapse
         self.metrics = nn.ModuleDict(task.metrics())
         self.agreement = task.agreement()
-        self.seen: Seen | None = None
+        self.seen: LastBatch | None = None
         self.latest: dict[str, float] = {}
 
     @classmethod
@@ -127,7 +125,7 @@ class Distiller(Repeatable):
     def show(self, images: Tensor, teacher: Tensor) -> None:
         """Count this round's images (N, C, H, W), and let callbacks look at them and the teacher's answers (N, K)."""
         self.images_made += len(images) * collectives.world()
-        self.seen = Seen(images.detach(), teacher.detach())
+        self.seen = LastBatch(images.detach(), teacher.detach())
 
     def on_train_epoch_end(self) -> None:
         """Step the learning-rate schedules, which count epochs; the last statistics are those of all ranks."""

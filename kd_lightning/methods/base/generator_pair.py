@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from kd_lightning.methods.base.distiller import Distiller, OptimizerFactory, SchedulerFactory
 
 
-class Generative(Distiller):
+class GeneratorPair(Distiller):
     """What the papers with a generator share; how the two are trained, each of them says in its own file.
 
     Args:

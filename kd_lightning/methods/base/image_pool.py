@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kd_lightning.core.image_buffer import Memory
+from kd_lightning.core.image_buffer import ImageBuffer
 from kd_lightning.data.loader import Augmentation
 from kd_lightning.losses.response import kl
-from kd_lightning.methods.base.distiller import Distiller, OptimizerFactory, SchedulerFactory, Seen
+from kd_lightning.methods.base.distiller import Distiller, LastBatch, OptimizerFactory, SchedulerFactory
 
 
 class ImagePool(Distiller):
@@ -51,7 +51,7 @@ class ImagePool(Distiller):
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
         self.kd_steps, self.per_batch, self.kd_batch_size = kd_steps, per_batch, kd_batch_size
         self.temperature, self.augment = temperature, tuple(augment)
-        self.pool = Memory()
+        self.pool = ImageBuffer()
 
     @classmethod
     def needs(cls, **settings: Any) -> set[str]:
@@ -106,7 +106,7 @@ class ImagePool(Distiller):
         """Take both back."""
         self.pool.load(self.beside("pool"), state["pool"], self.device)
         if "seen" in state:
-            self.seen = Seen(*(tensor.to(self.device) for tensor in state["seen"]))
+            self.seen = LastBatch(*(tensor.to(self.device) for tensor in state["seen"]))
 
     def beside(self, name: str) -> Path:
         """This rank's file for rows that checkpoints are too small for."""

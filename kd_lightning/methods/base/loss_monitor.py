@@ -11,7 +11,7 @@ from kd_lightning.distributed import collectives
 from kd_lightning.errors import TrainingError
 
 
-class TermWatch:
+class LossMonitor:
     """Remembers, on the device, the first round in which each term was not finite."""
 
     def __init__(self) -> None:

@@ -42,8 +42,9 @@ from kd_lightning.losses.counterfactual import MECHANISMS, binary_entropy, compo
 from kd_lightning.losses.diversity import mode_seeking
 from kd_lightning.losses.gan import least_squares_d, least_squares_g
 from kd_lightning.methods.base.conditional_gan import ConditionalGan
-from kd_lightning.methods.counterfactual.class_loss_monitor import VerdictWatch
-from kd_lightning.methods.counterfactual.mask_monitor import MaskWatch
+from kd_lightning.methods.base.freezing import frozen
+from kd_lightning.methods.counterfactual.class_loss_monitor import ClassLossMonitor
+from kd_lightning.methods.counterfactual.mask_monitor import MaskMonitor
 from kd_lightning.networks.generators.cgn import shifted
 from kd_lightning.sources.mask_operations import Operator, applied
 from kd_lightning.teachers.white_box import FrozenTeacher
@@ -89,7 +90,7 @@ class Cgn(ConditionalGan):
         self.binary, self.perc, self.colour = binary, tuple(perc), colour
         self.mask_operations = tuple(mask_operations)
         self.edge, self.fade, self.still, self.ms, self.ms_from = edge, fade, still, ms, ms_from
-        self.watch, self.verdicts = MaskWatch(self.task.num_classes), VerdictWatch(self.task.num_classes)
+        self.watch, self.verdicts = MaskMonitor(self.task.num_classes), ClassLossMonitor(self.task.num_classes)
         self.features = None if features is None else FrozenTeacher(features)
         if features is None and any(perc):
             warnings.warn(
@@ -114,7 +115,7 @@ class Cgn(ConditionalGan):
         mask, made = self.composite(z, made_y)
 
         # Mechanisms: L_adv + lambda L_binary + L_perc (+ L_colour + L_edge + lambda_ms L_ms)
-        with self.frozen(self.discriminator):
+        with frozen(self.discriminator):
             losses = {"g": least_squares_g(self.discriminator(made, made_y))}
             losses["binary"] = self.binary * binary_entropy(mask)
             if self.features is not None:

@@ -36,7 +36,7 @@ from kd_lightning.losses.counterfactual import (
     saliency,
     style,
 )
-from kd_lightning.methods.base.distiller import Distiller, OptimizerFactory, Seen
+from kd_lightning.methods.base.distiller import Distiller, LastBatch, OptimizerFactory
 from kd_lightning.networks.generators.cgn_imagenet import ImageNetCgn, truncated_normal
 from kd_lightning.networks.generators.gan_blocks import from_pixels
 from kd_lightning.networks.pretrained import load_biggan_deep, load_u2net
@@ -217,7 +217,7 @@ class CgnImageNet(Distiller):
         self.generator.eval()
         x = torch.cat([self.generator(self.latents(len(part)), part) for part in y.split(8)])
         self.generator.train(training)
-        self.seen = Seen(x, 10 * torch.nn.functional.one_hot(y, self.task.num_classes).float())
+        self.seen = LastBatch(x, 10 * torch.nn.functional.one_hot(y, self.task.num_classes).float())
 
     def rank_state(self) -> dict[str, Any]:
         """The gradients that have been added up, and what callbacks look at."""
@@ -230,4 +230,4 @@ class CgnImageNet(Distiller):
         for name, grad in state["gradients"].items():
             weights[name].grad = grad.to(self.device)
         if "seen" in state:
-            self.seen = Seen(*(tensor.to(self.device) for tensor in state["seen"]))
+            self.seen = LastBatch(*(tensor.to(self.device) for tensor in state["seen"]))

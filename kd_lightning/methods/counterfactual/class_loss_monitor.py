@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from kd_lightning.methods.counterfactual.class_means import ClassMeans
 
 
-class VerdictWatch(nn.Module):
+class ClassLossMonitor(nn.Module):
     """The discriminator's mean verdict of real and of made images of every class over an epoch.
 
     Trained towards 1 and 0 by least squares, the two are about alike where a class is drawn well, and some .9 apart

@@ -18,7 +18,7 @@ MASK_REMEDY = (
 )
 
 
-class MaskWatch(nn.Module):
+class MaskMonitor(nn.Module):
     """The mean mask of every class over an epoch.
 
     A mask of all ones or zeros takes background or texture out of an image, whose shape then is nobody's: labels of

@@ -32,6 +32,7 @@ from kd_lightning.distributed import collectives
 from kd_lightning.losses.counterfactual import feature_distance
 from kd_lightning.losses.gan import hinge_d, hinge_g
 from kd_lightning.methods.base.conditional_gan import ConditionalGan
+from kd_lightning.methods.base.freezing import frozen
 
 
 class Skdcgn(ConditionalGan):
@@ -88,7 +89,7 @@ class Skdcgn(ConditionalGan):
         self.update(opt_d, loss_d)
 
         # Student: L_feat + lambda_1 L_pix + lambda_2 L_adv + lambda_KL L_KL
-        with self.frozen(self.discriminator):
+        with frozen(self.discriminator):
             with torch.no_grad():
                 wanted = self.discriminator(told, y)[1]
             verdict, features = self.discriminator(made, y)

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from kd_lightning.losses.adversarial import jensen_shannon
 from kd_lightning.losses.deep_inversion import inversion_step
+from kd_lightning.methods.base.freezing import frozen
 from kd_lightning.methods.base.image_pool import ImagePool
 from kd_lightning.networks.normalized import Normalized
 
@@ -108,7 +109,7 @@ class AdaptiveDeepInversion(ImagePool):
         draws: dict[str, Any] = {"device": self.device, "generator": self.rng}
         shifts = torch.randint(-self.jitter, self.jitter + 1, (self.per_batch, 2), **draws).tolist()
         mirrored = (torch.rand(self.per_batch, **draws) < 0.5).tolist()
-        with self.frozen(self.student, in_eval=True), torch.autocast(self.device.type, enabled=False):
+        with frozen(self.student, in_eval=True), torch.autocast(self.device.type, enabled=False):
             for shift, mirror in zip(shifts, mirrored, strict=True):
                 losses = inversion_step(
                     net,

@@ -29,12 +29,13 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from kd_lightning.core.feature_hooks import capture
-from kd_lightning.core.image_buffer import Memory
+from kd_lightning.core.image_buffer import ImageBuffer
 from kd_lightning.data.loader import Augmentation
 from kd_lightning.losses.adversarial import masked_kl
 from kd_lightning.losses.batch_norm import BatchNormTap, batch_norm_statistics
 from kd_lightning.losses.contrastive import info_nce
 from kd_lightning.methods.base.distiller import OptimizerFactory
+from kd_lightning.methods.base.freezing import frozen
 from kd_lightning.methods.base.image_pool import ImagePool
 from kd_lightning.methods.base.phases import restart
 from kd_lightning.methods.base.statistics import Best
@@ -99,7 +100,7 @@ class Cmi(ImagePool):
         self.taps = self.batch_norms() if features is None else tuple(features)
         d = self.feature_length()
         self.head = nn.Sequential(nn.Linear(d, d), nn.ReLU(), nn.Linear(d, head_dim))
-        self.bank = Memory(bank_size, dtype=torch.float32)
+        self.bank = ImageBuffer(bank_size, dtype=torch.float32)
         self.z, self.y, self.best = torch.empty(0), torch.empty(0), Best()
 
     def configure_optimizers(self) -> Any:
@@ -133,7 +134,7 @@ class Cmi(ImagePool):
             return
         if place == 0:
             self.begin()
-        with self.frozen(self.student, in_eval=True):
+        with frozen(self.student, in_eval=True):
             for _ in range(self.per_batch):
                 losses = self.synthesise()
         self.terms_seen.note(losses, self.rounds_done)

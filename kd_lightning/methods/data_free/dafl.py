@@ -27,11 +27,11 @@ from kd_lightning.core.feature_hooks import capture
 from kd_lightning.losses.diversity import mode_seeking
 from kd_lightning.losses.image_prior import activation, information_entropy, one_hot
 from kd_lightning.losses.response import kl
-from kd_lightning.methods.base.generator_pair import Generative
+from kd_lightning.methods.base.generator_pair import GeneratorPair
 from kd_lightning.networks import head_of
 
 
-class Dafl(Generative):
+class Dafl(GeneratorPair):
     """One round: one joint step of generator and student on the same images.
 
     Args:
@@ -40,7 +40,7 @@ class Dafl(Generative):
         ie: weight of the information entropy loss (beta L_ie).
         ms: weight of the mode-seeking loss (lambda_ms of MSGAN); 0 is DAFL.
         variant: ``paper`` or ``code``, see the deviations above.
-        **generative: see :class:`Generative`.
+        **generative: see :class:`GeneratorPair`.
     """
 
     def __init__(

@@ -20,16 +20,17 @@ from typing import Any
 import torch
 
 from kd_lightning.losses.response import l1_logits
-from kd_lightning.methods.base.generator_pair import Generative
+from kd_lightning.methods.base.freezing import frozen
+from kd_lightning.methods.base.generator_pair import GeneratorPair
 
 
-class Dfad(Generative):
+class Dfad(GeneratorPair):
     """One round: ``student_steps`` imitation steps on fresh images, then one generator step.
 
     Args:
         student_steps: student steps for each of the generator's, k.
         log_distance: the generator maximises ln(1 + L) in place of L, for dense prediction.
-        **generative: see :class:`Generative`.
+        **generative: see :class:`GeneratorPair`.
     """
 
     def __init__(self, *, student_steps: int = 5, log_distance: bool = False, **generative: Any) -> None:
@@ -55,7 +56,7 @@ class Dfad(Generative):
             self.show(x, t)
 
         # Generation stage: the generator opens it again; gradients cross both networks and change neither
-        with self.frozen(self.student):
+        with frozen(self.student):
             x = self.generate(self.batch_size)
             t = self.teacher(x)
             distance = self.gathered(l1_logits(self.student(x), t)).mean()

@@ -26,11 +26,12 @@ from torch import Tensor
 from kd_lightning.losses.batch_norm import BatchNormTap, batch_norm_statistics
 from kd_lightning.losses.image_prior import information_entropy, one_hot
 from kd_lightning.losses.response import kl
-from kd_lightning.methods.base.generator_pair import Generative
+from kd_lightning.methods.base.freezing import frozen
+from kd_lightning.methods.base.generator_pair import GeneratorPair
 from kd_lightning.methods.base.statistics import over_ranks
 
 
-class Dfq(Generative):
+class Dfq(GeneratorPair):
     """One round: one generator step, then ``student_steps`` student steps, each on fresh images.
 
     Args:
@@ -39,7 +40,7 @@ class Dfq(Generative):
         bn: weight of the batch-norm statistics.
         oh: weight of the one-hot loss, low entropy of each answer.
         balance: weight of minus the entropy of the mean answer.
-        **generative: see :class:`Generative`.
+        **generative: see :class:`GeneratorPair`.
     """
 
     version = 2
@@ -72,7 +73,7 @@ class Dfq(Generative):
         opt_s, opt_g = self.opts()
 
         # Generator: disagreement, where the teacher's statistics, certainty and balance allow it
-        with self.frozen(self.student, in_eval=True):
+        with frozen(self.student, in_eval=True):
             x = self.generate(self.batch_size)
             with BatchNormTap(self.white.net) as tap:
                 t = self.white(x)

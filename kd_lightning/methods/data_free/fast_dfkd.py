@@ -29,6 +29,7 @@ from torch.nn import functional as F
 from kd_lightning.losses.adversarial import masked_kl
 from kd_lightning.losses.batch_norm import BatchNormTap
 from kd_lightning.methods.base.distiller import OptimizerFactory
+from kd_lightning.methods.base.freezing import frozen
 from kd_lightning.methods.base.image_pool import ImagePool
 from kd_lightning.methods.base.statistics import BatchNormMixture, Best
 
@@ -122,7 +123,7 @@ class FastDfkd(ImagePool):
         opt = self.make_optimizer_g([{"params": fast.parameters()}, {"params": [z], "lr": self.lr_z}])
         best = Best()
         opt_meta.zero_grad()
-        with self.frozen(self.student, in_eval=True):
+        with frozen(self.student, in_eval=True):
             for step in range(self.steps):
                 x = fast(z)
                 view = self.view(x)

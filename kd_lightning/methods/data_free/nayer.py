@@ -33,6 +33,7 @@ from kd_lightning.errors import ConfigError
 from kd_lightning.losses.adversarial import masked_kl
 from kd_lightning.losses.batch_norm import BatchNormTap
 from kd_lightning.methods.base.distiller import OptimizerFactory
+from kd_lightning.methods.base.freezing import frozen
 from kd_lightning.methods.base.image_pool import ImagePool
 from kd_lightning.methods.base.phases import redraw, restart
 from kd_lightning.methods.base.statistics import BatchNormMixture, Best
@@ -148,7 +149,7 @@ class Nayer(ImagePool):
 
         # g steps on generator and noisy layers: alpha_bn L_BN + alpha_ce L_CE + alpha_adv L_adv
         best = Best()
-        with self.frozen(self.student, in_eval=True):
+        with frozen(self.student, in_eval=True):
             for _ in range(self.g_steps):
                 x = self.images(weight, bias)
                 view = self.view(x)

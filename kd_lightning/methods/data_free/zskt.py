@@ -25,10 +25,11 @@ from torch.optim import Optimizer
 from kd_lightning.core.feature_hooks import capture
 from kd_lightning.losses.adversarial import attention, attention_distance
 from kd_lightning.losses.response import kl
-from kd_lightning.methods.base.generator_pair import Generative
+from kd_lightning.methods.base.freezing import frozen
+from kd_lightning.methods.base.generator_pair import GeneratorPair
 
 
-class Zskt(Generative):
+class Zskt(GeneratorPair):
     """One round: one pseudo-batch z, a generator step on it, then ``student_steps`` student steps on it.
 
     Args:
@@ -38,7 +39,7 @@ class Zskt(Generative):
             equal sizes there; ``[net.block1, net.block2, net.block3]`` for wide ResNets. None leaves it out.
         clip: largest norm of either network's gradient.
         variant: ``code`` or ``paper``, see the deviations above.
-        **generative: see :class:`Generative`.
+        **generative: see :class:`GeneratorPair`.
     """
 
     clips_gradients = True
@@ -68,7 +69,7 @@ class Zskt(Generative):
         z = self.latents(self.batch_size)
 
         # Generator: maximise D_KL(T || S); gradients cross both networks and change neither
-        with self.frozen(self.student):
+        with frozen(self.student):
             x = self.generator(z)
             disagreement = kl(self.student(x), self.white(x), reduction=self.reduction)
             self.update(opt_g, -disagreement)

@@ -21,6 +21,7 @@ from torch import Tensor
 from kd_lightning.data.batches import Batch
 from kd_lightning.losses.gan import hinge_d, hinge_g
 from kd_lightning.methods.base.conditional_gan import ConditionalGan
+from kd_lightning.methods.base.freezing import frozen
 
 
 class BigGan(ConditionalGan):
@@ -65,7 +66,7 @@ class BigGan(ConditionalGan):
         opt_g.zero_grad()
         for _ in range(self.accumulate):
             y = self.classes(len(x))
-            with self.frozen(self.discriminator):
+            with frozen(self.discriminator):
                 loss_g = hinge_g(self.discriminator(self.view(self.generate(y)), y))
                 self.manual_backward(loss_g / self.accumulate)
         opt_g.step()

@@ -22,6 +22,7 @@ from torch import nn
 from kd_lightning.data.batches import VicinalBatch
 from kd_lightning.losses.gan import hinge_d, hinge_g
 from kd_lightning.methods.base.conditional_gan import ConditionalGan
+from kd_lightning.methods.base.freezing import frozen
 from kd_lightning.networks.weights import load_weights
 
 
@@ -70,7 +71,7 @@ class CcGan(ConditionalGan):
             self.update(opt_d, loss_d)
 
         # Generator
-        with self.frozen(self.discriminator):
+        with frozen(self.discriminator):
             loss_g = hinge_g(self.discriminator(self.view(self.generate(now.goal)), now.goal))
             self.update(opt_g, loss_g)
 

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from kd_lightning.data.batches import VicinalBatch
 from kd_lightning.methods.base.distiller import Distiller, OptimizerFactory, SchedulerFactory
+from kd_lightning.methods.base.freezing import frozen
 from kd_lightning.networks.label_embedding import ImageToLabel
 from kd_lightning.networks.normalized import Normalized
 
@@ -65,7 +66,7 @@ class LabelEmbedding(Distiller):
         """(h2y(T2(y')) - y')^2 at y' = y + noise."""
         t1 = cast(ImageToLabel, cast(Normalized, self.student).net)
         y = (batch.target + self.noise_std * self.noise(len(batch.target))).clamp(0, 1)
-        with self.frozen(t1):
+        with frozen(t1):
             loss = F.mse_loss(t1.h2y(self.embedding(y)).float().squeeze(1), y)
             self.update(self.opts()[0], loss)
         self.record(mse=loss)

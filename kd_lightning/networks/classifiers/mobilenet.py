@@ -41,7 +41,7 @@ class MobileNetV2(nn.Module):
             group: list[nn.Module] = []
             for place in range(blocks):
                 factor = expansion if number else 1
-                group.append(_Block(channels, int(outputs * width), factor, stride if place == 0 else 1))
+                group.append(_InvertedResidual(channels, int(outputs * width), factor, stride if place == 0 else 1))
                 channels = int(outputs * width)
             groups.append(nn.Sequential(*group))
         self.groups = nn.Sequential(*groups)
@@ -60,7 +60,7 @@ class MobileNetV2(nn.Module):
         return logits
 
 
-class _Block(nn.Module):
+class _InvertedResidual(nn.Module):
     """Expand by a 1x1 convolution, convolve each channel separately, project back without ReLU."""
 
     def __init__(self, inputs: int, outputs: int, expansion: int, stride: int) -> None:

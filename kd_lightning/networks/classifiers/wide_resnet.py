@@ -61,7 +61,7 @@ class WideResNet(nn.Module):
         return logits
 
 
-class _Block(nn.Module):
+class _PreActivationBlock(nn.Module):
     """BatchNorm and ReLU before each convolution; a shortcut that changes channels starts after the first ReLU."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, dropout: float) -> None:
@@ -82,6 +82,6 @@ class _Block(nn.Module):
 
 
 def _group(n: int, inputs: int, outputs: int, stride: int, dropout: float) -> nn.Sequential:
-    blocks = [_Block(inputs, outputs, stride, dropout)]
-    blocks += [_Block(outputs, outputs, 1, dropout) for _ in range(n - 1)]
+    blocks = [_PreActivationBlock(inputs, outputs, stride, dropout)]
+    blocks += [_PreActivationBlock(outputs, outputs, 1, dropout) for _ in range(n - 1)]
     return nn.Sequential(*blocks)

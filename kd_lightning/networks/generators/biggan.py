@@ -35,7 +35,7 @@ from kd_lightning.networks.generators.gan_blocks import (
 )
 
 
-class Generator(nn.Module):
+class BigGanGenerator(nn.Module):
     """Latents (N, latent) and classes (N,) int64 -> images (N, channels, size, size) in [0, 1].
 
     Args:
@@ -82,7 +82,7 @@ class Generator(nn.Module):
         return to_pixels(torch.tanh(self.out(F.relu(self.norm(h)))))
 
 
-class Discriminator(nn.Module):
+class BigGanDiscriminator(nn.Module):
     """Images (N, channels, size, size) in [0, 1] and classes (N,) int64 -> verdicts (N,), high for real ones.
 
     Args:

@@ -41,7 +41,7 @@ LAYERS: dict[int, tuple[Step, ...]] = {
 """Of each size: whether a block doubles height and width, and what it takes and gives, in ``ch`` channels."""
 
 
-class Generator(nn.Module):
+class BigGanDeepGenerator(nn.Module):
     """Latents (N, latent) and classes -> images (N, 3, size, size) in [0, 1].
 
     Args:

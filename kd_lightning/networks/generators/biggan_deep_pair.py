@@ -32,7 +32,7 @@ from kd_lightning.networks.generators.gan_blocks import (
 )
 
 
-class Generator(nn.Module):
+class BigGanDeepSmallGenerator(nn.Module):
     """Latents (N, latent) and classes (N,) int64 -> images (N, channels, size, size) in [0, 1].
 
     Args:
@@ -95,7 +95,7 @@ class Generator(nn.Module):
         return to_pixels(torch.tanh(self.out(F.relu(self.norm(h)))))
 
 
-class Discriminator(nn.Module):
+class BigGanDeepSmallDiscriminator(nn.Module):
     """Images (N, channels, size, size) in [0, 1] and classes (N,) int64 -> verdicts (N,), high for real ones.
 
     Args:

@@ -19,7 +19,7 @@ from kd_lightning.networks.generators import tiny_gan
 from kd_lightning.networks.generators.generators import UpConv
 
 
-class Cgn(nn.Module):
+class CgnGenerator(nn.Module):
     """The three mechanisms of CGN's MNIST variants; textures are not shifted yet (:func:`shifted`).
 
     The mask is an instance-normalised map clamped to [1e-4, 0.9999]: values beyond get no gradient, so that masks
@@ -237,7 +237,7 @@ class ProjectionDiscriminator(nn.Module):
         super().__init__()
         if size < 2**layers:
             raise ValueError(f"size={size}: expected at least {2**layers}, or layers={layers} leave nothing")
-        self.net = tiny_gan.Discriminator(num_classes=num_classes, conv_dim=ndf, repeat=layers, channels=channels)
+        self.net = tiny_gan.TinyDiscriminator(num_classes=num_classes, conv_dim=ndf, repeat=layers, channels=channels)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """One number for each image (N, C, H, W) in [0, 1] and label (N,)."""

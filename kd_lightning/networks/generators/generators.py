@@ -32,7 +32,7 @@ class UpConv(nn.Conv2d):
         return F.conv_transpose2d(input, kernel, self.bias, stride=2, padding=1)
 
 
-class Generator(nn.Module):
+class ConvGenerator(nn.Module):
     """Latent (N,latent) -> image (N,channels,size,size) in data units, not clamped.
 
     The generator of DAFL (Chen et al., ICCV 2019) and of its successors, which differ in the last layers:

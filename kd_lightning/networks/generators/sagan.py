@@ -33,7 +33,7 @@ from kd_lightning.networks.generators.gan_blocks import (
 )
 
 
-class Generator(nn.Module):
+class SaganGenerator(nn.Module):
     """Latents (N, latent) and labels (N,) float, in [0, 1] or near -> images (N, channels, size, size) in [0, 1].
 
     Args:
@@ -93,7 +93,7 @@ class Generator(nn.Module):
         return to_pixels(torch.tanh(self.out(F.relu(self.norm(h)))))
 
 
-class Discriminator(nn.Module):
+class SaganDiscriminator(nn.Module):
     """Images (N, channels, size, size) in [0, 1] and labels (N,) float -> scores (N,), high for real images.
 
     Args:

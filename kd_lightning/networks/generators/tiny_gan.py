@@ -30,7 +30,7 @@ from kd_lightning.networks.generators.gan_blocks import from_pixels, to_pixels, 
 CbnInit = Literal["fixed", "reference"]
 
 
-class Generator(nn.Module):
+class TinyGenerator(nn.Module):
     """Latents (N, latent) and classes (N,) int64 -> images (N, channels, size, size) in [0, 1].
 
     Args:
@@ -75,7 +75,7 @@ class Generator(nn.Module):
         nn.init.normal_(self.embedding.weight, std=deviation)
         self.fc = nn.Linear(latent + one_hot, maps[0] * first * first)
         self.grid = (maps[0], first, first)
-        self.blocks = nn.ModuleList(_Block(a, b, embed=embed, cbn_init=cbn_init) for a, b in pairwise(maps))
+        self.blocks = nn.ModuleList(_TinyBlock(a, b, embed=embed, cbn_init=cbn_init) for a, b in pairwise(maps))
         self.bn = nn.BatchNorm2d(conv_dim)
         self.colorize = nn.Conv2d(conv_dim, channels, 3, padding=1)
 
@@ -90,7 +90,7 @@ class Generator(nn.Module):
         return to_pixels(torch.tanh(self.colorize(F.relu(self.bn(h)))))
 
 
-class Discriminator(nn.Module):
+class TinyDiscriminator(nn.Module):
     """Images (N, channels, H, W) in [0, 1] and classes (N,) int64 -> scores (N,), high for real images, and maps.
 
     Every layer halves height and width, and the last map is summed over positions: scores grow with the image's area.
@@ -143,7 +143,7 @@ class _ConditionalBatchNorm(nn.Module):
         return torch.addcmul(bias, gain, self.bn(x))
 
 
-class _Block(nn.Module):
+class _TinyBlock(nn.Module):
     """Residual block that doubles height and width: (N, inputs, H, W) -> (N, outputs, 2H, 2W)."""
 
     def __init__(self, inputs: int, outputs: int, *, embed: int, cbn_init: CbnInit) -> None:

@@ -280,7 +280,7 @@ class Ledger:
         with self._transaction() as db:
             return drift.keep(db, teacher, images, number)
 
-    def canaries(self, teacher: Described, number: int) -> list[tuple[np.ndarray, Kept]]:
+    def drift_checks(self, teacher: Described, number: int) -> list[tuple[np.ndarray, Kept]]:
         """As :func:`~kd_lightning.teachers.budget.drift.kept`."""
         with self._transaction() as db:
             return drift.kept(db, teacher, number)

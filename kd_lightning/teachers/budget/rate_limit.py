@@ -36,7 +36,7 @@ class Pace:
     longest_wait: float = 600.0
 
 
-class Gate:
+class RateLimiter:
     """Delays queries to keep the pace; shared by the threads of one process.
 
     Args:

@@ -51,7 +51,7 @@ class Claim:
         teacher: the teacher to query.
         limit: most images that the run may use in this bucket: different images, whoever paid for them, and every
             attempt of its own that ended in doubt.
-        purse: most images ever paid for from this ledger for a teacher of this name.
+        total_budget: most images ever paid for from this ledger for a teacher of this name.
         fit: a fit that uses the images too, so that another run which reuses the fit counts them as well.
         certain: only this process counts the images: what it leaves open when killed was not spent.
     """
@@ -60,7 +60,7 @@ class Claim:
     bucket: Bucket
     teacher: Described
     limit: int | None = None
-    purse: int | None = None
+    total_budget: int | None = None
     fit: str | None = None
     certain: bool = False
 
@@ -224,10 +224,10 @@ def refuse_excess(db: sqlite3.Connection, claim: Claim, wanted: int, unpaid: int
             "with source=queried source.images=N"
         )
     row = db.execute("SELECT pending + doubt + paid FROM purses WHERE name = ?", (claim.teacher.name,)).fetchone()
-    if claim.purse is not None and unpaid and (row[0] if row else 0) + unpaid > claim.purse:
+    if claim.total_budget is not None and unpaid and (row[0] if row else 0) + unpaid > claim.total_budget:
         raise BudgetExceeded(
-            f"teacher.purse={claim.purse} images of {claim.teacher.name} for all runs together: "
-            f"{row[0] if row else 0} paid, {unpaid} more wanted. Raise teacher.purse, or ask about fewer"
+            f"teacher.total_budget={claim.total_budget} images of {claim.teacher.name} for all runs together: "
+            f"{row[0] if row else 0} paid, {unpaid} more wanted. Raise teacher.total_budget, or ask about fewer"
         )
 
 

@@ -16,69 +16,69 @@ from tqdm import tqdm
 
 from kd_lightning.errors import TeacherError
 from kd_lightning.teachers.access import malformed, usable
-from kd_lightning.teachers.answer_types import Abstained, Asker, Busy, Closed, Described, Unclear, Unfit
+from kd_lightning.teachers.answer_types import Abstained, Busy, Closed, Described, TeacherClient, Unclear, Unfit
 from kd_lightning.teachers.budget.codec import Failed, Kept, keys_of
 from kd_lightning.teachers.budget.ledger import Ledger
-from kd_lightning.teachers.budget.rate_limit import Gate, Pace
+from kd_lightning.teachers.budget.rate_limit import Pace, RateLimiter
 from kd_lightning.teachers.budget.tables import Bucket, Claim, Spent
 
 DRIFT = 0.02
-"""Largest mean total variation distance between old and new answers to the canaries of an unchanged teacher."""
+"""Largest mean total variation distance between old and new answers to the drift checks of an unchanged teacher."""
 AGAIN = 0.2
 """Seconds between two checks for the answers to images that another process is querying."""
 
 
 @dataclass(frozen=True)
-class Terms:
+class QueryTerms:
     """The limits of a run's queries.
 
     Args:
         run: its name, which is charged.
         budget: most images that it may use in training; None for any number.
-        purse: most images that all runs together may ever pay for.
+        total_budget: most images that all runs together may ever pay for.
         eval_budget: most images that it may use to evaluate the teacher.
-        canaries: images queried again before the first new one, to detect that the teacher has changed.
+        drift_checks: images queried again before the first new one, to detect that the teacher has changed.
         anew: forget what an earlier run of this name used.
     """
 
     run: str
     budget: int | None = None
-    purse: int | None = None
+    total_budget: int | None = None
     eval_budget: int = 0
-    canaries: int = 0
+    drift_checks: int = 0
     anew: bool = False
 
 
-class Asking:
+class LedgerClient:
     """A teacher with its cached answers and the limits of this run.
 
     Args:
-        asker: makes single attempts.
+        client: makes single attempts.
         ledger: file of the cached answers and accounts, opened when first needed.
         terms: the limits of this run.
         pace: rate limits.
-        at_home: the asker is a network in this process: nobody else counts its answers, they can be computed again,
+        at_home: the client is a network in this process: nobody else counts its answers, they can be computed again,
             and one query at a time keeps it busy.
-        **gate: clock, sleep and randomness, see :class:`~kd_lightning.teachers.budget.rate_limit.Gate`.
+        **gate: clock, sleep and randomness, see :class:`~kd_lightning.teachers.budget.rate_limit.RateLimiter`.
     """
 
     def __init__(
         self,
-        asker: Asker,
+        client: TeacherClient,
         ledger: str | Path,
-        terms: Terms,
+        terms: QueryTerms,
         *,
         pace: Pace | None = None,
         at_home: bool = False,
         **gate: Any,
     ) -> None:
-        self.asker, self.terms, self.at_home = asker, terms, at_home
-        self.described: Described = asker.describe()
+        self.client, self.terms, self.at_home = client, terms, at_home
+        self.described: Described = client.describe()
         self.ledger = Ledger(ledger, durable=not at_home)
-        self.gate = Gate(replace(pace or Pace(), **({"concurrency": 1} if at_home else {})), **gate)
+        self.gate = RateLimiter(replace(pace or Pace(), **({"concurrency": 1} if at_home else {})), **gate)
         self._lock = threading.Lock()
         self._begun = self._same = False
-        self._enough_canaries = terms.canaries == 0
+        self._enough_canaries = terms.drift_checks == 0
 
     def about(self, images: np.ndarray, *, bucket: Bucket = "training", fit: str | None = None) -> list[Kept]:
         """Answers to images uint8 (N, H, W, C), in order, from the cache or queried now.
@@ -141,7 +141,7 @@ class Asking:
 
     def _claim(self, bucket: Bucket, fit: str | None = None) -> Claim:
         limit = {"training": self.terms.budget, "evaluation": self.terms.eval_budget, "canary": None}[bucket]
-        return Claim(self.terms.run, bucket, self.described, limit, self.terms.purse, fit, self.at_home)
+        return Claim(self.terms.run, bucket, self.described, limit, self.terms.total_budget, fit, self.at_home)
 
     def _begin(self) -> None:
         with self._lock:
@@ -202,7 +202,7 @@ class Asking:
             TeacherError: further attempts are useless, or the answers are invalid.
         """
         try:
-            told = list(self.asker.ask(images))
+            told = list(self.client.ask(images))
             wrong = next(filter(None, (malformed(answer, self.described) for answer in told)), None)
             if wrong or len(told) != len(images):
                 wrong = wrong or f"{len(told)} answers to {len(images)} images"
@@ -223,25 +223,25 @@ class Asking:
         except BaseException:
             (self.ledger.release if claim.certain else self.ledger.doubt)(number)
             raise
-        self.ledger.settle(claim, number, dict(zip(keys, told, strict=False)))  # canaries have no keys
+        self.ledger.settle(claim, number, dict(zip(keys, told, strict=False)))  # drift checks have no keys
         self.gate.answered()
         return list[Kept](told)
 
     def _keep_canaries(self, known: Mapping[bytes, Kept], pixels: Mapping[bytes, np.ndarray]) -> None:
         if not self._enough_canaries:
             told = {key: pixels[key] for key, answer in known.items() if not isinstance(answer, Failed | Abstained)}
-            self._enough_canaries = self.ledger.keep_canaries(self.described, told, self.terms.canaries)
+            self._enough_canaries = self.ledger.keep_canaries(self.described, told, self.terms.drift_checks)
 
     def _refuse_changed(self, shape: tuple[int, ...]) -> None:
-        """Query the canaries again, once per process, before anything new is paid for.
+        """Query the drift checks again, once per process, before anything new is paid for.
 
         Raises:
             TeacherError: the answers have changed.
         """
         with self._lock:
-            if self._same or not self.terms.canaries:
+            if self._same or not self.terms.drift_checks:
                 return
-            kept = self.ledger.canaries(self.described, self.terms.canaries)
+            kept = self.ledger.drift_checks(self.described, self.terms.drift_checks)
             kept = [(image, told) for image, told in kept if image.shape == shape]
             if kept:
                 now = self._again(np.stack([image for image, _ in kept]))
@@ -279,5 +279,5 @@ class Asking:
         return TeacherError(
             f"the teacher {self.described.name}, version {self.described.version}, is not what it was: {how}. Its old "
             "answers and new ones must not be mixed: give the changed teacher another version, whose answers are "
-            "paid for anew, or go on with teacher.canaries=0"
+            "paid for anew, or go on with teacher.drift_checks=0"
         )

@@ -17,7 +17,7 @@ from kd_lightning.teachers.answer_types import Answer, Described, Label, Probs, 
 from kd_lightning.teachers.black_box import channels_last
 from kd_lightning.teachers.budget.codec import Kept, keys_of, read
 from kd_lightning.teachers.budget.tables import Bucket, Spent, found, in_one_line
-from kd_lightning.teachers.remote.client import Asking
+from kd_lightning.teachers.remote.client import LedgerClient
 
 TRIED = 500
 """Most images with which a network in this process is really queried, to time it."""
@@ -31,9 +31,9 @@ class Planned:
         promised: keys that earlier jobs of a sweep will have paid for; extended by this run's.
     """
 
-    def __init__(self, asking: Asking, promised: set[str]) -> None:
+    def __init__(self, asking: LedgerClient, promised: set[str]) -> None:
         self.described, self.promised = asking.described, promised
-        self._asker = asking.asker if asking.at_home else None
+        self._asker = asking.client if asking.at_home else None
         self._file = asking.ledger.file
         self._used: dict[str | None, set[bytes]] = {}
         self._adopted = 0

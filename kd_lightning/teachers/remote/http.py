@@ -49,18 +49,18 @@ class HttpTeacher:
     def __init__(self, url: str, *, key_env: str | None = None, timeout: float = 60.0) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ConfigError("teacher.asker.url: expected an address such as http://127.0.0.1:8100")
+            raise ConfigError("teacher.client.url: expected an address such as http://127.0.0.1:8100")
         if parts.username or parts.password or parts.query or parts.fragment:
             raise ConfigError(
-                "teacher.asker.url: expected only an address: a key goes into an environment variable, "
-                "which teacher.asker.key_env names"
+                "teacher.client.url: expected only an address: a key goes into an environment variable, "
+                "which teacher.client.key_env names"
             )
         if key_env is not None and not re.fullmatch("[A-Z_][A-Z0-9_]*", key_env):
             raise ConfigError(
-                "teacher.asker.key_env: expected the NAME of an environment variable, in capital letters, not a key"
+                "teacher.client.key_env: expected the NAME of an environment variable, in capital letters, not a key"
             )
         if not timeout > 0:
-            raise ConfigError(f"teacher.asker.timeout={timeout}: expected seconds, more than 0")
+            raise ConfigError(f"teacher.client.timeout={timeout}: expected seconds, more than 0")
         self.url, self.key_env, self.timeout = url.rstrip("/"), key_env, timeout
         self._lock = threading.Lock()
         self._client: Any = None
@@ -77,7 +77,7 @@ class HttpTeacher:
         try:
             return self._introduced()
         except Unanswered as error:
-            raise TeacherError(f"teacher.asker.url={self.url}: {error}. Is kd-serve running there?") from None
+            raise TeacherError(f"teacher.client.url={self.url}: {error}. Is kd-serve running there?") from None
 
     def _introduced(self) -> Described:
         with self._lock:
@@ -98,7 +98,7 @@ class HttpTeacher:
             return self._described
 
     def ask(self, images: np.ndarray) -> list[Answer]:
-        """Answers to images uint8 (N, H, W, C); raises what ``Asker.ask`` lists."""
+        """Answers to images uint8 (N, H, W, C); raises what ``TeacherClient.ask`` lists."""
         if images.dtype != np.uint8 or images.ndim != 4:
             raise ValueError(f"expected uint8 (N, H, W, C), got {images.dtype} {images.shape}")
         teacher = self._introduced()

@@ -22,7 +22,7 @@ CHUNK = 500
 class LocalAsker:
     """Queries a network through a queue: arrays go in, answers come out.
 
-    Only the thread holds the network; it ends when the asker is garbage-collected. This is no security boundary: for
+    Only the thread holds the network; it ends when the client is garbage-collected. This is no security boundary: for
     that, run the teacher in another process with ``kd-serve``.
 
     Args:

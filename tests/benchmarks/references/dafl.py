@@ -10,7 +10,7 @@ from unittest.mock import patch
 from kd_lightning.methods.data_free.dafl import Dafl
 from kd_lightning.networks.classifiers.lenet import LeNet5
 from kd_lightning.networks.classifiers.resnet import ResNet
-from kd_lightning.networks.generators.generators import Generator
+from kd_lightning.networks.generators.generators import ConvGenerator
 from references.observed import Trace, copied, empty, importable, script, settled
 from references.sides import COLOUR, GREY, At, Ours, adam, method, sgd
 
@@ -26,7 +26,7 @@ def mnist(at: At) -> tuple[Trace, Ours]:
         copied(his, LeNet5()),
         copied(kept["net"], LeNet5(widths=(3, 8, 60, 42))),
         GREY,
-        generator=copied(kept["generator"], Generator(latent=100, channels=1, size=32, **GREY)),
+        generator=copied(kept["generator"], ConvGenerator(latent=100, channels=1, size=32, **GREY)),
         batch_size=at.batch,
         variant="code",
         optimizer=partial(adam, lr=2e-3),
@@ -48,7 +48,7 @@ def cifar10(at: At) -> tuple[Trace, Ours]:
         copied(his, ResNet(depth=34, num_classes=10)),
         copied(kept["net"], ResNet(depth=18, num_classes=10)),
         COLOUR,
-        generator=copied(kept["generator"], Generator(latent=1000, channels=3, size=32, **COLOUR)),
+        generator=copied(kept["generator"], ConvGenerator(latent=1000, channels=3, size=32, **COLOUR)),
         batch_size=at.batch,
         latent=1000,
         variant="code",

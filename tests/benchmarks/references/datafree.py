@@ -9,7 +9,7 @@ import torch
 
 from kd_lightning.methods.data_free.dfq import Dfq
 from kd_lightning.networks.classifiers.wide_resnet import WideResNet
-from kd_lightning.networks.generators.generators import Generator
+from kd_lightning.networks.generators.generators import ConvGenerator
 from references.observed import Trace, copied, importable, settled, traced
 from references.sides import COLOUR, MANY, At, Ours, adam, method, sgd
 
@@ -21,7 +21,9 @@ def dfq(at: At) -> tuple[Trace, Ours]:
         free = importlib.import_module("datafree")
         models = importlib.import_module("datafree.models.classifiers.wresnet")
         teacher, student = settled(models.WideResNet(16, 10, 2)), models.WideResNet(16, 10, 1)
-        generator = importlib.import_module("datafree.models.generator").Generator(nz=100, ngf=64, img_size=32, nc=3)
+        generator = importlib.import_module("datafree.models.generator").ConvGenerator(
+            nz=100, ngf=64, img_size=32, nc=3
+        )
         made = method(
             Dfq,
             copied(teacher, WideResNet(depth=16, widen=2, num_classes=10)),
@@ -53,6 +55,6 @@ def dfq(at: At) -> tuple[Trace, Ours]:
     return theirs, Ours(made)
 
 
-def sigmoid(latent: int) -> Generator:
+def sigmoid(latent: int) -> ConvGenerator:
     """Our generator of DataFree's and Fast-Datafree's shape."""
-    return Generator(latent=latent, channels=3, size=32, tail="sigmoid", eps=1e-5, conv_bias=False)
+    return ConvGenerator(latent=latent, channels=3, size=32, tail="sigmoid", eps=1e-5, conv_bias=False)

@@ -10,7 +10,7 @@ import torch
 
 from kd_lightning.methods.data_free.dfad import Dfad
 from kd_lightning.networks.classifiers.lenet import LeNet5
-from kd_lightning.networks.generators.generators import Generator
+from kd_lightning.networks.generators.generators import ConvGenerator
 from references.observed import Trace, copied, importable, traced
 from references.sides import GREY, MANY, At, Ours, adam, method, sgd
 
@@ -27,7 +27,7 @@ def dfad(at: At) -> tuple[Trace, Ours]:
             copied(his[0], LeNet5()),
             copied(his[1], LeNet5(widths=(3, 8, 60, 42))),
             GREY,
-            generator=copied(generator, Generator(latent=100, channels=1, size=32, eps=1e-5, **GREY)),
+            generator=copied(generator, ConvGenerator(latent=100, channels=1, size=32, eps=1e-5, **GREY)),
             batch_size=at.batch,
             optimizer=partial(sgd, lr=0.01, weight_decay=1e-4),
             optimizer_g=partial(adam, lr=1e-3),

@@ -19,7 +19,7 @@ from kd_lightning.losses.response import kl
 from kd_lightning.methods.data_free.rdskd import RdskdGenerator
 from kd_lightning.methods.real_data.distill import Distill
 from kd_lightning.networks.classifiers.lenet import LeNet5
-from kd_lightning.networks.generators.generators import Generator
+from kd_lightning.networks.generators.generators import ConvGenerator
 from kd_lightning.networks.normalized import Normalized
 from kd_lightning.sources.context import Context
 from kd_lightning.sources.frozen_generator import GeneratedLoader
@@ -56,7 +56,7 @@ def student(at: At) -> tuple[Trace, Ours]:
     with tempfile.TemporaryDirectory() as out, importable(at.folder):
         write_mnist(Path(out), digits)
         his = importlib.import_module("lenet").LeNet5()
-        maker = importlib.import_module("generator").Generator()
+        maker = importlib.import_module("generator").ConvGenerator()
         arguments = ["--batch_size", str(at.batch), "--output_file", f"{out}/x.csv", "--data_dir", out]
         saved = {"teacher": his, "generator": maker}
         kept = script(at.folder / "student-train.py", arguments, theirs, at.limit, saved)
@@ -79,9 +79,9 @@ def student(at: At) -> tuple[Trace, Ours]:
     )
 
 
-def grey() -> Generator:
+def grey() -> ConvGenerator:
     """Our generator of its shape."""
-    return Generator(latent=100, channels=1, size=32, **GREY)
+    return ConvGenerator(latent=100, channels=1, size=32, **GREY)
 
 
 def write_mnist(root: Path, digits: np.ndarray) -> None:

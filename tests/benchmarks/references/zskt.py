@@ -11,7 +11,7 @@ import torch
 from kd_lightning.distributed.device import fast_precision
 from kd_lightning.methods.data_free.zskt import Zskt
 from kd_lightning.networks.classifiers.wide_resnet import WideResNet
-from kd_lightning.networks.generators.generators import Generator
+from kd_lightning.networks.generators.generators import ConvGenerator
 from references.observed import Trace, copied, importable, settled, traced
 from references.sides import COLOUR, At, Ours, adam, method
 
@@ -41,7 +41,7 @@ def zskt(at: At) -> tuple[Trace, Ours]:
         solver.teacher = settled(main.WideResNet(depth=40, num_classes=10, widen_factor=2))
         solver.student = main.WideResNet(depth=16, num_classes=10, widen_factor=1)
         solver.generator = main.LearnableLoader(args=solver.args, n_repeat_batch=11)
-        generator = Generator(latent=100, channels=3, size=32, tail="bn", eps=1e-5, **COLOUR)
+        generator = ConvGenerator(latent=100, channels=3, size=32, tail="bn", eps=1e-5, **COLOUR)
         # Lightning clips no gradient of a fused optimiser in mixed precision
         fused = fast_precision("cpu") == "32-true"
         made = method(
