@@ -12,7 +12,6 @@ from omegaconf import OmegaConf
 from kd_lightning.config import resolvers
 from kd_lightning.config.check import check, faults
 from kd_lightning.config.overrides import loaded, members, read
-from kd_lightning.config.requirements import needs_of
 from kd_lightning.config.resolvers import conf_dir
 from kd_lightning.config.signatures import located
 from kd_lightning.errors import ConfigError
@@ -91,7 +90,8 @@ def reads_batch_norm(method):
     """Whether a method, or the source that it brings along, needs a teacher with batch norm."""
     cfg = composed(f"method={method}")
     of_source = getattr(located(cfg.source._target_), "needs", ())
-    return "teacher.batch_norm" in {*needs_of(OmegaConf.to_container(cfg.method)), *of_source}
+    method = {key: value for key, value in OmegaConf.to_container(cfg.method).items() if not key.startswith("_")}
+    return "teacher.batch_norm" in {*located(cfg.method._target_).needs(**method), *of_source}
 
 
 @pytest.mark.parametrize(
