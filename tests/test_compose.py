@@ -11,8 +11,8 @@ from omegaconf import OmegaConf
 
 from kd_lightning.config import resolvers
 from kd_lightning.config.check import check, faults
-from kd_lightning.config.overrides import loaded, members, read
 from kd_lightning.config.node import Node
+from kd_lightning.config.overrides import loaded, members, read
 from kd_lightning.config.resolvers import conf_dir
 from kd_lightning.config.signatures import located
 from kd_lightning.errors import ConfigError
