@@ -14,6 +14,7 @@ from pathlib import Path
 from platformdirs import user_cache_path
 from tabulate import tabulate
 
+from kd_lightning.cli.entry import command
 from kd_lightning.errors import UserError
 from kd_lightning.store.artifacts import in_words
 from kd_lightning.store.catalog import Entry, entries, garbage, locked, remove, users_of
@@ -95,20 +96,16 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """List, remove or tidy; returns 2 on an error."""
+@command("kd-artifacts")
+def main(argv: Sequence[str] | None) -> None:
+    """List, remove or tidy."""
     args = _parser().parse_args(argv)
     root = args.root or os.environ.get("KD_ARTIFACTS")
-    try:
-        found = entries(Path(root).expanduser() if root else user_cache_path("kd_lightning"))
-        if args.command == "ls":
-            _list(args, found)
-        else:
-            _let_go(args, found)
-    except UserError as error:
-        print(f"kd-artifacts: {error}", file=sys.stderr)
-        return 2
-    return 0
+    found = entries(Path(root).expanduser() if root else user_cache_path("kd_lightning"))
+    if args.command == "ls":
+        _list(args, found)
+    else:
+        _let_go(args, found)
 
 
 def _list(args: argparse.Namespace, found: list[Entry]) -> None:

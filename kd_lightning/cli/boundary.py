@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from kd_lightning.cli.entry import command
 from kd_lightning.core.tasks import Regression
 from kd_lightning.errors import UserError
 from kd_lightning.metrics.boundary import Boundary, Pairs
@@ -104,8 +105,9 @@ def draw(measured: Sequence[Measured], metric: Boundary, path: Path) -> None:
         figure.savefig(path)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Print the table and draw the curves; returns 2 on an error."""
+@command("kd-boundary")
+def main(argv: Sequence[str] | None) -> None:
+    """Print the table and draw the curves."""
     parser = argparse.ArgumentParser(
         prog="kd-boundary", description="MagSim and AngSim of students against their teachers, mean ± std over seeds."
     )
@@ -120,16 +122,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.trust:
         sys.path.append(str(Path.cwd()))
     metric = Boundary(images=args.images, eta=args.eta, max_steps=args.steps)
-    try:
-        measured = measure(collect(args.runs), metric, trust=args.trust)
-        print(render(table(measured, metric), args.form), end="")
-        if args.plot:
-            draw(measured, metric, args.plot)
-            print(f"wrote {args.plot}", file=sys.stderr)
-    except UserError as error:
-        print(f"kd-boundary: {error}", file=sys.stderr)
-        return 2
-    return 0
+    measured = measure(collect(args.runs), metric, trust=args.trust)
+    print(render(table(measured, metric), args.form), end="")
+    if args.plot:
+        draw(measured, metric, args.plot)
+        print(f"wrote {args.plot}", file=sys.stderr)
 
 
 if __name__ == "__main__":

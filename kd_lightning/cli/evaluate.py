@@ -14,6 +14,7 @@ import torch
 from tabulate import tabulate
 from torch import Tensor
 
+from kd_lightning.cli.entry import command
 from kd_lightning.config import resolvers
 from kd_lightning.config.composition import Composition
 from kd_lightning.core.inference import predict
@@ -177,8 +178,9 @@ def render(evaluation: Evaluation) -> str:
 _ALIGNED = ("left", "right", "right")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Print accuracy or error, overall and by part; returns 2 on an error."""
+@command("kd-eval")
+def main(argv: Sequence[str] | None) -> None:
+    """Print accuracy or error, overall and by part."""
     parser = argparse.ArgumentParser(prog="kd-eval", description="Measure a student on other data; nothing is trained.")
     parser.add_argument("run", metavar="RUN", type=Path, help="a run folder, or a file that kd-export wrote")
     parser.add_argument("overrides", metavar="KEY=VALUE", nargs="+", help="data=NAME and its settings")
@@ -186,14 +188,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--trust", action="store_true", help="import the student's network from anywhere")
     args = parser.parse_args(argv)
     sys.path.append(str(Path.cwd()))  # finds a user's data set in the working directory
-    try:
-        student = load_student(args.run, trust=args.trust)
-        composition = compose_data(args.overrides, student.card, args.config_dir)
-        print(render(evaluate_on(student, composition)), end="")
-    except UserError as error:
-        print(f"kd-eval: {error}", file=sys.stderr)
-        return 2
-    return 0
+    student = load_student(args.run, trust=args.trust)
+    composition = compose_data(args.overrides, student.card, args.config_dir)
+    print(render(evaluate_on(student, composition)), end="")
 
 
 if __name__ == "__main__":

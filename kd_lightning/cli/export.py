@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kd_lightning.cli.entry import command
 from kd_lightning.core.tasks import task_of
 from kd_lightning.errors import UserError
 from kd_lightning.results.run_loader import data_of, open_run
@@ -41,8 +42,9 @@ def images_to_check(folder: Path, card: dict[str, Any], *, most: int = 1000, tru
         return images, f"{len(images)} random images, because: {str(error).splitlines()[0]}"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Write the requested files; returns 2 on an error."""
+@command("kd-export")
+def main(argv: Sequence[str] | None) -> None:
+    """Write the requested files."""
     parser = argparse.ArgumentParser(prog="kd-export", description="Export the student of a run.")
     parser.add_argument("run", metavar="RUN", type=Path, help="a run folder, or a file that kd-export wrote")
     parser.add_argument("--onnx", metavar="FILE", type=Path, help="ONNX, checked against the student")
@@ -53,22 +55,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("say what to write: --onnx FILE, --safetensors FILE or both")
     if args.trust:
         sys.path.append(str(Path.cwd()))
-    try:
-        student = load_student(args.run, trust=args.trust)
-        if args.safetensors:
-            save_single(student, args.safetensors)
-            print(f"wrote {args.safetensors}")
-        if args.onnx:
-            images, kind = images_to_check(args.run, student.card, trust=args.trust)
-            difference = to_onnx(student, args.onnx, images)
-            shape = ", ".join(str(n) for n in images.shape[1:])
-            answers = f"{answer_name(student.card)} (N, {task_of(student.card).outputs})"
-            print(f"wrote {args.onnx}: images (N, {shape}) in [0, 1] -> {answers}")
-            print(f"largest difference from the student: {difference:.1e}, on {kind}")
-    except UserError as error:
-        print(f"kd-export: {error}", file=sys.stderr)
-        return 2
-    return 0
+    student = load_student(args.run, trust=args.trust)
+    if args.safetensors:
+        save_single(student, args.safetensors)
+        print(f"wrote {args.safetensors}")
+    if args.onnx:
+        images, kind = images_to_check(args.run, student.card, trust=args.trust)
+        difference = to_onnx(student, args.onnx, images)
+        shape = ", ".join(str(n) for n in images.shape[1:])
+        answers = f"{answer_name(student.card)} (N, {task_of(student.card).outputs})"
+        print(f"wrote {args.onnx}: images (N, {shape}) in [0, 1] -> {answers}")
+        print(f"largest difference from the student: {difference:.1e}, on {kind}")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kd_lightning.cli.entry import command
 from kd_lightning.core.inference import predict
 from kd_lightning.core.strangers import in_a_line
 from kd_lightning.core.tasks import Regression, task_of
@@ -101,7 +102,8 @@ def _said(card: Mapping[str, Any], answers: Tensor) -> list[tuple[str, float | N
     return [(card["classes"][label], confidence) for confidence, label in pairs]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@command("kd-predict")
+def main(argv: Sequence[str] | None) -> int:
     """Print or write class and probability, or the number, of every file; returns 2 if one could not be decoded."""
     parser = argparse.ArgumentParser(prog="kd-predict", description="Predictions of a run's student for image files.")
     parser.add_argument("run", metavar="RUN", type=Path, help="a run folder, or a file that kd-export wrote")
@@ -116,28 +118,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.trust:
         sys.path.append(str(Path.cwd()))
-    try:
-        student = load_student(args.run, trust=args.trust)
-        files = image_files(args.images)
-        unit = task_of(student.card).unit
-        width = max(map(len, student.card["classes"]), default=9)
-        rows = []
-        for prediction in predictions(student, files):
-            if prediction.problem:
-                print(f"kd-predict: cannot decode {prediction.file}: {prediction.problem}", file=sys.stderr)
-                continue
-            sure = prediction.confidence
-            rows.append([prediction.file, prediction.label, *([] if sure is None else [f"{sure:.6f}"])])
-            if not args.csv:
-                number = f"{prediction.label:>{width}} {unit}"
-                print(f"{number if sure is None else f'{sure:.3f}  {prediction.label:<{width}}'}  {prediction.file}")
-        if args.csv:
-            with writing(args.csv), args.csv.open("w", newline="") as out:
-                csv.writer(out).writerows([["file", unit] if unit else ["file", "class", "confidence"], *rows])
-            print(f"wrote {args.csv}: {len(rows)} images")
-    except UserError as error:
-        print(f"kd-predict: {error}", file=sys.stderr)
-        return 2
+    student = load_student(args.run, trust=args.trust)
+    files = image_files(args.images)
+    unit = task_of(student.card).unit
+    width = max(map(len, student.card["classes"]), default=9)
+    rows = []
+    for prediction in predictions(student, files):
+        if prediction.problem:
+            print(f"kd-predict: cannot decode {prediction.file}: {prediction.problem}", file=sys.stderr)
+            continue
+        sure = prediction.confidence
+        rows.append([prediction.file, prediction.label, *([] if sure is None else [f"{sure:.6f}"])])
+        if not args.csv:
+            number = f"{prediction.label:>{width}} {unit}"
+            print(f"{number if sure is None else f'{sure:.3f}  {prediction.label:<{width}}'}  {prediction.file}")
+    if args.csv:
+        with writing(args.csv), args.csv.open("w", newline="") as out:
+            csv.writer(out).writerows([["file", unit] if unit else ["file", "class", "confidence"], *rows])
+        print(f"wrote {args.csv}: {len(rows)} images")
     return 0 if len(rows) == len(files) else 2
 
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from kd_lightning.cli.entry import command
 from kd_lightning.errors import UserError
 from kd_lightning.results.page import ROWS, results_page
 from kd_lightning.results.plot import plot
@@ -15,8 +16,9 @@ from kd_lightning.results.run_index import collect, group
 from kd_lightning.results.table import fold, render
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Print the table or the page; returns 2 on an error."""
+@command("kd-report")
+def main(argv: Sequence[str] | None) -> None:
+    """Print the table or the page."""
     parser = argparse.ArgumentParser(prog="kd-report", description="One table over runs: mean ± std over seeds.")
     parser.add_argument("folders", nargs="+", metavar="DIR", help="a run folder, any that holds runs, or results/")
     form = parser.add_mutually_exclusive_group()
@@ -27,24 +29,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--against", metavar="METHOD", help="paired differences to the runs of this method")
     parser.add_argument("--record", metavar="results/TABLE", type=Path, help="also keep one small file for each run")
     args = parser.parse_args(argv)
-    try:
-        if len(args.folders) == 1 and (Path(args.folders[0]) / ROWS).is_file():
-            if args.form == "csv" or args.plot or args.by or args.against or args.record:
-                raise UserError(f"{args.folders[0]} holds records, of which only the page can be made: --markdown")
-            print(results_page(Path(args.folders[0])), end="")
-            return 0
-        runs = collect(args.folders)
-        table = fold(runs, args.against)
-        print(render(table, args.form), end="")
-        if args.form == "csv" and table.notes:
-            print(*table.notes, sep="\n", file=sys.stderr)
-        if args.record:
-            for path in write_records(runs, args.record):
-                print(f"wrote {path}", file=sys.stderr)
-        if args.plot:
-            plot(group(runs), args.plot, args.by)
-            print(f"wrote {args.plot}", file=sys.stderr)
-    except UserError as error:
-        print(f"kd-report: {error}", file=sys.stderr)
-        return 2
-    return 0
+    if len(args.folders) == 1 and (Path(args.folders[0]) / ROWS).is_file():
+        if args.form == "csv" or args.plot or args.by or args.against or args.record:
+            raise UserError(f"{args.folders[0]} holds records, of which only the page can be made: --markdown")
+        print(results_page(Path(args.folders[0])), end="")
+        return
+    runs = collect(args.folders)
+    table = fold(runs, args.against)
+    print(render(table, args.form), end="")
+    if args.form == "csv" and table.notes:
+        print(*table.notes, sep="\n", file=sys.stderr)
+    if args.record:
+        for path in write_records(runs, args.record):
+            print(f"wrote {path}", file=sys.stderr)
+    if args.plot:
+        plot(group(runs), args.plot, args.by)
+        print(f"wrote {args.plot}", file=sys.stderr)

@@ -12,6 +12,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kd_lightning.cli.entry import command
 from kd_lightning.config import resolvers
 from kd_lightning.errors import UserError
 
@@ -87,25 +88,19 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Serve until interrupted or terminated; returns 2 on an error."""
+@command("kd-serve")
+def main(argv: Sequence[str] | None) -> None:
+    """Serve until interrupted or terminated."""
     args = _parser().parse_args(argv)
     sys.path.append(str(Path.cwd()))  # finds a user's network in the working directory
-    try:
-        from kd_lightning.cli.serve.server import compose, service_of
-        from kd_lightning.core.log_filters import quiet
+    from kd_lightning.cli.serve.server import compose, service_of
+    from kd_lightning.core.log_filters import quiet
 
-        quiet()
-        cfg = compose(args.overrides, args.config_dir)
-        service = service_of(cfg)
-        with closing(listen(cfg.host, cfg.port)) as listening:
-            _serve(service, listening, cfg.key_env)
-    except UserError as error:
-        print(f"kd-serve: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    quiet()
+    cfg = compose(args.overrides, args.config_dir)
+    service = service_of(cfg)
+    with closing(listen(cfg.host, cfg.port)) as listening:
+        _serve(service, listening, cfg.key_env)
 
 
 def _serve(service: Service, listening: socket.socket, key_env: str | None) -> None:
