@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from kd_lightning.config.check import faults
 from kd_lightning.core.file_format import FORMAT_VERSION
+from kd_lightning.data.datasets import digits
 from kd_lightning.engine.checkpoint_reader import read_checkpoint, resumable
 from kd_lightning.engine.restart import next_seed
 from kd_lightning.errors import DataError, TeacherError, TrainingError, UserError, VersionError
@@ -70,13 +71,13 @@ GENERATED = (
     "source=generated",
     "source.rounds=2",
     "source.latent=8",
-    "+source.generator.ngf=4",
+    "source.generator.ngf=4",
 )
 
 
 def test_a_source_does_not_draw_from_another_generator(tiny: Tiny, teacher_file: Path, tmp_path: Path) -> None:
     settings = (*GENERATED, f"teacher.weights={teacher_file}")
-    with pytest.raises(TeacherError, match=r"(?s)does not fit Generator:.*Choose the network it was saved from"):
+    with pytest.raises(TeacherError, match=r"(?s)does not fit ConvGenerator:.*Choose the network it was saved from"):
         tiny(*settings, f"source.weights={teacher_file}")
     (line,) = faults(composed(*settings, f"source.weights={tmp_path / 'gone.safetensors'}"))
     assert line == f"source.weights: there is no file {tmp_path / 'gone.safetensors'}"
@@ -346,7 +347,18 @@ def test_a_generator_that_always_collapses_ends_the_run(
         tiny(*RESTART, "method.on_collapse=restart", f"teacher.weights={teacher_file}")
 
 
-def test_a_healthy_generator_is_not_warned_about(tiny: Tiny, teacher_file: Path) -> None:
+def test_a_healthy_generator_is_not_warned_about(
+    tiny: Tiny, teacher_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that draws real digits, whatever its training comes to."""
+    real = digits.load().train
+    assert real is not None
+
+    def drawing(self: ConvGenerator, z: torch.Tensor) -> torch.Tensor:
+        return real.images[: len(z)].float() / 255 + 0 * forward(self, z)
+
+    forward = ConvGenerator.forward
+    monkeypatch.setattr(ConvGenerator, "forward", drawing)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*collapsed.*")
         tiny("source.rounds=241", "trainer.max_epochs=1", f"teacher.weights={teacher_file}", "method.generator.ngf=16")

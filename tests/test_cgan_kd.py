@@ -102,24 +102,24 @@ def test_the_student_begins_as_the_one_of_the_real_images() -> None:
 
 
 def test_the_control_trains_for_as_many_updates_under_a_schedule_as_long() -> None:
-    cfg = composed("experiment=cgan_kd/mnist_small")
-    student = SimpleNamespace(report={"student_updates": 50 * 62})
+    whole = composition("experiment=cgan_kd/mnist_small")
+    student: Any = SimpleNamespace(report={"student_updates": 50 * 62})
     dataset = Dataset("toy", ["a"], REAL, None, None, "none", "none")
-    own: Any = control_of(cfg.controls.nokd_equal, cfg, dataset, None, student)  # type: ignore[arg-type]
-    assert own.trainer.max_epochs == round(50 * 62 / (1000 // 64))
-    assert own.method.scheduler.T_max == own.trainer.max_epochs
-    assert own.method.optimizer.lr == cfg.method.optimizer.lr
-    assert own.init == cfg.init
+    own = control_of(whole.controls["nokd_equal"], dataset, None, student)
+    assert own is not None
+    assert own.trainer["max_epochs"] == round(50 * 62 / (1000 // 64))
+    assert own.method["scheduler"]["T_max"] == own.trainer["max_epochs"]
+    assert own.method["optimizer"]["lr"] == whole.method["optimizer"]["lr"]
+    assert own.init == whole.init
 
 
 def test_the_ceiling_has_real_images_in_the_place_of_the_made_ones() -> None:
     cfg = composed("experiment=cgan_kd/mnist_small", "controls=ceiling")
-    own: Any = control_of(
-        cfg.controls.ceiling, cfg, Dataset("toy", ["a"], REAL, None, None, "none", "none"), None, None
-    )  # type: ignore[arg-type]
-    assert own.source.load.train == cfg.data.train + cfg.source.images == 4000
-    assert {**own.source.load, "train": 1000} == {**cfg.data.load, "_partial_": True}
-    assert (own.init, own.trainer, own.method) == (cfg.init, cfg.trainer, cfg.method)
+    whole = composition("experiment=cgan_kd/mnist_small", "controls=ceiling")
+    own = whole.controls["ceiling"]
+    assert own.source["load"]["train"] == cfg.data.train + cfg.source.images == 4000
+    assert {**own.source["load"], "train": 1000} == {**whole.data.load.plain(), "_partial_": True}
+    assert (own.init, own.trainer, own.method) == (whole.init, whole.trainer, whole.method)
     everything = composed("experiment=cgan_kd/mnist_small", "controls=ceiling", "data.train=null")
     with pytest.raises(OmegaConfBaseException, match="say how many"):
         OmegaConf.to_container(everything.controls, resolve=True)

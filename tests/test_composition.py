@@ -119,7 +119,7 @@ def test_files_of_a_stage_stay_open_until_it_has_ended(tmp_path: Path) -> None:
     assert "stage:second/" in str(whole.source.plain()), "the one before is as it was"
 
 
-NOKD = ("method=kd", "chain=nokd", "trainer.max_epochs=3", "data.recipe.epochs=4")
+NOKD = ("method=kd", "stages=nokd", "trainer.max_epochs=3", "data.recipe.epochs=4")
 
 
 def test_a_control_is_stretched_with_its_schedule() -> None:
@@ -153,7 +153,9 @@ def test_a_control_that_cannot_be_stretched_is_a_fault() -> None:
 
 
 def test_two_stages_of_one_name_are_a_fault() -> None:
-    lines = faults(composed("method=rdskd", "stages=['${rdskd}','${rdskd}']"))
+    cfg = composed("method=rdskd")
+    cfg.stages = ["${rdskd}", "${rdskd}"]
+    lines = faults(cfg)
     assert lines == ["stages[1].name: there is another stage called generator; give it a name of its own"]
     assert any(line.startswith("stages[0].name: required") for line in faults(composed("method=rdskd", "~rdskd.name")))
 

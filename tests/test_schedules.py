@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import composed
-from hydra.utils import instantiate
+from conftest import composition
 from torch.optim import SGD
 from torch.optim import lr_scheduler as torchs
 
+from kd_lightning.config.node import Node
 from kd_lightning.core.optimizers import adam_on_convolutions
 from kd_lightning.core.schedules import Stretched, piecewise
 from kd_lightning.data.dataset import Dataset, Split
@@ -66,10 +66,10 @@ def test_it_goes_on_where_it_stopped() -> None:
 
 def control(experiment: str, updates: int, *overrides: str) -> Any:
     """The equal-update control of a cGAN-KD row with 1,280 real images."""
-    cfg = composed(f"experiment={experiment}", *overrides)
+    whole = composition(f"experiment={experiment}", *overrides)
     real = Split(torch.zeros(1280, 1, 2, 2, dtype=torch.uint8), torch.zeros(1280))
     student: Any = SimpleNamespace(report={"student_updates": updates})
-    own = control_of(cfg.controls.nokd_equal, cfg, Dataset("toy", ["a"], real, None, None, "n", "n"), None, student)
+    own = control_of(whole.controls["nokd_equal"], Dataset("toy", ["a"], real, None, None, "n", "n"), None, student)
     assert own is not None
     return own
 
@@ -77,18 +77,18 @@ def control(experiment: str, updates: int, *overrides: str) -> Any:
 def test_milestones_of_an_equal_update_control_are_where_those_of_its_student_are() -> None:
     """Steering's: 350 epochs with decays after 150 and 250, here of ten batches each in place of 60."""
     own = control("cgan_kd/steering_angle", 350 * 60)
-    assert own.trainer.max_epochs == 6 * 350
-    make = instantiate(own.method.scheduler, _convert_="all")
-    seen = rates(make, own.trainer.max_epochs)
+    assert own.trainer["max_epochs"] == 6 * 350
+    make = Node.of(own.method["scheduler"]).build()
+    seen = rates(make, own.trainer["max_epochs"])
     assert [epoch for epoch, (a, b) in enumerate(pairwise(seen), 1) if b != a] == [900, 1500]
 
 
 def test_a_schedule_that_refers_to_the_length_is_left_alone() -> None:
     own = control("cgan_kd/mnist_small", 50 * 62)
-    assert own.method.scheduler == {
+    assert own.method["scheduler"] == {
         "_target_": "torch.optim.lr_scheduler.CosineAnnealingLR",
         "_partial_": True,
-        "T_max": own.trainer.max_epochs,
+        "T_max": own.trainer["max_epochs"],
     }
 
 

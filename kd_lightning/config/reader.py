@@ -59,7 +59,7 @@ class Reader:
         """
         raw: Any = node._get_node(key)
         if reference := re.fullmatch(r"\$\{(?:oc\.select:)?([\w.]+)(?:,.*)?\}", str(raw._value())):
-            self.echoes[full] = reference[1]
+            self.echoes[full] = _absolute(reference[1], full)
         try:
             return self.read(node[key], full)
         except MissingMandatoryValue:
@@ -77,3 +77,11 @@ class Reader:
         if isinstance(error, InterpolationKeyError) and (key := re.search("'(.*)'", text)):
             return f"${{{key[1]}}} refers to nothing{suggest(key[1], [], self.everywhere)}"
         return text
+
+
+def _absolute(reference: str, at: str) -> str:
+    """The key that a reference stands for; leading dots count levels up from the key ``at`` where it stands."""
+    key = reference.lstrip(".")
+    levels = at.split(".")
+    ups = len(reference) - len(key)
+    return ".".join([*levels[: len(levels) - ups], key]) if ups else key

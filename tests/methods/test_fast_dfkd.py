@@ -64,11 +64,11 @@ def one_inner_step(teacher: nn.Module, meta: str, lr_g: float = 1e-3, **settings
         seen["gradient"] = [p.grad.clone() for p in self.generator.parameters()]
         seen["lr"] = self.opts()[1].param_groups[0]["lr"]
 
-    latents = FastDfkd.latents
+    noise = FastDfkd.noise
     randint = torch.randint
 
-    def noting_z(self: FastDfkd, n: int) -> torch.Tensor:
-        seen["z"] = latents(self, n)
+    def noting_z(self: FastDfkd, *shape: int) -> torch.Tensor:
+        seen["z"] = noise(self, *shape)
         return seen["z"].clone()
 
     def noting_y(*args: Any, **rest: Any) -> torch.Tensor:
@@ -77,7 +77,7 @@ def one_inner_step(teacher: nn.Module, meta: str, lr_g: float = 1e-3, **settings
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(FastDfkd, "average_gradient", spying)
-        patch.setattr(FastDfkd, "latents", noting_z)
+        patch.setattr(FastDfkd, "noise", noting_z)
         patch.setattr(torch, "randint", noting_y)
         method = fit(make, teacher, range(1))
     seen["method"] = method
@@ -125,7 +125,7 @@ def test_the_copy_is_a_copy(teacher: nn.Module) -> None:
 def test_a_batch_has_to_explain_a_part_of_the_statistics(teacher: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the second round on; the average takes in the last inner step, once a round."""
     averages: list[Any] = []
-    from kd_lightning.methods.data_free import fast_dfkd as module
+    from kd_lightning.methods.base import statistics as module
 
     def noting(statistics: Any, layers: Any, *, ema: Any, momentum: float) -> torch.Tensor:
         averages.append((ema, [(m.detach().clone(), v.detach().clone()) for m, v in statistics]))
