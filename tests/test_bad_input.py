@@ -355,7 +355,7 @@ def test_a_healthy_generator_is_not_warned_about(tiny: Tiny, teacher_file: Path)
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Images of two classes, their names in the folders."""
-    generator = torch.ConvGenerator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     for part in ("train", "test"):
         for value, name in ((60, "dark"), (200, "light")):
             (tmp_path / "images" / part / name).mkdir(parents=True)

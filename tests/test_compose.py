@@ -11,8 +11,8 @@ from omegaconf import OmegaConf
 
 from kd_lightning.config import resolvers
 from kd_lightning.config.check import check, faults
+from kd_lightning.config.node import Node
 from kd_lightning.config.overrides import loaded, members, read
-from kd_lightning.config.requirements import needs_of
 from kd_lightning.config.resolvers import conf_dir
 from kd_lightning.config.signatures import located
 from kd_lightning.errors import ConfigError
@@ -91,7 +91,9 @@ def reads_batch_norm(method):
     """Whether a method, or the source that it brings along, needs a teacher with batch norm."""
     cfg = composed(f"method={method}")
     of_source = getattr(located(cfg.source._target_), "needs", ())
-    return "teacher.batch_norm" in {*needs_of(OmegaConf.to_container(cfg.method)), *of_source}
+    method = Node.of(OmegaConf.to_container(cfg.method))
+    assert method is not None
+    return "teacher.batch_norm" in {*method.requirements(), *of_source}
 
 
 @pytest.mark.parametrize(

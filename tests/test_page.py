@@ -63,6 +63,21 @@ def test_the_command_prints_the_page(tmp_path, capsys):
     assert capsys.readouterr().out == results_page(folder)
 
 
+def test_commands_are_shown_as_they_are_typed_today(tmp_path):
+    kept(
+        tmp_path, "dafl_s0", seed=0, metrics={"test/accuracy": 0.9}, command="kd-lightning experiment=dafl/mnist seed=0"
+    )
+    rows = """
+title: R
+today: {experiment=dafl/mnist: problem=mnist method=dafl}
+tables: [{title: T, folder: mnist, rows: [{title: A, run: dafl}]}]
+"""
+    (tmp_path / "rows.yaml").write_text(rows)
+    page = results_page(tmp_path)
+    assert "`kd-lightning problem=mnist method=dafl seed=0`" in page
+    assert "experiment=" not in page
+
+
 def test_a_row_has_mean_spread_n_the_papers_number_and_its_note(tmp_path):
     page = results_page(folder_of(tmp_path, dafl=[(0.90, 0.50), (0.92, 0.50), (0.97, 0.53)]))
     assert cells(page, "method") == ["method", "paper", "here", "difference (95 % interval)", "note"]

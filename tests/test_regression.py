@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import composed, tiny_run
+from conftest import composition, tiny_run
 from methods.toy import adam, trainer
 from omegaconf import OmegaConf
 from PIL import Image
@@ -22,10 +23,11 @@ from kd_lightning.cli.summary import summary
 from kd_lightning.core.tasks import Regression
 from kd_lightning.data.dataset import Dataset, Split
 from kd_lightning.data.datasets import rotated_digits
-from kd_lightning.data.load import dataset_digest, load_data
+from kd_lightning.data.load import dataset_digest
 from kd_lightning.data.loader import TensorLoader
 from kd_lightning.data.module import Images
 from kd_lightning.engine.callbacks import BINS, WatchGenerator, generator_health
+from kd_lightning.engine.data import load_data
 from kd_lightning.errors import DataError, TeacherError, UserError
 from kd_lightning.losses.soft_labels import imitation
 from kd_lightning.methods.base.distiller import LastBatch
@@ -174,9 +176,9 @@ def test_the_range_is_part_of_what_data_are() -> None:
 
 
 def test_a_network_of_numbers_has_one_output(store: Path) -> None:
-    cfg = composed("method=kd", *DATA, "data.num_classes=3")
+    data = composition("method=kd", *DATA).data
     with pytest.raises(DataError, match=r"data\.num_classes=3, but rotated_digits has numbers .*num_classes=1"):
-        load_data(cfg, Store(store))
+        load_data(replace(data, num_classes=3), Store(store))
 
 
 def test_a_teacher_that_only_answers_tells_its_number(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, Node, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from kd_lightning.config.overrides import loaded, read, refusal
@@ -80,8 +80,8 @@ def _shown(node: DictConfig, key: str, raw: Any) -> str:
 
 
 def _text(value: Any) -> str:
-    plain = OmegaConf.to_container(value) if isinstance(value, DictConfig | ListConfig) else value
-    plain = getattr(plain, "_value", lambda: plain)()
+    plain: Any = OmegaConf.to_container(value) if isinstance(value, DictConfig | ListConfig) else value
+    plain = plain._value() if isinstance(plain, Node) else plain
     return "null" if plain is None else str(plain).lower() if isinstance(plain, bool) else str(plain)
 
 

@@ -59,7 +59,7 @@ def networks() -> tuple[nn.Module, nn.Module, nn.Module]:
 
 def images(steps: int) -> TensorLoader:
     """Random uint8 images, as many as ``steps`` batches take."""
-    rng = torch.ConvGenerator().manual_seed(0)
+    rng = torch.Generator().manual_seed(0)
     pixels = torch.randint(256, (BATCH * steps, 1, 32, 32), dtype=torch.uint8, generator=rng)
     return TensorLoader(pixels, torch.randint(10, (BATCH * steps,), generator=rng), batch_size=BATCH, shuffle=True)
 
@@ -150,7 +150,7 @@ def dafl(steps: int, precision: str, warm: int) -> tuple[float, float]:
     """Seconds of bare and of our joint steps of DAFL."""
     teacher, student, generator = networks()
     opt_s, opt_g = adam(student.parameters()), adam(generator.parameters())
-    rng, head = torch.ConvGenerator().manual_seed(0), head_of(teacher)
+    rng, head = torch.Generator().manual_seed(0), head_of(teacher)
 
     def judge(x: Tensor) -> tuple[Tensor, Tensor]:
         with capture(teacher, inputs=(head,)) as taps:

@@ -34,7 +34,7 @@ sgd = partial(torch.optim.SGD, momentum=0.9, fused=True)
 
 def patterns(n: int, seed: int) -> tuple[Tensor, Tensor]:
     """Images (n, 1, 8, 8) in [0, 1] and labels: stripes down, stripes across, a ring, a cross; shifted and noisy."""
-    rng = torch.ConvGenerator().manual_seed(seed)
+    rng = torch.Generator().manual_seed(seed)
     clean = torch.zeros(CLASSES, 8, 8)
     clean[0, :, ::2] = 1
     clean[1, ::2] = 1

@@ -104,7 +104,7 @@ def test_gradients_reach_every_weight(kind: str) -> None:
 def test_a_deep_block_carries_the_channels_that_it_does_not_make() -> None:
     torch.manual_seed(0)
     layers, x = Layers("orthogonal"), torch.randn(2, 8, 4, 4)
-    up = biggan_deep_pair._Up(8, 4, layers=layers, norm=Plain, double=True)
+    up = gan_blocks.BottleneckUpBlock(8, 4, layers=layers, norm=Plain, double=True)
     down = biggan_deep_pair._Down(8, 12, layers=layers, halve=True)
     for last in (up.convs[-1], down.out):
         last.parametrizations.weight.original.data.zero_()  # type: ignore[union-attr]

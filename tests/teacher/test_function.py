@@ -229,11 +229,11 @@ def service() -> Iterator[tuple[str, list[int]]]:
     thread.join()
 
 
-def test_the_example_of_the_readme(
+def test_the_example_of_the_page(
     service: tuple[str, list[int]], tiny: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url, answered = service
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    readme = (Path(__file__).parents[2] / "docs" / "your_teacher.md").read_text()
     code = next(code for code in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "def ask(images)" in code)
     assert len([line for line in code.splitlines() if line.strip()]) <= 15
     assert "https://api.example.com" in code

@@ -48,7 +48,7 @@ def test_truncated(tmp_path: Path, suffix: str, cut: float) -> None:
     save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
     content = path.read_bytes()
     path.write_bytes(content[: int(cut * len(content))])
-    with pytest.raises(TeacherError, match=rf"{re.escape(str(path))} is truncated, corrupt.*Copy it again") as refusal:
+    with pytest.raises(TeacherError, match=rf"{re.escape(str(path))} is truncated, corrupt.*copy it again") as refusal:
         load_weights(network(), path)
     assert "\n" not in str(refusal.value)
 
