@@ -117,7 +117,7 @@ def test_a_wrong_name_is_answered_with_the_nearest(override, problem):
 
 
 def test_a_file_must_be_named():
-    assert faults(read(["teacher=file"]).cfg) == ["teacher.file: required, give it with teacher.file=..."]
+    assert faults(read(["teacher=file", "method=kd"]).cfg) == ["teacher.file: required, give it with teacher.file=..."]
 
 
 def test_shapes_follow_the_size_of_the_images():
