@@ -14,7 +14,7 @@ A table with ``columns`` shows several measures instead: a column has ``title`` 
 ``digits``, ``over`` (a metric: the quotient is printed behind the value) and ``run``, which takes the place of the
 ``*`` in a row's ``run``. ``average`` is the title of a last row, with the mean and the deviation of every column.
 
-``today`` maps words of recorded commands, or all of one, to what is typed in their place now; the page shows the latter.
+``today`` maps words of recorded commands, or all of one, to what is typed in their place now; the page shows that.
 """
 
 from __future__ import annotations
