@@ -33,8 +33,8 @@ def test_times_that_are_not(text: Any) -> None:
 
 
 def test_a_wrong_time_is_named_before_anything_runs() -> None:
-    assert faults(composed(*TINY, "trainer.max_time=00:01:00")) == []
-    (fault,) = faults(composed(*TINY, "trainer.max_time=soon"))
+    assert faults(composed("method=dafl", *TINY, "trainer.max_time=00:01:00")) == []
+    (fault,) = faults(composed("method=dafl", *TINY, "trainer.max_time=soon"))
     assert fault.startswith("trainer.max_time=soon: expected HH:MM:SS")
 
 

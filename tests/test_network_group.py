@@ -117,7 +117,7 @@ def test_a_wrong_name_is_answered_with_the_nearest(override, problem):
 
 
 def test_a_file_must_be_named():
-    assert faults(read(["teacher=file"]).cfg) == ["teacher.file: required, give it with teacher.file=..."]
+    assert faults(read(["teacher=file", "method=kd"]).cfg) == ["teacher.file: required, give it with teacher.file=..."]
 
 
 def test_shapes_follow_the_size_of_the_images():
@@ -140,8 +140,20 @@ def test_a_size_that_is_none_is_said_once():
 
 def test_batch_norm_is_a_setting_that_the_refusal_names():
     (fault,) = faults(read(["method=dfq"]).cfg)
-    assert fault.endswith("set teacher.net.batch_norm=true")
+    assert fault.endswith("set teacher.net.batch_norm=true, or choose a method that reads none, such as method=dafl")
     assert not faults(read(["method=dfq", "teacher.net.batch_norm=true"]).cfg)
+
+
+def test_the_default_method_says_what_another_teacher_needs():
+    def said(*overrides):
+        return faults(read(["data=mnist", *overrides]).cfg)
+
+    (fault,) = said("teacher=lenet5")
+    assert "set teacher.net.batch_norm=true, or choose a method" in fault
+    assert not said("teacher=lenet5", "teacher.net.batch_norm=true")
+    assert fault.endswith(" method=dafl")
+    assert not said("teacher=lenet5", "method=dafl")
+    assert read([]).cfg.teacher.net.batch_norm, "that of the default run has it"
 
 
 def test_other_programs_keep_their_own_words(tmp_path):

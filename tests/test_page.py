@@ -78,6 +78,17 @@ tables: [{title: T, folder: mnist, rows: [{title: A, run: dafl}]}]
     assert "experiment=" not in page
 
 
+def test_a_whole_command_may_be_typed_otherwise_today(tmp_path):
+    kept(tmp_path, "dafl_s0", seed=0, metrics={"test/accuracy": 0.9}, command="kd-lightning -m seed=0,1")
+    rows = """
+title: R
+today: {"kd-lightning -m seed=0,1": "kd-lightning -m problem=digits seed=0,1"}
+tables: [{title: T, folder: mnist, rows: [{title: A, run: dafl}]}]
+"""
+    (tmp_path / "rows.yaml").write_text(rows)
+    assert "`kd-lightning -m problem=digits seed=0,1`" in results_page(tmp_path)
+
+
 def test_a_row_has_mean_spread_n_the_papers_number_and_its_note(tmp_path):
     page = results_page(folder_of(tmp_path, dafl=[(0.90, 0.50), (0.92, 0.50), (0.97, 0.53)]))
     assert cells(page, "method") == ["method", "paper", "here", "difference (95 % interval)", "note"]

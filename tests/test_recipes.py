@@ -16,6 +16,7 @@ FAMILIES = {"cifar": "svhn"}
 """A family that is no data set -> a member of it."""
 NEED_MORE = {
     **{m: ["teacher=resnet8"] for m in ("dfq", "cmi", "fast_dfkd", "deep_inversion", "adaptive_deep_inversion")},
+    "nayer": ["teacher=lenet5", "teacher.net.batch_norm=true"],
     "fs_bbt": ["source=few_asked", "teacher.access=probs", "teacher.budget=100000"],
 }
 
@@ -28,8 +29,9 @@ def recipes() -> list[tuple[str, str]]:
 def pulled_in_by(method: str, name: str) -> list[str]:
     scale = next(scale for scale in SCALES if name.endswith(scale))
     data = name.removesuffix(scale).rstrip("_") or "digits"
-    teacher = ["teacher=resnet34"] if data.endswith("_resnet34") else NEED_MORE.get(method, [])
-    data = data.removesuffix("_resnet34")
+    own_teacher = next((name for name in ("resnet34", "small_conv") if data.endswith(f"_{name}")), None)
+    teacher = [f"teacher={own_teacher}"] if own_teacher else NEED_MORE.get(method, [])
+    data = data.removesuffix(f"_{own_teacher}")
     own = {"cifar_small": "svhn", "cifar_paper": "cifar10"} if method not in ("deep_inversion",) else {}
     if method in ("adaptive_deep_inversion", "deep_inversion", "rdskd", "dafl"):
         own = dict.fromkeys(("cifar_small", "cifar_paper"), "cifar10")

@@ -56,6 +56,8 @@ def needs_faults(path: str, fit: Training, teacher: TeacherSettings | None, *, n
     yield from _block_faults(path, fit, teacher)
     if method.clips_gradients:
         yield from _clip_faults(path, fit)
+    if method.idle_epochs:
+        yield from _idle_faults(path, fit, method.idle_epochs)
     if source is None:
         return
     beside = f"{path.removesuffix('method')}source"
@@ -135,6 +137,17 @@ def _clip_faults(path: str, fit: Training) -> Iterator[str]:
                 f"{path}.{key}.fused=true: this method clips gradients, which Lightning refuses for a fused optimiser "
                 f"at trainer.precision={precision}: set {path}.{key}.fused=false"
             )
+
+
+def _idle_faults(path: str, fit: Training, setting: str) -> Iterator[str]:
+    """One line where a fit ends before its student begins to learn."""
+    idle, epochs = fit.method.get(setting), fit.trainer.get("max_epochs")
+    if isinstance(idle, int) and isinstance(epochs, int) and 1 <= epochs <= idle:
+        trainer = f"{path.removesuffix('method')}trainer"
+        yield (
+            f"{trainer}.max_epochs={epochs}: the student learns nothing in the first {idle} epochs "
+            f"({path}.{setting}): set {trainer}.max_epochs={idle + 1} or more, or {path}.{setting}={epochs - 1} or less"
+        )
 
 
 def metric_faults(composition: Composition) -> Iterator[str]:
@@ -219,6 +232,7 @@ def _teacher_faults(
     if "teacher.batch_norm" in needs and net is not None and not _has_batch_norm(net):
         by_setting = "batch_norm" in net
         how = "set teacher.net.batch_norm=true" if by_setting else "choose another teacher, such as teacher=resnet34"
+        how += ", or choose a method that reads none, such as method=dafl" if path == "method" else ""
         yield (
             f"{path}: {name} reads the teacher's batch-norm statistics, but {net.target.rpartition('.')[2]} "
             f"as it is set has no batch norm: {how}"

@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 import torch
 from cases import nayer
+from conftest import composed
 from safetensors.torch import save_file
 from test_rounds import Costs, flops, state
 from torch import Tensor, nn
 from torch.nn import functional as F
 from toy import CLASSES, fit, generator, network, trained_teacher
 
+from kd_lightning.config.check import faults
 from kd_lightning.errors import ConfigError
 from kd_lightning.losses.adversarial import masked_kl
 from kd_lightning.losses.batch_norm import BatchNormTap, batch_norm_statistics
@@ -221,3 +223,12 @@ def test_settings_that_do_not_fit(teacher: nn.Module) -> None:
         fit(nayer(1e-2, batch_size=3), teacher, range(1))
     with pytest.raises(ValueError, match="per_batch must divide kd_steps=20, got 3"):
         fit(nayer(1e-2, per_batch=3), teacher, range(1))
+
+
+def test_a_fit_that_ends_with_the_warm_up_is_refused() -> None:
+    (fault,) = faults(composed("method=nayer", "trainer.max_epochs=2"))
+    assert fault.startswith("trainer.max_epochs=2: the student learns nothing in the first 2 epochs (method.warmup): ")
+    assert fault.endswith("set trainer.max_epochs=3 or more, or method.warmup=1 or less")
+    assert not faults(composed("method=nayer", "trainer.max_epochs=3"))
+    assert not faults(composed("method=nayer", "trainer.max_epochs=2", "method.warmup=1"))
+    assert not faults(composed("method=nayer", "debug=smoke"))

@@ -48,6 +48,8 @@ class Distiller(ResumableModule):
     """What to type where the method needs the teacher's gradients and the teacher gives none."""
     clips_gradients = False
     """Whether it clips gradients, which Lightning refuses for fused optimisers in mixed precision."""
+    idle_epochs: str | None = None
+    """The setting that counts the first epochs, in which the student does not train; None where it always does."""
     version = 1
     """Raised whenever the method's numbers would change, so that kept fits are not mistaken for new ones."""
 

@@ -65,6 +65,7 @@ class Nayer(ImagePool):
 
     embedding: Tensor
     generator_lr = "method.optimizer_g.lr"
+    idle_epochs = "warmup"
     keeps = ()
 
     def __init__(
