@@ -57,7 +57,7 @@ class Cgn(ConditionalGan):
         binary: weight of the mask's entropy in bits (lambda_3 of the paper's losses).
         features: images in [0, 1] to a list of feature maps, for the perceptual loss; None for none.
         perc: weights of its levels.
-        colour: weight of a level before those, of the pixels beside a map of ones, whose Gram matrix holds the means
+        colour: weight of a level before those, of the pixels with a map of ones, whose Gram matrix holds the means
             and second moments of an image's colours. Images are then drawn of the batch's labels, and each is
             compared with the real one of its label; 0 is CGN.
         edge: weight of the mask's values at the border, an eighth of the side; 0 is CGN.

@@ -71,7 +71,7 @@ class CgnImageNet(Distiller):
         bg: lambda_6, of the background's saliency.
         patch: side of the texture's patches.
         resize: side of the image they are cut from.
-        best: number of patches deepest in the mask, from which those of the grid are drawn.
+        best: number of patches with the highest mean mask, from which those of the grid are drawn.
         grid: patches per row and column.
         shown: images shown to callbacks at a time.
         show_every: steps between two such batches.

@@ -1,6 +1,6 @@
 """DAFL: data-free learning of student networks (Chen et al., ICCV 2019, arXiv 1904.01186).
 
-A generator stands in for the training data. The teacher judges its images: they should look like one
+A generator replaces the training data. The teacher judges its images: they should look like one
 class (one-hot), excite the features (activation) and cover all classes evenly (information entropy).
 In the same step the student imitates the teacher on the same images.
 

@@ -36,7 +36,7 @@ class Zskt(GeneratorPair):
         student_steps: n_S; n_G is 1.
         beta: weight of attention transfer (beta).
         blocks: module paths whose maps (N, C, H, W) are compared, the same in both networks, which must have
-            equal sizes there; ``[net.block1, net.block2, net.block3]`` for wide ResNets. None leaves it out.
+            equal sizes there; ``[net.block1, net.block2, net.block3]`` for wide ResNets. None omits attention transfer.
         clip: largest norm of either network's gradient.
         variant: ``code`` or ``paper``, see the deviations above.
         **generative: see :class:`GeneratorPair`.

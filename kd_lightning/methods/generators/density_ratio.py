@@ -38,7 +38,7 @@ class DensityRatio(Distiller):
         optimizer: makes psi's optimiser.
         scheduler: schedule of its learning rate, stepped once an epoch.
         weights: of the generator, ``stage:NAME/generator.safetensors`` of an earlier stage or a file.
-        features: weights of ``ratio.features``, ``stage:NAME/student.safetensors`` or a file; None leaves them.
+        features: weights of ``ratio.features``, ``stage:NAME/student.safetensors`` or a file; None keeps them.
         labels: weights of ``ratio.labels``, which are then frozen; None trains them.
         latent: length of z.
         penalty: lambda, weight of the deviation of the made images' mean ratio from 1.

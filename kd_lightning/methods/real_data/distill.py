@@ -1,7 +1,7 @@
 """Distillation on the images of a source: a label loss plus any number of weighted terms.
 
 Hinton, Vinyals and Dean, *Distilling the Knowledge in a Neural Network* (2015): the student imitates the
-teacher's softened probabilities, with the gradient rescaled by the squared temperature, beside its own
+teacher's softened probabilities, with the gradient rescaled by the squared temperature, besides its own
 loss on the labels. ``supervised`` is this class without terms, ``kd`` with one response term.
 
 Deviations:
