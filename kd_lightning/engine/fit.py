@@ -136,7 +136,7 @@ def fit(
                 decisions.decided(partial(begin_again, work, own.seed, error))
         decisions.decided(lambda: _keep(method, {**report, "restarts": collapsed}, work))
 
-    folder = bench.store.obtain("fit", config, build, everywhere=True)
+    folder = bench.store.obtain("fit", config, build, everywhere=True)  # the stored fit, or the one built now
     if folder not in bench.store.built and collectives.rank() == 0:
         replay(folder, boards)
     network = build_network(training)
