@@ -1,4 +1,4 @@
-"""Distillation in one call: a teacher in memory goes in, a student comes out. The command's own pages do the work."""
+"""Distillation of a teacher in memory in one call, which runs the same code as the command line."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from kd_lightning.results.student_files import DATA_IN_MEMORY, IN_MEMORY, Studen
 from kd_lightning.store.artifacts import Store, writing
 
 _HELD: dict[str, Any] = {}
-"""What a composition may refer to by its fingerprint while a call lasts."""
+"""Networks and data that a composition refers to by fingerprint during a call."""
 
 
 def distill(
@@ -44,9 +44,9 @@ def distill(
     config_dir: str | Path | None = None,
     **settings: Any,
 ) -> Student:
-    """Train a small network from ``teacher``, which is all there is: no training images.
+    """Distil ``teacher`` into a small network without training images.
 
-    A call that was interrupted goes on when it is made again; one that was finished returns what it made.
+    Repeating an interrupted call resumes it; repeating a finished one returns its stored student.
 
     Args:
         teacher: images (N, C, H, W), in [0, 1] or normalised by ``mean`` and ``std``, to logits (N, num_classes).
@@ -54,13 +54,13 @@ def distill(
         num_classes: K.
         image: (C, H, W) of its images, H equal to W.
         method: name of a method, as ``kd-lightning method=NAME`` takes it.
-        student: name of a network, as ``kd-lightning student=NAME`` takes it, or one whose copy is trained, from the
-            weights it has.
+        student: name of a network, as ``kd-lightning student=NAME`` takes it, or a network, of which a copy is
+            trained, starting from its weights.
         mean: per channel, what is subtracted from an image in [0, 1] before the teacher sees it; None if the teacher
             takes images as they are.
         std: per channel, what it is divided by.
-        classes: their names.
-        data: images uint8 (N, C, H, W) and labels int64 (N,) to test on; nothing is learned from them.
+        classes: names of the K classes; None for 0 to K - 1.
+        data: images uint8 (N, C, H, W) and labels int64 (N,) to test on; they are not used for training.
         folder: the run folder; default is one named after method and time in ``runs``.
         config_dir: a folder with groups of your own, such as ``network/mine.yaml`` for ``student="mine"``.
         **settings: any other setting of the command, a dot written as two underscores: ``seed=1``,
@@ -68,10 +68,10 @@ def distill(
 
     Returns:
         The student in eval mode: images (N, C, H, W) in [0, 1] to logits (N, num_classes). Its ``card`` holds the
-        metrics; its ``folder`` is the run folder, which every other command takes.
+        metrics; its ``folder`` is the run folder, which the other commands take.
 
     Raises:
-        UserError: lists everything that cannot be as it is.
+        UserError: lists every fault of the arguments and settings.
     """
     from kd_lightning.core.log_filters import quiet
     from kd_lightning.results.run_lock import running
@@ -111,7 +111,7 @@ def held(key: str) -> nn.Module:
     """A copy of the network with this fingerprint; a composition's ``_target_`` for networks in memory.
 
     Raises:
-        UserError: the call that it was handed to is over.
+        UserError: the call that was given the network has ended.
     """
     if key not in _HELD:
         raise UserError(f"the network {key} was handed over in memory and is gone")
@@ -123,7 +123,7 @@ def held_data(key: str, classes: Sequence[str] | int) -> Dataset:
 
     Args:
         key: the fingerprint.
-        classes: their names, or how many there are.
+        classes: names of the classes, or their number.
     """
     if key not in _HELD:
         raise UserError(f"the data {key} were handed over in memory and are gone")
@@ -134,7 +134,7 @@ def held_data(key: str, classes: Sequence[str] | int) -> Dataset:
 
 @contextmanager
 def _holding(**things: Any) -> Iterator[dict[str, str]]:
-    """Keep networks and pairs of tensors where ``held`` finds them; yields the fingerprint of each."""
+    """Make networks and pairs of tensors available to ``held``; yields the fingerprint of each."""
     keys = {name: _fingerprint(thing) for name, thing in things.items() if isinstance(thing, nn.Module | tuple)}
     _HELD.update({key: things[name] for name, key in keys.items()})
     try:
@@ -167,7 +167,7 @@ def _overrides(
     std: Sequence[float] | None,
     settings: Mapping[str, Any],
 ) -> list[str]:
-    """The call as the command line would say it."""
+    """The arguments of the call as overrides of the command line."""
     said: dict[str, Any] = {"method": method, "data": "none", "teacher": "none", "controls": "none"}
     said |= {"student": student} if isinstance(student, str) else {}
     said |= {"data.num_classes": num_classes, "data.channels": image[0], "data.size": image[1]}
@@ -200,7 +200,7 @@ def _in_memory(
     mean: Sequence[float] | None,
     classes: Sequence[str] | None,
 ) -> dict[str, Any]:
-    """What lies in memory, as a configuration refers to it: dotted key -> value."""
+    """Settings that refer to the networks and data in memory: dotted key -> value."""
     values: dict[str, Any] = {"teacher.net": {"_target_": IN_MEMORY, "key": keys["teacher"]}}
     values["teacher.weights"] = str(_kept_weights(store, keys["teacher"], teacher))
     if mean is None:
@@ -278,11 +278,11 @@ def _refuse_data(data: tuple[Tensor, Tensor], num_classes: int, image: tuple[int
 
 @torch.no_grad()
 def _refuse_answers(what: str, net: nn.Module, num_classes: int, image: tuple[int, int, int]) -> None:
-    """Refuse a network that does not turn such images into such logits."""
+    """Refuse a network that does not map images (N, C, H, W) to logits (N, num_classes)."""
     probe = copy.deepcopy(net).cpu().eval()
     try:
         answer = probe(torch.rand(2, *image))
-    except Exception as error:  # whatever the network raises
+    except Exception as error:  # a network may raise anything
         raise UserError(f"{what}: it fails on images {(2, *image)}: {str(error).splitlines()[0]}") from error
     shape = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
     if shape != (2, num_classes):

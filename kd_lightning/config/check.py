@@ -34,7 +34,7 @@ PER_CONTROL = {*REPLACED, *MERGED, "updates"}
 
 
 def check(cfg: DictConfig, names: Mapping[str, str | None] | None = None) -> Composition:
-    """The composition that a configuration describes, if nothing is wrong with it.
+    """Check a configuration and return its composition.
 
     Args:
         cfg: the configuration.
@@ -55,7 +55,7 @@ def faults(cfg: DictConfig) -> list[str]:
 
 
 def examined(cfg: DictConfig, names: Mapping[str, str | None] | None = None) -> tuple[list[str], Composition | None]:
-    """What is wrong with a configuration, and the composition as far as it can be read; None where it cannot be.
+    """The faults of a configuration, and its composition as far as it can be read, else None.
 
     Args:
         cfg: the configuration.
@@ -80,7 +80,7 @@ def examined(cfg: DictConfig, names: Mapping[str, str | None] | None = None) -> 
         for each in (metric_faults, answer_faults, fit_faults):
             found |= dict.fromkeys(each(composition))
     except Exception:
-        if not found:  # a fault of the settings is the likelier cause
+        if not found:  # else the faults found are the likely cause
             raise
     found = found or beside.found
     said = {key_of(line) for line in found}
@@ -94,7 +94,7 @@ def key_of(fault: str) -> str:
 
 
 def _origins(key: str, echoes: Mapping[str, str]) -> Iterator[str]:
-    """Where the value at ``key`` comes from, step by step: ``${...}`` may stand at it or above it."""
+    """Yield the keys that the value at ``key`` refers to, one after the other; ``${...}`` may be at it or above it."""
     seen = {key}
     above = key
     while above:
@@ -160,7 +160,7 @@ def _referred(cfg: DictConfig) -> set[str]:
 
 
 def _partial_trainers(plain: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """What the teacher's fit and the controls change in the trainer."""
+    """The settings of the trainer that the teacher's fit, the controls and the stages change."""
     places = {"teacher.fit": at(plain, "teacher.fit")}
     places |= {f"controls.{name}": node for name, node in as_dict(plain.get("controls")).items()}
     places |= {f"stages[{i}]": stage for i, stage in enumerate(plain.get("stages") or [])}
@@ -249,12 +249,12 @@ def _file_faults(cfg: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _weights(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Wherever a file of weights, or one that a stage leaves, is named."""
+    """Yield every setting that names a file of weights or a file of a stage."""
     if isinstance(node, list):
         node = dict(enumerate(node))
     for key, value in as_dict(node).items():
         full = f"{path}[{key}]" if isinstance(key, int) else f"{path}.{key}" if path else str(key)
-        # torchvision's networks have a word of that name
+        # torchvision's networks have a setting of that name
         named = full.endswith(("teacher.weights", "source.weights", "expand.weights"))
         if named or str(value).startswith("stage:"):
             yield full, value

@@ -1,7 +1,7 @@
-"""A composition as the run sees it: plain, frozen, built once and right after the check.
+"""Compositions: frozen dataclasses of plain data, built once, right after the check.
 
-The fits beside the student's (stages, controls, the teacher's own training) are compositions, too, all of them expanded
-before anything runs. Every ``${...}`` is resolved; only ``stage:NAME/FILE`` stays open until that stage has ended.
+The trainings of the stages, the controls and the teacher are part of a composition and complete before anything runs.
+Every ``${...}`` is resolved; only ``stage:NAME/FILE`` is replaced later, when that stage has ended.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from kd_lightning.distributed.device import device_of
 from kd_lightning.store.artifacts import digest
 
 Keys = tuple[str | int, ...]
-"""Lead to a value, a word first."""
+"""Path to a value; the first key is a field of :class:`Training`."""
 
 ROUNDS: Keys = ("source", "rounds")
 EPOCHS: Keys = ("trainer", "max_epochs")
@@ -26,7 +26,7 @@ STRETCHED = f"{Stretched.__module__}.{Stretched.__name__}"
 
 @dataclass(frozen=True)
 class Data:
-    """Which images: ``load`` reads them, the rest is what they are like."""
+    """The data set: ``load`` reads it, the other fields describe its images."""
 
     load: Node
     num_classes: int
@@ -38,9 +38,9 @@ class Data:
 
 @dataclass(frozen=True)
 class TeacherSettings:
-    """Who answers, and how much of it may be touched; ``conf/teacher/none.yaml`` says what each setting is.
+    """The teacher and its access level; ``conf/teacher/none.yaml`` explains each setting.
 
-    ``training`` is how ``net`` is trained where it has no weights.
+    ``training`` is the training of ``net`` if it has no weights.
     """
 
     net: Node | None
@@ -70,7 +70,7 @@ class TeacherSettings:
 
 @dataclass(frozen=True)
 class Runtime:
-    """How networks are laid out and run."""
+    """Memory format, compilation and folding of batch norms."""
 
     memory_format: str
     compile: str | None
@@ -79,7 +79,7 @@ class Runtime:
 
 @dataclass(frozen=True)
 class Artifacts:
-    """Where what takes long is kept, and whether what lies there is used."""
+    """Folder of the store, and whether stored results are reused."""
 
     root: str | None
     reuse: bool
@@ -87,21 +87,21 @@ class Artifacts:
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """What one fit is made of.
+    """Everything that one fit is made of.
 
     Args:
-        data: which images, labels and task.
-        source: what training may see.
-        student: which network is trained.
-        method: how.
-        trainer: of Lightning.
+        data: images, labels and task.
+        source: what the method trains on.
+        student: the network that is trained.
+        method: the distillation method.
+        trainer: Lightning's trainer.
         runtime: how networks are run.
-        seed: of the fit.
-        init: weights that the network starts from.
-        source_teacher: whom the source asks, if not the run's teacher.
-        asks: whether it is handed the run's teacher.
-        stretch: of a control that is to have as many updates as the student, the keys that lead to what then grows:
-            its rounds or its epochs first, then what is equal to them, such as the length of a schedule.
+        seed: seed of the fit.
+        init: file of weights that the student starts from.
+        source_teacher: the source's own teacher, if it does not ask the run's.
+        asks: whether the fit gets the run's teacher.
+        stretch: for a control with as many updates as the student, paths to the settings that then grow: its rounds
+            or epochs first, then those equal to them, such as the length of a schedule.
     """
 
     data: Data
@@ -118,23 +118,23 @@ class Training:
 
     @property
     def device(self) -> str:
-        """Where its batches are wanted."""
+        """The device that batches are moved to."""
         return device_of(self.trainer.settings)
 
     def plain(self) -> dict[str, Any]:
-        """All of it in dicts and lists."""
+        """The training as nested dicts and lists."""
         return thaw(self)
 
     def digest(self) -> str:
-        """Of all of it, in whatever order it stands."""
+        """Digest of the training, independent of the order of keys."""
         return digest(self.plain())
 
     def derive(self, **words: Any) -> Self:
-        """The same with some words exchanged."""
+        """A copy with some fields replaced."""
         return replace(self, **words)
 
     def after(self, stage: str, folder: Path) -> Self:
-        """The same when a stage has ended: where it stood for a file of that stage, ``stage:NAME/FILE`` is a path."""
+        """A copy with the path of the file in ``folder`` in place of every ``stage:NAME/FILE`` of this stage."""
 
         def found(text: str) -> str:
             name, _, file = text.removeprefix("stage:").partition("/")
@@ -143,12 +143,12 @@ class Training:
         return _with_texts(self, found)
 
     def stretched(self, updates: int, images: int | None, world: int) -> Self:
-        """With as many updates as the student, by more rounds or by more passes over the images; the same unless asked.
+        """A copy with as many updates as the student, by more rounds or epochs; ``self`` if ``stretch`` is empty.
 
         Args:
-            updates: of the student.
-            images: real ones that there are; None without any.
-            world: ranks that share them.
+            updates: number of the student's updates.
+            images: number of real training images; None if there are none.
+            world: number of ranks that share them.
         """
         if self.stretch[:1] == (ROUNDS,):
             each = self.trainer["max_epochs"]
@@ -168,20 +168,20 @@ class Training:
 
 @dataclass(frozen=True, kw_only=True)
 class Composition(Training):
-    """Everything that a run is made of: the student's training, its teacher, and what stands beside it.
+    """Everything that a run is made of: the student's training, the teacher, further trainings and metrics.
 
     Args:
-        teacher: who answers; None if nobody does.
+        teacher: the teacher, or None.
         stages: trainings before the student's, by name.
-        controls: trainings to compare it with, by name.
-        metrics: further measures of the student, by name.
+        controls: trainings to compare the student with, by name.
+        metrics: further metrics of the student, by name.
         logger: dashboards, by name.
         paper: the paper's numbers, by method.
-        as_published: whether this is the paper's setting, beside which its numbers are shown.
-        result_name: another name of the student's numbers in the result.
+        as_published: whether these are the paper's settings, so that the paper's numbers belong beside the result.
+        result_name: another name of the student's metrics in the result.
         names: the chosen members of the groups.
-        artifacts: where what takes long is kept.
-        record: the whole configuration in plain values, as it is left for others to read; determines nothing.
+        artifacts: folder and use of the store.
+        record: the whole configuration in plain values, saved for other commands; does not change the result.
     """
 
     teacher: TeacherSettings | None
@@ -197,7 +197,7 @@ class Composition(Training):
     record: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def everywhere(self, change: Callable[[Any], Any]) -> Composition:
-        """``change`` made in the student's training and in all others."""
+        """A copy with ``change`` applied to the student's training and to all others."""
         teacher = self.teacher
         if teacher is not None and teacher.training is not None:
             teacher = replace(teacher, training=change(teacher.training))
@@ -212,9 +212,9 @@ def _with_schedules(before: Node, after: Node, by: float) -> Node:
     """A method whose schedules keep their shape over ``by`` times as many epochs.
 
     Args:
-        before: the method as it was.
-        after: with every number changed that is equal to that of the epochs.
-        by: how many times as many there are.
+        before: the method for the original number of epochs.
+        after: the method with every setting that equals the number of epochs changed.
+        by: factor of the number of epochs.
     """
     kept = {
         key: {"_target_": STRETCHED, "_partial_": True, "schedule": schedule, "by": by}
@@ -225,13 +225,13 @@ def _with_schedules(before: Node, after: Node, by: float) -> Node:
 
 
 def _followed(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
-    """Whether every length in a schedule became another one by itself, as ``T_max: ${trainer.max_epochs}`` does."""
+    """Whether every length in a schedule has changed with the epochs, as ``T_max: ${trainer.max_epochs}`` does."""
     lengths = [key for key, value in before.items() if isinstance(value, int | tuple) and not isinstance(value, bool)]
     return bool(lengths) and all(before[key] != after[key] for key in lengths)
 
 
 def _put(value: Any, path: Sequence[Any], new: Any) -> Any:
-    """``value`` with ``new`` where ``path`` leads."""
+    """A copy of ``value`` with ``new`` at ``path``."""
     if not path:
         return new
     if isinstance(value, Node):

@@ -1,7 +1,7 @@
-"""From a configuration to compositions: that of the student's fit, and those of the fits beside it.
+"""Builds the composition of a configuration: the student's training, and those of stages, controls and teacher.
 
-A stage, a control and a teacher's own training exchange words of the configuration, and what stands there is resolved
-anew: ``${trainer.max_epochs}`` is then a number of their own.
+A stage, a control and the teacher's training replace top-level keys of the configuration, and references are resolved
+again: ``${trainer.max_epochs}`` is then a number of their own.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from kd_lightning.config.signatures import as_dict
 REPLACED = ("source", "student", "method", "init")
 MERGED = ("trainer", "teacher", "data")
 OF_A_FIT = ("data", "source", "student", "method", "trainer", "seed", "init", *(f.name for f in fields(Runtime)))
-"""What a fit reads of a configuration."""
+"""Top-level keys that a fit reads."""
 PROBE = 99_991
-"""Rounds or epochs that nobody asks for."""
+"""A number of rounds or epochs that no configuration has; marks the settings that follow it."""
 
 STRETCHED = ("source", "student", "method", "trainer")
 
@@ -42,12 +42,12 @@ T = TypeVar("T")
 
 
 def draft(cfg: DictConfig, plain: Mapping[str, Any], reader: Reader) -> Composition:
-    """The composition of a configuration, UNKNOWN in place of whatever is wrong in it.
+    """The composition of a configuration, with UNKNOWN in place of faulty values.
 
     Args:
         cfg: the configuration.
         plain: the same as nested dicts and lists.
-        reader: resolves those of the fits beside it, and notes what is wrong there only.
+        reader: resolves the configurations of the other fits, and collects the faults that occur only there.
     """
     teacher = as_dict(plain.get("teacher"))
     nobody = teacher.get("net", UNKNOWN) is None and teacher.get("client") is None
@@ -69,10 +69,10 @@ def draft(cfg: DictConfig, plain: Mapping[str, Any], reader: Reader) -> Composit
 
 
 def _teachers_training(cfg: DictConfig, teacher: Mapping[str, Any], reader: Reader) -> Training | None:
-    """How the teacher's network is trained; None where it is not."""
+    """The training of the teacher's network; None if it is not trained."""
     if not isinstance(teacher.get("net"), dict) or teacher.get("weights"):
         return None
-    with suppress(OmegaConfBaseException):  # noted where it stands
+    with suppress(OmegaConfBaseException):  # reported elsewhere
         changes = {**cfg.teacher.fit, "student": cfg.teacher.net, "init": None, "seed": cfg.teacher.seed}
         return _training(variant(cfg, changes), "teacher.fit", reader)
     return None
@@ -99,7 +99,7 @@ def _training(cfg: DictConfig, path: str, reader: Reader, **more: Any) -> Traini
 
 
 def _source_teacher(cfg: DictConfig, path: str, reader: Reader) -> TeacherSettings | None:
-    """The teacher that the source asks: what its node says, and of the run's teacher what no network is needed for."""
+    """The source's own teacher: its node, completed by those settings of the run's teacher that fit any network."""
     with suppress(OmegaConfBaseException):
         if (named := OmegaConf.select(cfg, "source.teacher")) is None:
             return None
@@ -122,14 +122,14 @@ def _asks(node: DictConfig) -> bool:
 
 
 def variant(cfg: DictConfig, changes: Mapping[str, Any]) -> DictConfig:
-    """``cfg`` with some of its words exchanged.
+    """A copy of ``cfg`` with some of its top-level keys replaced.
 
-    ``trainer``, ``teacher`` and ``data`` are replaced key by key, every other word whole. ``main`` keeps the student's
-    own settings, resolved, so that a control can say ``${main.method.optimizer}``.
+    ``trainer``, ``teacher`` and ``data`` are merged key by key, all others are replaced. ``main`` keeps the student's
+    settings, resolved, so that a control can refer to ``${main.method.optimizer}``.
 
     Args:
         cfg: the configuration.
-        changes: word -> its new node; unresolved interpolations are resolved in the new configuration.
+        changes: key -> its new node; unresolved interpolations are resolved in the new configuration.
     """
     new = cfg.copy()
     with open_dict(new):
@@ -140,14 +140,14 @@ def variant(cfg: DictConfig, changes: Mapping[str, Any]) -> DictConfig:
 
 
 def _stretch(own: DictConfig, path: str, reader: Reader) -> tuple[Keys, ...]:
-    """What grows with a control that is made longer: found by reading it as if it were very long."""
+    """Paths to the settings that follow a control's length, found by reading it with a length of ``PROBE``."""
     first: Keys = EPOCHS if own.source.get("rounds") is None else ROUNDS
     long = own.copy()
     OmegaConf.update(long, ".".join(map(str, first)), PROBE, force_add=True)
     before, after = (dict(_leaves(_plain_words(cfg, STRETCHED, path, reader))) for cfg in (own, long))
     follows = [keys for keys, value in after.items() if value != before.get(keys) and keys != first]
     for keys in follows:
-        if after[keys] != PROBE and not str(keys[1]).startswith("scheduler"):  # schedules keep their shape otherwise
+        if after[keys] != PROBE and not str(keys[1]).startswith("scheduler"):  # schedules are stretched
             where, what = ".".join(map(str, keys)), ".".join(map(str, first))
             reader.found[
                 f"{path}.{where}: follows {what} without being equal to it, so this control cannot be made as long as "
@@ -169,7 +169,7 @@ def _plain_words(cfg: DictConfig, words: Iterable[str], path: str, reader: Reade
 
 
 def _words(plain: Mapping[str, Any]) -> dict[str, Any]:
-    """What a fit is made of."""
+    """Fields of a :class:`Training`."""
     data = as_dict(plain.get("data"))
     nodes = {word: cast(Node, Node.of(plain.get(word))) for word in ("source", "student", "method", "trainer")}
     source = nodes["source"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def members(group: str) -> list[str]:
-    """Every member of a group, those in its folders as ``folder/name``; Hydra must be loaded."""
+    """Every member of a group, those in its folders as ``folder/name``; Hydra must be initialised."""
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.object_type import ObjectType
 

@@ -1,4 +1,4 @@
-"""A class with its settings: plain data that cannot change, from which the object is built."""
+"""A class with its settings: immutable plain data from which the object is built."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from kd_lightning.config.overrides import nearest
 from kd_lightning.store.artifacts import digest
 
 HOW = ("_partial_", "_args_", "_convert_")
-"""Keys beside the settings that say how a node is built; what it is given is of Python's own types in any case."""
+"""Keys that say how a node is built; ``_convert_`` has no effect, because values are plain Python in any case."""
 
 
 class Unknown:
-    """Stands where a value is missing or cannot be computed, which is a fault already noted."""
+    """Placeholder for a value that is missing or cannot be computed, which is reported as a fault elsewhere."""
 
 
 UNKNOWN = Unknown()
@@ -54,26 +54,28 @@ class Node:
         return self.settings.get(key, default)
 
     def plain(self) -> dict[str, Any]:
-        """The mapping that describes it, in dicts and lists of its own."""
+        """The node as a mapping with ``_target_``, in new dicts and lists."""
         return {"_target_": self.target, **thaw(self.settings)}
 
     def digest(self) -> str:
-        """Of target and settings, in whatever order they stand."""
+        """Digest of target and settings, independent of the order of keys."""
         return digest(self.plain())
 
     def replace(self, **settings: Any) -> Node:
-        """The same with some settings replaced or added."""
+        """A copy with some settings replaced or added."""
         return replace(self, settings=freeze({**self.settings, **settings}))
 
     def without(self, *names: str) -> Node:
-        """The same with some settings left out."""
+        """A copy without some of the settings."""
         return replace(self, settings=freeze({k: v for k, v in self.settings.items() if k not in names}))
 
     def build(self, **given: Any) -> Any:
-        """Call the class with its settings, inner nodes built before it, and with what is given.
+        """Call the target with its settings, inner nodes built first, and with ``given``.
 
-        Dicts and lists are fresh ones. A node with ``_partial_: true`` becomes a function that waits for the rest of
-        its arguments.
+        Dicts and lists are new ones. A node with ``_partial_: true`` becomes a function of its other arguments.
+
+        Raises:
+            ImportError: the target does not exist.
         """
         call: Callable[..., Any] = located(self.target)
         args = [_built(value) for value in self.settings.get("_args_", ())]
@@ -81,7 +83,7 @@ class Node:
         return partial(call, *args, **settings) if self.settings.get("_partial_") else call(*args, **settings)
 
     def requirements(self) -> frozenset[str]:
-        """What the class ``needs`` as it is set; nothing if it does not say."""
+        """What the class ``needs`` with these settings; empty if it declares nothing."""
         needs: Any = getattr(located(self.target), "needs", frozenset())
         if not callable(needs):
             return frozenset(needs)
@@ -97,14 +99,14 @@ def _built(value: Any) -> Any:
 
 
 def freeze(value: Any) -> Any:
-    """Mappings that cannot be changed in place of dicts, tuples in place of lists, all the way down."""
+    """Replace dicts by read-only mappings and lists by tuples, recursively."""
     if isinstance(value, Mapping):
         return MappingProxyType({key: freeze(item) for key, item in value.items()})
     return tuple(freeze(item) for item in value) if isinstance(value, list | tuple) else value
 
 
 def thaw(value: Any) -> Any:
-    """Dicts and lists again, as JSON has them; dataclasses become dicts of what they are compared by."""
+    """Replace mappings and tuples by dicts and lists, recursively; dataclasses by dicts of their compared fields."""
     if isinstance(value, Node):
         return value.plain()
     if is_dataclass(value):
@@ -115,10 +117,10 @@ def thaw(value: Any) -> Any:
 
 
 def located(target: str) -> Any:
-    """What ``_target_`` names.
+    """Import what ``_target_`` names.
 
     Raises:
-        ImportError: there is no such thing, in words; an error inside a module keeps its own type and traceback.
+        ImportError: it does not exist; the message says which part. An error inside a module keeps its own type.
     """
     try:
         return pkgutil.resolve_name(target)

@@ -23,7 +23,7 @@ class Origin(NamedTuple):
 
     Args:
         key: dotted.
-        value: as text; of a reference what it refers to, and the reference.
+        value: as text; for a reference, the value referred to and the reference.
         file: the last file that sets it, or ``command line``.
     """
 
@@ -37,7 +37,7 @@ def origins(overrides: Sequence[str], within: Sequence[str] = (), config_dirs: S
 
     Args:
         overrides: as typed, without sweeps.
-        within: keys; only what stands at or below them.
+        within: keys; only values at or below them are returned. Empty for all.
         config_dirs: further folders of groups.
 
     Raises:
@@ -60,7 +60,7 @@ def _leaves(node: DictConfig, path: str = "") -> Iterator[tuple[str, str]]:
     for key in map(str, node):
         full = f"{path}.{key}" if path else key
         raw: Any = node._get_node(key)
-        if full == "main":  # repeats what stands elsewhere
+        if full == "main":  # repeats other keys
             continue
         if isinstance(raw, DictConfig) and not raw._is_interpolation() and len(raw):
             yield from _leaves(raw, full)
@@ -86,7 +86,7 @@ def _text(value: Any) -> str:
 
 
 def _setters(overrides: Sequence[str]) -> dict[str, tuple[Any, str]]:
-    """Dotted key -> what was last set at it, and where; Hydra must be loaded."""
+    """Dotted key -> the value last set at it, and where; Hydra must be initialised."""
     loader = GlobalHydra.instance().config_loader()
     setters: dict[str, tuple[Any, str]] = {}
     for default in loader.compute_defaults_list("run", list(overrides), RunMode.RUN).defaults:
@@ -103,7 +103,7 @@ def _setters(overrides: Sequence[str]) -> dict[str, tuple[Any, str]]:
 
 
 def _content(config_path: str) -> tuple[dict[str, Any], str]:
-    """What a file says apart from its defaults, and the file as one would open it."""
+    """The content of a file without its defaults, and the path under which a user would open it."""
     sources = GlobalHydra.instance().config_loader().get_sources()
     source = next(source for source in sources if source.is_config(config_path))
     plain: Any = OmegaConf.to_container(source.load_config(config_path).config, resolve=False)
@@ -127,7 +127,7 @@ def _set(setters: dict[str, tuple[Any, str]], path: str, node: Any, file: str) -
 
 
 def _copy_referred(setters: dict[str, tuple[Any, str]], path: str) -> None:
-    """What a reference at ``path`` refers to, for Hydra merges into a copy of it."""
+    """Copy the entries that a reference at ``path`` refers to, because Hydra merges into a copy of them."""
     referred = path
     while (value := str(setters.get(referred, ("", ""))[0])).startswith("${") and value.endswith("}"):
         referred = value[2:-1]

@@ -31,12 +31,12 @@ REFUSALS = (HydraException, OmegaConfBaseException, MarkedYAMLError, ValueError)
 
 
 class Composed(NamedTuple):
-    """What the overrides came to.
+    """Result of composing a configuration from overrides.
 
     Args:
-        cfg: composed of the overrides that can be, those of unknown keys among them.
-        problems: a line for each of the others.
-        unset: key -> override that sets what no file sets; whether that is wrong only ``check`` can tell.
+        cfg: the configuration with all overrides that can be composed, including those of unknown keys.
+        problems: a line for each of the other overrides.
+        unset: key -> override of a key that no file sets; only ``check`` can tell whether that is wrong.
     """
 
     cfg: DictConfig
@@ -51,16 +51,16 @@ def read(
     config_path: str | None = None,
     config_name: str = "run",
 ) -> Composed:
-    """Compose, leaving out what cannot be.
+    """Compose a configuration, leaving out the overrides that cannot be composed.
 
     Args:
         overrides: as typed, without sweeps.
         config_dirs: further folders of groups (``--config-dir``).
         config_path: the folder of the groups, if not the package's own.
-        config_name: the file to begin with.
+        config_name: the primary file.
 
     Raises:
-        ConfigError: nothing can be composed at all, whatever the overrides.
+        ConfigError: the configuration cannot be composed even without overrides.
     """
     with loaded(config_dirs, config_path):
         with suppress(*REFUSALS):
@@ -97,17 +97,17 @@ class ConfigDirs(SearchPathPlugin):
     folders: ClassVar[list[str]] = []
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        """Add them."""
+        """Append the folders."""
         for folder in self.folders:
             search_path.append("command-line", f"file://{Path(folder).absolute()}")
 
 
 @contextmanager
 def loaded(config_dirs: Sequence[str] = (), config_path: str | None = None) -> Iterator[None]:
-    """Hydra with the search path of the command line.
+    """Inside the ``with`` block, Hydra is initialised with the search path of the command line.
 
     Raises:
-        ConfigError: one of the folders is not there.
+        ConfigError: one of the folders does not exist.
     """
     for folder in config_dirs:
         if not Path(folder).is_dir():
@@ -129,12 +129,12 @@ def loaded(config_dirs: Sequence[str] = (), config_path: str | None = None) -> I
 
 
 def refusal(faults: Sequence[str]) -> ConfigError:
-    """The one error that names every fault."""
+    """An error that lists all faults."""
     return ConfigError("this composition cannot run:\n  " + "\n  ".join(faults))
 
 
 def jobs(overrides: Sequence[str]) -> list[list[str]]:
-    """The overrides of each job if this is a sweep; empty where only the sweeper itself can tell."""
+    """The overrides of each job, one without a sweep; empty if only the sweeper can work them out."""
     parser = OverridesParser.create()
     values: dict[str, list[str]] = {}
     wrong = []
@@ -150,7 +150,7 @@ def jobs(overrides: Sequence[str]) -> list[list[str]]:
             continue
         try:
             values[key] = list(parsed.sweep_string_iterator())
-        except (HydraException, AssertionError):  # an interval, or names that a pattern stands for
+        except (HydraException, AssertionError):  # an interval or a glob pattern
             return []
     return [[*map("=".join, zip(values, job, strict=True)), *wrong] for job in product(*values.values())]
 
@@ -158,7 +158,7 @@ def jobs(overrides: Sequence[str]) -> list[list[str]]:
 def swept(
     overrides: Sequence[str], config_dirs: Sequence[str] = (), config_path: str | None = None, config_name: str = "run"
 ) -> list[str] | None:
-    """What the composition itself varies (``sweep=NAME``), as one would type it; None where it asks for no sweep."""
+    """The sweep that the composition itself contains (``sweep=NAME``), as overrides; None if it contains none."""
     with loaded(config_dirs, config_path):
         hydra: Any = GlobalHydra.instance().hydra
         try:
@@ -196,7 +196,7 @@ def _explain(override: str, error: Exception, cfg: DictConfig | None = None) -> 
 
 
 def _below_a_reference(override: str, cfg: DictConfig) -> str | None:
-    """What to type for a setting that belongs to another node, to which the one above it refers."""
+    """What to type for a key below a ``${...}``, which belongs to the node referred to; None for other keys."""
     key, _, value = override.partition("=")
     parent = key
     while parent := parent.rpartition(".")[0]:
@@ -226,7 +226,7 @@ def _explain_missing(override: str, file: str) -> str:
 
 
 def _nearest_member(group: str, value: str) -> str:
-    """How a hint at the right member of a group reads on; Hydra must be loaded."""
+    """The end of a message, which suggests the nearest member of a group; Hydra must be initialised."""
     there = members(group)
     around = value.rpartition("/")[0]
     if around in there:  # a network inside another one
@@ -236,11 +236,11 @@ def _nearest_member(group: str, value: str) -> str:
 
 
 def suggest(key: str, siblings: Iterable[str], everywhere: Iterable[str] = ()) -> str:
-    """How a hint at the right key reads on: the nearest beside it, else the like elsewhere, else what there is.
+    """The end of a message: the nearest key at the same level, else similar ones elsewhere, else all siblings.
 
     Args:
-        key: the wrong one, dotted.
-        siblings: names that would have been right in its place.
+        key: the wrong key, dotted.
+        siblings: names that are valid in its place.
         everywhere: all dotted keys.
     """
     parent, _, leaf = key.rpartition(".")
@@ -261,7 +261,7 @@ _ECHOES = ("controls.", "teacher.fit.")
 
 
 def nearest(word: str, known: Iterable[str], *, cutoff: float = 0.6) -> list[str]:
-    """The known name most like ``word``, or none; among equals the one that begins alike."""
+    """The known name most similar to ``word``, or none; of equals the one with the longest common prefix."""
 
     def unlikeness(name: str) -> tuple[float, int, str]:
         return -SequenceMatcher(None, word, name).ratio(), -len(commonprefix([word, name])), name  # noqa: RUF071
@@ -271,7 +271,7 @@ def nearest(word: str, known: Iterable[str], *, cutoff: float = 0.6) -> list[str
 
 
 def dotted(cfg: DictConfig, path: str = "") -> Iterator[str]:
-    """Every key that is set, without those that repeat others."""
+    """Yield every dotted key that is set, except those that repeat others and Hydra's own."""
     for key in map(str, cfg):
         full = f"{path}.{key}" if path else key
         if full == "main" or re.match(r"hydra\.(job_logging|hydra_logging|help|hydra_help|runtime)", full):

@@ -1,4 +1,4 @@
-"""What a composition's trainer says of ranks: what is wrong with it, and what ``auto`` comes to."""
+"""The trainer's settings of ranks: their faults, and the values of ``auto``."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from kd_lightning.distributed.process_group import joined, taking_turns
 from kd_lightning.errors import ConfigError
 
 FOR_ALL_FITS = ("devices", "num_nodes", "strategy", "accelerator")
-"""Of the trainer: the processes of a run are there before its first fit."""
+"""Settings of the trainer that all fits share, because a run's processes start before its first fit."""
 SOLO = {"devices": 1, "strategy": None, "num_nodes": None, "sync_batchnorm": None, "global_batch_losses": None}
-"""What the trainer of several becomes for one; None for no such key."""
+"""Settings of the trainer on a single rank; None removes the key."""
 
 
 def rank_faults(path: str, trainer: Mapping[str, Any]) -> Iterator[str]:
-    """What is wrong with a resolved trainer as far as ranks go, one line each.
+    """The faults of a resolved trainer that concern ranks, one line each.
 
     Args:
-        path: where it stands: ``trainer`` itself, or what a teacher's fit, a stage or a control changes in it.
+        path: its key: ``trainer`` itself, or the part that a teacher's fit, a stage or a control changes.
         trainer: its settings.
     """
     if path != "trainer":
@@ -30,7 +30,7 @@ def rank_faults(path: str, trainer: Mapping[str, Any]) -> Iterator[str]:
                 yield f"{path}.{key}: all fits of a run share the processes it was started with; set trainer.{key}"
         return
     if any(not isinstance(trainer.get(key, 1), int | str | list) for key in ("devices", "num_nodes")):
-        return  # a fault that is noted already
+        return  # reported elsewhere
     accelerator, devices = trainer.get("accelerator", "auto"), wanted(trainer)
     gpus = torch.cuda.device_count() if accelerator in ("auto", "gpu", "cuda") else 0
     strategy = trainer.get("strategy")
@@ -47,14 +47,14 @@ def rank_faults(path: str, trainer: Mapping[str, Any]) -> Iterator[str]:
 
 
 def settle(trainer: Mapping[str, Any], *, planning: bool = False) -> dict[str, Any]:
-    """The settings of a trainer, with what the ranks that are here make of it in place of every ``auto``.
+    """The settings of a trainer, with the values for the started ranks in place of every ``auto``.
 
     Args:
         trainer: its settings.
-        planning: take the ranks for granted that it asks for.
+        planning: assume the ranks that it asks for, whether or not they were started.
 
     Raises:
-        ConfigError: it asks for other ranks than there are.
+        ConfigError: it asks for other ranks than were started.
     """
     place = joined()
     settled = dict(trainer)

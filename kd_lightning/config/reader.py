@@ -1,4 +1,4 @@
-"""A configuration as nested dicts and lists, every ``${...}`` resolved, and a line for each that cannot be."""
+"""Turns a configuration into nested dicts and lists with every ``${...}`` resolved, and collects the faults."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Faults = dict[str, None]
 
 
 class Reader:
-    """Reads configurations, and notes what is wrong with their values.
+    """Reads configurations and collects the faults of their values.
 
     Args:
         everywhere: every dotted key of the configuration, for hints.
@@ -45,17 +45,17 @@ class Reader:
         values = {}
         for key in keys:
             full = f"{path}[{key}]" if is_list else f"{path}.{key}" if path else str(key)
-            # what main holds stands elsewhere
+            # main repeats other keys
             values[key] = UNKNOWN if full == "main" else self.value(node, key, full)
         return list(values.values()) if is_list else values
 
     def value(self, node: Any, key: Any, full: str) -> Any:
-        """The one at ``key``.
+        """The value at ``key``, resolved; UNKNOWN if it is missing or cannot be resolved.
 
         Args:
-            node: in which it is.
-            key: the key.
-            full: the same, with all that leads to it.
+            node: the mapping or list that holds it.
+            key: its key or index.
+            full: its full dotted key.
         """
         raw: Any = node._get_node(key)
         if reference := re.fullmatch(r"\$\{(?:oc\.select:)?([\w.]+)(?:,.*)?\}", str(raw._value())):
@@ -65,7 +65,7 @@ class Reader:
         except MissingMandatoryValue:
             self.found[f"{full}: required, give it with {full}=..."] = None
         except InterpolationToMissingValueError:
-            pass  # said where it is missing
+            pass  # reported where it is missing
         except OmegaConfBaseException as error:
             problem = self._reason(error)
             if not any(line.endswith(problem) for line in self.found):  # others may refer to the same

@@ -1,4 +1,4 @@
-"""A run's record of its configuration: read, written, and values put into it."""
+"""Reads, changes and writes the recorded configuration of a run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kd_lightning.store.artifacts import writing
 
 
 def resolved(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """A recorded configuration, what refers to others or to the environment resolved: only for those that are trusted.
+    """Resolve all references of a recorded configuration, also to the environment: only for trusted records.
 
     Args:
         tree: nested dicts and lists.
@@ -25,17 +25,17 @@ def resolved(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def chosen(cfg: DictConfig, key: str) -> Any:
-    """What stands at a dotted key, nested dicts and lists resolved; None where nothing does."""
+    """The value at a dotted key, nested dicts and lists resolved; None if there is none."""
     found = OmegaConf.select(cfg, key)
     return OmegaConf.to_container(found, resolve=True) if OmegaConf.is_config(found) else found
 
 
 def put(cfg: DictConfig, values: Mapping[str, Any]) -> DictConfig:
-    """``cfg`` with other values.
+    """A copy of ``cfg`` with some values replaced.
 
     Args:
-        cfg: the configuration; stays as it is.
-        values: dotted key -> value; dicts and lists take the place of whatever is there.
+        cfg: the configuration; not changed.
+        values: dotted key -> value; dicts and lists replace the old value, they are not merged.
     """
     new = cfg.copy()
     with open_dict(new):
@@ -45,7 +45,7 @@ def put(cfg: DictConfig, values: Mapping[str, Any]) -> DictConfig:
 
 
 def leave_plain(record: Mapping[str, Any], folder: Path) -> None:
-    """Write a configuration over what Hydra noted of it: plain values, which others read without resolving anything.
+    """Replace Hydra's record of a configuration by plain values, which can be read without resolving anything.
 
     Args:
         record: the whole configuration.
@@ -60,11 +60,11 @@ def leave_plain(record: Mapping[str, Any], folder: Path) -> None:
 
 
 def leave(cfg: DictConfig, overrides: Sequence[str], names: Mapping[str, str | None], folder: Path) -> None:
-    """Write the files that Hydra leaves in a run folder, so that every other command can read the run.
+    """Write the files that Hydra writes to a run folder, so that the other commands can read the run.
 
     Args:
         cfg: the configuration.
-        overrides: as the command line would have them.
+        overrides: as typed on the command line.
         names: the chosen members of the groups.
         folder: the run folder.
     """

@@ -1,4 +1,4 @@
-"""What a method needs of its teacher and source, and what those offer."""
+"""Checks the requirements of methods, sources, networks and metrics against the teacher and the data."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from kd_lightning.teachers.access import LEVELS
 
 
 def fit_faults(composition: Composition) -> Iterator[str]:
-    """One line for each thing that a method lacks, of all that will be trained."""
+    """One line for each unmet requirement of the method of any fit."""
     teacher, numbers = composition.teacher, of_numbers(composition.data.load)
     yield from needs_faults("method", composition, teacher, numbers=numbers)
     if teacher is not None and teacher.training is not None:
@@ -30,18 +30,18 @@ def fit_faults(composition: Composition) -> Iterator[str]:
         yield from needs_faults(f"stages[{number}].method", stage, teacher, numbers=numbers)
     asked = teacher is not None and teacher.access == "white"
     for name, control in composition.controls.items():
-        if asked or not control.asks:  # the others are left out by the run
+        if asked or not control.asks:  # the run leaves out the others
             yield from needs_faults(f"controls.{name}.method", control, teacher, numbers=numbers)
 
 
 def needs_faults(path: str, fit: Training, teacher: TeacherSettings | None, *, numbers: bool) -> Iterator[str]:
-    """One line for each thing that a method lacks.
+    """One line for each unmet requirement of a method.
 
     Args:
-        path: where the method stands.
-        fit: of which it is the method.
-        teacher: that it may be handed.
-        numbers: whether the labels are numbers.
+        path: key of the method.
+        fit: the training that the method belongs to.
+        teacher: the teacher that it may get.
+        numbers: whether the task is regression.
     """
     method, source = _class_of(fit.method), _class_of(fit.source)
     if method is None:
@@ -84,7 +84,7 @@ def needs_faults(path: str, fit: Training, teacher: TeacherSettings | None, *, n
 
 
 def _rounds_faults(path: str, method: type[Distiller], source: Node) -> Iterator[str]:
-    """One line where the length of an epoch is said twice, or not at all."""
+    """One line if the length of an epoch is set twice, or not at all."""
     own = method.rounds_an_epoch is not Distiller.rounds_an_epoch
     rounds = source.get("rounds", UNKNOWN)
     if own and isinstance(rounds, int):
@@ -97,7 +97,7 @@ def _rounds_faults(path: str, method: type[Distiller], source: Node) -> Iterator
 
 
 def _block_faults(path: str, fit: Training, teacher: TeacherSettings | None) -> Iterator[str]:
-    """One line for each module that a network lacks: of ``blocks``, in both, or of ``features``, in the teacher."""
+    """One line for each missing module: of ``blocks`` in both networks, of ``features`` in the teacher."""
     for key, nets in {"blocks": ("student", "teacher.net"), "features": ("teacher.net",)}.items():
         wanted = fit.method.get(key)
         if not isinstance(wanted, tuple):
@@ -116,12 +116,12 @@ def _block_faults(path: str, fit: Training, teacher: TeacherSettings | None) -> 
 
 
 def _paths(net: Node) -> list[str]:
-    """Of the modules of a network, as methods name them: within what normalises its input."""
+    """Paths of a network's modules as methods name them, inside the wrapper that normalises its input."""
     try:
         with torch.device("meta"):
             return [f"net.{name}" for name, _ in net.build().named_modules() if name]
     except Exception:
-        return []  # noted elsewhere
+        return []  # reported elsewhere
 
 
 def _clip_faults(path: str, fit: Training) -> Iterator[str]:
@@ -151,7 +151,7 @@ def _idle_faults(path: str, fit: Training, setting: str) -> Iterator[str]:
 
 
 def metric_faults(composition: Composition) -> Iterator[str]:
-    """One line for each further metric that asks for more than the teacher or the data give."""
+    """One line for each unmet requirement of a further metric."""
     teacher, numbers = composition.teacher, of_numbers(composition.data.load)
     for name, node in composition.metrics.items():
         if (metric := _class_of(node)) is None:
@@ -164,7 +164,7 @@ def metric_faults(composition: Composition) -> Iterator[str]:
 
 
 def answer_faults(composition: Composition) -> Iterator[str]:
-    """One line for each network that answers what the labels are not, or is to tell it as only classes can be told."""
+    """One line for each network, and for a teacher's access level, that does not suit the task."""
     teacher, numbers = composition.teacher, of_numbers(composition.data.load)
     for path, net in {"student": composition.student, "teacher.net": teacher.net if teacher else None}.items():
         if net is not None and (network := _class_of(net)) is not None:
@@ -177,10 +177,10 @@ def answer_faults(composition: Composition) -> Iterator[str]:
 
 
 def of_numbers(load: Node | None) -> bool:
-    """Whether the labels of the data that ``load`` reads are numbers.
+    """Whether the task of a data set is regression.
 
     Args:
-        load: its node; None where there is none.
+        load: the node that reads the data set, or None.
     """
     task = _class_of(load and Node.of(load.get("task")))
     return inspect.isclass(task) and issubclass(task, Regression)
@@ -197,7 +197,7 @@ def _task_faults(path: str, name: str, needs: Set[str], numbers: bool) -> Iterat
 
 
 def door_faults(teacher: Mapping[str, Any]) -> Iterator[str]:
-    """One line for each thing that is wrong with how a teacher is asked."""
+    """One line for each fault of the settings by which a teacher is asked."""
     if teacher.get("client") is not None:
         if teacher.get("net") is not None:
             yield "teacher.client: there is a network, too, in teacher.net; ~teacher.client or teacher.net=null decides"
@@ -243,7 +243,7 @@ def _class_of(node: Node | None) -> Any:
     try:
         return None if node is None else located(node.target)
     except ImportError:
-        return None  # noted elsewhere
+        return None  # reported elsewhere
 
 
 def _has_batch_norm(net: Node) -> bool:

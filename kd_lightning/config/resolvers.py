@@ -1,4 +1,4 @@
-"""What a composition may compute while it is read; imports no torch."""
+"""The resolvers ``${kd.*}`` of configurations; imports no torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kd_lightning.errors import ConfigError
 
 
 def register() -> None:
-    """Make ``${kd.*}`` known to OmegaConf."""
+    """Register ``${kd.*}`` with OmegaConf."""
     OmegaConf.register_new_resolver("kd.count_classes", _count_classes, replace=True)
     OmegaConf.register_new_resolver("kd.repeat", _repeat, replace=True)
     OmegaConf.register_new_resolver("kd.if", _if, replace=True)
@@ -34,7 +34,7 @@ def _count_classes(root: str) -> int:
 
 
 def _sweep() -> str | None:
-    """The name of the folder of the sweep that this job is part of, whichever launcher runs it."""
+    """The folder name of the sweep that this job belongs to, under any launcher; None outside a sweep."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
@@ -64,8 +64,8 @@ def _plus(value: float | None, more: float | None) -> float:
 
 
 def _by_size(size: Any, small: Any, middle: Any, large: Any) -> Any:
-    """What a network has for images of about 32, 64 or 128 pixels, whichever is nearest."""
-    if not isinstance(size, int) or size < 48:  # what is no size is refused where it stands
+    """The value for images of about 32, 64 or 128 pixels, whichever is nearest."""
+    if not isinstance(size, int) or size < 48:  # an invalid size is reported elsewhere
         return small
     return middle if size < 96 else large
 
@@ -76,12 +76,12 @@ def _merged(node: DictConfig, changes: DictConfig) -> DictConfig:
 
 
 def _flips(augment: ListConfig) -> ListConfig:
-    """Of augmentations those that mirror: what a generator may learn from, where crops would leave black borders."""
+    """The flips among augmentations: a generator would learn the black borders that crops leave."""
     return OmegaConf.create([each for each in augment if str(each.get("_target_")).endswith("Flip")])
 
 
 def _members(group: str, indent: int = 0, width: int = 98) -> str:
-    """The members of a group for ``--help``, the user's own among them; folders that hold the same share a line."""
+    """The members of a group for ``--help``, including the user's own; folders with equal members share a line."""
     folders: dict[str, list[str]] = {}
     own = set(members(group)) - (set(members("network")) if group in ("teacher", "student") else set())
     for member in sorted(own):
@@ -96,6 +96,6 @@ def _members(group: str, indent: int = 0, width: int = 98) -> str:
 
 
 def conf_dir() -> Path:
-    """The folder of the groups: inside an installed package, or beside it in a checkout."""
+    """The folder of the configuration groups: inside an installed package, or next to it in a checkout."""
     here = Path(__file__).parents[1]
     return next(folder for folder in (here / "conf", here.parent / "conf") if (folder / "run.yaml").is_file())

@@ -1,4 +1,4 @@
-"""The keys of a composition that the run itself reads, and what each may hold."""
+"""The keys of a configuration that the run itself reads, and their types."""
 
 from __future__ import annotations
 
@@ -66,4 +66,4 @@ KEYS: dict[str, Any] = {
     "teacher.fit.method": dict,
     "teacher.fit.trainer": dict,
 }
-"""Keys that the run reads itself; all others stand below a ``_target_`` or are referred to by ``${...}``."""
+"""Keys that the run reads itself; all others are below a ``_target_`` or referred to by ``${...}``."""

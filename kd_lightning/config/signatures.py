@@ -1,4 +1,4 @@
-"""What a ``_target_`` accepts: the settings of a composition against the signature they are given to."""
+"""Checks the settings of a node against the signature of its ``_target_``."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ SETTLED: dict[str, Any] = {
     "trainer.sync_batchnorm": Literal["auto"],
     "trainer.global_batch_losses": bool,
 }
-"""What the run itself reads of a trainer, by the end of the key, beside what Lightning's takes."""
+"""Settings of a trainer that the run itself reads, besides Lightning's, by the end of the key."""
 
 
 def signature_faults(path: str, node: Mapping[str, Any], everywhere: list[str]) -> Iterator[str]:
-    """Settings that the target does not know, those of a wrong type, and those it wants.
+    """One line for each setting that the target does not have, that has a wrong type, or that is missing.
 
     Args:
-        path: where the node stands.
+        path: key of the node.
         node: ``_target_`` and its settings.
         everywhere: all dotted keys of the composition, for hints.
     """
@@ -106,7 +106,7 @@ SCALARS = (bool, int, float, str, None, types.NoneType)
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a value of YAML may be given where ``hint`` is asked for; in doubt it may."""
+    """Whether a YAML value matches a type hint; true in doubt."""
     if value is UNKNOWN or hint in (Any, object) or isinstance(hint, (str, typing.TypeVar)):
         return True
     kind, args = typing.get_origin(hint) or hint, typing.get_args(hint)
@@ -133,7 +133,7 @@ def fits(value: Any, hint: Any) -> bool:
 
 
 def wrong(path: str, value: Any, hint: Any) -> str:
-    """The fault of a value that does not fit."""
+    """The message for a value that does not match its type hint."""
     if isinstance(value, dict):
         shown = "a mapping"
     else:
@@ -175,5 +175,5 @@ def at(plain: Mapping[str, Any], path: str) -> Any:
 
 
 def as_dict(node: Any) -> dict[Any, Any]:
-    """``node`` if it is one, else nothing."""
+    """``node`` if it is a dict, else an empty dict."""
     return node if isinstance(node, dict) else {}

@@ -1,4 +1,4 @@
-"""What watches a fit: the bar, the generated images, the generator's health."""
+"""Callbacks of a fit: the progress bar, and the check for a collapsed generator with its image grids."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ from kd_lightning.tracking.backends import Dashboards
 from kd_lightning.tracking.image_grids import bars, save, save_grid, to_uint8
 
 BINS = 24
-"""Equal parts of the range in which numbers are counted."""
+"""Number of bins in which the answers of a regression teacher are counted."""
 BAR = "{desc}{percentage:3.0f}%|{bar:12}| {n_fmt}/{total_fmt}, {rate_noinv_fmt}, {remaining} left{postfix}"
-"""What tqdm shows: the bar itself is short, so that the losses fit on the line."""
+"""Format of the tqdm bar; the bar itself is short, so that the losses fit on the line."""
 
 
 class PhaseBar(ProgressBar):
-    """One bar for the whole phase: rounds, rounds/s, the first two losses, the last validation.
+    """Progress bar over all rounds of a phase, with rounds/s, the first two losses and the last validation metric.
 
-    Where the output is not a terminal it prints a line every ``seconds`` instead.
+    If stderr is not a terminal, a line is printed every ``seconds`` seconds instead.
 
     Args:
-        phase: its name, such as ``teacher``.
-        seconds: between lines without a terminal.
+        phase: name shown, such as ``teacher``.
+        seconds: time between two lines where there is no terminal.
     """
 
     def __init__(self, phase: str, *, seconds: float = 20.0) -> None:
@@ -53,15 +53,15 @@ class PhaseBar(ProgressBar):
         self.enabled = True
 
     def disable(self) -> None:
-        """Lightning silences all ranks but the first."""
+        """Stop showing; Lightning calls this on all ranks but the first."""
         self.enabled = False
 
     def enable(self) -> None:
-        """Show again."""
+        """Start showing again."""
         self.enabled = True
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Open the bar where the fit stands, over resumes."""
+        """Open the bar at the rounds already done; a resumed fit does not start at 0."""
         self.total = int(trainer.num_training_batches) * (trainer.max_epochs or 1)
         done = trainer.fit_loop.epoch_loop.total_batch_idx + 1
         self.first, self.started = done, time.perf_counter()
@@ -84,14 +84,14 @@ class PhaseBar(ProgressBar):
             self._show(trainer, pl_module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Leave the last state on the screen."""
+        """Show the last state and close the bar."""
         self.last_line = -math.inf
         if self.enabled:
             self._show(trainer, pl_module)
         self._close()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Do not leave half a bar behind."""
+        """Close the bar."""
         self._close()
 
     def _close(self) -> None:
@@ -122,22 +122,22 @@ def _numbers(trainer: L.Trainer, method: L.LightningModule) -> str:
 
 
 class WatchGenerator(Callback):
-    """Notices a generator that collapsed while the run goes on, and keeps pictures of what it makes.
+    """Detects a collapsed generator during a fit, and saves grids of the images it generates.
 
-    Healthy images make the teacher name all classes about equally often (entropy of its batch-mean prediction
-    near ln C) and differ from each other; numbers have no entropy, there equal images alone are a fault. After
-    ``patience`` looks in a row at an entropy under half of ln C or at images that are nearly the same a warning comes,
-    once; or, where the method says ``on_collapse="restart"``, training ends and ``collapsed`` says why.
+    A generator is healthy if the teacher predicts all classes about equally often (entropy of its batch-mean
+    prediction near ln C) and the images differ from each other; for regression only the second is checked. After
+    ``patience`` checks in a row with an entropy below half of ln C, or with nearly identical images, a warning is
+    given once. With the method's ``on_collapse="restart"`` training stops instead, and ``collapsed`` holds the reason.
 
     Args:
-        folder: where ``samples/`` goes.
+        folder: images are written to ``samples/`` in it.
         classes: names of the teacher's classes.
-        boards: who is shown the pictures too.
-        task: what the teacher's answers mean; None for classes.
-        every: rounds between looks.
-        patience: bad looks before the warning, at other images each.
-        grids: about this many grids are written over the fit.
-        synthetic: the batches themselves are such images: look at the last one of each epoch.
+        boards: dashboards that get the images, too.
+        task: what the teacher's answers mean; None for classification.
+        every: rounds between two checks.
+        patience: failed checks in a row, each of different images, before the warning.
+        grids: approximate number of grids written over the fit.
+        synthetic: whether the training batches are generated images; the last one of each epoch is then checked.
     """
 
     def __init__(
@@ -165,7 +165,7 @@ class WatchGenerator(Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """What a resumed fit shows at first was judged before it stopped, if nothing was new then."""
+        """After a resume, skip the images of the checkpoint if they were checked before it was written."""
         assert isinstance(pl_module, Distiller)
         if self.judged is None and not self.new:
             self.judged = pl_module.seen
@@ -173,7 +173,7 @@ class WatchGenerator(Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Look at what the method showed, or was shown."""
+        """Check the images that the method generated, or the training batch if that is generated."""
         assert isinstance(pl_module, Distiller)
         self.new = pl_module.seen is not self.judged
         if self.synthetic and batch_idx + 1 == trainer.num_training_batches:
@@ -206,7 +206,7 @@ class WatchGenerator(Callback):
         return Collapsed(method.rounds_done, words, REMEDY.format(lr=method.generator_lr))
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Pictures: the last images with the teacher's class and confidence, and how often each class came."""
+        """Save the last images with the teacher's class and confidence, and a bar chart of the class counts."""
         assert isinstance(pl_module, Distiller)
         epochs = trainer.max_epochs or 1
         step = max(1, epochs // self.grids)
@@ -216,14 +216,14 @@ class WatchGenerator(Callback):
             self.counts = []
 
     def _counted(self, answers: torch.Tensor) -> torch.Tensor:
-        """How often the teacher said what: each class (K,), or numbers in each of ``BINS`` equal parts of the range."""
+        """How often the teacher predicted each class (K,), or a number in each of ``BINS`` parts of the range."""
         if self.numbers is None:
             return torch.bincount(answers.argmax(1), minlength=answers.shape[1])
         places = self.numbers.normalise(self.numbers.numbers(answers))
         return torch.bincount((places * BINS).long().clamp(max=BINS - 1), minlength=BINS)
 
     def _worded(self, answers: torch.Tensor) -> tuple[list[str], list[str]]:
-        """What the teacher says of each image, and what can be counted."""
+        """A caption for each image, and a name for each class or bin."""
         if self.numbers is None:
             names = list(self.classes) or [str(i) for i in range(answers.shape[1])]
             confidence, label = answers.float().softmax(1).max(1)
@@ -251,17 +251,17 @@ class WatchGenerator(Callback):
         self.boards.class_counts("generated/classes", counts, method.rounds_done)
 
     def state_dict(self) -> dict[str, Any]:
-        """Warnings are given once, also over resumes."""
+        """The counts of checks and classes, so that a resumed fit does not warn again."""
         return {"bad": self.bad, "warned": self.warned, "counts": self.counts, "new": self.new}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on counting."""
+        """Restore the counts."""
         self.bad, self.warned, self.counts, self.new = (state_dict[k] for k in ("bad", "warned", "counts", "new"))
 
 
 @torch.no_grad()
 def with_answers(batch: Batch, teacher: Teacher | None) -> LastBatch | None:
-    """A batch and the teacher's answers: those that came with it, or asked now where that costs no query."""
+    """A batch with the teacher's answers: those stored with it, else those of a white-box teacher, else None."""
     if batch.t is not None:
         return LastBatch(batch.x, batch.t)
     return LastBatch(batch.x, teacher.net(batch.x)) if isinstance(teacher, FrozenTeacher) else None
@@ -269,17 +269,17 @@ def with_answers(batch: Batch, teacher: Teacher | None) -> LastBatch | None:
 
 @torch.no_grad()
 def generator_health(images: torch.Tensor, logits: torch.Tensor, numbers: Regression | None = None) -> dict[str, float]:
-    """Signs of life of a batch of generated images.
+    """Statistics of a batch of generated images that show whether the generator has collapsed.
 
     Args:
         images: (N, C, H, W) in data units.
         logits: the teacher's answers, (N, K).
-        numbers: the task, where answers are numbers.
+        numbers: the task, for regression.
 
     Returns:
-        ``entropy`` of the batch-mean prediction as a fraction of ln K and mean ``confidence``, or of numbers their
-        ``mean`` and ``deviation`` in the unit; and ``spread``: the standard deviation over the batch, averaged over
-        pixels, in data units.
+        ``entropy`` of the batch-mean prediction as a fraction of ln K and mean ``confidence``, or for regression
+        ``mean`` and ``deviation`` of the answers in their unit; and ``spread``: the standard deviation over the batch,
+        averaged over pixels, in data units.
     """
     if numbers is not None:
         said = numbers.numbers(logits)

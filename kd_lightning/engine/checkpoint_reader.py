@@ -1,4 +1,4 @@
-"""Checkpoints: marked when they are written, looked through before anything goes on from one."""
+"""Checkpoints: marked with a format version when written, checked before a fit resumes from one."""
 
 from __future__ import annotations
 
@@ -28,29 +28,29 @@ PARTS = {
     "lr_schedulers": (list,),
     "method": (str,),
 }
-"""What Lightning and we put into a checkpoint, and of which types."""
+"""Entries of a checkpoint, and the types they may have."""
 
 
 class Marked(Callback):
-    """Puts ``format_version`` and the method's class into every checkpoint, and knows when a fit has got going.
+    """Adds ``format_version`` and the method's class to every checkpoint, and explains a failure to resume.
 
     Args:
-        goes_on_from: the checkpoint that the fit goes on from, if it does.
+        goes_on_from: the checkpoint that the fit resumes from, or None.
     """
 
     def __init__(self, goes_on_from: Path | None = None) -> None:
         self.unproven = goes_on_from
 
     def on_train_batch_end(self, *_: Any) -> None:
-        """What the checkpoint held was good for a round."""
+        """Accept the checkpoint: a round has succeeded since the fit resumed."""
         self.unproven = None
 
     @contextmanager
     def blaming(self) -> Iterator[None]:
-        """Let a fit that fails before it has got going say that it went on from a checkpoint.
+        """Inside the ``with`` block, name the checkpoint in an error before the first round after a resume is done.
 
         Raises:
-            UserError: it did.
+            UserError: the fit resumed from a checkpoint and failed before a round was done.
         """
         try:
             yield
@@ -63,16 +63,16 @@ class Marked(Callback):
             ) from error
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Add both."""
+        """Add ``format_version`` and ``method``."""
         checkpoint |= {"format_version": FORMAT_VERSION, "method": type(pl_module).__name__}
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint of kd_lightning; its tensors stay on the disk until they are read.
+    """Read a checkpoint of kd_lightning and check its entries; its tensors stay on the disk until they are used.
 
     Raises:
         VersionError: it has another format.
-        UserError: missing, damaged, with more than tensors and plain data in it, or none of ours.
+        UserError: it is missing or damaged, holds more than tensors and plain data, or is not of kd_lightning.
     """
     if not os.path.lexists(path):
         raise UserError(f"{path} is missing")
@@ -91,7 +91,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def resumable(path: Path, method: nn.Module) -> Path | None:
-    """``path`` if a killed fit of this very method left a checkpoint there, None if there is none.
+    """Return ``path`` if an interrupted fit of this method left a checkpoint there, None if there is no file.
 
     Raises:
         UserError: it is damaged, or belongs to another method or to networks of other widths.

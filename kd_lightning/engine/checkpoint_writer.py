@@ -1,4 +1,4 @@
-"""When a fit is saved, so that a kill at any moment costs seconds and the resumed fit ends in the same bits."""
+"""Checkpoints at fixed intervals of time, from which a killed fit resumes to bitwise the same result."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from kd_lightning.store.artifacts import writing
 
 
 class Resumable(Checkpoint):
-    """Keeps ``last.ckpt`` no older than ``seconds``: a kill at any moment loses no more than that.
+    """Saves ``last.ckpt`` every ``seconds`` seconds, so that a kill loses no more than that.
 
     Lightning's own time-based checkpoints do nothing under manual optimisation. Nothing is saved when a step
-    raises: half a round has happened then, and a resumed run would differ from an uninterrupted one. Nothing is
-    saved between a round and the validation or the end of the epoch that follows it: Lightning would go on
-    behind those. As a ``Checkpoint`` it is called after the method and all other callbacks.
+    raises: the round is then incomplete, and a resumed run would differ from an uninterrupted one. Nothing is
+    saved between a round and the validation or epoch end that follows it: Lightning would resume after those
+    and skip them. As a ``Checkpoint`` it is called after the method and all other callbacks.
     """
 
     def __init__(self, path: Path, *, seconds: float | None = None) -> None:
@@ -30,14 +30,14 @@ class Resumable(Checkpoint):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save if it is time; ranks agree on the first one's clock, asked seldom."""
+        """Save if ``seconds`` have passed on the first rank's clock, which several ranks compare every 50 rounds."""
         done = batch_idx + 1
         ends = done == trainer.num_training_batches or done % (trainer.val_check_batch or 1) == 0
         if not ends and (trainer.world_size == 1 or done % 50 == 0):
             self._save_if_due(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save if it is time, after validation and schedules; the last epoch is saved by what follows."""
+        """Save if ``seconds`` have passed, after validation and schedules; ``on_train_end`` saves the last epoch."""
         if trainer.current_epoch + 1 != trainer.max_epochs:
             self._save_if_due(trainer)
 

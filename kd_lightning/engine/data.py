@@ -1,4 +1,4 @@
-"""The data set that a composition names."""
+"""Loads the data set of a composition."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kd_lightning.store.artifacts import Store
 
 
 def load_data(data: Data, store: Store) -> Dataset:
-    """The data set that a composition names; folders of images keep their decoded form in the store."""
+    """Load the data set of a composition; decoded folders of images are cached in the store."""
     takes_store = "store" in inspect.signature(located(data.load.target)).parameters
     dataset = data.load.build(**({"store": store} if takes_store else {}))
     refuse_other_classes(dataset, data.num_classes)

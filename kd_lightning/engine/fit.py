@@ -1,4 +1,4 @@
-"""One fit: cached under what determines it, resumable to the bit, the same for teachers, controls and students."""
+"""One fit of a teacher, stage, student or control: stored under a digest of its settings, resumable bit by bit."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ SILENT = ("enable_progress_bar", "enable_model_summary", "logger", "callbacks", 
 
 @dataclass(frozen=True)
 class FitResult:
-    """What a fit left: the network on the CPU in eval mode, its folder, its hash, its report, its seconds."""
+    """Result of a fit: the network on the CPU in eval mode, its folder, digest, report and seconds."""
 
     network: Normalized
     folder: Path
@@ -58,13 +58,11 @@ class RunContext:
     """What every fit of a run shares.
 
     Args:
-        store: where fits are kept.
-        dataset: the images and labels that exist.
-        data_key: digest of their content.
+        store: where fits are stored.
+        dataset, data_key: the images and labels, and a digest of their content.
         task: loss and metrics.
-        boards: dashboards that follow the student's fit.
-        callbacks: further callbacks of every fit.
-        run: name of the run, on whose account a teacher that only answers is asked.
+        boards, callbacks: dashboards of the stages and the student, and further callbacks of every fit.
+        run: name of the run, to which queries to a black-box teacher are charged.
     """
 
     store: Store
@@ -77,7 +75,7 @@ class RunContext:
 
 
 def build_network(training: Training) -> Normalized:
-    """The network that is trained, normalising with the data's statistics."""
+    """Build the student's network, which takes images (N, C, H, W) in [0, 1] and normalises them itself."""
     return Normalized(training.student.build(), mean=training.data.mean, std=training.data.std)
 
 
@@ -93,17 +91,17 @@ def fit(
     val_answers: Tensor | None = None,
     watched: bool = False,
 ) -> FitResult:
-    """Train a student by a method on a source, or return what the same fit left before.
+    """Train a student by a method on a source, or return the stored result of the same fit.
 
     Args:
-        training: what it is made of.
+        training: source, student, method, trainer and seed.
         bench: what the run's fits share.
-        phase: its name on the screen and in the result.
-        teacher: who answers.
-        teacher_key: digest of the teacher, part of the fit's hash.
-        source_teacher: whom the source asks, if not the same.
+        phase: name of the fit on the screen and in the result.
+        teacher: the teacher, None for a fit without one.
+        teacher_key: its digest, part of the fit's key.
+        source_teacher: the source's own teacher, if it has one.
         source_teacher_key: its digest.
-        val_answers: the teacher's outputs on the validation images, for the agreement curve.
+        val_answers: the teacher's outputs (N, K) on the validation images, for the agreement curve.
         watched: whether the run's dashboards follow this fit.
     """
     config = fit_config(training, bench, teacher_key, source_teacher_key)
@@ -112,6 +110,7 @@ def fit(
         teacher.fit = bench.store.path("fit", config).name
 
     def build(work: Path) -> None:
+        # Train; start over with another seed if the generator collapses
         while True:
             collapsed = decisions.decided(lambda: restarts(work))
             own = training.derive(seed=next_seed(training.seed, len(collapsed)))
@@ -137,14 +136,14 @@ def fit(
                 decisions.decided(partial(begin_again, work, own.seed, error))
         decisions.decided(lambda: _keep(method, {**report, "restarts": collapsed}, work))
 
-    folder = bench.store.obtain("fit", config, build, everywhere=True)
+    folder = bench.store.obtain("fit", config, build, everywhere=True)  # the stored fit, or the one built now
     if folder not in bench.store.built and collectives.rank() == 0:
         replay(folder, boards)
     network = build_network(training)
     network.load_state_dict(read_tensors(folder / "student.safetensors", advice=remedy(folder)))
     report = read_json(folder / "fit.json", advice=remedy(folder))
     if isinstance(teacher, QueryTeacher):
-        teacher.adopt(report["teacher_images"])  # also where an earlier run paid
+        teacher.adopt(report["teacher_images"])  # also images that an earlier run paid for
     return FitResult(network.eval(), folder, digest(config), report, report["fit_seconds"])
 
 
@@ -165,7 +164,7 @@ def _save_net(net: nn.Module, file: Path) -> None:
 def fit_config(
     training: Training, bench: RunContext, teacher_key: str, source_teacher_key: str | None = None
 ) -> dict[str, Any]:
-    """Everything that determines the numbers of a fit, as plain data."""
+    """Everything that determines the result of a fit, as plain data; its digest is the fit's key."""
     plain: Any = {k: getattr(training, k).plain() for k in ("source", "student", "method", "trainer")}
     plain["trainer"] = {k: v for k, v in plain["trainer"].items() if k not in SILENT}
     plain["method"] = {k: v for k, v in plain["method"].items() if (k, v) != ("on_collapse", "warn")}  # changes none
@@ -198,6 +197,7 @@ def _train(
     val_answers: Tensor | None,
     boards: Dashboards,
 ) -> tuple[Distiller, dict[str, Any]]:
+    # Networks and method
     runtime, settings = training.runtime, training.trainer
     L.seed_everything(training.seed, verbose=False)  # the same on every rank; a method's noise differs
     network = build_network(training)
@@ -211,6 +211,7 @@ def _train(
         method.teacher.fold_batchnorm()
     if runtime.compile:
         compile_networks(method, runtime.compile)
+    # Images to train and to validate on
     context.rounds = method.rounds_an_epoch()
     source = training.source.build()
     loader = source.prepare(context)
@@ -228,6 +229,7 @@ def _train(
             device=context.device,
         )
     )
+    # Callbacks, checkpoint and trainer
     curves = Curves(work, boards, asked=teacher if isinstance(teacher, QueryTeacher) else None)
     synthetic = "source.synthetic" in source.offers
     watch = WatchGenerator(work, bench.dataset.classes, boards, task=bench.task, synthetic=synthetic)
@@ -253,6 +255,7 @@ def _train(
         raise KeyboardInterrupt from interrupted
     if watch.collapsed is not None:
         raise watch.collapsed
+    # Report
     rounds = trainer.fit_loop.epoch_loop.total_batch_idx + 1
     report = {
         "phase": phase,
@@ -278,7 +281,7 @@ def _train(
 
 
 def compile_networks(method: Distiller, backend: str) -> None:
-    """Compile a method's student and the teacher that it can look into, each when it is first called."""
+    """Compile a method's student and its teacher if that is white-box, each at its first call."""
     method.student.compile(backend=backend)
     if isinstance(method.teacher, FrozenTeacher):
         method.teacher.compile_with(backend)
@@ -286,7 +289,7 @@ def compile_networks(method: Distiller, backend: str) -> None:
 
 @torch.no_grad()
 def _agreement_on_drawn(method: Any, task: Task, seed: int, n: int = 1000) -> float:
-    # from noise of its own: the same number whether the fit ended just now or before a kill
+    # reseeded, so that the number is the same in a resumed fit
     method.reseed(seed)
     method.student.eval()
     agreement = task.agreement().to(method.device)

@@ -1,4 +1,4 @@
-"""A generator that collapsed: what is said of it, and how a fit begins again with other weights and noise."""
+"""Starts a fit over with another seed after its generator collapsed."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ REMEDY = (
     "(method.on_collapse=restart does by itself)"
 )
 TRIES = 3
-"""A fit begins again so often at most."""
+"""Most restarts of one fit."""
 
 
 def restarts(work: Path) -> list[dict[str, Any]]:
-    """The attempts of a fit that collapsed before: ``{seed, round}`` each."""
+    """The earlier attempts of a fit, all of which collapsed: ``{seed, round}`` each."""
     file = work / "restarts.json"
     return read_json(file, advice=f"remove {file}") if file.is_file() else []
 
 
 def next_seed(seed: int, collapsed: int) -> int:
-    """The seed of a fit's next attempt; its own as long as none has collapsed."""
+    """The seed of a fit's next attempt: ``seed`` itself for the first, derived from it after a collapse."""
     return int(np.random.SeedSequence((seed, collapsed)).generate_state(1)[0]) if collapsed else seed
 
 
 def begin_again(work: Path, seed: int, error: Collapsed) -> None:
-    """Note the attempt and clear the folder for another.
+    """Record the collapsed attempt and clear the folder for the next.
 
     Raises:
-        TrainingError: there were enough of them.
+        TrainingError: the fit was restarted ``TRIES`` times before.
     """
     before = restarts(work)
     if len(before) == TRIES:

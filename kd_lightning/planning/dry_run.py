@@ -1,4 +1,4 @@
-"""A fit's rehearsal: a few rounds on a store that goes away, timed, and a report as if all had been run."""
+"""Estimates the cost of a fit from a few timed rounds on a temporary store, with the report of a full fit."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ from kd_lightning.store.artifacts import Store, digest, size_of
 from kd_lightning.teachers.remote.dry_run import Planned
 
 ROUNDS, WARM, PATIENCE = 20, 5, 30.0
-"""Rounds that are timed, rounds before those, and seconds after which fewer must do."""
+"""Timed rounds, warm-up rounds before them, and seconds after which timing stops early."""
 
 KEPT, MISSING, PROMISED = "kept", "to be made", "made by an earlier job"
 
 
 @dataclass
 class Step:
-    """One thing that a run needs.
+    """One row of a plan: something that a run needs.
 
     Args:
-        name: its phase.
+        name: the phase that makes it.
         state: ``kept``, ``to be made`` ..., in words.
-        seconds: that it will take from now on; None if it takes none.
+        seconds: remaining time; None if it takes none.
         size: bytes on the disk.
-        images: that the teacher will be asked about from now on.
-        rounds: of the fit.
-        of: its folder's name.
+        images: images that the teacher has yet to be asked about.
+        rounds: rounds of the fit.
+        of: name of its folder in the store.
     """
 
     name: str
@@ -55,10 +55,10 @@ class Step:
 
 
 class Timing(Callback):
-    """Ends every fit after a few rounds, and knows how long all of it would take."""
+    """Stops every fit after a few rounds, and estimates the time of the whole fit."""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Begin to count."""
+        """Reset counts and times."""
         self.total = int(trainer.num_training_batches) * (trainer.max_epochs or 1)
         self.validations = (trainer.max_epochs or 1) // (trainer.check_val_every_n_epoch or 1)
         self.done = 0
@@ -66,16 +66,16 @@ class Timing(Callback):
         self.began = self.from_here = now_on_device()
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Time it apart: it happens once an epoch."""
+        """Start timing validation, which does not happen in every round."""
         self.validation_began = now_on_device()
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take it out of the rounds' time."""
+        """Exclude validation from the time of the rounds."""
         self.validating.append(now_on_device() - self.validation_began)
         self.from_here += self.validating[-1]
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
-        """Enough?"""
+        """Update the time of a round; stop after ``WARM + ROUNDS`` rounds or ``PATIENCE`` seconds."""
         self.done += 1
         now, warm = now_on_device(), min(WARM, self.total - 1)
         timed = self.done - warm if self.done > warm else self.done
@@ -86,18 +86,18 @@ class Timing(Callback):
             trainer.should_stop = True
 
     def seconds(self, rounds: int) -> float:
-        """Of so many rounds, with their share of the validations."""
+        """Estimated seconds of this many rounds, with their share of the validations."""
         each = sum(self.validating) / len(self.validating) if self.validating else 0.0
         return rounds * self.of_a_round + each * self.validations * rounds / self.total
 
 
 class Planner:
-    """Stands in for :func:`~kd_lightning.engine.fit.fit`: reads what is kept, times what is not.
+    """Replaces :func:`~kd_lightning.engine.fit.fit`: reads stored fits, and times those that are missing.
 
     Args:
         kept: the store of the runs.
-        bench: as of a run, its store an :class:`Overlay` of ``kept``.
-        promised: folders that earlier jobs of a sweep will have made.
+        bench: context of a run, with an :class:`Overlay` of ``kept`` as its store.
+        promised: names of the folders that earlier jobs of a sweep will have made.
     """
 
     def __init__(self, kept: Store, bench: RunContext, promised: set[str]) -> None:
@@ -120,7 +120,7 @@ class Planner:
         source_teacher: Teacher | None = None,
         source_teacher_key: str | None = None,
     ) -> FitResult:
-        """What the fit left, or what a few rounds of it leave, with a report as of all of them."""
+        """Return the stored fit, or run a few rounds of it and return those with the report of a full fit."""
         config = fit_config(training, bench, teacher_key, source_teacher_key)
         folder = bench.store.path("fit", config)
         if folder.name in self.fits:  # a stage that is a control as well
@@ -163,17 +163,17 @@ class Planner:
     def _shortened(
         self, training: Training, teacher: Teacher | None, teacher_key: str, phase: str
     ) -> tuple[Training, float, int, Step | None]:
-        """One device and, where its source has something to make first, little of that.
+        """Reduce a training to one device and, if its source first makes a pool, to a small pool.
 
         Returns:
-            What to train, how many times longer an epoch really is, the images that the source asks the teacher
-            about in it, and the source's own step.
+            The reduced training, the factor by which an epoch of the full training is longer, the number of images
+            that the source asks the teacher about, and the source's own step.
         """
         trainer = training.trainer.without("strategy", "num_nodes").replace(devices=1)
         short = training.derive(trainer=trainer)
         source = training.source.build()
         context = self._context(training, teacher, teacher_key)
-        if isinstance(source, FewAsked):  # made in seconds, and what is asked about depends on it
+        if isinstance(source, FewAsked):  # takes seconds, and determines what is asked
             context.store = self.bench.store
         before = 0 if teacher is None else teacher.asked
         unpaid = 0 if self.door is None else len(self.door.unpaid)
@@ -186,7 +186,7 @@ class Planner:
             counted = 0
             if teacher is not None:  # what an earlier run paid for is counted, too
                 counted, teacher.asked = teacher.asked - before, before
-            # in every epoch the same images: more than there are is never asked about
+            # the same images in every epoch: none is asked about twice
             same = isinstance(loader, TensorLoader) and not loader.augment and self.door is not None
             self.most = len(loader.images) if same else sys.maxsize
             if self.door is not None and (new := len(self.door.unpaid) - unpaid):
@@ -201,7 +201,7 @@ class Planner:
         if kind != "pool" or many not in node:
             raise UserError(f"plan: {node.target} makes {kind}, and no plan knows how long that takes")
         number = node[many] or len(context.real())
-        each = tried = 0  # questions of an image: a generator asks nobody
+        each = tried = 0  # queries per image; none for a generator
         few = max([node.get(key) or 0 for key in ("inverted", "impressions", "batch_size")])
         if "steps" in node:
             each, tried = node["steps"] + 1, min(node["steps"], ROUNDS) + 1
@@ -214,7 +214,7 @@ class Planner:
         return short.derive(source=node.replace(**{many: few})), number / few, few * tried, step
 
     def _drawn(self, phase: str, missing: str, expected: Outlook, context: Context) -> None:
-        """Steps of a conditional generator's pool, and of the teacher's answers to it."""
+        """Add the steps of a conditional generator's pool and of the teacher's answers to it."""
         answers = missing
         if missing.startswith("pool"):
             answers = context.store.path("labels", answers_config(context, missing)).name
@@ -253,7 +253,7 @@ class Planner:
         )
 
     def _done(self, name: str) -> int:
-        """Rounds that an interrupted fit has behind it."""
+        """Rounds done by an interrupted fit; 0 if there is none."""
         file = self.kept.root / f"{name}.unfinished" / "last.ckpt"
         if not (self.kept.reuse and file.is_file()):
             return 0

@@ -1,4 +1,4 @@
-"""Stores of a rehearsal: one that goes away, over one that stays, and one that builds nothing; and their clock."""
+"""Stores of a dry run: a temporary one on top of the real one, and one that builds nothing; and their clock."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from kd_lightning.store.artifacts import Store, size_of
 
 
 def now_on_device() -> float:
-    """Seconds on a clock, all that was asked of the device being done."""
+    """Seconds of a monotonic clock, read when the device has finished all queued work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 class Overlay(Store):
-    """What ``kept`` holds, in a folder where what is built can be thrown away."""
+    """A temporary store in ``place`` that links to all artefacts of ``kept`` and builds the others itself."""
 
     def __init__(self, kept: Store, place: Path) -> None:
         super().__init__(place)
@@ -32,7 +32,7 @@ class Overlay(Store):
                     (place / folder.name).symlink_to(folder.absolute())
 
     def obtain(self, kind: str, config: Mapping[str, Any], build: Callable[[Path], None], **how: Any) -> Path:
-        """As ever, on a clock."""
+        """Obtain an artefact as :class:`Store` does, and record its seconds and bytes by kind."""
         start = now_on_device()
         folder = super().obtain(kind, config, build, **how)
         self.seconds[kind], self.sizes[kind] = now_on_device() - start, size_of(folder.resolve())
@@ -40,17 +40,17 @@ class Overlay(Store):
 
 
 class Missing(Exception):
-    """A source needs something that nobody has made."""
+    """A source needs an artefact that is not in the store."""
 
 
 class Probe(Store):
-    """Gives what is there and builds nothing."""
+    """A store that returns existing artefacts and builds nothing."""
 
     def obtain(self, kind: str, config: Mapping[str, Any], build: Callable[[Path], None], **how: Any) -> Path:
-        """The folder.
+        """Return the folder of an artefact.
 
         Raises:
-            Missing: it is not there.
+            Missing: it is not in the store.
         """
         folder = self.path(kind, config)
         if not self._usable(folder):

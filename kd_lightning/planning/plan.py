@@ -1,7 +1,7 @@
-"""What a command would make, and what that would cost (``plan=true``): nothing is made.
+"""Reports what a command would make and what that would cost (``plan=true``), without making it.
 
-The run's own pages are walked through with a store that goes away. Fits get the keys that they have in a run, because
-the same code computes them; what is kept is read, and of each missing fit a few rounds are run and timed.
+The code of a run is called with a temporary store. Fits get the same keys as in a run, because the same code computes
+them; stored fits are read, and a few rounds of each missing fit are run and timed.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ NOTHING = "–"
 
 @dataclass
 class Plan:
-    """What a run needs, in its order, and what there is to say about it."""
+    """The steps of a run, in order, and notes on them."""
 
     title: str
     steps: list[Step]
@@ -43,7 +43,7 @@ class Plan:
 
     @property
     def seconds(self) -> float:
-        """Until the end."""
+        """Total remaining time."""
         return sum(step.seconds or 0.0 for step in self.steps)
 
     @property
@@ -53,14 +53,14 @@ class Plan:
 
 
 def plan(composition: Composition, promised: set[str] | None = None) -> Plan:
-    """What a run of this composition would make.
+    """Work out what a run of this composition would make.
 
     Args:
-        composition: as a run gets it.
+        composition: as :func:`~kd_lightning.run.run.run` takes it.
         promised: names of the folders that earlier jobs of a sweep will have made; this run's are added.
 
     Raises:
-        UserError: as the run would, as far as that can be known now.
+        UserError: an error that the run would raise, as far as it can be foreseen.
     """
     composition = settle(composition, planning=True)
     names = composition.names
@@ -71,7 +71,7 @@ def plan(composition: Composition, promised: set[str] | None = None) -> Plan:
         key = dataset_digest(dataset)
         run = store.path("run", identity(composition, key))
         stored = (run / "artifact.json").is_file()
-        if composition.teacher is not None:  # a few rounds teach nothing
+        if composition.teacher is not None:  # after a few rounds a teacher is near chance
             composition = composition.derive(teacher=replace(composition.teacher, check=False))
         bench = RunContext(store, dataset, key, dataset.task, Dashboards(), run=run.name)
         planner = Planner(kept, bench, set() if promised is None else promised)
@@ -87,14 +87,14 @@ def plan(composition: Composition, promised: set[str] | None = None) -> Plan:
 
 
 def _walk(composition: Composition, planner: Planner, made: Plan) -> None:
-    """In the order of ``run.py``."""
+    """Call the planner for every fit of a run, in the order of ``run.py``, and add notes and further steps."""
     bench, steps = planner.bench, planner.steps
     teacher = obtain_teacher(composition, bench, planner.fit)
     if teacher is not None and not steps:
         steps.append(Step("teacher", "read from its file" if teacher.net else "somewhere else"))
     if teacher is not None and isinstance(teacher.door, LedgerClient):
         planner.door = Planned(teacher.door, planner.promised)
-        unlimited = replace(teacher.settings, budget=None)  # what is asked here costs nothing
+        unlimited = replace(teacher.settings, budget=None)  # queries of a plan cost nothing
         teacher = replace(teacher, door=planner.door, settings=unlimited)
     fits: list[FitResult] = []
     for name in composition.stages:
@@ -130,7 +130,7 @@ def _walk(composition: Composition, planner: Planner, made: Plan) -> None:
 def _measure(
     planner: Planner, composition: Composition, teacher: TeacherHandle | None, student: FitResult, networks: int
 ) -> None:
-    """Testing the networks, and asking a closed teacher as far as ``teacher.eval_budget`` goes."""
+    """Add the step of testing the networks, with the queries to a black-box teacher that ``eval_budget`` allows."""
     dataset, step = planner.bench.dataset, Step("test", MISSING, seconds=0.0)
     if planner.door is not None and teacher is not None and teacher.reference is None:
         left = teacher.settings.eval_budget
@@ -172,7 +172,7 @@ def _say_what_it_rests_on(made: Plan, composition: Composition, kept: Store) -> 
 
 
 def render(made: Plan) -> str:
-    """A plan on a terminal."""
+    """A plan as a table for a terminal."""
     rows = [
         [
             step.name,
@@ -194,13 +194,13 @@ def render(made: Plan) -> str:
 
 
 def altogether(each: Sequence[tuple[float, int]]) -> str:
-    """One line over the seconds and bytes of several jobs."""
+    """One line with the total seconds and bytes of several jobs."""
     seconds, size = (sum(values) for values in zip(*each, strict=True))
     return f"all {len(each)} jobs, one after the other: about {duration(seconds)} and {in_words(size)}\n"
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them: ``50 seconds``, ``12 minutes``, ``3.5 hours``."""
+    """Seconds in words: ``50 seconds``, ``12 minutes``, ``3.5 hours``."""
     for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
         if seconds >= 2 * size:
             return f"{seconds / size:.1f} {unit}" if seconds < 10 * size else f"{seconds / size:.0f} {unit}"

@@ -1,4 +1,4 @@
-"""What drawing a pool of a conditional generator would cost, by a few images of its generator as it is."""
+"""Estimates the cost of drawing a pool from a conditional generator, from a few of its images."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from kd_lightning.sources.synthetic import Synthetic, choice
 from kd_lightning.teachers.white_box import FrozenTeacher
 
 TRIED, LOWEST = 500, 0.05
-"""Images that are drawn and answered, and the part of them that a ratio is taken to accept at least."""
+"""Images drawn and answered for the estimate, and the lowest acceptance rate assumed for a density ratio."""
 
 FEW_LABELS = 16
-"""Labels of a pool of numbers that a fit is rehearsed with."""
+"""Labels of the small regression pool that a fit is timed on."""
 
 
 @dataclass(frozen=True)
 class Outlook:
-    """Of a pool: seconds to draw it and its bytes; of the teacher's answers to it: images, seconds, bytes."""
+    """Cost of a pool: seconds to draw it and its bytes; and of the teacher's answers: images, seconds, bytes."""
 
     drawing: float
     size: int
@@ -35,9 +35,9 @@ class Outlook:
 
 @torch.no_grad()
 def outlook(source: Synthetic, context: Context) -> Outlook:
-    """Judge by a few images of the first label; ``source`` has read its weights.
+    """Estimate the cost of a pool from a few images of the first label; ``source`` must have read its weights.
 
-    How many images a ratio accepts is known only once it is trained: one that is not may accept more or fewer.
+    The number of images that a density ratio accepts is known only once it is trained; before, it is a guess.
     """
     wanted = source.wanted(context)
     draw, ratio = source.of_label(context, wanted[0], torch.Generator(context.device).manual_seed(source.seed))
@@ -66,15 +66,15 @@ def outlook(source: Synthetic, context: Context) -> Outlook:
 
 
 def shortened(source: Node, pool: Synthetic, context: Context) -> tuple[Node, float]:
-    """A pool of a batch or so, neither subsampled nor filtered.
+    """A source with a pool of about one batch, neither subsampled nor filtered.
 
     Args:
-        source: of the composition.
-        pool: what it describes.
-        context: of the fit.
+        source: the composition's source.
+        pool: the object built from it.
+        context: the fit's context.
 
     Returns:
-        The source of such a pool, and how many times longer an epoch really is.
+        The source of the small pool, and the factor by which an epoch on the whole pool is longer.
 
     Raises:
         DataError: the whole pool would be smaller than ``source.images``.
@@ -92,7 +92,7 @@ def shortened(source: Node, pool: Synthetic, context: Context) -> tuple[Node, fl
 
 
 def _seen(pool: Synthetic, wanted: torch.Tensor, context: Context) -> int:
-    """How many of the pool a student sees, if the teacher's errors are all different and it answers everything."""
+    """Pool images that the student sees, assuming that all of the teacher's errors differ and none is unanswered."""
     each = isinstance(context.dataset.task, Classification)
     number, groups = (pool.per_label, len(wanted)) if each else (len(wanted) * pool.per_label, 1)
     if pool.keep is not None:

@@ -1,1 +1,1 @@
-"""One run, read from top to bottom."""
+"""One run: teacher, stages, student, controls, test."""

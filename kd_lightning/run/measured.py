@@ -1,4 +1,4 @@
-"""What a run says of its networks on the test images."""
+"""Metrics of a run's networks on the test images."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from kd_lightning.run.teacher import TeacherHandle
 
 @dataclass(frozen=True)
 class Fits:
-    """What was obtained and trained: the teachers, the run's answers to the test images, and every fit."""
+    """The teachers and fits of a run, and the teacher's answers (N, K) to the test images."""
 
     teacher: TeacherHandle | None
     source_teacher: TeacherHandle | None
@@ -32,7 +32,7 @@ class Fits:
 
 
 def tested(composition: Composition, bench: RunContext, fits: Fits, work: Path) -> dict[str, float | None]:
-    """What teacher, student and controls say of the test images."""
+    """Metrics of teacher, student and controls on the test images, by ``NAME/METRIC``; None where not measured."""
     dataset, task, answers, student = bench.dataset, bench.task, fits.answers, fits.student
     test = dataset.test
     metrics: dict[str, float | None] = {}
@@ -67,7 +67,7 @@ def _further(
     device: str,
     samples: Path,
 ) -> dict[str, float | None]:
-    """What a member of ``metrics`` says of the student; nothing without test images or the teacher it needs."""
+    """Values of one of the further ``metrics``; empty without test images or the teacher that it needs."""
     if test is None or ("teacher.gradients" in measure.needs and (teacher is None or teacher.net is None)):
         return {}
     network = student.network if trained(student) else None
@@ -76,5 +76,5 @@ def _further(
 
 
 def trained(fitted: FitResult) -> bool:
-    """Whether the fit was one of its student, and not of a generator alone."""
+    """Whether the fit trained its student, and not only a generator."""
     return fitted.report.get("trains_student", True)

@@ -1,4 +1,4 @@
-"""One run, read from top to bottom: data, teacher, student, controls, test, result."""
+"""One run: data, teacher, stages, student, controls, test, result."""
 
 from __future__ import annotations
 
@@ -34,23 +34,23 @@ from kd_lightning.store.artifacts import Store, copy_into, file_digest, names_fi
 from kd_lightning.tracking.backends import watching
 
 VERSION = 2
-"""Raised when what identifies a run changes."""
+"""Increased when the identity of a run changes."""
 NOT_COPIED = ("artifact.json", "latest-run", "debug*.log")  # W&B's links lead out of the folder
 
 
 def run(composition: Composition, folder: Path) -> dict[str, Any]:
-    """Run a composition and leave its result in ``folder``.
+    """Run a composition and write its result to ``folder``.
 
     Args:
-        composition: as :func:`~kd_lightning.config.check.check` gives it.
+        composition: as :func:`~kd_lightning.config.check.check` returns it.
         folder: the run folder; gets ``result.json`` whatever happens.
 
     Returns:
         The content of ``result.json``.
 
     Raises:
-        UserError: something the user can mend; ``result.json`` says ``failed`` and why.
-        KeyboardInterrupt: the user stopped it; the same command goes on.
+        UserError: an error that the user can fix; ``result.json`` holds ``failed`` and the reason.
+        KeyboardInterrupt: the user stopped it; the same command resumes it.
     """
     try:
         result = _kept_or_made(settle(composition), folder)
@@ -67,14 +67,14 @@ def run(composition: Composition, folder: Path) -> dict[str, Any]:
 
 
 def settle(composition: Composition, *, planning: bool = False) -> Composition:
-    """Put in what only the machine knows: the ranks, and whatever is ``auto``.
+    """Fill in the settings that depend on the machine: the ranks, and every ``auto``.
 
     Args:
-        composition: as it was asked for.
-        planning: whether the ranks need not be there.
+        composition: as composed.
+        planning: assume the ranks that it asks for, whether or not they were started.
 
     Raises:
-        ConfigError: it asks for other ranks than there are.
+        ConfigError: it asks for other ranks than were started.
     """
 
     def settled(training: Training) -> Training:
@@ -87,7 +87,7 @@ def settle(composition: Composition, *, planning: bool = False) -> Composition:
 
 
 def identity(composition: Composition, data_key: str) -> dict[str, Any]:
-    """Everything that determines a run's result, as plain data."""
+    """Everything that determines a run's result, as plain data; its digest is the run's key."""
     own = {k: v for k, v in composition.plain().items() if k != "artifacts"}
     if own["teacher"]:
         own["teacher"] = {k: v for k, v in own["teacher"].items() if k not in ("ledger", "total_budget", "pace")}
@@ -108,10 +108,13 @@ def _kept_or_made(composition: Composition, folder: Path) -> dict[str, Any]:
     decisions.decided(lambda: leave_plain(composition.record, folder))
     store = Store(composition.artifacts.root, reuse=composition.artifacts.reuse, decided=decisions.decided)
     clock = Clock()
+
+    # Data
     with clock("data"):
         dataset = load_data(composition.data, store)
         data_key = dataset_digest(dataset)
 
+    # Run, unless the store holds the result of the same run
     made_of = identity(composition, data_key)
     name = store.path("run", made_of).name
     loggers = [logger.build for logger in composition.logger.values()]
@@ -124,6 +127,8 @@ def _kept_or_made(composition: Composition, folder: Path) -> dict[str, Any]:
 
     before = time.time()
     kept = store.obtain("run", made_of, build, everywhere=True)
+
+    # Copy to the run folder
     decisions.decided(lambda: _copied(kept, folder))
     result = read_json(kept / "result.json", advice=remedy(kept))
     result["stored"] = kept not in store.built
@@ -142,10 +147,12 @@ def _copied(kept: Path, folder: Path) -> None:
 
 def _produce(composition: Composition, bench: RunContext, clock: Clock, work: Path) -> dict[str, Any]:
     dataset = bench.dataset
+
+    # Teacher; test images are asked before validation images: a small eval_budget goes to the result, not to the curve
     teacher = obtain_teacher(composition, bench)
-    # before validation's: a small eval_budget goes to the result, not to the curve
     answers = teacher.answers(dataset.test) if teacher else None
 
+    # Stages before the student, whose files later trainings refer to
     stages: dict[str, FitResult] = {}
     for name in composition.stages:
         stage = composition.stages[name]
@@ -153,11 +160,13 @@ def _produce(composition: Composition, bench: RunContext, clock: Clock, work: Pa
         stages[name] = fit(stage, bench, phase=name, watched=True, **given)
         composition = composition.after(name, stages[name].folder)
 
+    # Student
     val_answers = teacher.answers(dataset.val) if teacher else None
     asked = obtain_source_teacher(composition, composition, bench)
     given = handed(teacher, source_teacher=asked)
     student = fit(composition, bench, phase="student", val_answers=val_answers, watched=True, **given)
 
+    # Controls to compare the student with
     controls: dict[str, FitResult | None] = {}
     for name, control in composition.controls.items():
         controls[name] = None
@@ -165,6 +174,7 @@ def _produce(composition: Composition, bench: RunContext, clock: Clock, work: Pa
             given = handed(teacher, asks=own.asks, source_teacher=obtain_source_teacher(own, composition, bench))
             controls[name] = fit(own, bench, phase=name, **given)
 
+    # Test
     fits = Fits(teacher, asked, answers, stages, student, controls)
     with clock("test"):
         metrics = tested(composition, bench, fits, work)
@@ -172,6 +182,7 @@ def _produce(composition: Composition, bench: RunContext, clock: Clock, work: Pa
         warnings.warn(weak, stacklevel=2)
     bench.boards.numbers({k: v for k, v in metrics.items() if v is not None}, student.report["rounds"])
 
+    # Student's files and result
     card = _card(composition, dataset, metrics, teacher)
     decisions.decided(lambda: _keep(stages, student, card, work))
     if trained(student):
@@ -240,7 +251,7 @@ class Clock:
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
-        """Time a block."""
+        """Record the seconds of a ``with`` block."""
         start = time.perf_counter()
         yield
         self.seconds[phase] = time.perf_counter() - start
@@ -263,7 +274,7 @@ def _card(
 
 
 def _keep(stages: Mapping[str, FitResult], student: FitResult, card: Mapping[str, Any], work: Path) -> None:
-    """The student, what stages left under ``stages/NAME``, and of the files of one name the last fit's."""
+    """Save the student, the stages' networks under ``stages/NAME``, and the last fit's checkpoint and curves."""
     with writing(work):
         for fitted in (*stages.values(), student):
             for name in ("last.ckpt", "metrics.csv"):

@@ -1,4 +1,4 @@
-"""The fits beside the student's: stages before it, controls after it, and what they are handed."""
+"""The fits besides the student's: stages before it, controls after it, and the teachers they get."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from kd_lightning.run.teacher import TeacherHandle
 def control_of(
     control: Training, dataset: Dataset, teacher: TeacherHandle | None, student: FitResult
 ) -> Training | None:
-    """What a control is trained by; None where it cannot be, such as on real labels without data.
+    """The training of a control; None where it is impossible, such as on real labels without data.
 
     Args:
-        control: as the composition has it.
-        dataset: the images that exist.
-        teacher: of the run.
-        student: of the run.
+        control: from the composition.
+        dataset: the run's data set.
+        teacher: the run's teacher, if any.
+        student: result of the student's fit; its updates set the control's length where that is asked for.
     """
     if control.asks and (teacher is None or not teacher.white):
         return None
@@ -35,12 +35,12 @@ def control_of(
 def handed(
     teacher: TeacherHandle | None, *, asks: bool = True, source_teacher: TeacherHandle | None = None
 ) -> dict[str, Any]:
-    """The teachers as a fit is given them: objects of its own, whose counters begin at zero.
+    """The teacher arguments of :func:`~kd_lightning.engine.fit.fit`: fresh objects, with counters at zero.
 
     Args:
-        teacher: of the run, for those who ask it.
-        asks: whether the fit does.
-        source_teacher: of the fit's source, if it has one of its own.
+        teacher: the run's teacher, if any.
+        asks: whether the fit asks it.
+        source_teacher: the source's own teacher, if it has one.
     """
     given = {"teacher": teacher.hand_out(), "teacher_key": teacher.key} if teacher and asks else {}
     if source_teacher:
@@ -49,11 +49,11 @@ def handed(
 
 
 def weak_teacher(controls: Mapping[str, Training], metrics: Mapping[str, float | None], task: Task) -> str | None:
-    """What to say where the student's network, trained without the teacher, is as good as the teacher."""
+    """A warning where the student's network, trained without the teacher, is as good as the teacher; else None."""
     teacher = metrics.get(f"teacher/{task.headline}")
     for name, control in controls.items():
         alone = metrics.get(f"{name}/{task.headline}")
-        elsewhere = "load" in control.source  # it learned from other images
+        elsewhere = "load" in control.source  # trained on other images
         if control.asks or elsewhere or teacher is None or alone is None:
             continue
         if (alone >= teacher) if task.higher_is_better else (alone <= teacher):

@@ -1,4 +1,4 @@
-"""The teacher: read from a file, trained once and kept, or somewhere else; handed out at the level that was agreed."""
+"""The teacher: loaded from a file, trained once and stored, or remote; given to fits at its access level."""
 
 from __future__ import annotations
 
@@ -29,26 +29,26 @@ from kd_lightning.teachers.remote.local import LocalAsker
 from kd_lightning.teachers.white_box import FrozenTeacher
 
 CANARIES = 16
-"""Images that a teacher which is not here is asked about again, unless the settings say otherwise."""
+"""Images that a remote teacher is asked about again to detect drift, unless the settings say otherwise."""
 AT_ONCE = 5000
-"""Images of one question to a network of ours: most of a ledger's time is waiting for the disk."""
+"""Images of one query to a local network: large, because the ledger waits for the disk in every query."""
 
 
 @dataclass(frozen=True)
 class TeacherHandle:
-    """A teacher that is there.
+    """A teacher that was loaded, trained or connected to.
 
     Args:
-        net: the network, in eval mode; None if it is somewhere else.
-        key: digest of what made it, and of what it tells.
-        seconds: its training took.
+        net: the network, in eval mode; None for a remote teacher.
+        key: digest of what it was made of and of what its answers hold.
+        seconds: duration of its training; 0 if it was not trained here.
         settings: the ``teacher`` node of the composition.
-        device: where it answers.
-        report: of its training, if it was trained here.
-        described: below ``white``, what it says of itself.
-        door: below ``white``, who asks it; the first rank's alone.
+        device: the device it runs on.
+        report: the report of its training, if it was trained here.
+        described: its description of itself; None at ``white``.
+        door: the client that asks it, on the first rank only; None at ``white``.
         reference: a network that is measured in its place.
-        kept: the name of the artefact, if it was trained here.
+        kept: the name of its artefact, if it was trained here.
     """
 
     net: Normalized | None
@@ -64,11 +64,11 @@ class TeacherHandle:
 
     @property
     def white(self) -> bool:
-        """Whether everything about it may be known."""
+        """Whether it is white-box: weights, features and gradients may be used."""
         return self.described is None
 
     def hand_out(self) -> Teacher:
-        """A fresh object at the agreed level, its counters at zero."""
+        """A fresh teacher at the access level of the settings, with counters at zero."""
         if self.described is None:
             assert self.net is not None
             return FrozenTeacher(self.net)
@@ -78,7 +78,7 @@ class TeacherHandle:
         )
 
     def answers(self, split: Split | None) -> Tensor | None:
-        """Its outputs on a split for measuring: free at ``white``, else as far as ``teacher.eval_budget`` pays."""
+        """Its outputs (N, K) on a split, for metrics: free at ``white``, else None if over ``teacher.eval_budget``."""
         if split is None:
             return None
         if (net := self.reference or (self.net if self.white else None)) is not None:
@@ -98,18 +98,18 @@ class TeacherHandle:
         return told.answers
 
     def spent(self) -> dict[str, dict[str, Any]]:
-        """What this run used and paid, by bucket; nothing at ``white``."""
+        """What this run used and paid, by budget; empty at ``white``."""
         if self.white:
             return {}
         spent = decisions.decided(lambda: cast(QueryClient, self.door).spent())
         return {bucket: asdict(account) for bucket, account in spent.items()}
 
     def told(self, measured: bool, fits: Mapping[str, FitResult]) -> dict[str, Any]:
-        """For the result, below ``white``: who was asked, what its metrics rest on, how often it said nothing.
+        """Entries of the result: its description, the origin of its metrics, its answers; empty at ``white``.
 
         Args:
-            measured: whether there are any.
-            fits: of the run, by name.
+            measured: whether it has metrics.
+            fits: the run's fits, by name.
         """
         if self.described is None:
             return {}
@@ -124,16 +124,16 @@ class TeacherHandle:
 def obtain_teacher(
     composition: Composition, bench: RunContext, train: Callable[..., FitResult] = fit
 ) -> TeacherHandle | None:
-    """Load, train or reach the teacher, and measure it where labels exist and everything may be known.
+    """Load, train or connect to the teacher; a white-box teacher is checked on labelled images if there are any.
 
     Args:
-        composition: whose teacher is wanted.
+        composition: its ``teacher`` is obtained.
         bench: what the run's fits share.
-        train: called as :func:`~kd_lightning.engine.fit.fit` is.
+        train: called like :func:`~kd_lightning.engine.fit.fit`.
 
     Raises:
-        TeacherError: weights that do not fit, a teacher that knows nothing or is misread, no data to train it on, or
-            one that tells something else than was agreed.
+        TeacherError: the weights do not fit, the teacher is near chance or misconfigured, there are no data to train
+            it on, or its answers are not those of the settings.
     """
     settings = composition.teacher
     if settings is None:
@@ -175,13 +175,13 @@ def obtain_teacher(
 def obtain_source_teacher(
     training: Training, composition: Composition, bench: RunContext, train: Callable[..., FitResult] = fit
 ) -> TeacherHandle | None:
-    """The teacher that only the source of a training asks; None where it asks the run's.
+    """The source's own teacher of a training; None where the source asks the run's.
 
     Args:
-        training: whose source it is.
-        composition: of the run.
+        training: its ``source_teacher`` is obtained.
+        composition: the run's composition.
         bench: what the run's fits share.
-        train: called as :func:`~kd_lightning.engine.fit.fit` is.
+        train: called like :func:`~kd_lightning.engine.fit.fit`.
 
     Raises:
         TeacherError: see :func:`obtain_teacher`.
@@ -235,7 +235,7 @@ def _refuse_another(described: Described, settings: TeacherSettings, dataset: Da
 
 
 def _reference(settings: TeacherSettings) -> nn.Module:
-    """The network of ``teacher.reference``: weights of ``teacher.net``, else a run's student."""
+    """Load the network of ``teacher.reference``: weights of ``teacher.net``, else a run's student."""
     assert settings.reference is not None
     if settings.net is None:
         return load_student(settings.reference)
@@ -243,7 +243,7 @@ def _reference(settings: TeacherSettings) -> nn.Module:
 
 
 def load_net(settings: TeacherSettings) -> tuple[Normalized, str]:
-    """The network of a teacher with its weights file, and its key."""
+    """Load a teacher's network from its weights file; returns the network and its digest."""
     assert settings.net is not None
     assert settings.weights is not None
     net = Normalized(settings.net.build(), mean=settings.mean, std=settings.std, class_order=settings.class_order)

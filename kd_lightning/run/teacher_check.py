@@ -1,4 +1,4 @@
-"""Is this teacher any good, and if not, why: measured where labels exist, before anything is learned from it."""
+"""Checks a teacher's accuracy on labelled images before distillation, and looks for the cause if it is low."""
 
 from __future__ import annotations
 
@@ -17,27 +17,28 @@ from kd_lightning.errors import TeacherError
 from kd_lightning.networks.normalized import Normalized
 
 GAIN = 0.05
-"""A teacher that some other reading of its inputs or outputs improves by this much is being misread."""
+"""A teacher is misconfigured if another normalisation, channel or class order improves its score by this much."""
 
 
 def diagnose(
     teacher: Normalized, split: Split, *, task: Task | None = None, limit: int = 2000, device: str = "cpu"
 ) -> float:
-    """Measure the teacher and refuse one that is near chance or being misread.
+    """Measure the teacher and refuse one that is near chance or misconfigured.
 
     Args:
         teacher: the network with the normalisation the run would use.
         split: labelled images.
         task: what the labels are, None for classes.
-        limit: at most this many of them are used, a quarter of that for other readings.
-        device: where it answers.
+        limit: at most this many of them are used; a quarter of that for other normalisations and orders.
+        device: the device it runs on.
 
     Returns:
-        Accuracy, a fraction; where labels are numbers, which part it spares of the error that their median makes.
+        Accuracy, in [0, 1]; for regression 1 - e / e_median, with the mean absolute errors of the teacher and of
+        the labels' median.
 
     Raises:
-        TeacherError: near chance, or better by 5 points under another normalisation, channel order or class order;
-            says which, and what to type.
+        TeacherError: it is near chance, or better by ``GAIN`` under another normalisation, channel order or class
+            order; the message says which, and what to type.
     """
     pick = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))[:limit]
     images, labels = split.images[pick], split.labels[pick]
@@ -66,7 +67,7 @@ Score = Callable[[Tensor, Tensor], float]
 
 @dataclass(frozen=True)
 class _Measure:
-    """How good a teacher is, from outputs and labels: at most 1, and what a guess of one answer for all reaches."""
+    """A score, at most 1, of outputs against labels, and ``chance``, the score of one answer for all images."""
 
     score: Score
     said: Callable[[float], str]
@@ -104,7 +105,7 @@ def _best_reading(
     if score == _accuracy:
         order = [(teacher.class_order or range(logits.shape[1]))[i] for i in _assignment(logits, labels)]
         readings[f"another class order: teacher.class_order={_typed(order)}"] = _accuracy_permuted(logits, labels)
-    if readings[""] + GAIN >= 1:  # no reading can be so much better
+    if readings[""] + GAIN >= 1:  # nothing can be better by more than GAIN
         return max(readings.items(), key=lambda item: item[1])
     channels = images.shape[1]
     for name, (mean, std) in _normalisations(channels).items():

@@ -1,1 +1,1 @@
-"""What the methods share and no paper is about."""
+"""Code shared by the methods."""

@@ -1,4 +1,4 @@
-"""What a checkpoint has to hold so that a killed fit goes on to the same bits, and what ranks have in common."""
+"""Random numbers of each rank and their state in checkpoints, so that a killed fit resumes bit by bit."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from kd_lightning.methods.base.protocols import Teacher, WhiteTeacher
 
 
 class ResumableModule(L.LightningModule):
-    """Noise of its own on every rank, kept in checkpoints with what was counted so far."""
+    """A module with random numbers of its own on every rank; checkpoints hold their state and the counts."""
 
     teacher: Teacher | None
     global_batch_losses = False
-    """Whether losses over a batch are taken over the batches of all ranks put together."""
+    """Whether losses over a batch are computed over the concatenated batches of all ranks."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,12 +30,12 @@ class ResumableModule(L.LightningModule):
 
     @property
     def white(self) -> WhiteTeacher:
-        """The teacher, for methods that need its gradients: its network may be looked into."""
+        """The teacher as a white-box teacher, for methods that need its gradients."""
         return cast(WhiteTeacher, self.teacher)
 
     @property
     def rng(self) -> torch.Generator:
-        """Noise of this rank alone, on the device; saved in every checkpoint."""
+        """Generator of this rank only, on the device; its state is saved in every checkpoint."""
         if self._rng is None:
             # seed_everything gives every rank the same seed: without the rank all would draw the same noise
             self.reseed(torch.initial_seed() % 2**31 + self.global_rank)
@@ -43,32 +43,32 @@ class ResumableModule(L.LightningModule):
         return self._rng
 
     def reseed(self, seed: int) -> None:
-        """Begin other noise."""
+        """Replace the generator by one with another seed."""
         self._rng = torch.Generator(self.device).manual_seed(seed)
 
     @property
     def rounds_done(self) -> int:
-        """Rounds finished since the start of the fit, over resumes."""
+        """Rounds finished since the start of the fit, including those before a resume."""
         return self.trainer.fit_loop.epoch_loop.total_batch_idx
 
     def noise(self, *shape: int) -> Tensor:
-        """N(0, 1) of this rank alone, on the device."""
+        """Standard normal noise of this rank only, on the device."""
         return torch.randn(*shape, device=self.device, generator=self.rng)
 
     def common_rng(self) -> torch.Generator:
-        """Noise that all ranks share, on the CPU; another in every round."""
+        """Generator on the CPU, the same on all ranks and another in every round."""
         words = np.random.SeedSequence((self.rng.initial_seed() - collectives.rank(), self.rounds_done))
         return torch.Generator().manual_seed(int(words.generate_state(1, np.uint64)[0]))
 
     def gathered(self, rows: Tensor) -> Tensor:
-        """Rows (N, ...) of all ranks, for a loss that is no mean over samples; gradients reach this rank's own.
+        """Rows (N, ...) of all ranks, for a loss that is not a mean over samples; gradients reach only this rank's.
 
-        A scalar becomes (ranks,). With one rank, or ``trainer.global_batch_losses=false``, what was given.
+        A scalar becomes (ranks,). With one rank, or ``trainer.global_batch_losses=false``, ``rows`` itself.
         """
         return collectives.gathered(rows) if self.global_batch_losses else rows
 
     def share_buffers(self) -> None:
-        """Average batch-norm statistics over ranks: manual optimisation leaves them to drift apart."""
+        """Average batch-norm statistics over ranks, which drift apart under manual optimisation."""
         buffers = list(self._drifting().values())
         if collectives.world() > 1 and buffers:
             shared = collectives.mean(torch.cat([buffer.flatten() for buffer in buffers]))
@@ -79,20 +79,20 @@ class ResumableModule(L.LightningModule):
         return {name: buffer for name, buffer in self.named_buffers() if buffer.is_floating_point()}
 
     def rank_state(self) -> dict[str, Any]:
-        """What a method keeps of each rank, such as a memory: tensors and plain values, by name."""
+        """State of each rank for checkpoints, such as a pool of images: tensors and plain values, by name."""
         return {}
 
     def load_rank_state(self, state: dict[str, Any]) -> None:
-        """Take back what ``rank_state`` returned when the checkpoint was saved; the tensors are on the CPU."""
+        """Restore what ``rank_state`` returned when the checkpoint was saved; the tensors are on the CPU."""
 
     def on_train_start(self) -> None:
-        """Go on with what the checkpoint held of this rank, if there was one."""
+        """Restore the state of this rank if the fit resumes from a checkpoint."""
         if self._restored is None and collectives.rank():
             torch.manual_seed(self.rng.initial_seed())  # dropout's noise
         self.go_on()
 
     def go_on(self) -> None:
-        """Take back what the checkpoint held of this rank; also after a fit that had ended, and so does not start."""
+        """Restore the state of this rank; called directly for a fit that had ended, which does not start again."""
         if self._restored is None:
             return
         mine, self._restored = self._restored[collectives.rank()], None
@@ -104,7 +104,7 @@ class ResumableModule(L.LightningModule):
         self.load_rank_state(mine["own"])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the state of every rank; a method whose loss is not finite is not worth keeping."""
+        """Add the state of every rank; raises TrainingError if a loss was not finite."""
         self.terms_seen.refuse_nan(type(self).__name__)
         mine = {"rank": self.rng.get_state(), "torch": torch.get_rng_state(), "own": self.rank_state()}
         mine["buffers"] = self._drifting() if collectives.world() > 1 else {}
@@ -112,7 +112,7 @@ class ResumableModule(L.LightningModule):
         checkpoint["counts"] = {"made": self.images_made, "asked": self.teacher.asked if self.teacher else 0}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on counting, and keep the random states until training starts."""
+        """Restore the counts, and keep the random states until training starts."""
         self._restored = checkpoint["rng"]
         self.images_made = checkpoint["counts"]["made"]
         if self.teacher is not None:

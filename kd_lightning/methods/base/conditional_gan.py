@@ -1,4 +1,4 @@
-"""A conditional generator against a discriminator: what the GANs of this package share, and no paper is about."""
+"""Base of the conditional GANs: a generator trained against a discriminator."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from kd_lightning.methods.base.protocols import WhiteTeacher
 
 
 class ConditionalGan(Distiller):
-    """Two networks that take turns; what is kept is ``generator``, a function of latents and labels.
+    """Generator and discriminator trained in turns; the fit keeps ``generator``, a function of latents and labels.
 
     Args:
         generator: latents (N, latent) and labels (N,), int64 classes or floats in [0, 1], to images (N, C, H, W) in
             [0, 1].
-        discriminator: images and labels to verdicts (N,), high for real ones.
+        discriminator: images and labels to scores (N,), high for real ones.
         optimizer_d: makes the discriminator's optimiser.
         optimizer_g: makes the generator's optimiser.
         scheduler_d: schedule of the discriminator's learning rate, stepped once an epoch.
         scheduler_g: the same for the generator.
         latent: length of z.
-        d_steps: steps of the discriminator for each of the generator; a batch is cut into as many.
-        augment: what the discriminator sees of images, with gradients crossing; None for the images themselves.
-        ema: decay of the average of the generator's weights, which is then what is kept; None keeps the weights.
-        ema_from: round until which the average is the weights themselves.
-        show_every: rounds between looks at what the kept generator makes.
+        d_steps: steps of the discriminator for each of the generator; a batch is split into as many parts.
+        augment: differentiable augmentation of the discriminator's input; None for none.
+        ema: decay of the moving average of the generator's weights, which is then kept; None keeps the weights.
+        ema_from: round in which averaging starts; before it the weights are copied.
+        show_every: rounds between two batches of the kept generator's images for callbacks.
         **base: see :class:`Distiller`.
     """
 
     trains_student = False
     generator_lr = "gan.method.optimizer_g.lr"
     shown = 100
-    """Images of a look."""
+    """Images shown to callbacks at a time."""
 
     def __init__(
         self,
@@ -70,11 +70,11 @@ class ConditionalGan(Distiller):
 
     @property
     def learner(self) -> nn.Module:
-        """The generator that learns."""
+        """The generator that is trained."""
         return self.generator if self.ema is None else self.live
 
     def student_updates_per_round(self) -> int:
-        """None."""
+        """0: the student is not trained."""
         return 0
 
     def configure_optimizers(self) -> Any:
@@ -86,17 +86,17 @@ class ConditionalGan(Distiller):
         )
 
     def generate(self, y: Tensor) -> Tensor:
-        """An image of every label (N,), from fresh latents."""
+        """Images (N, C, H, W) of labels (N,), from fresh latents."""
         self.images_made += len(y) * collectives.world()
         return self.learner(self.noise(len(y), self.latent), y)
 
     def view(self, x: Tensor) -> Tensor:
-        """What the discriminator sees of images (N, C, H, W), every image under its own change."""
+        """Augment images (N, C, H, W) for the discriminator, each independently."""
         return x if self.augment is None else self.augment(x, self.rng)
 
     @torch.no_grad()
     def keep(self) -> None:
-        """Move the kept generator towards the one that learns, and look at what it makes when it is time."""
+        """Update the kept generator; show its images every ``show_every`` rounds and in the last round."""
         if self.ema is not None:
             average(self.generator, self.live, self.ema if self.rounds_done >= self.ema_from else 0.0)
         last = self.rounds_done + 1 == self.trainer.num_training_batches * (self.trainer.max_epochs or 1)
@@ -104,7 +104,7 @@ class ConditionalGan(Distiller):
             self.look()
 
     def look(self) -> None:
-        """Let callbacks see images of the kept generator: labels evenly spread, the teacher's answer to each."""
+        """Show callbacks images of the kept generator for evenly spaced labels, with the teacher's answers."""
         training, n = self.generator.training, self.shown
         y = self.spread(n)
         x = self.generator.eval()(self.noise(n, self.latent), y)
@@ -118,26 +118,26 @@ class ConditionalGan(Distiller):
         self.seen = LastBatch(x, answers)
 
     def spread(self, n: int) -> Tensor:
-        """Labels (n,) from the first to the last, as a generator takes them."""
+        """Evenly spaced labels (n,): int64 classes, or floats in [0, 1] for regression."""
         if isinstance(self.task, Classification):
             return torch.arange(n, device=self.device) * self.task.num_classes // n
         return torch.linspace(0, 1, n, device=self.device)
 
     def rank_state(self) -> dict[str, Any]:
-        """What callbacks look at."""
+        """The images last shown to callbacks."""
         return {} if self.seen is None else {"seen": tuple(self.seen)}
 
     def load_rank_state(self, state: dict[str, Any]) -> None:
-        """Take it back."""
+        """Restore them."""
         if "seen" in state:
             self.seen = LastBatch(*(tensor.to(self.device) for tensor in state["seen"]))
 
 
 @torch.no_grad()
 def average(kept: nn.Module, live: nn.Module, decay: float) -> None:
-    """Weights and batch-norm statistics: kept = decay kept + (1 - decay) live; the rest is copied.
+    """Update weights and batch-norm statistics: kept = decay kept + (1 - decay) live; the rest is copied.
 
-    The vectors of spectral norm are of length 1, which their averages would not be.
+    The vectors of spectral norm are copied, too: they have length 1, which an average does not.
     """
     new = live.state_dict()
     for name, old in kept.state_dict().items():

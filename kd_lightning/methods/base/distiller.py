@@ -1,4 +1,4 @@
-"""What every method shares and no paper is about: teacher, evaluation, randomness, bookkeeping."""
+"""Base class of all methods: teacher, evaluation, random numbers, logging."""
 
 from __future__ import annotations
 
@@ -19,39 +19,39 @@ SchedulerFactory = Callable[[Optimizer], Any]
 
 
 class LastBatch(NamedTuple):
-    """The last images a method made, and what the teacher said of them."""
+    """The last images (N, C, H, W) that a method generated, and the teacher's answers (N, K) to them."""
 
     images: Tensor
     teacher: Tensor
 
 
 class Distiller(ResumableModule):
-    """One training batch is one round of the paper's outer loop.
+    """Base class of all methods. One training batch is one round of the paper's outer loop.
 
     Args:
         student: the network that is trained; images (N, C, H, W) in [0, 1] to outputs.
-        teacher: who answers, or None for methods without one.
+        teacher: the teacher, or None for methods without one.
         task: loss, metrics and agreement.
         log_every: scalars are logged and checked every this many rounds.
         on_collapse: what happens when the generator collapses, ``warn`` or ``restart`` with another seed.
     """
 
     trains_student = True
-    """Whether the student is what this method trains: a stage may train a generator alone."""
+    """Whether this method trains the student; a stage may train only a generator."""
     validates = False
-    """Whether validation images say something of what it trains, where that is not the student."""
+    """Whether validation images are used although the student is not trained."""
     keeps: tuple[str, ...] = ("generator",)
-    """Networks beside the student that a fit keeps, each in a file of its name: ``generator.safetensors``."""
+    """Networks besides the student that a fit saves, each in a file of its name: ``generator.safetensors``."""
     generator_lr = "the generator's learning rate"
-    """What to lower where the generator collapses."""
+    """The setting to lower if the generator collapses."""
     instead_of_gradients = "set teacher.access=white, or ask with method=kd source=queried"
-    """What to type where the method needs the teacher's gradients and the teacher gives none."""
+    """What to type if the method needs the teacher's gradients and the teacher gives none."""
     clips_gradients = False
     """Whether it clips gradients, which Lightning refuses for fused optimisers in mixed precision."""
     idle_epochs: str | None = None
     """The setting that counts the first epochs, in which the student does not train; None where it always does."""
     version = 1
-    """Raised whenever the method's numbers would change, so that kept fits are not mistaken for new ones."""
+    """Increased whenever the method's results change, so that stored fits of older versions are not reused."""
 
     def __init__(
         self,
@@ -79,19 +79,19 @@ class Distiller(ResumableModule):
         return set()
 
     def student_updates_per_round(self) -> int:
-        """Optimiser steps of the student in one round: what a control with as many updates copies."""
+        """Optimiser steps of the student in one round; a control with as many updates copies it."""
         return 1
 
     def student_updates(self, rounds: int) -> int:
-        """The same for the first ``rounds`` rounds, which need not be alike."""
+        """Optimiser steps of the student in the first ``rounds`` rounds, which may differ from each other."""
         return rounds * self.student_updates_per_round()
 
     def rounds_an_epoch(self) -> int | None:
-        """Rounds of one epoch where the method's own settings say it; None where ``source.rounds`` does."""
+        """Rounds of one epoch if the method's settings determine it; None if ``source.rounds`` does."""
         return None
 
     def findings(self) -> dict[str, Any]:
-        """What the fit found out about what it trained, for its report."""
+        """Further entries of the fit's report, by name."""
         return {}
 
     def scheduled(self, *pairs: tuple[Optimizer, SchedulerFactory | None]) -> Any:
@@ -104,13 +104,13 @@ class Distiller(ResumableModule):
         return optimizers if isinstance(optimizers, list) else [optimizers]
 
     def update(self, opt: LightningOptimizer, loss: Tensor) -> None:
-        """Zero, backward, step."""
+        """Zero the gradients, backpropagate ``loss``, step."""
         opt.zero_grad()
         self.manual_backward(loss)
         opt.step()
 
     def record(self, **terms: Tensor) -> None:
-        """Note this round's scalars: reported every ``log_every`` rounds, and watched for NaN in every round."""
+        """Record this round's scalars: logged every ``log_every`` rounds, checked for NaN in every round."""
         values = self.terms_seen.note(terms, self.rounds_done)
         batch = self.trainer.fit_loop.epoch_loop.batch_idx
         if batch % self.log_every == 0 or batch + 1 == self.trainer.num_training_batches:
@@ -119,25 +119,25 @@ class Distiller(ResumableModule):
             self.report({f"train/{k}": v for k, v in zip(terms, values.tolist(), strict=True)})
 
     def report(self, scalars: dict[str, float]) -> None:
-        """Put scalars into every logger, beside the round; ``self.log`` would cost more than a small step."""
+        """Write scalars and the round to every logger; ``self.log`` would cost more than a small step."""
         self.latest |= scalars
         for logger in self.trainer.loggers:
             logger.log_metrics({**scalars, "epoch": self.current_epoch}, step=self.rounds_done)
 
     def show(self, images: Tensor, teacher: Tensor) -> None:
-        """Count this round's images (N, C, H, W), and let callbacks look at them and the teacher's answers (N, K)."""
+        """Count this round's images (N, C, H, W), and show them to callbacks with the teacher's answers (N, K)."""
         self.images_made += len(images) * collectives.world()
         self.seen = LastBatch(images.detach(), teacher.detach())
 
     def on_train_epoch_end(self) -> None:
-        """Step the learning-rate schedules, which count epochs; the last statistics are those of all ranks."""
+        """Step the learning-rate schedules, which count epochs, and average batch-norm statistics over ranks."""
         self.share_buffers()
         schedulers = self.lr_schedulers() or []
         for scheduler in schedulers if isinstance(schedulers, list) else [schedulers]:
             scheduler.step()  # type: ignore[call-arg]
 
     def on_validation_epoch_start(self) -> None:
-        """Validate what all ranks share."""
+        """Average batch-norm statistics over ranks, so that all validate the same network."""
         self.share_buffers()
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:

@@ -1,4 +1,4 @@
-"""A network that gradients cross without changing it."""
+"""Freezing of a network for a phase of a round."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import nn
 
 @contextmanager
 def frozen(net: nn.Module, *, in_eval: bool = False) -> Iterator[None]:
-    """Inside, gradients cross ``net`` without reaching its weights, which saves computing them.
+    """Inside the ``with`` block, gradients pass through ``net``, and those of its weights are not computed.
 
     Args:
         net: a network.
-        in_eval: keep it in evaluation mode meanwhile, so that its batch norms do not move either.
+        in_eval: also keep it in evaluation mode, so that its batch-norm statistics do not change.
     """
     was_training = net.training
     learning = [p for p in net.parameters() if p.requires_grad]

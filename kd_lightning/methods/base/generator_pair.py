@@ -1,4 +1,4 @@
-"""A student, and a generator that makes up its images: two networks, two optimisers, random latents."""
+"""Base of the methods with a student and a generator: two networks, two optimisers, random latents."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kd_lightning.methods.base.distiller import Distiller, OptimizerFactory, Sch
 
 
 class GeneratorPair(Distiller):
-    """What the papers with a generator share; how the two are trained, each of them says in its own file.
+    """Student and generator of a data-free method; the method's own file defines how the two are trained.
 
     Args:
         generator: latents (N, latent) to images (N, C, H, W) in data units.
@@ -61,10 +61,10 @@ class GeneratorPair(Distiller):
         return self.noise(n, self.latent)
 
     def generate(self, n: int) -> Tensor:
-        """``n`` images (n, C, H, W) that gradients can reach the generator through."""
+        """``n`` images (n, C, H, W) of the generator, with gradients to its weights."""
         return self.generator(self.latents(n))
 
     @torch.no_grad()
     def draw(self, n: int) -> Tensor:
-        """``n`` images (n, C, H, W) as the student is shown them: the generator in training mode."""
+        """``n`` images (n, C, H, W) as the student sees them: the generator in training mode."""
         return self.generate(n)

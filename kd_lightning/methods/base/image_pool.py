@@ -1,4 +1,4 @@
-"""A student that learns from all images made so far, while new ones are made in batches."""
+"""Base of the methods that synthesise images in batches and train the student on all images so far."""
 
 from __future__ import annotations
 
@@ -16,21 +16,24 @@ from kd_lightning.methods.base.distiller import Distiller, LastBatch, OptimizerF
 
 
 class ImagePool(Distiller):
-    """What model inversion shares: a pool of images, and how the student learns from it.
+    """A pool of synthetic images, and the training of the student on it.
 
-    A round of the paper, which makes a batch of images and then trains the student for ``kd_steps``, is cut into
-    several training batches. How images are made, and of what, each method says itself; so does
-    :meth:`distils`, the order of the two. The student's optimiser is the first of ``configure_optimizers``.
+    A round of the paper, which makes a batch of images and then trains the student for ``kd_steps``, is split into
+    several training batches. The method itself defines how images are made, and by :meth:`distils` the order of
+    the two. The student's optimiser is the first of ``configure_optimizers``.
 
     Args:
         optimizer: makes the student's optimiser.
         scheduler: schedule of its learning rate, stepped once an epoch.
         kd_steps: student steps a round of the paper.
-        per_batch: steps of whichever network in one training batch, a divisor of ``kd_steps``.
+        per_batch: optimiser steps in one training batch, a divisor of ``kd_steps``.
         kd_batch_size: images of one student step, per rank.
         temperature: T of the student's KL.
-        augment: applied to what the student sees of the pool.
+        augment: augmentations of the pool's images for the student.
         **base: see :class:`Distiller`.
+
+    Raises:
+        ValueError: ``per_batch`` does not divide ``kd_steps``.
     """
 
     def __init__(
@@ -63,26 +66,26 @@ class ImagePool(Distiller):
         raise NotImplementedError
 
     def student_updates_per_round(self) -> int:
-        """In a training batch that distils."""
+        """Student steps in a training batch that distils."""
         return self.per_batch
 
     def student_updates(self, rounds: int) -> int:
-        """Of the training batches that distil."""
+        """Student steps in the first ``rounds`` training batches."""
         return self.per_batch * sum(map(self.distils, range(rounds)))
 
     def configure_optimizers(self) -> Any:
-        """The student's."""
+        """The student's optimiser and schedule."""
         return self.scheduled((self.make_optimizer(self.student.parameters()), self.make_scheduler))
 
     def view(self, x: Tensor) -> Tensor:
-        """Images (N, C, H, W) under the paper's augmentation, every image under its own."""
+        """Augment images (N, C, H, W), each independently."""
         for augmentation in self.augment:
             x = augmentation(x, self.rng)
         return x
 
     @torch.no_grad()
     def draw(self, n: int) -> Tensor:
-        """``n`` images (n, C, H, W) as the student is shown them: from the pool."""
+        """``n`` images (n, C, H, W) as the student sees them: drawn from the pool and augmented."""
         return self.view(self.pool.sample(n, self.rng))
 
     def distil(self) -> Tensor:
@@ -98,16 +101,16 @@ class ImagePool(Distiller):
         return loss
 
     def rank_state(self) -> dict[str, Any]:
-        """The pool, and what callbacks look at."""
+        """The pool, and the images last shown to callbacks."""
         state: dict[str, Any] = {"pool": self.pool.save(self.beside("pool"))}
         return state if self.seen is None else state | {"seen": tuple(self.seen)}
 
     def load_rank_state(self, state: dict[str, Any]) -> None:
-        """Take both back."""
+        """Restore both."""
         self.pool.load(self.beside("pool"), state["pool"], self.device)
         if "seen" in state:
             self.seen = LastBatch(*(tensor.to(self.device) for tensor in state["seen"]))
 
     def beside(self, name: str) -> Path:
-        """This rank's file for rows that checkpoints are too small for."""
+        """This rank's file for rows that are too large for checkpoints."""
         return Path(self.trainer.default_root_dir) / f"{name}_{self.global_rank}.bin"

@@ -1,4 +1,4 @@
-"""Watches the terms of a loss for the first one that is not finite, without asking the device in every round."""
+"""Finds the first loss term that is not finite, without synchronising with the device in every round."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from kd_lightning.errors import TrainingError
 
 
 class LossMonitor:
-    """Remembers, on the device, the first round in which each term was not finite."""
+    """Records, on the device, the first round in which each term was not finite."""
 
     def __init__(self) -> None:
         self.first_bad: dict[tuple[str, ...], Tensor] = {}
 
     def note(self, terms: Mapping[str, Tensor], round_: int) -> Tensor:
-        """Take this round's scalars, not necessarily those of the round before; returns them as one fp32 tensor."""
+        """Check this round's scalars, which may differ in name from the last round's; returns one fp32 tensor."""
         values = torch.stack([value.detach().float() for value in terms.values()])
         names = tuple(terms)
         first = self.first_bad.get(names)
@@ -28,7 +28,7 @@ class LossMonitor:
         return values
 
     def refuse_nan(self, method: str) -> None:
-        """Ask the device; ranks ask each other, so that all end alike.
+        """Synchronise with the device and over ranks, so that all raise the same error.
 
         Raises:
             TrainingError: a term was not finite; names the first such term and its round.

@@ -1,4 +1,4 @@
-"""Helpers for rounds in phases: restarting an optimiser, redrawing weights."""
+"""Helpers for rounds in phases: resetting an optimiser, reinitialising weights."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch import nn
 
 
 def restart(optimizer: Any) -> None:
-    """Forget moments and step counts of an optimiser, or of Lightning's wrapper of one; learning rates stay."""
+    """Reset moments and step counts of an optimiser or Lightning's wrapper of one; learning rates are kept."""
     getattr(optimizer, "optimizer", optimizer).state.clear()
 
 
 def redraw(net: nn.Module, rng: torch.Generator) -> None:
-    """Weights and running statistics as PyTorch first draws them, from a generator on the CPU."""
+    """Reinitialise weights and running statistics as PyTorch does, with a generator on the CPU."""
     devices = {p.device for p in net.parameters() if p.device.type == "cuda"}
     with torch.random.fork_rng(devices):
         torch.manual_seed(int(torch.randint(2**31, (), generator=rng)))

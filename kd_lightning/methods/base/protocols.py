@@ -1,4 +1,4 @@
-"""What a method needs of its teacher and of its task: any object that offers this will do."""
+"""Protocols of what a method needs of its teacher and its task."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ class Teacher(Protocol):
 
     @property
     def access(self) -> str:
-        """How much of it may be touched: ``white``, ``logits``, ``probs``, ``topk`` or ``label``."""
+        """Access level: ``white``, ``logits``, ``probs``, ``topk`` or ``label``."""
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Logits (N, K), or what the level of access tells."""
+        """Logits (N, K), or what the access level reveals."""
 
 
 @runtime_checkable
 class WhiteTeacher(Teacher, Protocol):
-    """A teacher whose network may be looked into; gradients reach the images."""
+    """A white-box teacher: its network may be used, and gradients reach the images."""
 
     @property
     def net(self) -> nn.Module:
         """The network itself, in eval mode."""
 
     def standardise(self, x: Tensor) -> Tensor:
-        """What the network sees of images x: the space in which papers take losses on pixels."""
+        """Images x as normalised for the network, the space in which papers take losses on pixels."""
 
 
 class Task(Protocol):
     """What a network's output means."""
 
     def loss(self, output: Tensor, label: Tensor) -> Tensor:
-        """A scalar."""
+        """The loss of outputs (N, K) against labels (N,), a scalar."""
 
     def metrics(self) -> dict[str, Metric]:
         """Fresh metrics of output against label, by name."""
@@ -46,4 +46,4 @@ class Task(Protocol):
         """A fresh metric of student output against teacher output."""
 
     def described(self) -> dict[str, Any]:
-        """Plain data for results."""
+        """A description in plain data, for results."""

@@ -13,7 +13,7 @@ from kd_lightning.losses.moments import MeanVar, pooled
 
 
 def over_ranks(statistics: list[MeanVar]) -> list[MeanVar]:
-    """Means and variances (C,) of the batches of all ranks put together; with one rank what was given."""
+    """Means and variances (C,) over the batches of all ranks; with one rank ``statistics`` itself."""
     if collectives.world() == 1:
         return statistics
     flat = torch.cat([torch.cat(pair) for pair in statistics])
@@ -22,12 +22,12 @@ def over_ranks(statistics: list[MeanVar]) -> list[MeanVar]:
 
 
 class BatchNormMixture:
-    """Statistics of all batches so far as a moving average, of which the next batch has to explain only a part.
+    """Moving average of the statistics of all batches, mixed with those of the next batch in its loss.
 
     The batch-norm term of FastDFKD (Fang et al., AAAI 2022).
 
     Args:
-        momentum: r, the average's part of the mixture and of itself.
+        momentum: r, the weight of the average in the mixture and in its own update.
     """
 
     def __init__(self, momentum: float) -> None:
@@ -35,11 +35,11 @@ class BatchNormMixture:
         self.average: list[MeanVar] | None = None
 
     def loss(self, tap: BatchNormTap) -> Tensor:
-        """Distance of (1-r) batch + r average from what the tapped network's batch norms keep."""
+        """Distance of (1-r) batch + r average from the running statistics of the tapped network."""
         return batch_norm_statistics(tap.statistics, tap.layers, ema=self.average, momentum=self.momentum)
 
     def update(self, statistics: Sequence[MeanVar]) -> None:
-        """Take in a batch; the first is the average."""
+        """Update the average with a batch; the first batch becomes the average."""
         now = [(mean.detach(), var.detach()) for mean, var in statistics]
         if self.average is not None:
             r, both = self.momentum, zip(self.average, now, strict=True)
@@ -47,12 +47,12 @@ class BatchNormMixture:
         self.average = now
 
     def load(self, average: list[MeanVar] | None, device: torch.device | str) -> None:
-        """Go on with an average that was saved."""
+        """Restore a saved average."""
         self.average = average and [(mean.to(device), var.to(device)) for mean, var in average]
 
 
 class Best:
-    """The batch with the lowest loss so far, chosen on the device without asking it.
+    """The batch with the lowest loss so far, chosen on the device without synchronisation.
 
     Args:
         kept: loss and tensors of an earlier ``kept``.

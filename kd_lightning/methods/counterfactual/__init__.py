@@ -1,1 +1,1 @@
-"""Counterfactual generators, and their distillation."""
+"""Counterfactual generative networks and their distillation."""

@@ -1,9 +1,9 @@
 """Counterfactual generative networks for digits (Sauer and Geiger, ICLR 2021, arXiv 2101.06046).
 
-Three mechanisms draw an image's shape, texture and background, which are composed as x = m f + (1 - m) b. Trained
-against one discriminator on images in which the three always go together, they come apart nonetheless, because of
-what each can draw: a mask is pressed to be binary, and a texture is moved at random before it is composed, so that
-it can hold no shape. Given a label each, they then draw images in which the three no longer go together.
+Three mechanisms draw an image's shape, texture and background, which are composed as x = m f + (1 - m) b. They are
+trained against one discriminator on images in which the three are correlated, and separate because of what each can
+draw: a loss makes masks binary, and a texture is shifted at random before it is composed, so that it cannot hold a
+shape. Given a label each, they then draw counterfactual images, in which the three are independent.
 
 Deviations (paper / authors' code / here):
     * Perceptual loss: between an image and the one it stands for / between Gram matrices of images of different
@@ -57,15 +57,15 @@ class Cgn(ConditionalGan):
         binary: weight of the mask's entropy in bits (lambda_3 of the paper's losses).
         features: images in [0, 1] to a list of feature maps, for the perceptual loss; None for none.
         perc: weights of its levels.
-        colour: weight of a level before those, of the pixels beside a map of ones, whose Gram matrix holds the means
+        colour: weight of a level before those, of the pixels with a map of ones, whose Gram matrix holds the means
             and second moments of an image's colours. Images are then drawn of the batch's labels, and each is
             compared with the real one of its label; 0 is CGN.
-        edge: weight of what masks have on the rim, an eighth of the side; 0 is CGN.
-        fade: rounds in which masks come in, from nothing; 0 is CGN.
-        still: rounds in which the object's texture does not learn; 0 is CGN.
+        edge: weight of the mask's values at the border, an eighth of the side; 0 is CGN.
+        fade: rounds over which masks are scaled up from 0 to 1; 0 is CGN.
+        still: rounds in which the object's texture is not trained; 0 is CGN.
         mask_operations: operators on mask, texture and background before they are composed.
         ms: weight of mode seeking among the masks of a label (MSGAN's lambda_ms); 0 is CGN.
-        ms_from: round from which on they are sought.
+        ms_from: first round of mode seeking.
         **gan: see :class:`ConditionalGan`; ``generator`` draws the three mechanisms.
     """
 
@@ -102,7 +102,7 @@ class Cgn(ConditionalGan):
 
     @classmethod
     def needs(cls, **settings: Any) -> set[str]:
-        """Images and their classes."""
+        """Images with their classes."""
         return {"source.images", "source.labels", "task.classification"}
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
@@ -141,7 +141,7 @@ class Cgn(ConditionalGan):
         self.record(d=loss_d, **losses, on_real=on_real.mean(), on_made=on_made.mean(), mask=mask.mean())
 
     def on_train_epoch_end(self) -> None:
-        """Say where masks show nothing, or everything, of a class; at last, which classes were not learned."""
+        """Check for masks of all zeros or ones and, in the last epoch, for classes that were not learned."""
         super().on_train_epoch_end()
         self.watch.tell(self.rounds_done, self.on_collapse)
         if self.current_epoch + 1 == self.trainer.max_epochs:
@@ -150,22 +150,22 @@ class Cgn(ConditionalGan):
             self.verdicts.look()
 
     def seeks(self) -> bool:
-        """Whether modes are sought in this round."""
+        """Whether this round has the mode-seeking term."""
         return self.ms > 0 and self.rounds_done >= self.ms_from
 
     def wanted(self, y: Tensor) -> Tensor:
-        """Labels to draw images of, any or those of a batch (N,); where modes are sought, its first half's twice."""
+        """Labels (N,) to draw images of: random, or those of the batch; with mode seeking the first half twice."""
         if self.colour:
             return self.alike(y)
         return self.alike(torch.randint(self.task.num_classes, y.shape, generator=self.rng, device=self.device))
 
     def alike(self, real: Tensor) -> Tensor:
-        """What belongs to a batch's images, as it belongs to those that are drawn beside them."""
+        """Rows of a batch in the order of :meth:`wanted`: with mode seeking the first half twice, else unchanged."""
         half = real[: -(-len(real) // 2)]
         return torch.cat([half, half]) if self.seeks() else real
 
     def composite(self, z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Masks and images of latents (N, latent) and labels (N,), which the three mechanisms have in common."""
+        """Masks (N, 1, H, W) and images (N, C, H, W) of latents (N, latent) and labels (N,), shared by mechanisms."""
         self.images_made += len(y) * collectives.world()
         mask, fg, bg = (cast(Any, self.learner).draw(im, z, y) for im in MECHANISMS)
         fg = fg.detach() if self.still and self.rounds_done < self.still else fg
@@ -175,5 +175,5 @@ class Cgn(ConditionalGan):
 
 
 def colours(x: Tensor) -> Tensor:
-    """Images (N, C, H, W) in [0, 1] as [-1, 1], beside a map of ones: (N, C + 1, H, W)."""
+    """Images (N, C, H, W) in [0, 1] scaled to [-1, 1], with a map of ones: (N, C + 1, H, W)."""
     return torch.cat([torch.ones_like(x[:, :1]), 2 * x - 1], 1)

@@ -1,9 +1,9 @@
 """Counterfactual generative networks for ImageNet (Sauer and Geiger, ICLR 2021, arXiv 2101.06046).
 
-Three mechanisms begin as copies of a trained BigGAN-deep and are to reproduce, composed as x = m f + (1 - m) b, what it
-draws of the same latents and class. No image is looked at, and no discriminator: what keeps the mechanisms apart is
-that masks are to be binary and neither empty nor full, that the object's texture is to look like patches from inside
-the object, and that a saliency net is to find nothing on the background.
+Three mechanisms start as copies of a trained BigGAN-deep and learn to reproduce, composed as x = m f + (1 - m) b, what
+it draws of the same latents and class. No real image and no discriminator is used. Three losses separate the
+mechanisms: masks are to be binary and neither empty nor full, the object's texture is to look like patches from inside
+the object, and a saliency network is to find nothing on the background.
 
 Deviations (paper / authors' code / here). ``variant`` chooses what is drawn, settings hold the rest.
     * Latents: Gaussian / Gaussian cut off at two deviations, times ``truncation`` / by ``variant``.
@@ -51,8 +51,8 @@ class CgnImageNet(Distiller):
         pseudo: latents (N, latent) and classes (N,) to the images to reproduce, (N, 3, H, W) in [0, 1]; it is frozen
             and left out of checkpoints.
         optimizer: makes the optimiser from three groups of parameters.
-        biggan: BigGAN-deep's published weights, with which ``pseudo`` and the mechanisms begin; None leaves them.
-        saliency: U2-Net's published weights; None leaves them.
+        biggan: BigGAN-deep's published weights to start ``pseudo`` and the mechanisms from; None keeps those they have.
+        saliency: U2-Net's published weights; None keeps those it has.
         features: images in [0, 1] to a list of feature maps; None for no Gram losses.
         variant: ``paper`` or ``code``, see the deviations above.
         lr_shape: learning rate of the shape's mechanism.
@@ -61,7 +61,7 @@ class CgnImageNet(Distiller):
         latent: length of z.
         truncation: of z, where ``variant`` cuts it off.
         batch_size: images of a forward, per rank.
-        accumulate: forwards of a step.
+        accumulate: forward passes for one step.
         l1: lambda_1, of the mean absolute difference.
         perc: w of each level of the perceptual loss (lambda_2).
         binary: lambda_3, of the mask's entropy in bits.
@@ -71,10 +71,10 @@ class CgnImageNet(Distiller):
         bg: lambda_6, of the background's saliency.
         patch: side of the texture's patches.
         resize: side of the image they are cut from.
-        best: they are drawn from so many that lie deepest in the mask.
+        best: number of patches with the highest mean mask, from which those of the grid are drawn.
         grid: patches per row and column.
-        shown: images of a look at what the mechanisms make.
-        show_every: steps between looks.
+        shown: images shown to callbacks at a time.
+        show_every: steps between two such batches.
         **base: see :class:`Distiller`.
 
     Raises:
@@ -145,21 +145,21 @@ class CgnImageNet(Distiller):
 
     @classmethod
     def needs(cls, **settings: Any) -> set[str]:
-        """No data, but their classes."""
+        """No data; classes."""
         return {"source.free", "task.classification"}
 
     def student_updates_per_round(self) -> int:
-        """None."""
+        """0: the student is not trained."""
         return 0
 
     def configure_optimizers(self) -> Any:
-        """One with a group for each mechanism."""
+        """One optimiser with a group of parameters for each mechanism."""
         nets = (self.generator.f_shape, self.generator.f_text, self.generator.f_bg)
         groups = [{"params": list(net.parameters()), "lr": lr} for net, lr in zip(nets, self.lrs, strict=True)]
         return self.scheduled((self.make_optimizer(groups), None))
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
-        """One forward and backward; every so often a step."""
+        """One forward and backward pass; a step every ``accumulate`` rounds and in the last."""
         z, y = self.latents(self.batch_size), self.classes(self.batch_size)
         self.images_made += len(y) * collectives.world()
         with torch.no_grad():
@@ -191,27 +191,27 @@ class CgnImageNet(Distiller):
                 self.look()
 
     def unlike(self, made: Tensor, wanted: Tensor, weights: Sequence[float]) -> Tensor:
-        """How the Gram matrices of images (N, 3, H, W) differ from those of others, to which no gradient goes."""
+        """Weighted distance of the Gram matrices of images (N, 3, H, W); ``wanted`` gets no gradient."""
         assert self.features is not None
         with torch.no_grad():
             seen = self.features.net(wanted)
         return style(self.features.net(made), seen, weights)
 
     def latents(self, n: int) -> Tensor:
-        """Z (n, latent)."""
+        """Latents (n, latent)."""
         if self.variant == "paper":
             return self.noise(n, self.latent)
         return truncated_normal(n, self.latent, rng=self.rng, truncation=self.truncation)
 
     def classes(self, n: int) -> Tensor:
-        """Classes (n,), each as likely as any other: of every image, or the same for all."""
+        """Classes (n,), drawn uniformly: for each image, or one for all."""
         drawn = n if self.variant == "paper" else 1
         y = torch.randint(self.task.num_classes, (drawn,), generator=self.rng, device=self.device)
         return y.expand(n)
 
     @torch.no_grad()
     def look(self) -> None:
-        """Let callbacks see composites of classes that are evenly spread, in eval mode, a few at a time."""
+        """Show callbacks composites of evenly spaced classes, made in eval mode, a few at a time."""
         training = self.generator.training
         y = torch.arange(self.shown, device=self.device) * self.task.num_classes // self.shown
         self.generator.eval()
@@ -220,12 +220,12 @@ class CgnImageNet(Distiller):
         self.seen = LastBatch(x, 10 * torch.nn.functional.one_hot(y, self.task.num_classes).float())
 
     def rank_state(self) -> dict[str, Any]:
-        """The gradients that have been added up, and what callbacks look at."""
+        """The accumulated gradients, and the images last shown to callbacks."""
         added = {name: p.grad for name, p in self.generator.named_parameters() if p.grad is not None}
         return {"gradients": added} | ({} if self.seen is None else {"seen": tuple(self.seen)})
 
     def load_rank_state(self, state: dict[str, Any]) -> None:
-        """Take them back."""
+        """Restore them."""
         weights = dict(self.generator.named_parameters())
         for name, grad in state["gradients"].items():
             weights[name].grad = grad.to(self.device)

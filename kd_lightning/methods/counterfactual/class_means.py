@@ -1,4 +1,4 @@
-"""The mean of a number for every class since somebody last looked."""
+"""Means of a number by class since they were last read."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from kd_lightning.distributed import collectives
 
 
 class ClassMeans(nn.Module):
-    """What was counted is in the state dict, so that a resumed fit goes on.
+    """Sums and counts by class, in the state dict, so that a resumed fit keeps them.
 
     Args:
-        classes: how many.
+        classes: number of classes.
     """
 
     total: Tensor
@@ -25,13 +25,13 @@ class ClassMeans(nn.Module):
 
     @torch.no_grad()
     def add(self, values: Tensor, y: Tensor) -> None:
-        """Count numbers (N,) of classes (N,) int64; waits for no device."""
+        """Add numbers (N,) of classes (N,) int64, without synchronising with the device."""
         self.total.index_add_(0, y, values.detach().float())
         self.count.index_add_(0, y, torch.ones_like(y, dtype=self.count.dtype))
 
     @torch.no_grad()
     def take(self) -> Tensor:
-        """Means (classes,) over all ranks, alike on each, and begin anew; NaN for a class that was not counted."""
+        """Return means (classes,) over all ranks, the same on each, and reset; NaN for a class without numbers."""
         total, count = collectives.mean(torch.stack([self.total, self.count]))
         self.total.zero_()
         self.count.zero_()

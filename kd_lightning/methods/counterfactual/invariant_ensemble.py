@@ -1,8 +1,8 @@
 """CGN's invariant classifier for ImageNet (Sauer and Geiger, ICLR 2021, arXiv 2101.06046).
 
-Three heads on one ResNet. On real images their mean is to name the class; on counterfactual images, whose shape,
-texture and background are of a class each, every head is to name its own. So each learns to look at one cause, which
-no real image would teach, for there the three go together.
+Three heads on one ResNet. On real images their mean predicts the class; on counterfactual images, whose shape, texture
+and background have a class each, every head predicts its own. Each head thus learns to rely on one cause, which real
+images cannot teach, because their three causes are correlated.
 
 Deviations (paper / authors' code / here):
     * Batch norm: - / in eval mode while training, with the statistics the ResNet came with / likewise.
@@ -31,11 +31,11 @@ class InvariantClassifier(Distiller):
     Args:
         optimizer: makes the student's optimiser from its parameters.
         scheduler: makes its schedule, stepped once an epoch.
-        backbone: weights of torchvision's ResNet, with which the student's begins; None leaves them.
+        backbone: weights of torchvision's ResNet to start the student's from; None keeps those it has.
         **base: see :class:`Distiller`; the student's network is an ``InvariantEnsemble``.
 
     Raises:
-        ValueError: another student.
+        ValueError: the student is no ``InvariantEnsemble``.
         TeacherError: the file cannot be read, or holds another network.
     """
 
@@ -64,7 +64,7 @@ class InvariantClassifier(Distiller):
         return {"source.images", "source.labels", "source.counterfactuals", "task.classification"}
 
     def train(self, mode: bool = True) -> Self:
-        """Switch all but the student's batch norms."""
+        """Set the mode of all modules except the student's batch norms, which stay in eval mode."""
         super().train(mode)
         for module in self.student.modules():
             if isinstance(module, _BatchNorm):
@@ -76,7 +76,7 @@ class InvariantClassifier(Distiller):
         return self.scheduled((self.make_optimizer(self.student.parameters()), self.make_scheduler))
 
     def training_step(self, batch: CounterfactualBatch, batch_idx: int) -> None:
-        """One batch of either, one step."""
+        """One step on real and counterfactual images together."""
         losses = {"real": self.task.loss(self.heads(batch.x).average, batch.y)}
         if len(batch.made):
             for name, logits, y in zip(Heads._fields, self.heads(batch.made), batch.causes.unbind(1), strict=True):
@@ -85,6 +85,6 @@ class InvariantClassifier(Distiller):
         self.record(**losses)
 
     def heads(self, x: Tensor) -> Heads:
-        """What each head says of images (N, C, H, W) in [0, 1]."""
+        """Logits (N, K) of each head for images (N, C, H, W) in [0, 1]."""
         student = cast(Normalized, self.student)
         return cast(InvariantEnsemble, student.net).heads(student.standardise(x))

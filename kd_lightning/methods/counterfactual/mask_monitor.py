@@ -1,4 +1,4 @@
-"""Notices masks that show nothing, or everything, of a class while a counterfactual generator is trained."""
+"""Detects masks of all zeros or all ones for a class while a counterfactual generator is trained."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ MASK_REMEDY = (
 class MaskMonitor(nn.Module):
     """The mean mask of every class over an epoch.
 
-    A mask of all ones or zeros takes background or texture out of an image, whose shape then is nobody's: labels of
-    such counterfactuals mean nothing. Released CGNs for digits have means from .07, for the digit 1, to .23; masks cut
-    from an instance-normalised map, as theirs are, cannot be above .5 on average, so that zeros are what to fear there.
-    What was counted is in the state dict, so that a resumed fit goes on.
+    A mask of all ones or zeros removes background or texture from an image, which then has no shape: labels of such
+    counterfactuals mean nothing. Released CGNs for digits have means from .07, for the digit 1, to .23; masks cut from
+    an instance-normalised map, as theirs are, cannot be above .5 on average, so that only zeros can occur there.
+    The means are in the state dict, so that a resumed fit keeps them.
 
     Args:
-        classes: how many.
+        classes: number of classes.
         full: a class whose mean is above it has masks of ones.
         empty: a class whose mean is below it has masks of zeros.
-        patience: epochs in a row before it is said.
+        patience: epochs in a row before it is reported.
     """
 
     bad: Tensor
@@ -44,17 +44,19 @@ class MaskMonitor(nn.Module):
         self.register_buffer("warned", torch.zeros((), dtype=torch.bool))
 
     def add(self, mask: Tensor, y: Tensor) -> None:
-        """Count masks (N, 1, H, W) in [0, 1] of classes (N,) int64; waits for no device."""
+        """Add masks (N, 1, H, W) in [0, 1] of classes (N,) int64, without synchronising with the device."""
         self.means.add(mask.detach().float().mean((1, 2, 3)), y)
 
     @torch.no_grad()
     def look(self, round_: int) -> Collapsed | None:
-        """What is wrong since the last look, if it has been for ``patience`` looks; over all ranks, alike on each.
+        """Check the means since the last check; returns a collapse that has lasted for ``patience`` checks, or None.
+
+        Means are over all ranks, and the result is the same on each.
 
         Args:
             round_: rounds done, for the message.
         """
-        means = self.means.take()  # NaN where no image was, which is neither
+        means = self.means.take()  # NaN for a class without images, which is neither
         self.bad.copy_((self.bad + 1) * ((means > self.full) | (means < self.empty)))
         lost = self.bad >= self.patience
         found = [
@@ -68,7 +70,7 @@ class MaskMonitor(nn.Module):
         return Collapsed(round_, "; ".join(found), MASK_REMEDY) if found else None
 
     def tell(self, round_: int, on_collapse: Literal["warn", "restart"]) -> None:
-        """Look, and warn once; or end the fit, which then begins again with another seed.
+        """Check, and warn once, or end the fit, which then starts over with another seed.
 
         Raises:
             Collapsed: ``on_collapse="restart"``, and masks have collapsed.

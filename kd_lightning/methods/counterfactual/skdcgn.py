@@ -1,9 +1,9 @@
 """SKDCGN: source-free distillation of counterfactual generators (Ambekar et al., ECCV workshop 2022, arXiv 2208.04226).
 
-A trained CGN is a black box that answers latents and a label with what one of its mechanisms draws. For each
-mechanism a small class-conditional generator (TinyGAN, Chang and Lu, ACCV 2020) learns to draw the same of the
-same latents and label, against a discriminator to which the teacher's images are the real ones: no real image takes
-part. Composed as the teacher's mechanisms are, the students make its counterfactuals.
+A trained CGN is a black box that maps latents and a label to the output of one of its mechanisms. For each mechanism a
+small class-conditional generator (TinyGAN, Chang and Lu, ACCV 2020) learns to reproduce this output from the same
+latents and label, against a discriminator for which the teacher's images are the real ones; no real image is used.
+Composed like the teacher's mechanisms, the students generate counterfactuals.
 
 Deviations (paper / authors' code / here):
     * KL between the discriminator's features: named in the README / computed and not returned / ``kl`` weighs it, 0
@@ -40,13 +40,13 @@ class Skdcgn(ConditionalGan):
 
     Args:
         alpha: weight of each level of the discriminator's features (L_feat), from the first to the last.
-        pix: lambda_1, weight of the pixels' loss at first.
-        pix_decay: what it loses in each epoch, until nothing is left.
-        adv: lambda_2, weight of the discriminator's verdict.
-        n_critic: rounds of which one has that term.
+        pix: lambda_1, weight of the pixels' loss in the first epoch.
+        pix_decay: decrease of ``pix`` in each epoch, down to 0.
+        adv: lambda_2, weight of the adversarial loss.
+        n_critic: one of so many rounds has the adversarial loss.
         kl: weight of the KL between softmaxes of features.
         kl_levels: ``last``, or ``all`` summed.
-        temperature: T of it.
+        temperature: T of that KL.
         **gan: see :class:`ConditionalGan`; the discriminator also returns its features.
     """
 
@@ -74,7 +74,7 @@ class Skdcgn(ConditionalGan):
         return {"source.images", "source.labels", "source.latents", "task.classification"}
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """Images of the teacher ``x``, the labels ``y`` and latents ``t`` they were drawn from."""
+        """One batch of the teacher's images ``x`` with the labels ``y`` and latents ``t`` they were drawn from."""
         assert batch.y is not None
         assert batch.t is not None
         opt_d, opt_g = self.opts()
@@ -108,7 +108,7 @@ class Skdcgn(ConditionalGan):
         self.record(d=loss_d, **losses, distance=(made.detach() - told).abs().mean())
 
     def pix_weight(self, epoch: int) -> float:
-        """Lambda_1 in an epoch, the first of which is 0."""
+        """Lambda_1 in an epoch, counted from 0."""
         return max(0.0, self.pix - self.pix_decay * epoch)
 
 

@@ -1,7 +1,7 @@
 """Adaptive DeepInversion: dreaming to distill (Yin et al., CVPR 2020, arXiv 1912.08795).
 
-DeepInversion's images are what the teacher expects of a class, and soon hold nothing that the student does not
-know. Here they are made while the student learns: a competition term asks for pixels on which the two disagree.
+DeepInversion's images show what the teacher expects of a class, and soon teach the student nothing new. Here they
+are made while the student is trained: a competition term favours pixels on which the two disagree.
 Every new batch joins a pool, on which the student imitates the teacher before the next batch is made.
 
 Deviations (paper / authors' code / here):
@@ -31,13 +31,13 @@ from kd_lightning.networks.normalized import Normalized
 
 
 class AdaptiveDeepInversion(ImagePool):
-    """One round is one action of ``per_batch`` steps: on the pixels of a new batch or, once it is done, of the student.
+    """One training batch takes ``per_batch`` steps: on the pixels of a new batch or, once it is done, of the student.
 
     Args:
         image: shape (C, H, W) of an image.
         inverted: images optimised together, per rank.
-        steps: of Adam for each such batch, a multiple of ``per_batch``.
-        lr: its learning rate, on standardised pixels.
+        steps: Adam's steps for each such batch, a multiple of ``per_batch``.
+        lr: Adam's learning rate, on standardised pixels.
         bn: weight of the batch-norm statistics (alpha_f).
         tv: weight of the total variation (alpha_tv); the norm grows with the square root of ``inverted``.
         l2: weight of the norm (alpha_l2).
@@ -76,15 +76,15 @@ class AdaptiveDeepInversion(ImagePool):
         self.adam: torch.optim.Adam | None = None
 
     def rounds_an_epoch(self) -> int:
-        """From one new batch to the next."""
+        """Training batches from one new batch of images to the next."""
         return (self.steps + self.kd_steps) // self.per_batch
 
     def distils(self, n: int) -> bool:
-        """Once the pixels of a round of the paper are done."""
+        """Whether the pixels of the round of training batch ``n`` are done, so that it trains the student."""
         return n % self.rounds_an_epoch() * self.per_batch >= self.steps
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
-        """What comes next: pixels, their way into the pool, or the student."""
+        """Optimise pixels and add them to the pool when they are done, or train the student."""
         place = self.rounds_done % self.rounds_an_epoch() * self.per_batch
         if place == 0:
             self.begin(torch.randn(self.inverted, *self.image, device=self.device, generator=self.rng))
@@ -96,12 +96,12 @@ class AdaptiveDeepInversion(ImagePool):
             self.record(kd=self.distil())
 
     def begin(self, noise: Tensor) -> None:
-        """A new batch of standardised pixels, and its optimiser."""
+        """Start a new batch of standardised pixels (N, C, H, W), with a new optimiser."""
         self.pixels = noise.requires_grad_()
         self.adam = torch.optim.Adam([self.pixels], lr=self.lr)
 
     def synthesise(self) -> None:
-        """``per_batch`` steps on the pixels; neither network changes."""
+        """Take ``per_batch`` steps on the pixels; neither network changes."""
         assert self.adam is not None
         net = cast(Normalized, self.white.net)
         # every class equally often, over the whole pool
@@ -139,7 +139,7 @@ class AdaptiveDeepInversion(ImagePool):
 
     @torch.no_grad()
     def commit(self) -> None:
-        """The finished batch joins the pool, rounded to 8 bits."""
+        """Add the finished batch to the pool, rounded to 8 bits."""
         net = cast(Normalized, self.white.net)
         self.pool.add(self.pixels * net.std + net.mean)
         self.pixels, self.adam = torch.empty(0, *self.image), None
@@ -147,13 +147,13 @@ class AdaptiveDeepInversion(ImagePool):
         self.show(x, self.white(x))
 
     def rank_state(self) -> dict[str, Any]:
-        """The pixels on their way into the pool as well."""
+        """The unfinished pixels and their optimiser, too."""
         if self.adam is None:
             return super().rank_state()
         return {**super().rank_state(), "pixels": self.pixels.detach(), "adam": self.adam.state_dict()}
 
     def load_rank_state(self, state: dict[str, Any]) -> None:
-        """Take them back."""
+        """Restore them."""
         super().load_rank_state(state)
         if "adam" in state:
             self.begin(state["pixels"].to(self.device))

@@ -1,9 +1,9 @@
 """CMI: contrastive model inversion for data-free knowledge distillation (Fang et al., IJCAI 2021).
 
-A generator that starts anew for every batch inverts the teacher well and repeats itself: each batch looks like the
-last. CMI asks each image to be recognisable: by what the teacher's layers see of a part of it, a trained head has
-to tell it from the other images of the batch and from those of earlier batches. The images go to a pool, on which
-the student is distilled.
+A generator that is reinitialised for every batch inverts the teacher well, but its batches resemble each other. CMI
+adds a contrastive loss: from the teacher's features of a part of an image, a trained head has to tell the image from
+the others of the batch and from those of earlier batches. The images go to a pool, on which the student is
+distilled.
 
 Deviations (paper / authors' code / here):
     * Bank of features: - / in the round that fills it nothing is returned, the loss is NaN, and so is the head ever
@@ -49,19 +49,19 @@ class Cmi(ImagePool):
         optimizer_g: makes the generator's optimiser.
         latent: length of z.
         batch_size: images made together, per rank.
-        num_classes: of the teacher.
+        num_classes: number of the teacher's classes.
         local: the augmentation of the local view; ``augment`` is that of the global one.
         optimizer_head: makes the head's optimiser.
-        steps: of the generator for one batch of images, a multiple of ``per_batch``.
+        steps: generator steps for one batch of images, a multiple of ``per_batch``.
         bn: weight of the batch-norm statistics.
         oh: weight of the cross-entropy to the labels drawn.
-        adv: weight of the game against the student; 0 leaves it out.
+        adv: weight of the adversarial term against the student; 0 omits it.
         cr: weight of the contrastive loss.
         cr_temperature: tau of the contrastive loss.
         head_dim: length of a projected feature.
         features: modules of the teacher whose inputs are the features; None takes all batch norms.
         bank_size: images whose features are kept.
-        negatives: of them, how many a step is contrasted with.
+        negatives: most of them that a step is contrasted with.
         **pool: see :class:`ImagePool`.
     """
 
@@ -104,22 +104,22 @@ class Cmi(ImagePool):
         self.z, self.y, self.best = torch.empty(0), torch.empty(0), Best()
 
     def configure_optimizers(self) -> Any:
-        """Student first, generator second, head third."""
+        """The optimisers of student, generator and head, in this order."""
         students, schedules = super().configure_optimizers()
         opt_g = self.make_optimizer_g(self.generator.parameters())
         return [*students, opt_g, self.make_optimizer_head(self.head.parameters())], schedules
 
     def distils(self, n: int) -> bool:
-        """Once the slices of a round are done."""
+        """Whether training batch ``n`` comes after the slices of its round, so that it trains the student."""
         return self.place(n) >= self.slices
 
     @property
     def slices(self) -> int:
-        """Training batches that make one batch of images."""
+        """Number of training batches that make one batch of images."""
         return self.steps // self.per_batch
 
     def place(self, n: int) -> int:
-        """Of training batch ``n`` of the fit in its round of the paper: first the slices, then the student's."""
+        """Position of training batch ``n`` of the fit in its round of the paper: slices first, then the student's."""
         return n % self.rounds_an_epoch()
 
     def rounds_an_epoch(self) -> int:
@@ -127,7 +127,7 @@ class Cmi(ImagePool):
         return self.slices + self.kd_steps // self.per_batch
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
-        """Make images, or learn from them."""
+        """Synthesise images, or train the student."""
         place = self.place(self.rounds_done)
         if self.distils(self.rounds_done):
             self.record(kd=self.distil())
@@ -143,7 +143,7 @@ class Cmi(ImagePool):
             self.report({f"train/{name}": loss.item() for name, loss in losses.items()})
 
     def begin(self) -> None:
-        """A new generator, new latents, a label for each."""
+        """Reinitialise the generator, and draw new latents and labels."""
         self.redraw_generator()
         restart(self.opts()[1])
         self.z = self.noise(self.batch_size, self.latent).requires_grad_()
@@ -152,7 +152,7 @@ class Cmi(ImagePool):
         self.best = Best()
 
     def synthesise(self) -> dict[str, Tensor]:
-        """One step of generator, latents and head."""
+        """Take one step of generator, latents and head; returns the loss terms."""
         x = self.generator(self.z)
 
         # Inversion, on the global view
@@ -167,7 +167,7 @@ class Cmi(ImagePool):
             losses["adv"] = self.adv * masked_kl(self.student(view), t)
         global_features = pooled_maps(maps)
 
-        # Contrast: a local view belongs to its own image's global view, here and in the bank
+        # Contrast: match each local view with the global view of its own image, in the batch and in the bank
         part = x
         for augmentation in self.local:
             part = augmentation(part, self.rng)
@@ -191,7 +191,7 @@ class Cmi(ImagePool):
         return losses
 
     def commit(self) -> None:
-        """The best of the steps goes to the pool, its features to the bank."""
+        """Add the images of the best step to the pool, and their features to the bank."""
         _, x, t, features = self.best.kept
         self.pool.add(x)
         self.bank.add(features)
@@ -199,7 +199,7 @@ class Cmi(ImagePool):
         self.z, self.y, self.best = torch.empty(0), torch.empty(0), Best()
 
     def cached(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Local and global features (N', D) of N' <= ``negatives`` earlier images, none twice."""
+        """Local and global features (N', D) of N' <= ``negatives`` earlier images, without repetition."""
         if not len(self.bank):
             return like[:0], like[:0]
         index = torch.randperm(len(self.bank), generator=self.rng, device=like.device)[: self.negatives]
@@ -208,7 +208,7 @@ class Cmi(ImagePool):
 
     @torch.no_grad()
     def redraw_generator(self) -> None:
-        """Weights N(0, 0.02), those of batch norms N(1, 0.02), biases 0."""
+        """Reinitialise the generator: weights N(0, 0.02), those of batch norms N(1, 0.02), biases 0."""
         rng = self.common_rng()
         for layer in self.generator.modules():
             if isinstance(layer, nn.Linear | nn.Conv2d | nn.BatchNorm2d) and layer.weight is not None:
@@ -232,7 +232,7 @@ class Cmi(ImagePool):
         return pooled_maps(maps).shape[1]
 
     def rank_state(self) -> dict[str, Any]:
-        """The bank and the unfinished batch as well."""
+        """The bank and the unfinished batch, too."""
         state = {**super().rank_state(), "bank": self.bank.save(self.beside("bank"))}
         if len(self.z):
             unfinished = {"z": self.z.detach(), "y": self.y, "best": self.best.kept, "opt_z": self.opt_z.state_dict()}
@@ -240,7 +240,7 @@ class Cmi(ImagePool):
         return state
 
     def load_rank_state(self, state: dict[str, Any]) -> None:
-        """Take them back."""
+        """Restore them."""
         super().load_rank_state(state)
         self.bank.load(self.beside("bank"), state["bank"], self.device)
         if "unfinished" in state:

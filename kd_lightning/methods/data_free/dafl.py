@@ -1,8 +1,8 @@
 """DAFL: data-free learning of student networks (Chen et al., ICCV 2019, arXiv 1904.01186).
 
-A generator stands in for the training data. The teacher judges its images: they should look like one
+A generator replaces the training data. The teacher judges its images: they should look like one
 class (one-hot), excite the features (activation) and cover all classes evenly (information entropy).
-In the same step the student imitates the teacher on the very images the generator was judged by.
+In the same step the student imitates the teacher on the same images.
 
 Deviations (paper / authors' code / here):
     * entropy: natural logarithm / base 10 / natural by default, ``variant="code"`` for base 10. The code's
@@ -58,7 +58,7 @@ class Dafl(GeneratorPair):
         self.entropy_log: Literal["e", "10"] = "e" if variant == "paper" else "10"
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
-        """Images, the teacher's verdict on them, one step of each network."""
+        """Generate images, and take one step of each network on them."""
         opt_s, opt_g = self.opts()
         z = self.latents(self.batch_size)
         x = self.generator(z)
@@ -74,7 +74,7 @@ class Dafl(GeneratorPair):
             losses["ms"] = self.ms * self.mode_seeking(self.gathered(x), self.gathered(z))
         self.update(opt_g, torch.stack(list(losses.values())).sum())
 
-        # Student, L_KD: imitate on the same images, which its loss must not pull
+        # Student, L_KD: imitate on the same images, detached from the generator
         loss_kd = kl(self.student(x.detach()), t.detach())
         self.update(opt_s, loss_kd)
 
@@ -82,14 +82,14 @@ class Dafl(GeneratorPair):
         self.show(x, t)
 
     def judge(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The teacher's penultimate features (N, D) and logits (N, K), in one forward that gradients can cross."""
+        """The teacher's penultimate features (N, D) and logits (N, K), in one forward pass with gradients."""
         with capture(self.white.net, inputs=(self.head,)) as taps:
             t = self.white(x)
         return taps[self.head], t
 
     @cached_property
     def head(self) -> str:
-        """Where the teacher's features end."""
+        """Path of the teacher's last layer, whose input is its features."""
         return head_of(self.white.net)
 
     def mode_seeking(self, x: Tensor, z: Tensor) -> Tensor:

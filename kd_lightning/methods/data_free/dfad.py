@@ -1,8 +1,8 @@
 """DFAD: data-free adversarial distillation (Fang et al. 2019, arXiv 1912.11006).
 
-Student and generator play a game over the distance between the student's and the teacher's logits: the
-student makes it small on the generator's images, the generator looks for images where it is large. An
-upper bound of the discrepancy on real data is thereby pushed down, without any prior on images.
+Student and generator are trained adversarially on the distance between the student's and the teacher's
+logits: the student minimises it on the generator's images, the generator searches for images where it is
+large. This lowers an upper bound of the discrepancy on real data, without any prior on images.
 
 Deviations (paper / authors' code / here):
     * Schedules step before the first epoch in the code's CIFAR and MNIST scripts; here after each epoch.
@@ -38,7 +38,7 @@ class Dfad(GeneratorPair):
         self.student_steps, self.log_distance = student_steps, log_distance
 
     def student_updates_per_round(self) -> int:
-        """K."""
+        """``student_steps``, k."""
         return self.student_steps
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
@@ -46,7 +46,7 @@ class Dfad(GeneratorPair):
         assert self.teacher is not None
         opt_s, opt_g = self.opts()
 
-        # Imitation stage: the student closes the distance on images that it did not see before
+        # Imitation stage: the student minimises the distance on fresh images
         for _ in range(self.student_steps):
             with torch.no_grad():
                 x = self.draw(self.batch_size)
@@ -55,7 +55,7 @@ class Dfad(GeneratorPair):
             self.update(opt_s, loss_s)
             self.show(x, t)
 
-        # Generation stage: the generator opens it again; gradients cross both networks and change neither
+        # Generation stage: the generator maximises it; gradients pass through both networks and change neither
         with frozen(self.student):
             x = self.generate(self.batch_size)
             t = self.teacher(x)

@@ -1,9 +1,9 @@
 """DFQ: data-free network quantization with adversarial knowledge distillation (Choi et al., CVPR-W 2020).
 
-The generator looks for images on which student and teacher disagree, but must stay where the training data
-were: its images have to reproduce the statistics kept in the teacher's batch norms, be sure of one class
-each, and cover all classes. Every later table's column "DFQ" is the version of DataFree (Fang et al.), and
-so is this file.
+The generator searches for images on which student and teacher disagree, but which stay close to the training
+data: they have to match the running statistics of the teacher's batch norms, be classified with certainty, and
+cover all classes. The column "DFQ" in later papers is the version of DataFree (Fang et al.), which this file
+follows.
 
 Deviations (paper / DataFree's code / here):
     * Quantisation: the student is the teacher at low precision / any network / any network.
@@ -36,7 +36,7 @@ class Dfq(GeneratorPair):
 
     Args:
         student_steps: student steps a round.
-        adv: weight of -KL(T || S), the game.
+        adv: weight of -KL(T || S), the adversarial term.
         bn: weight of the batch-norm statistics.
         oh: weight of the one-hot loss, low entropy of each answer.
         balance: weight of minus the entropy of the mean answer.
@@ -65,14 +65,14 @@ class Dfq(GeneratorPair):
         return super().needs(**settings) | {"teacher.batch_norm"}
 
     def student_updates_per_round(self) -> int:
-        """As many as its steps."""
+        """``student_steps``."""
         return self.student_steps
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
-        """The generator moves, the student follows."""
+        """One generator step, then the student's steps."""
         opt_s, opt_g = self.opts()
 
-        # Generator: disagreement, where the teacher's statistics, certainty and balance allow it
+        # Generator: disagreement, batch-norm statistics, certainty and class balance
         with frozen(self.student, in_eval=True):
             x = self.generate(self.batch_size)
             with BatchNormTap(self.white.net) as tap:
@@ -87,7 +87,7 @@ class Dfq(GeneratorPair):
             self.update(opt_g, torch.stack(list(losses.values())).sum())
         self.show(x, t)
 
-        # Student: imitate on images that it did not see before
+        # Student: imitate on fresh images
         for _ in range(self.student_steps):
             with torch.no_grad():
                 x = self.draw(self.batch_size)
@@ -100,7 +100,7 @@ class Dfq(GeneratorPair):
 
     @torch.no_grad()
     def draw(self, n: int) -> Tensor:
-        """``n`` images (n, C, H, W) as the student is shown them: the generator in evaluation mode."""
+        """``n`` images (n, C, H, W) as the student sees them: the generator in evaluation mode."""
         self.generator.eval()
         x = self.generate(n)
         self.generator.train()

@@ -1,8 +1,8 @@
 """FastDFKD: up to 100x faster data-free knowledge distillation (Fang et al., AAAI 2022).
 
-Inverting the teacher from nothing takes hundreds of steps for every batch. Here a generator is meta-learned so
-that a few steps on a copy of it, together with the batch's latents, suffice: what all batches have in common
-stays in the generator, the rest is the copy's. The images go to a pool, on which the student is distilled.
+Inverting the teacher from scratch takes hundreds of steps for every batch. Here a generator is meta-learned so
+that a few steps on a copy of it, together with the batch's latents, suffice: the generator learns what all batches
+have in common, the copy the rest. The images go to a pool, on which the student is distilled.
 
 Deviations (paper / authors' code / here):
     * Meta gradient: sum over the inner steps / that, or Reptile's / the same two.
@@ -35,23 +35,23 @@ from kd_lightning.methods.base.statistics import BatchNormMixture, Best
 
 
 class FastDfkd(ImagePool):
-    """One training batch makes a batch of images, or takes ``per_batch`` student steps on all there are.
+    """One training batch makes a batch of images, or takes ``per_batch`` student steps on the pool.
 
     Args:
         generator: latents (N, latent) to images (N, C, H, W) in data units.
         optimizer_g: makes the generator's optimiser.
         latent: length of z.
         batch_size: images made together, per rank.
-        num_classes: of the teacher.
+        num_classes: number of the teacher's classes.
         steps: k, inner steps for one batch of images.
         lr_z: learning rate of the latents; that of the copy is ``optimizer_g``'s, the generator's k times that.
         bn: weight of the batch-norm statistics.
         oh: weight of the cross-entropy to the labels drawn.
-        adv: weight of the game against the student.
+        adv: weight of the adversarial term against the student.
         momentum: r of the batch-norm statistics.
         meta: first-order MAML or Reptile.
         warmup: rounds that only make images.
-        reset_at: rounds after warm-up until the generator's first layer is drawn anew; None never does.
+        reset_at: rounds after warm-up until the generator's first layer is reinitialised; None for never.
         **pool: see :class:`ImagePool`; ``augment`` is also how the teacher sees new images.
     """
 
@@ -86,7 +86,7 @@ class FastDfkd(ImagePool):
         self.mixture = BatchNormMixture(momentum)
 
     def configure_optimizers(self) -> Any:
-        """Student first, meta-generator second."""
+        """The optimisers of student and meta-generator, in this order."""
         students, schedules = super().configure_optimizers()
         opt_meta = self.make_optimizer_g(self.generator.parameters())
         for group in opt_meta.param_groups:
@@ -94,7 +94,7 @@ class FastDfkd(ImagePool):
         return [*students, opt_meta], schedules
 
     def distils(self, n: int) -> bool:
-        """All but the first of each round of the paper, once the rounds of warm-up are over."""
+        """Whether training batch ``n`` trains the student: after warm-up, all but the first of each round."""
         return n > self.warmup and n % self.rounds_an_epoch() != 0
 
     def rounds_an_epoch(self) -> int:
@@ -102,14 +102,14 @@ class FastDfkd(ImagePool):
         return 1 + self.kd_steps // self.per_batch
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
-        """Make images, or learn from them."""
+        """Synthesise images, or train the student."""
         if self.distils(self.rounds_done):
             self.record(kd=self.distil())
         else:
             self.record(**self.synthesise())
 
     def synthesise(self) -> dict[str, Tensor]:
-        """A batch of images for the pool; the generator learns to be a better start for the next."""
+        """Add a batch of images to the pool, and take a meta step of the generator; returns the loss terms."""
         opt_meta = self.opts()[1]
         made = self.pool.added // self.batch_size
         adversarial = self.adv > 0 and made >= self.warmup
@@ -138,16 +138,16 @@ class FastDfkd(ImagePool):
                 loss.backward()
                 if self.meta == "maml":
                     self.add_gradient(fast)
-                if self.meta == "reptile" or step + 1 < self.steps:  # nobody would use the last one
+                if self.meta == "reptile" or step + 1 < self.steps:  # MAML does not use the last step of the copy
                     opt.step()
 
-        # Outer problem: move the generator itself
+        # Outer problem: update the generator itself
         if self.meta == "reptile":
             self.towards(fast)
         self.average_gradient()
         opt_meta.step()
 
-        # The mixture of batches, of which the next has to explain a part
+        # Add to the statistics' moving average and to the pool
         self.mixture.update(tap.statistics)
         _, x, t = best.kept
         self.pool.add(x)
@@ -155,25 +155,25 @@ class FastDfkd(ImagePool):
         return losses
 
     def add_gradient(self, fast: nn.Module) -> None:
-        """First-order MAML: the copy's gradient counts as the generator's."""
+        """First-order MAML: add the copy's gradient to the generator's."""
         for p, q in zip(self.generator.parameters(), fast.parameters(), strict=True):
             assert q.grad is not None
             p.grad = q.grad.clone() if p.grad is None else p.grad.add_(q.grad)
 
     def towards(self, fast: nn.Module) -> None:
-        """Reptile: the way that the copy has gone, times 67 as in the code, where Adam forgets the factor."""
+        """Reptile: the difference to the copy as gradient, times 67 as in the code, which Adam cancels."""
         for p, q in zip(self.generator.parameters(), fast.parameters(), strict=True):
             p.grad = 67 * (p.detach() - q.detach())
 
     def average_gradient(self) -> None:
-        """Mean of the meta gradient over ranks: the inner loops are each rank's own."""
+        """Average the meta gradient over ranks, each of which has its own inner loop."""
         if self.trainer.world_size > 1:
             for p in self.generator.parameters():
                 p.grad = self.trainer.strategy.reduce(p.grad, reduce_op="mean")
 
     @torch.no_grad()
     def redraw_first_layer(self) -> None:
-        """N(0, 0.02) for the first linear layer and the batch norm behind it."""
+        """Reinitialise the first linear layer and the batch norm after it: N(0, 0.02), biases 0."""
         rng = self.common_rng()
         linear = next(m for m in self.generator.modules() if isinstance(m, nn.Linear))
         norm = next(m for m in self.generator.modules() if isinstance(m, nn.BatchNorm2d))
@@ -182,10 +182,10 @@ class FastDfkd(ImagePool):
             layer.bias.zero_()
 
     def rank_state(self) -> dict[str, Any]:
-        """The average of the statistics as well."""
+        """The moving average of the statistics, too."""
         return {**super().rank_state(), "ema": self.mixture.average}
 
     def load_rank_state(self, state: dict[str, Any]) -> None:
-        """Take it back."""
+        """Restore it."""
         super().load_rank_state(state)
         self.mixture.load(state["ema"], self.device)

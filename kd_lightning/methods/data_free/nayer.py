@@ -1,10 +1,10 @@
 """NAYER: noisy layer data generation for data-free knowledge distillation (Tran et al., CVPR 2024, arXiv 2310.00258).
 
-A generator that is fed random latents has to learn what each of them should show. NAYER feeds it what a class means,
-a constant embedding of its name, and takes the randomness from a layer behind it, whose weights are drawn anew for
-every batch: the generator starts near each class and needs few steps, and one such noisy layer makes an image of every
-class. The images go to a pool, on which the student is distilled. The rest is FastDFKD's: batch-norm statistics that
-a batch explains in part, a game against the student on images of whose class it agrees with the teacher.
+A generator of random latents has to learn what each of them should show. NAYER's generator is fed a constant embedding
+of a class name, and the randomness comes from a noisy layer after the embedding, whose weights are redrawn for every
+batch. The generator thus starts near each class and needs few steps, and one noisy layer makes an image of every class.
+The images go to a pool, on which the student is distilled. The rest is FastDFKD's: the moving average of batch-norm
+statistics, and an adversarial term on images whose class student and teacher agree on.
 
 Deviations (paper / authors' code / here):
     * Embeddings: of CLIP's text encoder / likewise, of "a image of NAME" / random orthonormal rows, all classes equally
@@ -40,23 +40,23 @@ from kd_lightning.methods.base.statistics import BatchNormMixture, Best
 
 
 class Nayer(ImagePool):
-    """One training batch makes a batch of images, or takes ``per_batch`` student steps on all there are.
+    """One training batch makes a batch of images, or takes ``per_batch`` student steps on the pool.
 
     Args:
-        generator: what a noisy layer gives (N, hidden) to images (N, C, H, W) in data units.
+        generator: outputs (N, hidden) of a noisy layer to images (N, C, H, W) in data units.
         optimizer_g: makes the optimiser of generator and noisy layers.
-        num_classes: of the teacher, K.
+        num_classes: number of the teacher's classes, K.
         embeddings: a safetensors file with a tensor ``embedding`` (K, D), a row for each class in the order of the
             data set's; None for random orthonormal rows.
         dim: length D of those.
-        hidden: length of what a noisy layer gives.
+        hidden: length of a noisy layer's output.
         batch_size: images made together, per rank, rounded down to a multiple of K.
-        g_steps: of the generator for one batch of images (g).
+        g_steps: generator steps for one batch of images (g).
         g_loops: batches of images an epoch.
-        g_life: epochs until the generator is drawn anew.
+        g_life: epochs until the generator is reinitialised.
         bn: weight of the batch-norm statistics (alpha_bn).
         oh: weight of the cross-entropy to the class (alpha_ce).
-        adv: weight of the game against the student (alpha_adv).
+        adv: weight of the adversarial term against the student (alpha_adv).
         momentum: r of the batch-norm statistics.
         warmup: first epochs, which only make images.
         warmup_loops: batches of images in each of them.
@@ -103,7 +103,7 @@ class Nayer(ImagePool):
         self.mixture = BatchNormMixture(momentum)
 
     def configure_optimizers(self) -> Any:
-        """Student first, generator second."""
+        """The optimisers of student and generator, in this order."""
         students, schedules = super().configure_optimizers()
         return [*students, self.make_optimizer_g([*self.norm.parameters(), *self.generator.parameters()])], schedules
 
@@ -112,11 +112,11 @@ class Nayer(ImagePool):
         return max(self.warmup_loops if self.warmup else 0, self.g_loops + self.kd_steps // self.per_batch)
 
     def synthesises(self, n: int) -> bool:
-        """The first training batches of each epoch."""
+        """Whether training batch ``n`` makes images, as the first ones of each epoch do."""
         return n % self.rounds_an_epoch() < (self.warmup_loops if self.warms_up(n) else self.g_loops)
 
     def distils(self, n: int) -> bool:
-        """The others, from the end of the warm-up on."""
+        """Whether training batch ``n`` trains the student: after warm-up, all that make no images."""
         return not self.warms_up(n) and not self.synthesises(n)
 
     def warms_up(self, n: int) -> bool:
@@ -124,7 +124,7 @@ class Nayer(ImagePool):
         return n < self.warmup * self.rounds_an_epoch()
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
-        """Make images, or learn from them."""
+        """Synthesise images, or train the student."""
         n = self.rounds_done
         if n % (self.g_life * self.rounds_an_epoch()) == 0:
             redraw(nn.ModuleList([self.norm, self.generator]), self.common_rng())
@@ -134,14 +134,14 @@ class Nayer(ImagePool):
             self.record(kd=self.distil())
 
     def on_train_epoch_end(self) -> None:
-        """Schedules count the student's epochs, which begin after the warm-up."""
+        """Step the schedules, which count the student's epochs, only after the warm-up."""
         if self.current_epoch >= self.warmup:
             super().on_train_epoch_end()
 
     def synthesise(self) -> dict[str, Tensor]:
-        """A batch of images for the pool."""
+        """Add a batch of images to the pool; returns the loss terms."""
 
-        # Noisy layers: W ~ N(0, 1), b = 0, one for each run of the classes; optimisers without a past
+        # Noisy layers: W ~ N(0, 1), b = 0, one for each run of the classes; fresh optimisers
         weight = self.noise(self.runs, self.embedding.shape[1], self.hidden).requires_grad_()
         bias = torch.zeros(self.runs, 1, self.hidden, device=self.device, requires_grad=True)
         restart(self.opts()[1])
@@ -168,7 +168,7 @@ class Nayer(ImagePool):
                     opt.step()
         self.mixture.update(tap.statistics)
 
-        # The images of the lowest loss join the pool
+        # Add the images of the lowest loss to the pool
         _, x, t = best.kept
         self.pool.add(x)
         self.show(x, t)
@@ -180,29 +180,29 @@ class Nayer(ImagePool):
         return self.generator(torch.baddbmm(bias, e, weight).flatten(0, 1))
 
     def findings(self) -> dict[str, Any]:
-        """What the classes were described by: their names are knowledge of the data."""
+        """The class embeddings that were used: those of class names are knowledge about the data."""
         return {"embeddings": self.described_by}
 
     def rank_state(self) -> dict[str, Any]:
-        """The average of the statistics as well."""
+        """The moving average of the statistics, too."""
         return {**super().rank_state(), "ema": self.mixture.average}
 
     def load_rank_state(self, state: dict[str, Any]) -> None:
-        """Take it back."""
+        """Restore it."""
         super().load_rank_state(state)
         self.mixture.load(state["ema"], self.device)
 
 
 def orthonormal(classes: int, dim: int) -> Tensor:
-    """Random rows (classes, dim), always the same, at right angles to each other if ``dim`` is large enough."""
+    """Random rows (classes, dim) of a fixed seed, orthonormal if ``dim`` is at least ``classes``."""
     return nn.init.orthogonal_(torch.empty(classes, dim), generator=torch.Generator().manual_seed(0))
 
 
 def read_embeddings(file: str, classes: int) -> Tensor:
-    """Rows (classes, D) from a safetensors file.
+    """Read class embeddings (classes, D) from a safetensors file.
 
     Raises:
-        ConfigError: there is no such file, or it holds other rows or such that are not finite.
+        ConfigError: the file cannot be read, or holds no finite tensor of this shape.
     """
     try:
         found = load_file(file).get("embedding")

@@ -1,10 +1,10 @@
 """RDSKD: robustness and diversity seeking data-free distillation (Han et al., ICASSP 2021, arXiv 2011.03749).
 
-Two phases. First a generator learns images that the teacher finds authentic, of every class, and different
-from each other; authenticity and class diversity conflict without real data, so the loss is not their
-weighted sum but the sum of exp(increment since an anchor), which leans on whatever just got worse. Then the
+Two phases. First a generator learns images that the teacher classifies with certainty, of every class, and
+different from each other; authenticity and class diversity conflict without real data, so the loss is not their
+weighted sum but the sum of exp(increment since an anchor), which weighs a term more once it gets worse. Then the
 generator is frozen and the student imitates the teacher on its images. This file is phase 1; phase 2 is
-``Distill`` with KL at T=10 on ``source=generated``, and conf/method/rdskd.yaml puts the two together.
+``Distill`` with KL at T=10 on ``source=generated``, and conf/method/rdskd.yaml combines the two.
 
 Deviations (paper / authors' code / here). The paper's formulas were not at hand; the code counts as the paper.
     * increment: since the iteration before, by its name / since the second step of the epoch, 0 at the start /
@@ -28,7 +28,7 @@ from kd_lightning.methods.base.distiller import Distiller, OptimizerFactory, Sch
 
 
 class RdskdGenerator(Distiller):
-    """One round: one step of the generator. The student is not touched.
+    """One round: one step of the generator. The student is not trained.
 
     Args:
         generator: latents (N, latent) to images (N, C, H, W) in data units.
@@ -73,22 +73,22 @@ class RdskdGenerator(Distiller):
         return {"teacher.gradients", "source.free", "task.classification"}
 
     def student_updates_per_round(self) -> int:
-        """None."""
+        """0: the student is not trained."""
         return 0
 
     def configure_optimizers(self) -> Any:
-        """The generator's."""
+        """The generator's optimiser and schedule."""
         return self.scheduled((self.make_optimizer(self.generator.parameters()), self.make_scheduler))
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
-        """Pairs of images, three losses, one step."""
+        """One generator step with three losses on pairs of images."""
         assert self.teacher is not None
         x = self.generator(self.noise(self.batch_size, self.latent))
         t = self.white(x)
 
         every_t = self.gathered(t)
         conflicting = {
-            "oh": one_hot(every_t),  # L_OH, authenticity: the teacher is sure of a class
+            "oh": one_hot(every_t),  # L_OH, authenticity: the teacher is certain of a class
             "ie": information_entropy(every_t),  # L_IE, class diversity: each class equally often
         }
         loss_ds = self.diversity(self.gathered(x), every_t)  # L_DS, inter-sample diversity

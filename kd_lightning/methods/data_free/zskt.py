@@ -1,8 +1,8 @@
 """ZSKT: zero-shot knowledge transfer via adversarial belief matching (Micaelli and Storkey, NeurIPS 2019).
 
-The generator looks for images on which student and teacher disagree most; the student then makes ten steps
-on those very images to match the teacher's beliefs and, where their blocks correspond, its attention. The
-generator keeps moving on, so that the student has been everywhere before it comes back.
+The generator searches for images on which student and teacher disagree most; the student then takes ten steps
+on the same images to match the teacher's predictions and, where their blocks correspond, its attention. The
+generator keeps exploring, so that the student is trained on all parts of the input space.
 
 Deviations (paper / authors' code / here):
     * D_KL: sum over classes / PyTorch's "mean", C times smaller / "mean" by default, because beta=250 is meant
@@ -36,7 +36,7 @@ class Zskt(GeneratorPair):
         student_steps: n_S; n_G is 1.
         beta: weight of attention transfer (beta).
         blocks: module paths whose maps (N, C, H, W) are compared, the same in both networks, which must have
-            equal sizes there; ``[net.block1, net.block2, net.block3]`` for wide ResNets. None leaves it out.
+            equal sizes there; ``[net.block1, net.block2, net.block3]`` for wide ResNets. None omits attention transfer.
         clip: largest norm of either network's gradient.
         variant: ``code`` or ``paper``, see the deviations above.
         **generative: see :class:`GeneratorPair`.
@@ -60,7 +60,7 @@ class Zskt(GeneratorPair):
         self.reduction: Literal["batchmean", "mean"] = "mean" if variant == "code" else "batchmean"
 
     def student_updates_per_round(self) -> int:
-        """n_S."""
+        """``student_steps``, n_S."""
         return self.student_steps
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
@@ -68,13 +68,13 @@ class Zskt(GeneratorPair):
         opt_s, opt_g = self.opts()
         z = self.latents(self.batch_size)
 
-        # Generator: maximise D_KL(T || S); gradients cross both networks and change neither
+        # Generator: maximise D_KL(T || S); gradients pass through both networks and change neither
         with frozen(self.student):
             x = self.generator(z)
             disagreement = kl(self.student(x), self.white(x), reduction=self.reduction)
             self.update(opt_g, -disagreement)
 
-        # The same z through the generator as it is now, and what the teacher says and looks at
+        # The same z through the updated generator, and the teacher's logits and attention
         with torch.no_grad(), capture(self.white.net, outputs=self.blocks) as maps_t:
             x = self.generator(z)
             t = self.white(x)
@@ -93,5 +93,5 @@ class Zskt(GeneratorPair):
         self.show(x, t)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Clip the gradient of whichever network is about to step."""
+        """Clip the gradient of the network that is about to step."""
         self.clip_gradients(optimizer, gradient_clip_val=self.clip, gradient_clip_algorithm="norm")

@@ -2,7 +2,7 @@
 
 BigGAN (Brock, Donahue and Simonyan, ICLR 2019): hinge loss and projection discriminator, several steps of the
 discriminator for one of the generator, an average of the generator's weights at the end. DiffAugment (Zhao et al.,
-NeurIPS 2020) keeps the discriminator from learning the images by heart. No teacher takes part.
+NeurIPS 2020) keeps the discriminator from memorising the images. No teacher is used.
 
 Deviations (paper / authors' code / here):
     * DiffAugment: cGAN-KD's code draws it for real and made images put together / likewise / likewise.
@@ -39,7 +39,7 @@ class BigGan(ConditionalGan):
 
     @classmethod
     def needs(cls, **settings: Any) -> set[str]:
-        """Images and their classes."""
+        """Images with their classes."""
         return {"source.images", "source.labels", "task.classification"}
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
@@ -47,7 +47,7 @@ class BigGan(ConditionalGan):
         assert batch.y is not None
         opt_d, opt_g = self.opts()
 
-        # Discriminator: real images of their classes, made images of any
+        # Discriminator: real images with their classes, generated images of random classes
         pieces = self.d_steps * self.accumulate
         parts = zip(batch.x.chunk(pieces), batch.y.chunk(pieces), strict=True)
         for _ in range(self.d_steps):
@@ -75,5 +75,5 @@ class BigGan(ConditionalGan):
         self.record(d=loss_d, g=loss_g, on_real=on_real.mean(), on_made=on_made.mean())
 
     def classes(self, n: int) -> Tensor:
-        """Classes (n,), each as likely as any other."""
+        """Classes (n,), drawn uniformly."""
         return torch.randint(self.task.num_classes, (n,), generator=self.rng, device=self.device)

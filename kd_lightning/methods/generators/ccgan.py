@@ -1,8 +1,8 @@
 """CcGAN: a generator whose condition is a number (Ding et al., ICLR 2021 and TPAMI 2022), as cGAN-KD trains it.
 
-Hardly any image has exactly the wanted label, so real images of labels near it stand for it: all alike within a hard
-vicinity (HVDL), or weighted by their distance within a soft one (SVDL). The label enters both networks through an
-embedding that was trained before (improved label input). Which images and labels are seen, ``source=vicinal`` draws.
+Hardly any image has exactly the wanted label, so real images of nearby labels are used instead: with equal weights
+within a hard vicinity (HVDL), or weighted by their distance within a soft one (SVDL). The label enters both networks
+through an embedding trained before (improved label input). ``source=vicinal`` draws the images and labels.
 
 Deviations (paper / authors' code / here):
     * SVDL: weighted means / divided by the number of images, not by the sum of weights / the code.
@@ -31,9 +31,9 @@ class CcGan(ConditionalGan):
 
     Args:
         generator: latents and labels to images; its ``embedding`` is frozen.
-        discriminator: images and labels to verdicts; likewise.
+        discriminator: images and labels to scores; its ``embedding`` is frozen, too.
         embedding: weights of both embeddings, ``stage:NAME/embedding.safetensors`` of an earlier stage or a file; None
-            leaves them as they come.
+            keeps their weights.
         **gan: see :class:`ConditionalGan`.
 
     Raises:
@@ -52,14 +52,14 @@ class CcGan(ConditionalGan):
 
     @classmethod
     def needs(cls, **settings: Any) -> set[str]:
-        """Images of numbers near those that are wanted."""
+        """Images of labels near the wanted ones, which are numbers."""
         return {"source.vicinity", "task.regression"}
 
     def training_step(self, batch: VicinalBatch, batch_idx: int) -> None:
         """One batch of wanted labels."""
         opt_d, opt_g = self.opts()
 
-        # Discriminator: both images are shown as images of the target
+        # Discriminator: real and generated images, both with the target label
         for part in zip(*(each.chunk(self.d_steps) for each in batch), strict=True):
             now = VicinalBatch(*part)
             with torch.no_grad():

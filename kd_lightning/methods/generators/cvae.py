@@ -1,8 +1,8 @@
-"""The conditional variational autoencoder that FS-BBT learns its few images with (Nguyen et al., ECCV 2022).
+"""The conditional variational autoencoder of FS-BBT, trained on its few images (Nguyen et al., ECCV 2022).
 
-A stage before the student's: encoder and decoder are trained on the images and the class that the teacher names for
+A stage before the student's: encoder and decoder are trained on the images and the class that the teacher predicts for
 each, and the decoder is kept. The source draws from it later (``sources/fs_bbt.py``); the encoder is not needed
-again. It may ask nothing: the answers come with the images.
+again. The teacher is not queried: its answers come with the images.
 
 Deviations (paper / authors' code / here):
     * Images: the few / others than the student's, and without the last 5 % of them / the student's, all of them.
@@ -21,7 +21,7 @@ from kd_lightning.methods.base.distiller import Distiller, OptimizerFactory, Sch
 
 
 class Cvae(Distiller):
-    """One round: one step of encoder and decoder. The student is not touched.
+    """One round: one step of encoder and decoder. The student is not trained.
 
     Args:
         encoder: images (N, C, H, W) and labels (N,) to mean and log-variance of z.
@@ -48,15 +48,15 @@ class Cvae(Distiller):
 
     @classmethod
     def needs(cls, **settings: Any) -> set[str]:
-        """Images that the teacher has answered, by class."""
+        """Images with the teacher's answers; classes."""
         return {"teacher", "source.images", "source.answers", "task.classification"}
 
     def student_updates_per_round(self) -> int:
-        """None."""
+        """0: the student is not trained."""
         return 0
 
     def configure_optimizers(self) -> Any:
-        """One for both networks."""
+        """One optimiser for both networks, at most one schedule."""
         both = [*self.encoder.parameters(), *self.generator.parameters()]
         return self.scheduled((self.make_optimizer(both), self.make_scheduler))
 

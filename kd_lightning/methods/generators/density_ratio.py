@@ -1,8 +1,8 @@
 """The density ratio by which cGAN-KD subsamples its generator: cDRE-F-cSP of cDR-RS (Ding et al., arXiv 2103.11166).
 
-A network psi looks at features phi of an image and at its label, and learns by a softplus loss how much likelier the
-image is among the real ones than among the generator's. Real and made images of a batch have the same labels. phi is
-a network trained before on real images, frozen; ``networks.density_ratio.DensityRatio`` holds both. At the end of every
+A network psi maps features phi of an image and its label to the ratio of the densities of real and of generated
+images, and is trained with a softplus loss. Real and made images of a batch have the same labels. phi is a network
+trained before on real images, frozen; ``networks.density_ratio.DensityRatio`` holds both. At the end of every
 epoch the loss on the validation images, and the mean ratio of real and of made images there, are measured.
 
 Deviations (paper / authors' code / here):
@@ -38,10 +38,10 @@ class DensityRatio(Distiller):
         optimizer: makes psi's optimiser.
         scheduler: schedule of its learning rate, stepped once an epoch.
         weights: of the generator, ``stage:NAME/generator.safetensors`` of an earlier stage or a file.
-        features: weights of ``ratio.features``, ``stage:NAME/student.safetensors`` or a file; None leaves them.
+        features: weights of ``ratio.features``, ``stage:NAME/student.safetensors`` or a file; None keeps them.
         labels: weights of ``ratio.labels``, which are then frozen; None trains them.
         latent: length of z.
-        penalty: lambda, of the mean ratio of made images from 1.
+        penalty: lambda, weight of the deviation of the made images' mean ratio from 1.
         **base: see :class:`Distiller`.
 
     Raises:
@@ -81,15 +81,15 @@ class DensityRatio(Distiller):
 
     @classmethod
     def needs(cls, **settings: Any) -> set[str]:
-        """Images and their labels."""
+        """Images with their labels."""
         return {"source.images"}
 
     def student_updates_per_round(self) -> int:
-        """None."""
+        """0: the student is not trained."""
         return 0
 
     def configure_optimizers(self) -> Any:
-        """Of psi."""
+        """Optimiser and schedule of psi."""
         learning = [p for p in self.ratio.parameters() if p.requires_grad]
         return self.scheduled((self.make_optimizer(learning), self.make_scheduler))
 
@@ -109,7 +109,7 @@ class DensityRatio(Distiller):
         return rounded(self.drawn_from.net(z, y))
 
     def on_validation_epoch_start(self) -> None:
-        """Begin to add up; the same latents every time."""
+        """Reset the sums, and the generator of the latents, which are the same in every validation."""
         super().on_validation_epoch_start()
         self.sums = torch.zeros(len(HELD_OUT) + 1, dtype=torch.float64, device=self.device)
         self.held_out_rng = torch.Generator(self.device).manual_seed(collectives.rank())
@@ -130,7 +130,7 @@ class DensityRatio(Distiller):
             self.log(f"val/ratio_{name}", value)
 
     def findings(self) -> dict[str, float]:
-        """The last of those: ``ratio/loss`` (without penalty), ``ratio/real``, ``ratio/fake``; none without val."""
+        """The last means: ``ratio/loss`` (without penalty), ``ratio/real``, ``ratio/fake``; none without val."""
         if self.held_out.isnan().all():
             return {}
         return {f"ratio/{name}": value for name, value in zip(HELD_OUT, self.held_out.tolist(), strict=True)}

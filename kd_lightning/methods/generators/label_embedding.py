@@ -1,7 +1,7 @@
-"""T2 of CcGAN's improved label input (Ding et al., TPAMI 2022): which vector h a label would have come from.
+"""T2 of CcGAN's improved label input (Ding et al., TPAMI 2022): maps a label to a feature vector h.
 
 T1 (``networks.label_embedding.ImageToLabel``) is a fit of its own by ``supervised``: image -> h -> label. Here its last
-layer is frozen, and a small network learns to make of a noisy label a vector that this layer reads back.
+layer is frozen, and a small network learns to map a noisy label to a vector that this layer maps back to the label.
 
 Deviations (paper / authors' code / here):
     * Labels: the distinct ones, in the order of an epoch / likewise / drawn, each as likely as any other.
@@ -22,13 +22,13 @@ from kd_lightning.networks.normalized import Normalized
 
 
 class LabelEmbedding(Distiller):
-    """One round: one step of T2; the student is T1 (``init``: its weights), of which nothing is trained.
+    """One round: one step of T2; the student is T1 (``init``: its weights) and is not trained.
 
     Args:
         embedding: T2, labels (N,) in [0, 1] to vectors (N, embed) as T1's last layer reads them.
         optimizer: makes its optimiser.
         scheduler: schedule of its learning rate, stepped once an epoch.
-        noise_std: of the normal noise on labels, which are then clipped to [0, 1].
+        noise_std: standard deviation of the noise on labels, which are then clipped to [0, 1].
         **base: see :class:`Distiller`.
     """
 
@@ -51,15 +51,15 @@ class LabelEmbedding(Distiller):
 
     @classmethod
     def needs(cls, **settings: Any) -> set[str]:
-        """Labels, each as likely as any other."""
+        """Labels as a vicinal source draws them."""
         return {"source.vicinity"}
 
     def student_updates_per_round(self) -> int:
-        """None."""
+        """0: the student is not trained."""
         return 0
 
     def configure_optimizers(self) -> Any:
-        """T2's."""
+        """Optimiser and schedule of T2."""
         return self.scheduled((self.make_optimizer(self.embedding.parameters()), self.make_scheduler))
 
     def training_step(self, batch: VicinalBatch, batch_idx: int) -> None:

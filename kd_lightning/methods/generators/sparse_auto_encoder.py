@@ -1,8 +1,8 @@
-"""The sparse auto-encoder whose code is cGAN-KD's feature of an image that has a number for a label.
+"""The sparse auto-encoder whose code is cGAN-KD's feature of an image for regression.
 
 Ding et al., *Distilling and Transferring Knowledge via cGAN-generated Samples for Image Classification and Regression*
-(ESWA 2023). The code has to redraw the image, and to tell its label; a penalty on its mean keeps it sparse, for it is
-not negative.
+(ESWA 2023). The code has to reconstruct the image and to predict its label; as it is not negative, a penalty on its
+mean keeps it sparse.
 
 Deviations (paper / authors' code / here):
     * Redrawing: - / MSE between images in [-1, 1] / the same; the encoder sees images by the statistics of the data.
@@ -47,7 +47,7 @@ class SparseCode(Distiller):
 
     @classmethod
     def needs(cls, **settings: Any) -> set[str]:
-        """Images, each with a label of its own; where they are numbers, as ``source=vicinal`` draws them, too."""
+        """Images with labels; for regression also those of ``source=vicinal``."""
         return {"source.images"}
 
     def configure_optimizers(self) -> Any:
@@ -55,7 +55,7 @@ class SparseCode(Distiller):
         return self.scheduled((self.make_optimizer(self.student.parameters()), self.make_scheduler))
 
     def training_step(self, batch: Batch | VicinalBatch, batch_idx: int) -> None:
-        """MSE(redrawn, image) + sparsity mean(code) + label loss(number)."""
+        """MSE(reconstruction, image) + sparsity mean(code) + label loss(label)."""
         student = cast(Normalized, self.student)
         y = self.task.denormalise(batch.y) if isinstance(batch, VicinalBatch) else batch.y
         net = cast(SparseAutoEncoder, student.net)

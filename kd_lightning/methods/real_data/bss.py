@@ -1,8 +1,8 @@
 """BSS: distillation with samples that support the decision boundary (Heo, Lee, Yun and Choi, AAAI 2019).
 
-A training image that teacher and student both get right walks down the teacher's margin between its own class and
-another until it has just crossed the boundary. Teacher and student are made to agree there too, beside ordinary
-distillation on the images themselves: what lies near its boundary says most about a classifier.
+A training image that teacher and student both classify correctly is moved down the teacher's margin between its class
+and another until it has just crossed the decision boundary. The student imitates the teacher there, too, besides
+ordinary distillation on the images themselves: samples near the boundary tell most about a classifier.
 
 Deviations (paper / authors' code / here):
     * Target classes: a sum over all, weighted by the teacher's probabilities / one drawn / one drawn with those
@@ -44,8 +44,8 @@ class Bss(Distiller):
         optimizer: makes the student's optimiser from its parameters.
         scheduler: makes its schedule, stepped once an epoch.
         label: weight of L_cls.
-        alpha: weight of L_KD before the first epoch and in the last, falling in a line.
-        beta: weight of L_BS before the first epoch, falling in a line.
+        alpha: weight of L_KD before the first epoch and in the last, falling linearly.
+        beta: weight of L_BS before the first epoch, falling linearly.
         until: share of the epochs after which beta is 0.
         temperature: T.
         n_adv: most base images of a batch (N_adv); a quarter of it in the paper.
@@ -113,7 +113,7 @@ class Bss(Distiller):
             t = self.white(batch.x)
         losses = {"label": self.label * self.task.loss(s, batch.y), "kd": alpha * self.imitate(s, t)}
 
-        # Boundary supporting samples: from the base images, as far as the teacher's boundary to another class
+        # Boundary supporting samples: walk from the base images to the teacher's boundary to another class
         ends = crossed = torch.zeros((), device=self.device)
         base = self.bases(s.detach(), t, batch.y) if beta else batch.y[:0]
         if len(base):
@@ -141,7 +141,7 @@ class Bss(Distiller):
         self.record(**losses | {"bss": ends, "crossed": crossed})
 
     def progress(self) -> float:
-        """Share of the epochs, the one that is under way included: e / E."""
+        """Fraction e / E of the epochs, including the current one."""
         epochs = self.trainer.max_epochs
         assert epochs is not None
         return (self.current_epoch + 1) / epochs
@@ -153,7 +153,7 @@ class Bss(Distiller):
         )
 
     def bases(self, student: Tensor, teacher: Tensor, label: Tensor) -> Tensor:
-        """Positions, at most ``n_adv``, of images that both get right, from logits (N, K) and labels (N,)."""
+        """Indices, at most ``n_adv``, of images that both classify correctly, by logits (N, K) and labels (N,)."""
         both = ((teacher.argmax(1) == label) & (student.argmax(1) == label)).nonzero().view(-1)
         if len(both) <= self.n_adv:
             return both
@@ -172,7 +172,7 @@ class Bss(Distiller):
 
 
 def weights(progress: float, alpha: tuple[float, float], beta: float, until: float) -> tuple[float, float]:
-    """Alpha and beta at ``progress`` = e / E: lines, from alpha[0] to alpha[1], and from beta to 0 at ``until``."""
+    """Alpha and beta at ``progress`` = e / E, linear from alpha[0] to alpha[1], and from beta to 0 at ``until``."""
     return alpha[1] + (alpha[0] - alpha[1]) * (1 - progress), max(0.0, beta * (1 - progress / until))
 
 
@@ -183,13 +183,13 @@ def disagreement(student: Tensor, teacher: Tensor, label: Tensor) -> Tensor:
 
 
 def other_classes(teacher: Tensor, base: Tensor) -> Tensor:
-    """The teacher's probabilities (N, K) with the base class (N,) taken out, also where it is all but certain."""
+    """The teacher's probabilities (N, K) without the base class (N,), exact even if that is nearly certain."""
     return teacher.float().scatter(1, base[:, None], -torch.inf).softmax(1)
 
 
 @contextmanager
 def _batch_norms_frozen(net: nn.Module, frozen: bool) -> Iterator[None]:
-    """Inside, the network's batch norms use their running statistics and leave them alone, if ``frozen``."""
+    """Inside the ``with`` block, batch norms use their running statistics without updates, if ``frozen``."""
     learning = [m for m in net.modules() if isinstance(m, _BatchNorm) and m.training] if frozen else []
     for module in learning:
         module.eval()

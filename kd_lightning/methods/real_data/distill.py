@@ -1,7 +1,7 @@
-"""Distillation on images that are there: a label loss plus any number of weighted terms.
+"""Distillation on the images of a source: a label loss plus any number of weighted terms.
 
 Hinton, Vinyals and Dean, *Distilling the Knowledge in a Neural Network* (2015): the student imitates the
-teacher's softened probabilities, with the gradient rescaled by the squared temperature, beside its own
+teacher's softened probabilities, with the gradient rescaled by the squared temperature, besides its own
 loss on the labels. ``supervised`` is this class without terms, ``kd`` with one response term.
 
 Deviations:
@@ -25,7 +25,7 @@ from kd_lightning.losses.soft_labels import answer_cross_entropy, soft_cross_ent
 from kd_lightning.methods.base.distiller import Distiller, OptimizerFactory, SchedulerFactory
 
 FOR_CLASSES = {f"{loss.__module__}.{loss.__name__}" for loss in (kl, soft_cross_entropy, answer_cross_entropy)}
-"""Losses that expect logits of classes; :func:`~kd_lightning.losses.soft_labels.imitation` serves numbers, too."""
+"""Losses that expect logits of classes; :func:`~kd_lightning.losses.soft_labels.imitation` suits regression, too."""
 
 
 class Distill(Distiller):
@@ -57,7 +57,7 @@ class Distill(Distiller):
 
     @classmethod
     def needs(cls, *, label: float = 0.1, terms: Any = None, **settings: Any) -> set[str]:
-        """Images; labels and a teacher where their weights ask for them; classes where a loss is made for them."""
+        """Images; labels and a teacher if their weights are not 0; classes if a loss is made for them."""
         wanted = {"source.images"}
         losses = [term["loss"] for term in (terms or {}).values() if isinstance(term, Mapping) and "loss" in term]
         if any(isinstance(loss, Mapping) and loss.get("_target_") in FOR_CLASSES for loss in losses):
@@ -87,7 +87,7 @@ class Distill(Distiller):
 
     @torch.no_grad()
     def answer(self, batch: Batch) -> Tensor:
-        """The teacher's answers (N, K): those that came with the batch, else asked now."""
+        """The teacher's answers (N, K): those stored with the batch, else asked now."""
         if batch.t is not None:
             return batch.t
         assert self.teacher is not None

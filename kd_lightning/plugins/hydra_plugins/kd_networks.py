@@ -2,7 +2,7 @@
 
 ``student=resnet18`` is ``network/resnet18`` at ``student``; ``teacher=resnet34`` is ``teacher/none`` with
 ``network/resnet34`` at ``teacher.net``; ``student=regressor/resnet20`` is ``network/regressor`` with
-``network/resnet20`` at its ``net``. Networks of a user's own (``--config-dir``) are offered alike. Files in
+``network/resnet20`` at its ``net``. Networks of a user's own (``--config-dir``) are offered, too. Files in
 ``teacher/`` and ``student/`` come first. A configuration without ``teacher/network`` is left as it is.
 
 Every ``kd-lightning`` command imports this file, so it imports nothing heavy.
@@ -25,24 +25,24 @@ class NetworkSource(ConfigSource):
 
     @staticmethod
     def scheme() -> str:
-        """What the search path calls it by."""
+        """Name of the source in Hydra's search path."""
         return "kd-networks"
 
     def available(self) -> bool:
-        """Always: it has no place of its own."""
+        """Always true: the source has no folder."""
         return True
 
     def is_group(self, config_path: str) -> bool:
-        """Whether it is one of the two, in a configuration of ours."""
+        """Whether it is ``teacher`` or ``student``, in a configuration that has ``teacher/network``."""
         return config_path in PLACES and _exists("teacher/network")
 
     def is_config(self, config_path: str) -> bool:
-        """Whether a network of that name can stand there."""
+        """Whether there is a network of that name."""
         place, _, name = config_path.partition("/")
         return self.is_group(place) and bool(_networks(name))
 
     def load_config(self, config_path: str) -> ConfigResult:
-        """The network of that name, as a file in ``teacher/`` or ``student/`` would say it."""
+        """The network of that name, as a file in ``teacher/`` or ``student/`` would define it."""
         place, _, name = config_path.partition("/")
         networks = _networks(name)
         if place not in PLACES or not networks:
@@ -54,7 +54,7 @@ class NetworkSource(ConfigSource):
         return ConfigResult(config=config, path=self.full_path(), provider=self.provider, header={"package": None})
 
     def list(self, config_path: str, results_filter: Optional[ObjectType]) -> list[str]:  # noqa: UP045
-        """Every network."""
+        """The names of all networks."""
         from kd_lightning.config.overrides import members
 
         shown = self.is_group(config_path) and results_filter in (None, ObjectType.CONFIG)
@@ -62,15 +62,15 @@ class NetworkSource(ConfigSource):
 
 
 class NetworksPlugin(SearchPathPlugin):
-    """Puts the source on the search path of a program."""
+    """Adds the source to Hydra's search path."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        """Behind all files."""
+        """Append it, so that files come first."""
         search_path.append(provider="kd_lightning", path=f"{NetworkSource.scheme()}://")
 
 
 def _networks(name: str) -> list[str]:
-    """The networks that a name stands for, an outer one before the one inside it; empty where there is none."""
+    """The networks that a name refers to, an outer one before its inner one; empty if one does not exist."""
     if _exists(f"network/{name}"):
         return [name]
     outer, _, inner = name.partition("/")

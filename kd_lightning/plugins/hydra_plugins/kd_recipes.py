@@ -1,14 +1,14 @@
 """Chooses the recipe of a run: what a method needs on a data set, at a scale.
 
-``recipe/METHOD.yaml`` holds recipes by name, and each is read as if it were a file ``recipe/METHOD/NAME.yaml`` (which
-it may be, too). ``run.yaml`` asks for ``recipe: METHOD+DATA+SCALE+TEACHER`` and gets the first there is of
+``recipe/METHOD.yaml`` holds recipes by name, and each is read as if it were a file ``recipe/METHOD/NAME.yaml`` (such
+files work, too). ``run.yaml`` asks for ``recipe: METHOD+DATA+SCALE+TEACHER`` and gets the first that exists of
 
 * ``DATA_TEACHER_SCALE`` and ``DATA_SCALE``, then the same of the data's family, then ``SCALE``, of the method
 * all of these of the method's family
 
 and nothing where there is none, or with ``recipe=none``. A family is another name of the same kind, which a file in
 ``data/`` or ``method/`` states in its first lines: ``# @family cifar``. Files of a user's own (``--config-dir``) are
-read alike.
+read, too.
 
 Every ``kd-lightning`` command imports this file, so it imports nothing heavy.
 """
@@ -27,7 +27,7 @@ Results = list[ConfigResult]
 
 
 class RecipeSource(ConfigSource):
-    """Recipes, by their names and by what they are chosen by."""
+    """Recipes, by name or by the choices that select them."""
 
     def __init__(self, provider: str, path: str) -> None:
         super().__init__(provider, path)
@@ -35,26 +35,26 @@ class RecipeSource(ConfigSource):
 
     @staticmethod
     def scheme() -> str:
-        """What the search path calls it by."""
+        """Name of the source in Hydra's search path."""
         return "kd-recipes"
 
     def available(self) -> bool:
-        """Always: it has no place of its own."""
+        """Always true: the source has no folder."""
         return True
 
     def is_group(self, config_path: str) -> bool:
-        """Never: the folder is there without it."""
+        """Always false: the folder ``recipe/`` exists without this source."""
         return False
 
     def is_config(self, config_path: str) -> bool:
-        """Whether there is a recipe for these choices; one that was named is looked for when it is loaded."""
+        """Whether there is a recipe for these choices; a recipe given by name is looked up when it is loaded."""
         group, _, name = config_path.partition("/")
         if group != "recipe" or not name or not GlobalHydra.instance().is_initialized():
             return False
         return self._chosen(*name.split("+")) is not None if "+" in name else not self._files(config_path)
 
     def load_config(self, config_path: str) -> ConfigResult:
-        """The recipe as a file would say it; for choices, a file that takes in nothing but the recipe."""
+        """The recipe as a file would define it; for choices, a file with the recipe as its only default."""
         name = config_path.removeprefix("recipe/")
         method, _, section = name.rpartition("/")
         sections = self._sections(f"recipe/{method}") if method else {"none": {}}
@@ -70,11 +70,11 @@ class RecipeSource(ConfigSource):
         return ConfigResult(config=config, path=self.full_path(), provider=self.provider, header=header)
 
     def list(self, config_path: str, results_filter: Optional[ObjectType]) -> list[str]:  # noqa: UP045
-        """Nothing: the other groups choose the recipe."""
+        """Empty: recipes are chosen by the other groups."""
         return []
 
     def _chosen(self, method: str, data: str, scale: str, teacher: str) -> str | None:
-        """The recipe's path."""
+        """Path of the first recipe that exists for these choices; None if there is none."""
         wanted = []
         for name in self._with_families(f"data/{data}"):
             wanted += [f"{name}_{teacher.replace('/', '_')}_{scale}", f"{name}_{scale}"]
@@ -96,7 +96,7 @@ class RecipeSource(ConfigSource):
         return names
 
     def _sections(self, config_path: str) -> dict[str, Any]:
-        """The recipes in all files of that name; of two of one name, the package's."""
+        """The recipes in all files of that name; of two recipes of one name, the package's."""
         found: dict[str, Any] = {}
         for config in self._files(config_path):
             if isinstance(config.config, DictConfig):
@@ -105,7 +105,7 @@ class RecipeSource(ConfigSource):
         return found
 
     def _files(self, config_path: str) -> Results:
-        """All files of that name, read once for each time that Hydra is loaded."""
+        """All files of that name, read once per initialisation of Hydra."""
         if config_path not in self.seen:
             sources = GlobalHydra.instance().config_loader().get_sources()
             others = [source for source in sources if not isinstance(source, RecipeSource)]
@@ -115,8 +115,8 @@ class RecipeSource(ConfigSource):
 
 
 class RecipesPlugin(SearchPathPlugin):
-    """Puts the source on the search path of a program."""
+    """Adds the source to Hydra's search path."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        """Behind all files."""
+        """Append it, so that files come first."""
         search_path.append(provider="kd_lightning", path=f"{RecipeSource.scheme()}://")

@@ -2,10 +2,10 @@
 
 A slot is what a job finds in CUDA_VISIBLE_DEVICES: ``"0"`` is one GPU, ``"0,1"`` a job on two, ``""`` the
 CPU; the same GPU may be named twice, for two jobs on it at a time. A job that raises, is killed or runs out
-of memory ends alone. ``sweep.resume=DIR`` goes on with the sweep in that folder.
+of memory does not end the others. ``sweep.resume=DIR`` resumes the sweep in that folder.
 
 Every ``kd-lightning`` command imports this file, so it imports nothing heavy. Hydra executes it outside
-``sys.modules``, where dataclasses cannot resolve postponed annotations: there are none.
+``sys.modules``, where dataclasses cannot resolve postponed annotations, so it uses none.
 """
 
 import itertools
@@ -44,12 +44,12 @@ from kd_lightning.distributed.gpu_slots import (
 
 log = logging.getLogger(__name__)
 
-# What a sweep's parent keeps to itself: each job runs in mode RUN, in its own folder.
+# Overrides that are not passed on to the jobs: each runs in mode RUN, in its own folder.
 _PARENTS = ("hydra.sweep", "hydra.launcher", "hydra/launcher", "hydra/sweeper", "hydra.mode", "hydra.run.")
 
 
 class SweepError(CompactHydraException):
-    """Ends the sweep with exit code 1; of such an error Hydra prints the message alone."""
+    """Ends the sweep with exit code 1; Hydra prints only the message of such an error."""
 
 
 class Returned(JobReturn):
@@ -77,7 +77,7 @@ class SlotLauncher(Launcher):
         self.module = module
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Check the slots, and turn the sweep to the folder that it resumes."""
+        """Check the slots, and set the folder of the sweep that is resumed; raises SweepError if one is wrong."""
         if not self.slots:
             raise SweepError('hydra.launcher.slots is empty: name a GPU such as "0", or "" for the CPU')
         if why := missing_gpus(self.slots):
@@ -93,14 +93,14 @@ class SlotLauncher(Launcher):
         self.config = config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Run every job and return in their order, failed ones with an error in place of their objective.
+        """Run every job and return the results in the same order, with an error as the objective of a failed job.
 
         Raises:
             SystemExit: 130, after Ctrl-C.
         """
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
-        if not log.hasHandlers():  # with hydra_logging=none a sweep would say nothing until its end
+        if not log.hasHandlers():  # with hydra_logging=none a sweep would print nothing until its end
             log.addHandler(logging.StreamHandler(sys.stdout))
             log.setLevel(logging.INFO)
         self.sweep_dir = Path(self.config.hydra.sweep.dir).absolute()
@@ -108,7 +108,7 @@ class SlotLauncher(Launcher):
         jobs = self._plan(job_overrides, initial_job_idx)
         slots = ", ".join(slot or "cpu" for slot in self.slots)
         log.info("%d jobs on slots [%s], results in %s", len(jobs), slots, self.sweep_dir)
-        # nobody writes into it: a job sees by its end that this process is gone, even by kill -9
+        # nothing is written to the pipe; jobs notice by its closing that this process has ended, even by kill -9
         self.inner, ours = os.pipe()
         try:
             with interruptible():
@@ -128,7 +128,7 @@ class SlotLauncher(Launcher):
             f"{len(failed)} of {len(jobs)} jobs failed: {', '.join(failed)}. Run them again "
             f"with the same command and {resume_override(self.sweep_dir)}"
         )
-        # The basic sweeper lets the error end the program; one that searches may catch it and go on.
+        # The basic sweeper lets the error end the program; one that searches may catch it and continue.
         basic = self.config.hydra.sweeper._target_.endswith(".BasicSweeper")
         error = SystemExit(message) if basic else SweepError(message)
         return [self._returned(job, error) for job in jobs]
@@ -147,7 +147,7 @@ class SlotLauncher(Launcher):
             if self.resumes:
                 try:
                     job.result = read_result(job.folder)
-                except VersionError as error:  # running it again would overwrite what somebody can still read
+                except VersionError as error:  # running it again would overwrite a result of another version
                     raise SweepError(f"sweep.resume: {error}") from error
                 except (UserError, FileNotFoundError):
                     job.result = {}
@@ -181,7 +181,7 @@ class SlotLauncher(Launcher):
             raise
 
     def _command(self, job: Job) -> list[str]:
-        """The command line of a job: its overrides, and what the user told Hydra about configs and logs."""
+        """The command line of a job: its overrides, and the user's Hydra options for configs and logs."""
         flags = {"main": "--config-path", "command-line": "--config-dir"}
         command = [sys.executable, "-m", self.module]
         for source in self.config.hydra.runtime.config_sources:
@@ -206,7 +206,7 @@ class SlotLauncher(Launcher):
 
         log.info("job %d on %s: %s", job.number, job.slot or "cpu", job.label)
         try:
-            # Written before the job can die, so that no death goes uncounted.
+            # Written before the job starts, so that a job that dies at once is still counted.
             (job.folder / ".hydra").mkdir(parents=True, exist_ok=True)
             OmegaConf.save(OmegaConf.create(job.overrides), job.folder / ".hydra" / "overrides.yaml")
             (job.folder / "result.json").unlink(missing_ok=True)
@@ -220,13 +220,13 @@ class SlotLauncher(Launcher):
                     stdin=subprocess.DEVNULL,
                     stdout=console,
                     stderr=subprocess.STDOUT,
-                    # A group of its own: Ctrl-C reaches a job once, through stop, and so do its children.
+                    # A process group of its own: Ctrl-C reaches a job and its children once, through stop.
                     process_group=0,
                 )
         except OSError as error:
             raise SweepError(f"cannot start job {job.number} in {job.folder}: {error}") from error
         if held is not None:
-            os.close(held)  # the job's own copy stays open as long as it lives
+            os.close(held)  # the job's own copy stays open while it runs
         job.status = "running"
 
     def _finish(self, job: Job) -> None:
@@ -235,7 +235,7 @@ class SlotLauncher(Launcher):
         from kd_lightning.results.table import headline
 
         assert job.process is not None
-        (job.folder / RUNNING).unlink(missing_ok=True)  # a child that it left may hold the lock still
+        (job.folder / RUNNING).unlink(missing_ok=True)  # a child process of the job may still hold the lock
         code = job.process.returncode
         seconds = time.monotonic() - job.started
         run = read_run(job.folder)
@@ -260,7 +260,7 @@ class SlotLauncher(Launcher):
         log.error("job %d failed after %.1f s: %s; see %s", job.number, seconds, reason, job.folder / "console.log")
 
     def _table(self, running: Collection[Job] = (), *, show: bool = False) -> None:
-        """Bring the table on disk up to date; its troubles are no reason to end a sweep."""
+        """Update the table on disk; an error in it does not end the sweep."""
         from kd_lightning.errors import UserError
         from kd_lightning.results.table import render, write_table
 
