@@ -48,8 +48,7 @@ class Distiller(ResumableModule):
     """What to type if the method needs the teacher's gradients and the teacher gives none."""
     clips_gradients = False
     """Whether it clips gradients, which Lightning refuses for fused optimisers in mixed precision."""
-    idle_epochs: str | None = None
-    """The setting that counts the first epochs, in which the student does not train; None where it always does."""
+    idle_epochs: str | None = None  # the setting that counts the first epochs, in which the student does not train
     version = 1
     """Increased whenever the method's results change, so that stored fits of older versions are not reused."""
 
