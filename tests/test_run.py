@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,10 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Outcome, composed, tiny_run
+from conftest import TINY, Outcome, composed, composition, tiny_run
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from kd_lightning.config.composition import Training
 from kd_lightning.core.tasks import Classification, Regression
 from kd_lightning.data.dataset import Dataset, Split
 from kd_lightning.errors import BudgetExceeded, UserError
@@ -24,6 +26,7 @@ from kd_lightning.networks.classifiers.small import SmallConvNet
 from kd_lightning.networks.normalized import Normalized
 from kd_lightning.networks.weights import load_weights
 from kd_lightning.run import teacher as obtain
+from kd_lightning.run.run import run
 from kd_lightning.run.stages_and_controls import weak_teacher
 from kd_lightning.teachers.answer_types import Answer
 from kd_lightning.teachers.black_box import QueryTeacher, to_bytes
@@ -237,14 +240,24 @@ def test_paid_answers_are_asked_for_once(tiny: Tiny, teacher_file: Path, asked: 
         assert result["metrics"]["test/accuracy"] is not None
 
 
-def test_the_budget_is_that_of_a_run_with_all_its_stages(tiny: Tiny, teacher_file: Path, asked: list[int]) -> None:
-    stage = "{name:first,source:{_target_:kd_lightning.sources.queried.Queried,images:%d,batch_size:320,seed:%d}}"
-    settings = (*QUERIED, f"teacher.weights={teacher_file}", "source.images=400")
+def test_the_budget_is_that_of_a_run_with_all_its_stages(
+    tmp_path: Path, store: Path, teacher_file: Path, asked: list[int]
+) -> None:
+    settings = (*TINY, *QUERIED, f"teacher.weights={teacher_file}", "source.images=400")
     settings += ("~method.scheduler", "+method.scheduler=null")
-    result = tiny(*settings, f"stages=[{stage % (600, 0)}]", "teacher.budget=600")
+
+    def with_a_stage(*overrides: str) -> dict[str, Any]:
+        """A run whose stage asks about 600 images before the student's fit asks about 400."""
+        whole = composition(*settings, *overrides)
+        own = {field.name: getattr(whole, field.name) for field in fields(Training)}
+        first = Training(**own | {"source": whole.source.replace(images=600, seed=0)})
+        return run(whole.derive(stages={"first": first}), tmp_path / "run")
+
+    (tmp_path / "run").mkdir()
+    result = with_a_stage("teacher.budget=600")
     assert (sum(asked), result["cost"]["queries"], result["cost"]["teacher_images"]) == (600, 600, 1000)
     with pytest.raises(BudgetExceeded, match=r"teacher\.budget=700 images: 600 asked, 2\d\d more wanted"):
-        tiny(*settings, f"stages=[{stage % (600, 0)}]", "source.seed=1", "teacher.budget=700")
+        with_a_stage("source.seed=1", "teacher.budget=700")
     assert sum(asked) == 600
 
 

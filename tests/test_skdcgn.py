@@ -37,6 +37,7 @@ def chain(tiny: Callable[..., Any]) -> Any:
     return tiny("method=skdcgn", "teacher=digits_cnn", *CHAIN)
 
 
+@pytest.mark.slow
 def test_the_chain_leaves_every_number_and_a_picture(chain: Any) -> None:
     metrics = chain["metrics"]
     for name in ("biased", "unbiased", "teacher_counterfactual", "student_counterfactual", "test"):

@@ -75,8 +75,8 @@ def test_it_carries_the_configuration_and_the_launcher(wheel):
 
 def test_every_experiment_composes_from_another_directory(installed, tmp_path):
     shown = done([sys.executable, "-c", COMPOSE_ALL, installed], cwd=tmp_path, env=environment(installed))
-    experiments = list((ROOT / "conf" / "experiment").rglob("*.yaml"))
-    assert len(shown.splitlines()) == 1 + len(experiments)
+    rows = [file for group in ("problem", "experiment") for file in (ROOT / "conf" / group).rglob("*.yaml")]
+    assert len(shown.splitlines()) == 2 + len(rows)
 
 
 def test_the_command_shows_a_composition_from_another_directory(installed, tmp_path):
