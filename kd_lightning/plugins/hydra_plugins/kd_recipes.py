@@ -33,6 +33,10 @@ class RecipeSource(ConfigSource):
         super().__init__(provider, path)
         self.seen: dict[str, list[ConfigResult]] = {}
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "RecipeSource":
+        """Hydra copies its sources whenever it lists a group; what was read is the same for all copies."""
+        return self
+
     @staticmethod
     def scheme() -> str:
         """Name of the source in Hydra's search path."""
