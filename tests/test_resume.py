@@ -155,7 +155,7 @@ MECHANISMS = (
     *("method=supervised", "teacher=none", "stages=skdcgn", "trainer.max_epochs=1", "student=digits_cnn"),
     *("data=double_colored_mnist", "data.base=digits", "data.train=120", "data.val=30", "data.test=30"),
     *("cgn.trainer.max_epochs=2", "cgn.source.batch_size=60", "cgn.method.ema=0.9", "cgn.method.ema_from=1"),
-    *("cgn.method.generator.ngf=4", "cgn.method.discriminator.ndf=8"),
+    *("cgn.method.generator.ngf=4", "cgn.method.discriminator.ndf=8", "cgn.method.perc=[]"),
     *(f"{im}.{key}" for im in ("shape", "fg", "bg") for key in ("source.pairs=60", "source.batch_size=30")),
     *("shape.trainer.max_epochs=2", "shape.method.n_critic=2", "fg.trainer.max_epochs=1", "bg.trainer.max_epochs=1"),
 )
