@@ -11,13 +11,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
+from string import Template
 from typing import TYPE_CHECKING
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from kd_lightning.config import resolvers
 from kd_lightning.distributed import launch as start
@@ -65,6 +66,9 @@ def main() -> None:
     args = _flags().parse_known_args()[0]  # Hydra reports the rest
     # the package's settings complete a plugin's launchers, under the names of their documentation
     warnings.filterwarnings("ignore", r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
+    if args.help:
+        _print_help([args.config_dir] if args.config_dir else [])
+        return
     only_shows = any(getattr(args, flag) for flag in SHOWS)
     plans = False
     if not only_shows:
@@ -87,6 +91,15 @@ def main() -> None:
         from kd_lightning.planning.plan import altogether
 
         print(altogether(_PLANS), end="")
+
+
+def _print_help(folders: Sequence[str]) -> None:
+    """Print the help of ``conf/run.yaml``; Hydra would list every group first, which takes seconds."""
+    from kd_lightning.config.overrides import loaded
+
+    with loaded(folders):
+        page = OmegaConf.load(resolvers.conf_dir() / "run.yaml").hydra.help.template
+    print(Template(page).safe_substitute())
 
 
 def _flags() -> ArgumentParser:
