@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from kd_lightning.config.composition import Training
+from kd_lightning.core.log_filters import quiet
 from kd_lightning.core.tasks import Classification, Regression
 from kd_lightning.data.dataset import Dataset, Split
 from kd_lightning.errors import BudgetExceeded, UserError
@@ -253,6 +254,7 @@ def test_the_budget_is_that_of_a_run_with_all_its_stages(
         first = Training(**own | {"source": whole.source.replace(images=600, seed=0)})
         return run(whole.derive(stages={"first": first}), tmp_path / "run")
 
+    quiet()
     (tmp_path / "run").mkdir()
     result = with_a_stage("teacher.budget=600")
     assert (sum(asked), result["cost"]["queries"], result["cost"]["teacher_images"]) == (600, 600, 1000)
