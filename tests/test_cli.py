@@ -129,6 +129,12 @@ def test_completion_needs_no_torch(run, line, expected):
     assert expected in done.stdout.split()
 
 
+def test_help_without_its_folder_is_one_line(run):
+    done = run(COMMAND, "--help", "--config-dir", "gone")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: --config-dir gone: there is no such folder\n"
+
+
 def test_help_names_the_users_own_members(run, my_conf):
     done = run(COMMAND, "--help", "--config-dir", my_conf)
     assert "soft" in done.stdout

@@ -67,7 +67,10 @@ def main() -> None:
     # the package's settings complete a plugin's launchers, under the names of their documentation
     warnings.filterwarnings("ignore", r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
     if args.help:
-        _print_help([args.config_dir] if args.config_dir else [])
+        try:
+            _print_help([args.config_dir] if args.config_dir else [])
+        except UserError as error:
+            _fail(error)
         return
     only_shows = any(getattr(args, flag) for flag in SHOWS)
     plans = False

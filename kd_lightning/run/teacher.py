@@ -28,7 +28,7 @@ from kd_lightning.teachers.remote.client import LedgerClient, QueryTerms
 from kd_lightning.teachers.remote.local import LocalAsker
 from kd_lightning.teachers.white_box import FrozenTeacher
 
-CANARIES = 16
+DRIFT_CHECKS = 16
 """Images that a remote teacher is asked about again to detect drift, unless the settings say otherwise."""
 AT_ONCE = 5000
 """Images of one query to a local network: large, because the ledger waits for the disk in every query."""
@@ -194,7 +194,7 @@ def obtain_source_teacher(
 def _terms(settings: TeacherSettings, bench: RunContext) -> QueryTerms:
     drift_checks = settings.drift_checks
     if drift_checks is None:
-        drift_checks = CANARIES if settings.net is None else 0
+        drift_checks = DRIFT_CHECKS if settings.net is None else 0
     return QueryTerms(
         run=bench.run,
         budget=settings.budget,

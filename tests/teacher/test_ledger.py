@@ -380,7 +380,7 @@ def test_whatever_befalls_the_file_every_call_ends_in_one_line(
         ledger = Ledger(file, durable=False)
         ledger.begin("run", teacher)
         ledger.settle(own, ledger.reserve(own, known).attempt or 0, dict.fromkeys(known, Label(1)))
-        ledger.keep_canaries(teacher, dict(zip(known, images, strict=True)), 2)
+        ledger.keep_drift_checks(teacher, dict(zip(known, images, strict=True)), 2)
         return ledger, ledger.reserve_again(own, 2), ledger.reserve_again(own, 3)
 
     calls: dict[str, Any] = {
@@ -395,7 +395,7 @@ def test_whatever_befalls_the_file_every_call_ends_in_one_line(
         "adopt": lambda it, *_: it.adopt(own, 2),
         "used": lambda it, *_: it.used("run"),
         "spent": lambda it, *_: it.spent("run"),
-        "keep_canaries": lambda it, *_: it.keep_canaries(teacher, dict(zip(known, images, strict=True)), 9),
+        "keep_drift_checks": lambda it, *_: it.keep_drift_checks(teacher, dict(zip(known, images, strict=True)), 9),
         "drift_checks": lambda it, *_: it.drift_checks(teacher, 2),
         "recover": lambda it, *_: it.recover(),
         "opened anew": lambda *_: Ledger(file).recall(own, known),

@@ -275,7 +275,7 @@ class Ledger:
             booked = {name: Spent(int(u), int(p), int(d), float(cost)) for name, u, p, d, cost in rows}
             return {bucket: Spent() for bucket in BUCKETS} | booked
 
-    def keep_canaries(self, teacher: Described, images: Mapping[bytes, np.ndarray], number: int) -> bool:
+    def keep_drift_checks(self, teacher: Described, images: Mapping[bytes, np.ndarray], number: int) -> bool:
         """As :func:`~kd_lightning.teachers.budget.drift.keep`."""
         with self._transaction() as db:
             return drift.keep(db, teacher, images, number)

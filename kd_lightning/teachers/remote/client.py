@@ -78,7 +78,7 @@ class LedgerClient:
         self.gate = RateLimiter(replace(pace or Pace(), **({"concurrency": 1} if at_home else {})), **gate)
         self._lock = threading.Lock()
         self._begun = self._same = False
-        self._enough_canaries = terms.drift_checks == 0
+        self._enough_drift_checks = terms.drift_checks == 0
 
     def about(self, images: np.ndarray, *, bucket: Bucket = "training", fit: str | None = None) -> list[Kept]:
         """Answers to images uint8 (N, H, W, C), in order, from the cache or queried now.
@@ -190,7 +190,7 @@ class LedgerClient:
                 self.gate.refused(error, tried, stop)
             else:
                 known = known | dict(zip(mine, told, strict=True))
-                self._keep_canaries(known, pixels)
+                self._keep_drift_checks(known, pixels)
                 break
         return known, elsewhere
 
@@ -227,10 +227,10 @@ class LedgerClient:
         self.gate.answered()
         return list[Kept](told)
 
-    def _keep_canaries(self, known: Mapping[bytes, Kept], pixels: Mapping[bytes, np.ndarray]) -> None:
-        if not self._enough_canaries:
+    def _keep_drift_checks(self, known: Mapping[bytes, Kept], pixels: Mapping[bytes, np.ndarray]) -> None:
+        if not self._enough_drift_checks:
             told = {key: pixels[key] for key, answer in known.items() if not isinstance(answer, Failed | Abstained)}
-            self._enough_canaries = self.ledger.keep_canaries(self.described, told, self.terms.drift_checks)
+            self._enough_drift_checks = self.ledger.keep_drift_checks(self.described, told, self.terms.drift_checks)
 
     def _refuse_changed(self, shape: tuple[int, ...]) -> None:
         """Query the drift checks again, once per process, before anything new is paid for.
