@@ -204,6 +204,10 @@ def _bounded(most: int | None) -> Iterator[None]:
     )
     try:
         yield
+    except RuntimeError as error:  # a weight is allocated before it is registered
+        if "allocate memory" not in str(error):
+            raise
+        raise ValueError("it wants more bytes of weights than this machine has") from error
     finally:
         for hook in registered:
             hook.remove()
