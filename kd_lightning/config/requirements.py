@@ -158,6 +158,8 @@ def metric_faults(composition: Composition) -> Iterator[str]:
             continue
         needs = node.requirements()
         yield from _task_faults(f"metrics.{name}", getattr(metric, "__name__", name), needs, numbers)
+        if "generator" in needs and getattr(_class_of(composition.method), "trains_student", False):
+            yield f"metrics.{name}: measures a generator, but the method trains a student: leave it out with metrics=none"
         if "teacher.gradients" in needs and (teacher is None or teacher.access != "white"):
             offered = "teacher=none" if teacher is None else f"teacher.access={teacher.access} gives answers alone"
             yield f"metrics.{name}: follows the teacher's gradients, but {offered}: leave it out with metrics=none"

@@ -53,9 +53,8 @@ def tested(composition: Composition, bench: RunContext, fits: Fits, work: Path) 
     for name, node in composition.metrics.items():
         metrics |= _further(name, node.build(), student, fits.teacher, test, composition.device, work / "samples")
     metrics |= {f"gate/{name}": gate["value"] for name, gate in student.report.get("pool", {}).get("gates", {}).items()}
-    if "generated/agreement" in student.report:
-        metrics["generated/agreement"] = student.report["generated/agreement"]
-    return metrics
+    told = ("generated/agreement", "chosen/")
+    return metrics | {key: value for key, value in student.report.items() if key.startswith(told)}
 
 
 def _further(
@@ -71,7 +70,10 @@ def _further(
     if test is None or ("teacher.gradients" in measure.needs and (teacher is None or teacher.net is None)):
         return {}
     network = student.network if trained(student) else None
-    found = measure(network, teacher and teacher.net, test, device=device, samples=samples)
+    where: dict[str, Any] = {"device": device, "samples": samples}
+    if "generator" in measure.needs:
+        where["weights"] = student.folder / "generator.safetensors"
+    found = measure(network, teacher and teacher.net, test, **where)
     return {f"{name}/{k}" if k else name: v for k, v in found.items()}
 
 

@@ -170,7 +170,8 @@ def _produce(composition: Composition, bench: RunContext, clock: Clock, work: Pa
     controls: dict[str, FitResult | None] = {}
     for name, control in composition.controls.items():
         controls[name] = None
-        if (own := control_of(control, dataset, teacher, student)) is not None:
+        own = control_of(control, dataset, teacher, student) if trained(student) else None
+        if own is not None:
             given = handed(teacher, asks=own.asks, source_teacher=obtain_source_teacher(own, composition, bench))
             controls[name] = fit(own, bench, phase=name, **given)
 
