@@ -25,7 +25,7 @@ class Individual:
 
     ``weights``: its state dict; ``moments``: the optimiser's state, a dict per parameter; ``operator``: what made it;
     ``images`` (N, C, H, W), ``labels`` (N,) and ``scores`` (N,): what it made of the evaluation's latents, of which
-    classes, and the discriminator's scores; ``fitness``: over all ranks, the higher the better.
+    classes, and the discriminator's scores; ``fitness``: the higher the better, a scalar of this rank until ranks have agreed on its mean.
     """
 
     weights: dict[str, Tensor]
@@ -34,7 +34,7 @@ class Individual:
     images: Tensor | None = None
     labels: Tensor | None = None
     scores: Tensor | None = None
-    fitness: float = 0.0
+    fitness: float | Tensor = 0.0
 
     def saved(self) -> dict[str, Any]:
         """Everything as tensors and plain values, for a checkpoint."""
@@ -67,21 +67,28 @@ class Host:
         self.net, self.optimizer = net, optimizer
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.counts_there = any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
+        self.live = net.state_dict()
 
     @torch.no_grad()
     def put(self, individual: Individual) -> None:
         """Give the network an individual's weights and the optimiser its state."""
-        self.net.load_state_dict(individual.weights)
+        into, out = list(self.live.values()), [individual.weights[name] for name in self.live]
         for p, moments in zip(self.parameters, individual.moments, strict=True):
-            state = self.optimizer.state[p] = _cloned(moments)
-            if self.counts_there and "step" in state:  # a checkpoint's tensors are on the CPU
-                state["step"] = state["step"].to(p.device)
+            state = self.optimizer.state[p]
+            if state.keys() == moments.keys() and all(isinstance(v, Tensor) for v in state.values()):
+                into += state.values()
+                out += [moments[key] for key in state]
+            else:
+                state = self.optimizer.state[p] = _cloned(moments)
+                if self.counts_there and "step" in state:  # a checkpoint's tensors are on the CPU
+                    state["step"] = state["step"].to(p.device)
+        torch._foreach_copy_(into, out)
 
     @torch.no_grad()
     def take(self, operator: str) -> Individual:
         """An individual with the present weights and optimiser's state, made by ``operator``."""
         moments = [_cloned(self.optimizer.state.get(p, {})) for p in self.parameters]
-        return Individual(_cloned(self.net.state_dict()), moments, operator)
+        return Individual(_cloned(self.live), moments, operator)
 
     def begin_child(self, how: ChildAdam) -> None:
         """Say what a child gets of the optimiser's state of the parent that was put in before.

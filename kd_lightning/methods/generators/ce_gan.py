@@ -26,27 +26,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from kd_lightning.data.batches import Batch
 from kd_lightning.distributed import collectives
-from kd_lightning.errors import ConfigError
 from kd_lightning.losses.evolution import diversity, quality
-from kd_lightning.losses.gan import gradient_penalty, heuristic_g, least_squares_g, logistic_d, minimax_g
+from kd_lightning.losses.gan import gradient_penalty, logistic_d
 from kd_lightning.methods.base.conditional_gan import ConditionalGan
 from kd_lightning.methods.base.distiller import LastBatch
 from kd_lightning.methods.base.freezing import frozen
 from kd_lightning.methods.base.population import ChildAdam, Host, Individual, couples, fittest, lesson
 from kd_lightning.methods.base.protocols import WhiteTeacher
-from kd_lightning.methods.generators.evolution_monitor import EvolutionMonitor, warn_of_mixing
+from kd_lightning.methods.generators.evolution_monitor import EvolutionMonitor, has_batch_norm, warn_of_mixing
+from kd_lightning.methods.generators.mutations import MUTATIONS, check_sizes, unit_length
 from kd_lightning.networks.generators.gan_blocks import from_pixels, to_pixels
 
-MUTATIONS = {"heuristic": heuristic_g, "least_squares": least_squares_g, "minimax": minimax_g}
 Latents = tuple[Tensor, ...]
 """z (N, latent), and for a conditional generator labels (N,)."""
 
@@ -104,9 +104,11 @@ class CeGan(ConditionalGan):
         self.prior, self.draws, self.conditional = prior, draws, conditional
         self.child_adam, self.mutation_grad, self.least_squares_on = child_adam, mutation_grad, least_squares_on
         self.population: list[Individual] = []
+        self.host: Host | None = None
         self.watch = EvolutionMonitor([*self.mutations, *(["crossover"] if crossovers else [])])
-        if penalty:
-            warn_of_mixing(self.discriminator)
+        self.mixes = has_batch_norm(self.discriminator)
+        if self.mixes and penalty:
+            warn_of_mixing()
 
     @classmethod
     def needs(
@@ -130,43 +132,48 @@ class CeGan(ConditionalGan):
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """One generation on a batch of real images."""
         opt_d, opt_g = self.opts()
-        host = Host(self.learner, opt_g.optimizer)
+        if self.host is None:
+            self.host = Host(self.learner, opt_g.optimizer)
         if not self.population:
-            self.population = [host.take("none")] * self.population_size
+            self.population = [self.host.take("none")] * self.population_size
         part = math.ceil(len(batch.x) / self.d_steps)
         judged = max(math.ceil(len(batch.x) / self.population_size), self.eval_size)
 
-        # Mutation, and evaluation of the mutants
+        # Mutation, and evaluation of each mutant
+        self.discriminator.eval()
         trial = self.latents(judged)
         mutants = []
         for parent in self.population:
             seed = self.latents(part)
             for mutation in self.mutations:
                 seed = self.latents(part) if self.draws == "fresh" else seed
-                mutants.append(self.mutant(host, opt_g, parent, mutation, seed))
-        mutants = self.judged(host, mutants, trial, batch)
+                mutants.append(self.judged(self.mutant(opt_g, parent, mutation, seed), trial, batch))
+        mutants = agreed(mutants)
 
-        # Crossover, and evaluation of the children
-        children = [self.child(host, opt_g, pair, trial) for pair in couples(mutants, self.crossovers)]
-        children = self.judged(host, children, self.latents(judged) if self.draws == "two" else trial, batch)
+        # Crossover, and evaluation of each child
+        again = self.latents(judged) if self.draws == "two" else trial
+        pairs = couples(mutants, self.crossovers)
+        children = agreed([self.judged(self.child(opt_g, pair, trial), again, batch) for pair in pairs])
 
         # Selection
         self.population = fittest([*mutants, *children], self.population_size)
         best = self.population[0]
-        host.put(best)
+        self.host.put(best)
         self.watch.select(self.population)
 
         # Discriminator, on the images by which the survivors were judged
+        self.discriminator.train()
         made, y = self.replayed()
         real_parts, order = batch.x.chunk(self.d_steps), self.shuffled(len(made)).split(part)
         real_y = batch.y.chunk(self.d_steps) if self.conditional and batch.y is not None else [None] * self.d_steps
         for real, labels, pick in zip(real_parts, real_y, order, strict=False):
             fake = made[pick[: len(real)]]
-            on_real = self.verdict(self.view(real), labels)
-            on_made = self.verdict(self.view(fake), y if y is None else y[pick[: len(real)]])
+            seen = [(self.view(real), labels), (self.view(fake), y if y is None else y[pick[: len(real)]])]
+            between = [self.between(real, fake)] if self.penalty else []
+            on_real, on_made, *rest = self.verdicts(*seen, *((to_pixels(points), labels) for points in between))
             losses = {"d": logistic_d(on_real, on_made)}
-            if self.penalty:
-                losses["penalty"] = self.penalty * self.slope(real, fake, labels)
+            for scores, points in zip(rest, between, strict=True):
+                losses["penalty"] = self.penalty * gradient_penalty(scores, points)
             self.update(opt_d, torch.stack(list(losses.values())).sum())
             self.watch.count_errors(on_real, on_made)
 
@@ -181,51 +188,43 @@ class CeGan(ConditionalGan):
             **self.watch.shares(),
         )
 
-    def mutant(self, host: Host, opt: LightningOptimizer, parent: Individual, mutation: str, seed: Latents) -> Individual:
-        """A parent after one step on a loss, with the images of ``seed``."""
-        host.put(parent)
-        with frozen(self.discriminator, in_eval=True):
+    def mutant(self, opt: LightningOptimizer, parent: Individual, mutation: str, seed: Latents) -> str:
+        """Put a parent into the network and take one step on a loss, with the images of ``seed``; returns the loss."""
+        assert self.host is not None
+        self.host.put(parent)
+        with frozen(self.discriminator):
             scores = self.verdict(self.view(self.made(seed)), *seed[1:])
             if mutation == "least_squares" and self.least_squares_on == "prob":
                 scores = scores.sigmoid()
             opt.zero_grad()
             self.manual_backward(MUTATIONS[mutation](scores))
         if self.mutation_grad == "unit":
-            unit_length(host.parameters)
+            unit_length(self.host.parameters)
         opt.step()
-        return host.take(mutation)
+        return mutation
 
-    def child(
-        self, host: Host, opt: LightningOptimizer, pair: tuple[Individual, Individual], trial: Latents
-    ) -> Individual:
-        """The fitter parent after ``cross_steps`` steps towards the better images of both, in the space of tanh."""
-        host.put(pair[0])
-        host.begin_child(self.child_adam)
+    def child(self, opt: LightningOptimizer, pair: tuple[Individual, Individual], trial: Latents) -> str:
+        """Put the fitter parent into the network and take steps towards the better images, in the space of tanh."""
+        assert self.host is not None
+        self.host.put(pair[0])
+        self.host.begin_child(self.child_adam)
         target = from_pixels(lesson(pair))
         for _ in range(self.cross_steps):
             self.update(opt, F.mse_loss(from_pixels(self.made(trial)).float(), target.float()))
-        return host.take("crossover")
+        return "crossover"
 
-    def judged(self, host: Host, individuals: list[Individual], trial: Latents, real: Batch) -> list[Individual]:
-        """The individuals with images, scores and fitness; every rank finds the same fitness."""
-        found, fits = [], []
-        for individual in individuals:
-            latents = self.latents(len(trial[0])) if self.draws == "fresh" else trial
-            host.put(individual)
-            self.learner.eval()
-            self.discriminator.eval()
-            with torch.no_grad():
-                images = self.made(latents)
-                scores = self.verdict(images, *latents[1:]).float()
-            fits.append(self.fit(scores, images, latents, real))
-            self.learner.train()
-            self.discriminator.train()
-            found.append((individual, images, latents[1] if self.conditional else None, scores))
-        values = collectives.mean(torch.stack(fits)).tolist() if fits else []
-        return [
-            Individual(each.weights, each.moments, each.operator, images, y, scores, value)
-            for (each, images, y, scores), value in zip(found, values, strict=True)
-        ]
+    def judged(self, operator: str, trial: Latents, real: Batch) -> Individual:
+        """The generator in the network, made by ``operator``, with images, scores and this rank's fitness."""
+        assert self.host is not None
+        latents = self.latents(len(trial[0])) if self.draws == "fresh" else trial
+        self.learner.eval()
+        with torch.no_grad():
+            images = self.made(latents)
+            scores = self.verdict(images, *latents[1:]).float()
+        fitness = self.fit(scores, images, latents, real)
+        self.learner.train()
+        labels = latents[1] if self.conditional else None
+        return replace(self.host.take(operator), images=images, labels=labels, scores=scores, fitness=fitness)
 
     def fit(self, scores: Tensor, images: Tensor, latents: Latents, real: Batch) -> Tensor:
         """Fitness of a generator whose images have these scores (N,): a scalar."""
@@ -236,11 +235,10 @@ class CeGan(ConditionalGan):
             loss = logistic_d(on_real, self.verdict(images, *latents[1:]))
             return quality(scores) + self.gamma * diversity(loss, self.discriminator.parameters())
 
-    def slope(self, real: Tensor, fake: Tensor, y: Tensor | None) -> Tensor:
-        """The gradient penalty between pairs of images, in the space of tanh."""
+    def between(self, real: Tensor, fake: Tensor) -> Tensor:
+        """Points on the lines between pairs of images, in the space of tanh, for the gradient penalty."""
         share = torch.rand(len(real), 1, 1, 1, device=self.device, generator=self.rng)
-        points = torch.lerp(from_pixels(fake), from_pixels(real), share).requires_grad_(True)
-        return gradient_penalty(self.verdict(to_pixels(points), y), points)
+        return torch.lerp(from_pixels(fake), from_pixels(real), share).requires_grad_(True)
 
     def latents(self, n: int) -> Latents:
         """Fresh latents z (n, latent), and with ``conditional`` labels (n,)."""
@@ -267,6 +265,13 @@ class CeGan(ConditionalGan):
         """The discriminator's logits (N,) of images, and of their labels if it takes any."""
         scores = self.discriminator(x) if y is None else self.discriminator(x, y)
         return scores.flatten()
+
+    def verdicts(self, *seen: tuple[Tensor, Tensor | None]) -> Sequence[Tensor]:
+        """Logits of several batches: one by one if the discriminator mixes the images of a batch, else at once."""
+        if self.mixes:
+            return [self.verdict(*each) for each in seen]
+        x, y = (list(parts) for parts in zip(*seen, strict=True))
+        return self.verdict(torch.cat(x), None if y[0] is None else torch.cat(y)).split([len(each) for each in x])
 
     def replayed(self) -> tuple[Tensor, Tensor | None]:
         """Images (N, C, H, W) by which the survivors were judged, and labels (N,) if there are any."""
@@ -306,33 +311,9 @@ class CeGan(ConditionalGan):
         self.population = [Individual.restored(each, self.device) for each in state["population"]]
 
 
-def unit_length(parameters: Sequence[nn.Parameter]) -> None:
-    """Scale all gradients together to length 1; gradients of 0 stay."""
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    length = torch.stack(torch._foreach_norm(gradients)).norm()
-    torch._foreach_div_(gradients, length.clamp(min=torch.finfo(length.dtype).tiny))
-
-
-def check_sizes(mutations: Sequence[str], population: int, crossovers: int, draws: str) -> None:
-    """Refuse settings that leave a crossover without its two parents.
-
-    Raises:
-        ConfigError: says which, and what to set.
-    """
-    unknown = [name for name in mutations if name not in MUTATIONS]
-    if unknown or not mutations:
-        raise ConfigError(f"method.mutations={list(mutations)}: expected one or more of {', '.join(MUTATIONS)}")
-    if population < 1 or crossovers < 0:
-        raise ConfigError(f"method.population={population}, method.crossovers={crossovers}: expected 1 or more, 0 or more")
-    mutants = population * len(mutations)
-    if crossovers > math.comb(mutants, 2):
-        raise ConfigError(
-            f"method.crossovers={crossovers}: a population of {population} with {len(mutations)} mutation(s) has "
-            f"{mutants} mutant(s), of which there are {math.comb(mutants, 2)} pair(s): set method.population="
-            f"{population + 1} or more, or method.crossovers={math.comb(mutants, 2)}"
-        )
-    if crossovers and draws == "fresh":
-        raise ConfigError(
-            "method.draws=fresh: a crossover compares two generators on the same latents: set method.draws=common, or "
-            "method.crossovers=0"
-        )
+def agreed(individuals: Sequence[Individual]) -> list[Individual]:
+    """The individuals with fitness as a number, the mean over ranks, so that all ranks select the same."""
+    if not individuals:
+        return []
+    values = collectives.mean(torch.stack([torch.as_tensor(each.fitness) for each in individuals])).tolist()
+    return [replace(each, fitness=value) for each, value in zip(individuals, values, strict=True)]

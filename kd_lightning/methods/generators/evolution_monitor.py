@@ -20,6 +20,7 @@ class EvolutionMonitor(nn.Module):
 
     Args:
         operators: names of all that can make a survivor.
+        least: fewest survivors from which a choice is said to be one-sided.
     """
 
     chosen: Tensor
@@ -27,9 +28,9 @@ class EvolutionMonitor(nn.Module):
     seen: Tensor
     warned: Tensor
 
-    def __init__(self, operators: Sequence[str]) -> None:
+    def __init__(self, operators: Sequence[str], *, least: int = 20) -> None:
         super().__init__()
-        self.operators = tuple(operators)
+        self.operators, self.least = tuple(dict.fromkeys(operators)), least
         self.register_buffer("chosen", torch.zeros(len(self.operators), dtype=torch.long))
         self.register_buffer("errors", torch.zeros((), dtype=torch.long))
         self.register_buffer("seen", torch.zeros((), dtype=torch.long))
@@ -52,7 +53,7 @@ class EvolutionMonitor(nn.Module):
     def tell_choice(self) -> None:
         """Warn if one of several operators has made every survivor."""
         counts = self.chosen.tolist()
-        if len(counts) > 1 and max(counts) == sum(counts) > 0:
+        if len(counts) > 1 and max(counts) == sum(counts) >= self.least:
             only = self.operators[counts.index(max(counts))]
             words = {
                 "crossover": "A child that keeps its parent's momentum is preferred for that, not for what it learned: "
@@ -91,11 +92,15 @@ class EvolutionMonitor(nn.Module):
         self.seen.zero_()
 
 
-def warn_of_mixing(discriminator: nn.Module) -> None:
-    """Warn of a gradient penalty, which is per image, of a discriminator whose batch norm mixes the images of a batch."""
-    if any(isinstance(module, _BatchNorm) for module in discriminator.modules()):
-        warnings.warn(
-            "method.penalty is per image, but the discriminator has batch norm, by which an image's score depends on the "
-            "others (the authors' networks are like that): set method.discriminator.norm=none, or method.penalty=0",
-            stacklevel=2,
-        )
+def has_batch_norm(net: nn.Module) -> bool:
+    """Whether what a network says of an image depends on the others of its batch."""
+    return any(isinstance(module, _BatchNorm) for module in net.modules())
+
+
+def warn_of_mixing() -> None:
+    """Warn of a gradient penalty, which is per image, of a discriminator that mixes the images of a batch."""
+    warnings.warn(
+        "method.penalty is per image, but the discriminator has batch norm, by which an image's score depends on the "
+        "others (the authors' networks are like that): set method.discriminator.norm=none, or method.penalty=0",
+        stacklevel=2,
+    )
