@@ -44,6 +44,7 @@ from kd_lightning.losses.moments import pooled
 from kd_lightning.methods.base.conditional_gan import ConditionalGan
 from kd_lightning.methods.base.distiller import Distiller
 from kd_lightning.methods.generators.biggan import BigGan
+from kd_lightning.methods.generators.ce_gan import CeGan
 from kd_lightning.methods.generators.cvae import Cvae
 from kd_lightning.networks.generators import biggan, sagan
 from kd_lightning.networks.generators.cvae import MlpDecoder, MlpEncoder
@@ -109,7 +110,7 @@ class OfLabel(nn.Module):
 
 def gan_networks(method: type[Distiller], *, batch_norm: bool) -> dict[str, nn.Module]:
     """Generator and discriminator for classes or for numbers."""
-    classes = method is BigGan
+    classes = method in (BigGan, CeGan)
     small: dict[str, Any] = {"channels": 1, "size": 8}
     if batch_norm and classes:
         g: nn.Module = biggan.BigGanGenerator(num_classes=CLASSES, latent=LATENT, widths=8, **small)
@@ -167,7 +168,7 @@ def made(name: str, batch: int, *, batch_norm: bool) -> Distiller:
         list(teacher.parameters())[-2].mul_(20)  # opinions
     given = {"latent": LATENT, "batch_size": batch, "kd_batch_size": batch, "image": (1, 8, 8), "num_classes": CLASSES}
     given |= dict.fromkeys(("optimizer", "optimizer_g", "optimizer_d", "optimizer_head"), partial(sgd, lr=0.05))
-    given |= {"temperature": 4.0}
+    given |= {"temperature": 4.0, "eval_size": batch}
     if issubclass(case.target, ConditionalGan):
         given |= gan_networks(case.target, batch_norm=batch_norm)
     elif case.target is Cvae:
@@ -222,7 +223,7 @@ def with_one_noise(method: Distiller, loader: Any) -> None:
     method.noise = noise  # type: ignore[method-assign]
     if isinstance(method, ConditionalGan):
         method.look = lambda: None  # type: ignore[method-assign]
-    if isinstance(method, BigGan):
+    if isinstance(method, BigGan | CeGan):
         method.classes = lambda n: noise(n).mul(100).long().remainder(CLASSES)  # type: ignore[method-assign]
     if isinstance(loader, GeneratedLoader):
         seeded = torch.Generator().manual_seed

@@ -42,6 +42,7 @@ from kd_lightning.methods.data_free.rdskd import RdskdGenerator
 from kd_lightning.methods.data_free.zskt import Zskt
 from kd_lightning.methods.generators.biggan import BigGan
 from kd_lightning.methods.generators.ccgan import CcGan
+from kd_lightning.methods.generators.ce_gan import CeGan
 from kd_lightning.methods.generators.cvae import Cvae
 from kd_lightning.methods.real_data.bss import Bss
 from kd_lightning.methods.real_data.distill import Distill
@@ -455,6 +456,7 @@ CASES = {
     "cvae": Case(method=Cvae, ranks={}),
     "biggan": Case(method=BigGan, ranks={"ema": 0.5, "d_steps": 2}),
     "ccgan": Case(method=CcGan, ranks={"d_steps": 2}),
+    "ce_gan": Case(method=CeGan, ranks={"conditional": True, "prior": "normal", "penalty": 0.0}),
 }
 TOY = {name: case for name, case in CASES.items() if case.broken}
 """Those whose student solves the toy problem."""
