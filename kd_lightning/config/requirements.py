@@ -16,6 +16,7 @@ from kd_lightning.config.overrides import nearest
 from kd_lightning.config.signatures import as_dict
 from kd_lightning.core.tasks import Regression
 from kd_lightning.distributed.device import fast_precision
+from kd_lightning.errors import ConfigError
 from kd_lightning.methods.base.distiller import Distiller
 from kd_lightning.teachers.access import LEVELS
 
@@ -50,7 +51,11 @@ def needs_faults(path: str, fit: Training, teacher: TeacherSettings | None, *, n
         base = f"{Distiller.__module__}.{Distiller.__name__}"
         yield f"{path}._target_: {getattr(method, '__name__', method)} is not a method: expected a subclass of {base}"
         return
-    needs, name = fit.method.requirements(), method.__name__
+    try:
+        needs, name = fit.method.requirements(), method.__name__
+    except ConfigError as fault:
+        yield str(fault).replace("method.", f"{path}.")
+        return
     yield from _teacher_faults(path, name, needs, teacher, method.instead_of_gradients)
     yield from _task_faults(path, name, needs, numbers)
     yield from _block_faults(path, fit, teacher)
@@ -158,8 +163,6 @@ def metric_faults(composition: Composition) -> Iterator[str]:
             continue
         needs = node.requirements()
         yield from _task_faults(f"metrics.{name}", getattr(metric, "__name__", name), needs, numbers)
-        if "generator" in needs and getattr(_class_of(composition.method), "trains_student", False):
-            yield f"metrics.{name}: measures a generator, but the method trains a student: leave it out with metrics=none"
         if "teacher.gradients" in needs and (teacher is None or teacher.access != "white"):
             offered = "teacher=none" if teacher is None else f"teacher.access={teacher.access} gives answers alone"
             yield f"metrics.{name}: follows the teacher's gradients, but {offered}: leave it out with metrics=none"
