@@ -223,9 +223,7 @@ def evolved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("phase", "calls"), [("mutant", 20), ("judged", 25), ("child", 3), ("replayed", 3), ("verdicts", 10), ("keep", 4)]
 )
-def test_an_evolution_killed_in_a_phase_of_a_generation(
-    phase: str, calls: int, evolved: Path, tmp_path: Path
-) -> None:
+def test_an_evolution_killed_in_a_phase_of_a_generation(phase: str, calls: int, evolved: Path, tmp_path: Path) -> None:
     """In its fourth or fifth of six; every generation has six mutants, a child, and three steps against them."""
     child = FORKS.Process(target=evolve_until_killed, args=(tmp_path / "cut", tmp_path / "b", phase, calls))
     child.start()

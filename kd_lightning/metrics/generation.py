@@ -53,7 +53,13 @@ class Generation:
         seed: int = 0,
     ) -> None:
         self.generator, self.latent, self.name, self.prior = generator, latent, name, prior
-        self.conditional, self.classifier, self.images, self.share, self.seed = conditional, classifier, images, share, seed
+        self.conditional, self.classifier, self.images, self.share, self.seed = (
+            conditional,
+            classifier,
+            images,
+            share,
+            seed,
+        )
 
     @torch.no_grad()
     def __call__(
@@ -110,6 +116,10 @@ class Generation:
         if self.classifier is None:
             return None if teacher is None else teacher.to(device)
         net = self.classifier["network"]
-        net = Normalized(net, mean=self.classifier["mean"], std=self.classifier["std"]) if "mean" in self.classifier else net
+        net = (
+            Normalized(net, mean=self.classifier["mean"], std=self.classifier["std"])
+            if "mean" in self.classifier
+            else net
+        )
         load_weights(net, self.classifier["weights"])
         return net.eval().to(device)

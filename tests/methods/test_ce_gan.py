@@ -63,7 +63,11 @@ def host(lr: float = 1e-3, momentum: float = 0.0) -> Host:
     """A generator that has taken two steps, and its optimiser."""
     torch.manual_seed(0)
     net = LinearGenerator(latent=LATENT, widths=(16,))
-    opt = torch.optim.SGD(net.parameters(), lr=lr, momentum=momentum) if momentum else torch.optim.Adam(net.parameters(), lr)
+    opt = (
+        torch.optim.SGD(net.parameters(), lr=lr, momentum=momentum)
+        if momentum
+        else torch.optim.Adam(net.parameters(), lr)
+    )
     for _ in range(2):
         opt.zero_grad()
         net(torch.randn(4, LATENT)).sum().backward()
@@ -339,7 +343,9 @@ def test_raw_gradients_of_least_squares_are_the_largest_and_unit_ones_are_not() 
 
 def test_least_squares_on_probabilities_vanishes_where_the_discriminator_is_sure() -> None:
     for on, moves in (("logit", True), ("prob", False)):
-        method = evolving(mutations=["least_squares"], crossovers=0, mutation_grad="raw", least_squares_on=on, penalty=0.0)
+        method = evolving(
+            mutations=["least_squares"], crossovers=0, mutation_grad="raw", least_squares_on=on, penalty=0.0
+        )
         method.make_optimizer_g = partial(torch.optim.SGD, lr=1.0)
         with torch.no_grad():
             list(method.discriminator.parameters())[-1].fill_(-40.0)

@@ -34,7 +34,9 @@ def check_sizes(mutations: Sequence[str], population: int, crossovers: int, draw
     if unknown or not mutations:
         raise ConfigError(f"method.mutations={list(mutations)}: expected one or more of {', '.join(MUTATIONS)}")
     if population < 1 or crossovers < 0:
-        raise ConfigError(f"method.population={population}, method.crossovers={crossovers}: expected 1 or more, 0 or more")
+        raise ConfigError(
+            f"method.population={population}, method.crossovers={crossovers}: expected 1 or more, 0 or more"
+        )
     mutants = population * len(mutations)
     if crossovers > math.comb(mutants, 2):
         raise ConfigError(

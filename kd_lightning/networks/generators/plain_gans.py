@@ -33,7 +33,14 @@ class DcganGenerator(nn.Module):
     """
 
     def __init__(
-        self, *, latent: int = 100, channels: int = 3, size: int = 32, ngf: int = 128, first: int = 4, norm: Norm = "none"
+        self,
+        *,
+        latent: int = 100,
+        channels: int = 3,
+        size: int = 32,
+        ngf: int = 128,
+        first: int = 4,
+        norm: Norm = "none",
     ) -> None:
         super().__init__()
         times = doublings(size, first, of="DcganGenerator")
@@ -90,7 +97,9 @@ class LinearGenerator(nn.Module):
         widths: of the hidden layers.
     """
 
-    def __init__(self, *, latent: int = 16, channels: int = 1, size: int = 8, widths: Sequence[int] = (128, 128)) -> None:
+    def __init__(
+        self, *, latent: int = 16, channels: int = 1, size: int = 8, widths: Sequence[int] = (128, 128)
+    ) -> None:
         super().__init__()
         self.shape = (channels, size, size)
         layers: list[nn.Module] = []
