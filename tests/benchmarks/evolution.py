@@ -118,15 +118,21 @@ def main() -> None:
     generator, critic = LinearGenerator(latent=LATENT), LinearCritic()
     adam = partial(torch.optim.Adam, lr=2e-4, betas=(0.5, 0.999), fused=True)
     ours = CeGan(
-        **{
-            "student": nn.Linear(1, 1),
-            "teacher": None,
-            "task": Classification(10),
-            "log_every": 1,
-            "show_every": 10**9,
-        },
-        **{"generator": generator, "discriminator": critic, "optimizer_d": adam, "optimizer_g": adam, "latent": LATENT},
-        **{"eval_size": EVAL, "d_steps": STEPS, "draws": "two", "child_adam": "inherit", "mutation_grad": "raw"},
+        student=nn.Linear(1, 1),
+        teacher=None,
+        task=Classification(10),
+        log_every=1,
+        show_every=10**9,
+        generator=generator,
+        discriminator=critic,
+        optimizer_d=adam,
+        optimizer_g=adam,
+        latent=LATENT,
+        eval_size=EVAL,
+        d_steps=STEPS,
+        draws="two",
+        child_adam="inherit",
+        mutation_grad="raw",
         **({"fitness": "quality_diversity", "gamma": 0.01} if args.diversity else {}),
     )
     theirs = Theirs(args.references, generator, critic, args)

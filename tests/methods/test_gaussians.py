@@ -43,8 +43,15 @@ def test_points_are_evolved_as_images_are() -> None:
     torch.manual_seed(0)
     adams = partial(adam, lr=1e-3, betas=(0.5, 0.999))
     method = CeGan(
-        **{"student": nn.Linear(1, 1), "teacher": None, "task": Classification(4), "latent": 2, "prior": "normal"},
-        **{"generator": Thrower(8), "discriminator": Umpire(8), "optimizer_d": adams, "optimizer_g": adams},
+        student=nn.Linear(1, 1),
+        teacher=None,
+        task=Classification(4),
+        latent=2,
+        prior="normal",
+        generator=Thrower(8),
+        discriminator=Umpire(8),
+        optimizer_d=adams,
+        optimizer_g=adams,
         eval_size=64,
         crossovers=2,
     )

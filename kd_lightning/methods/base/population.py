@@ -25,7 +25,8 @@ class Individual:
 
     ``weights``: its state dict; ``moments``: the optimiser's state, a dict per parameter; ``operator``: what made it;
     ``images`` (N, C, H, W), ``labels`` (N,) and ``scores`` (N,): what it made of the evaluation's latents, of which
-    classes, and the discriminator's scores; ``fitness``: the higher the better, a scalar of this rank until ranks have agreed on its mean.
+    classes, and the discriminator's scores; ``fitness``: the higher the better, a scalar of this rank until ranks have
+    agreed on its mean.
     """
 
     weights: dict[str, Tensor]
@@ -94,8 +95,8 @@ class Host:
         """Say what a child gets of the optimiser's state of the parent that was put in before.
 
         Args:
-            how: ``inherit`` all of it, so that momentum moves the child even where it has nothing to learn; ``zero`` the
-                running mean of gradients, and keep the scale of the steps; ``fresh``: nothing, as in a first step.
+            how: ``inherit`` all of it, so that momentum moves the child even where it has nothing to learn; ``zero``
+                the running mean of gradients, and keep the scale of the steps; ``fresh``: nothing, as in a first step.
         """
         if how == "fresh":
             self.optimizer.state.clear()
@@ -120,7 +121,7 @@ def lesson(pair: Sequence[Individual]) -> Tensor:
 
 def fittest(individuals: Sequence[Individual], number: int) -> list[Individual]:
     """The ``number`` individuals of highest fitness, the fittest first; of equal ones the later made."""
-    return sorted(reversed(individuals), key=lambda each: each.fitness, reverse=True)[:number]
+    return sorted(individuals[::-1], key=lambda each: each.fitness, reverse=True)[:number]
 
 
 def _cloned(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -65,7 +65,7 @@ class CeGan(ConditionalGan):
         penalty: weight of the discriminator's gradient penalty.
         prior: of z, ``uniform`` in [-1, 1] or ``normal``.
         draws: which latents are shared, ``common``, ``two`` or ``fresh``; see the deviations.
-        child_adam: what a child gets of its fitter parent's optimiser, ``inherit``, ``zero`` (no momentum) or ``fresh``.
+        child_adam: what a child gets of its fitter parent's optimiser: ``inherit``, ``zero`` (no momentum), ``fresh``.
         mutation_grad: ``raw``, or ``unit``: gradients of all losses scaled to length 1.
         least_squares_on: what least squares moves to 1, the ``logit`` or its sigmoid, ``prob``.
         conditional: whether the networks also take labels, classes drawn evenly.

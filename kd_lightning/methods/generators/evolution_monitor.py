@@ -83,8 +83,8 @@ class EvolutionMonitor(nn.Module):
         if wrong == 0 and self.seen and not self.warned:
             self.warned.fill_(True)
             warnings.warn(
-                f"the discriminator was right about every one of {int(self.seen):,} images in epoch {epoch}: generators "
-                "learn little from it, and minimax nothing. Lower method.optimizer_d.lr or method.d_steps, or raise "
+                f"the discriminator was right about every one of {int(self.seen):,} images in epoch {epoch}: "
+                "generators learn little from it, and minimax nothing. Lower method.optimizer_d.lr or method.d_steps, or raise "
                 "method.penalty",
                 stacklevel=2,
             )

@@ -1,4 +1,4 @@
-"""The losses by which E-GAN and CE-GAN vary a generator, the length of their gradients, and how many variants they take.
+"""Losses by which E-GAN and CE-GAN vary a generator, the length of their gradients, and how many variants they take.
 
 E-GAN: Wang et al., IEEE TEVC 2019; CE-GAN: Li et al., IJCNN 2021.
 """
