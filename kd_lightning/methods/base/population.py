@@ -121,7 +121,7 @@ def lesson(pair: Sequence[Individual]) -> Tensor:
 
 def fittest(individuals: Sequence[Individual], number: int) -> list[Individual]:
     """The ``number`` individuals of highest fitness, the fittest first; of equal ones the later made."""
-    return sorted(individuals[::-1], key=lambda each: each.fitness, reverse=True)[:number]
+    return sorted(individuals, key=lambda each: each.fitness)[::-1][:number]
 
 
 def _cloned(state: Mapping[str, Any]) -> dict[str, Any]:

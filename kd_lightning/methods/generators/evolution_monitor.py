@@ -84,8 +84,8 @@ class EvolutionMonitor(nn.Module):
             self.warned.fill_(True)
             warnings.warn(
                 f"the discriminator was right about every one of {int(self.seen):,} images in epoch {epoch}: "
-                "generators learn little from it, and minimax nothing. Lower method.optimizer_d.lr or method.d_steps, or raise "
-                "method.penalty",
+                "generators learn little from it, and minimax nothing. Lower method.optimizer_d.lr or method.d_steps, "
+                "or raise method.penalty",
                 stacklevel=2,
             )
         self.errors.zero_()
