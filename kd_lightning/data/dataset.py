@@ -38,6 +38,7 @@ class Dataset:
         skipped: images left out because they could not be decoded.
         shape: (C,H,W), needed where there is no part to read it from.
         task: the meaning of the labels, where they are no classes.
+        unlabelled: uint8 (N,C,H,W), training images without labels of another domain, to which ``test`` then belongs.
 
     Raises:
         DataError: a label is outside the classes, or outside the range of the task.
@@ -53,6 +54,7 @@ class Dataset:
     skipped: int = 0
     shape: tuple[int, int, int] | None = None
     task: Task = None  # type: ignore[assignment]  # never None after __post_init__
+    unlabelled: Tensor | None = None
 
     def __post_init__(self) -> None:
         task = self.task or Classification(len(self.classes))

@@ -67,7 +67,7 @@ def plan(composition: Composition, promised: set[str] | None = None) -> Plan:
     kept = Store(composition.artifacts.root, reuse=composition.artifacts.reuse)
     with tempfile.TemporaryDirectory(prefix="kd_plan_") as place:
         store = Overlay(kept, Path(place))
-        dataset = load_data(composition.data, store)
+        dataset = load_data(composition.data, store, composition.source)
         key = dataset_digest(dataset)
         run = store.path("run", identity(composition, key))
         stored = (run / "artifact.json").is_file()

@@ -111,7 +111,7 @@ def _kept_or_made(composition: Composition, folder: Path) -> dict[str, Any]:
 
     # Data
     with clock("data"):
-        dataset = load_data(composition.data, store)
+        dataset = load_data(composition.data, store, composition.source)
         data_key = dataset_digest(dataset)
 
     # Run, unless the store holds the result of the same run
