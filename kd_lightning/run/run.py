@@ -27,7 +27,7 @@ from kd_lightning.engine.data import load_data
 from kd_lightning.engine.fit import FitResult, RunContext, fit
 from kd_lightning.results.provenance import header_of, leave_reason, parameters, peak_memory
 from kd_lightning.results.student_files import save_student
-from kd_lightning.run.measured import Fits, tested, trained
+from kd_lightning.run.measured import ADAPTED, Fits, tested, trained
 from kd_lightning.run.stages_and_controls import control_of, handed, weak_teacher
 from kd_lightning.run.teacher import TeacherHandle, obtain_source_teacher, obtain_teacher
 from kd_lightning.store.artifacts import Store, copy_into, file_digest, names_file, remedy, write_json, writing
@@ -289,5 +289,7 @@ def _keep(stages: Mapping[str, FitResult], student: FitResult, card: Mapping[str
                     shutil.copyfile(file, work / "stages" / name / file.name)
         if not trained(student):
             shutil.copyfile(student.folder / "generator.safetensors", work / "generator.safetensors")
+        if (adapted := student.folder / ADAPTED).is_file():
+            shutil.copyfile(adapted, work / ADAPTED)
     if trained(student):
         save_student(student.network, work, card)
