@@ -116,10 +116,9 @@ def blended(images: Tensor, pictures: Tensor, places: Tensor, seed: int) -> Tens
         places: of the digits in their base, int64 (N,): the crop depends on the place and the seed only.
         seed: of the crops.
     """
-    generator = torch.Generator().manual_seed(seed)
     most = int(places.max()) + 1 if len(places) else 0
-    which = (torch.rand(most, generator=generator)[places] * len(pictures)).long()
-    corner = torch.rand(most, 2, generator=generator)[places]
+    draw = torch.rand(most, 3, generator=torch.Generator().manual_seed(seed))[places]  # row by row
+    which, corner = (draw[:, 0] * len(pictures)).long(), draw[:, 1:]
     ground = torch.cat(
         [crops(pictures, w, c, images.shape[-1]) for w, c in zip(which.split(2048), corner.split(2048), strict=True)]
     )
