@@ -60,8 +60,8 @@ class TwoDomains:
         taken = inspect.signature(self.target).parameters
         if "train" in taken and taken["train"].default is not None:
             raise ConfigError(
-                f"source.target.train={taken['train'].default}: such a choice keeps classes in proportion, for which it "
-                "reads labels. Set source.target.train=null and source.images to the number of images"
+                f"source.target.train={taken['train'].default}: such a choice reads labels, to keep classes in proportion. "
+                "Set source.target.train=null and source.images to the number of images"
             )
         given = {"val": 0} if "val" in taken else {}
         return moved_to(dataset, self.target(**given, **({"store": store} if "store" in taken else {})))

@@ -5,8 +5,9 @@
 
 DIR holds checkouts, which nothing here fetches: DAFL (huawei-noah/DAFL), RDSKD (PengchaoHan/RDSKD), DFAD
 (VainF/Data-Free-Adversarial-Distillation), ZSKT (polo5/ZeroShotKnowledgeTransfer), DeepInversion
-(NVlabs/DeepInversion), DataFree (zju-vipa/DataFree), Fast (zju-vipa/Fast-Datafree), KD_UDA (LIVIAETS/KD_UDA). Their scripts are executed as they
-are, until enough backward passes were seen; CUDA, data sets and loggers that they ask for are stood in for.
+(NVlabs/DeepInversion), DataFree (zju-vipa/DataFree), Fast (zju-vipa/Fast-Datafree), KD_UDA
+(LIVIAETS/KD_UDA). Their scripts are executed as they are, until enough backward passes were seen; CUDA, data sets and
+loggers that they ask for are stood in for.
 
 First the losses are compared over ``--steps`` steps of a small batch, relative where they exceed 1: in the first step,
 over all of them, and over all of them in double precision, where what rounding did to the others is gone. Then steps

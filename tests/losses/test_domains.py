@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -89,7 +90,7 @@ def test_beta_grows_exponentially_with_the_natural_logarithm() -> None:
     assert beta[0] == 0.1
     assert beta[200] == pytest.approx(0.3)
     assert beta[399] == pytest.approx(0.8951, abs=1e-4)  # the logarithm to the base 10 would end at 0.2597
-    assert {round(b / a, 12) for a, b in zip(beta, beta[1:], strict=False)} == {round(9 ** (1 / 400), 12)}
+    assert {round(b / a, 12) for a, b in pairwise(beta)} == {round(9 ** (1 / 400), 12)}
     assert sum(b < 0.5 for b in beta) / 400 == pytest.approx(0.7325, abs=0.0025)
     assert grown("exponential", 7, 10, 0.4, 0.4) == grown("constant", 7, 10, 0.4, 0.9) == 0.4
     assert grown("linear", 5, 10, 0.1, 0.9) == pytest.approx(0.5)

@@ -135,7 +135,7 @@ def _pictures(ground: str | Path | None, store: Store | None, size: int, channel
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in ENCODINGS)
     if len(files) < 2:
         raise DataError(
-            f"digit_domain: {folder} holds {len(files)} pictures, at least 2 are needed; or blend digits with drawn "
-            "textures: ground=null"
+            f"digit_domain: {folder} holds {len(files)} pictures, at least 2 are needed. Name a folder of pictures, or "
+            "blend digits with drawn textures by data.ground=null or source.target.ground=null"
         )
     return decoded(folder, files, size=max(SIDE, size), channels=3, store=store, skip_bad=False)[0]
