@@ -9,7 +9,7 @@ import torch
 
 from kd_lightning.data.dataset import Dataset
 from kd_lightning.data.domains import moved_to
-from kd_lightning.data.loader import Augmentation
+from kd_lightning.data.loader import Augmentation, TensorLoader
 from kd_lightning.data.streams import StreamsLoader
 from kd_lightning.errors import ConfigError, DataError
 from kd_lightning.sources.context import Context
@@ -19,7 +19,7 @@ from kd_lightning.store.artifacts import Store
 class TwoDomains:
     """Batches of the run's data with labels, and of ``target`` without; the run is then tested on ``target``.
 
-    An epoch is a pass over the labelled images. The labels of the target's training images are not read: neither by
+    An epoch is a pass over the labelled images, which is all that methods see that do not take two streams. The labels of the target's training images are not read: neither by
     training nor by a choice of images that keeps classes in proportion.
 
     Args:
@@ -31,7 +31,7 @@ class TwoDomains:
         seed: of the choice of images.
     """
 
-    offers = frozenset({"source.two_streams"})
+    offers = frozenset({"source.two_streams", "source.images", "source.labels"})
     needs = frozenset({"task.classification"})
 
     def __init__(
@@ -66,13 +66,16 @@ class TwoDomains:
         given = {"val": 0} if "val" in taken else {}
         return moved_to(dataset, self.target(**given, **({"store": store} if "store" in taken else {})))
 
-    def prepare(self, context: Context) -> StreamsLoader:
-        """A loader of both streams.
+    def prepare(self, context: Context) -> StreamsLoader | TensorLoader:
+        """A loader of both streams, or of the labelled one for a method that does not take two.
 
         Raises:
             DataError: the run's data have no second domain, or fewer images than asked for.
         """
         split, unlabelled = context.real(), context.dataset.unlabelled
+        labelled = context.serve(split.images, split.labels, batch_size=self.batch_size, augment=self.augment)
+        if "source.two_streams" not in context.needs:
+            return labelled
         if unlabelled is None:
             raise DataError(
                 "source=two_domains of a stage or a control: the run's own source has to be source=two_domains, for "
@@ -86,6 +89,5 @@ class TwoDomains:
                 )
             order = torch.randperm(len(unlabelled), generator=torch.Generator().manual_seed(self.seed))
             unlabelled = unlabelled[order[: self.images].sort().values]
-        labelled = context.serve(split.images, split.labels, batch_size=self.batch_size, augment=self.augment)
         other = context.serve(unlabelled, batch_size=self.batch_size, augment=self.augment)
         return StreamsLoader(labelled, other, batches=len(labelled))

@@ -40,6 +40,10 @@ def source(target: Any, **settings: Any) -> TwoDomains:
     return TwoDomains(target=target, **{"batch_size": 8, **settings})
 
 
+def streamed(**given: Any) -> Any:
+    return context(needs={"source.two_streams"}, **given)
+
+
 def moved(target: Any, tmp_path: Path, **settings: Any) -> Dataset:
     return source(target, **settings).moved(domain("labelled", seed=1), Store(tmp_path))
 
@@ -87,7 +91,7 @@ def test_shuffled_training_labels_of_the_target_change_no_bit(tmp_path: Path) ->
 
     found, same = moved(lambda: domain("b"), tmp_path), moved(shuffled, tmp_path)
     assert dataset_digest(found) == dataset_digest(same)
-    batches = [list(source(None, images=25).prepare(context(dataset=each))) for each in (found, same)]
+    batches = [list(source(None, images=25).prepare(streamed(dataset=each))) for each in (found, same)]
     for a, b in zip(*batches, strict=True):
         assert torch.equal(a.unlabelled.x, b.unlabelled.x)
         assert a.unlabelled.y is b.unlabelled.y is None
@@ -122,24 +126,24 @@ def test_a_choice_of_the_targets_images_by_their_labels_is_refused(tmp_path: Pat
 
 def test_how_it_is_served(tmp_path: Path) -> None:
     found = moved(lambda: domain("b", n=25), tmp_path)
-    loader = source(None).prepare(context(dataset=found))
+    loader = source(None).prepare(streamed(dataset=found))
     assert len(loader) == 5  # a pass over the labelled images; the others begin again
     seen = [i for batch in loader for i in batch.unlabelled.index.tolist()]
     assert len(seen) == 40
     assert len(set(seen[:24])) == 24
-    few = source(None, images=10).prepare(context(dataset=found)).unlabelled.images
+    few = source(None, images=10).prepare(streamed(dataset=found)).unlabelled.images
     assert found.unlabelled is not None
     assert len(few) == 10
     assert all((found.unlabelled == image).flatten(1).all(1).any() for image in few)
     with pytest.raises(DataError, match=r"source.images=26: the target has 25"):
-        source(None, images=26).prepare(context(dataset=found))
+        source(None, images=26).prepare(streamed(dataset=found))
     with pytest.raises(DataError, match="the run's own source has to be"):
-        source(None).prepare(context(dataset=domain("labelled")))
+        source(None).prepare(streamed(dataset=domain("labelled")))
 
 
 def test_ranks_share_both_streams(tmp_path: Path) -> None:
     found = moved(lambda: domain("b"), tmp_path)
-    both = [source(None, batch_size=4).prepare(context(dataset=found, rank=rank, world=2)) for rank in (0, 1)]
+    both = [source(None, batch_size=4).prepare(streamed(dataset=found, rank=rank, world=2)) for rank in (0, 1)]
     for part in ("labelled", "unlabelled"):
         seen = [[i for batch in loader for i in getattr(batch, part).index.tolist()] for loader in both]
         assert sorted(seen[0] + seen[1]) == list(range(40))
