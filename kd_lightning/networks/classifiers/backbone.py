@@ -1,4 +1,4 @@
-"""ResNets of full width for large images, which start from torchvision's weights for ImageNet but for the last layer."""
+"""ResNets of full width for large images, starting from torchvision's weights for ImageNet but for the last layer."""
 
 from pathlib import Path
 
