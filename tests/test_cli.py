@@ -146,7 +146,6 @@ def test_wrong_overrides_end_with_all_of_them_and_code_2(run, tmp_path):
         COMMAND,
         "method=dafl",
         "method.lrr=1",
-        "student=resnet21",
         "+teacher.acess=probs",
         "method.oh=abc",
         "data.size=null",
@@ -156,7 +155,7 @@ def test_wrong_overrides_end_with_all_of_them_and_code_2(run, tmp_path):
     first, *lines = done.stderr.strip().splitlines()
     assert first == "error: this composition cannot run:"
     begin = {line.strip().split(":")[0] for line in lines}
-    assert begin == {"student=resnet21", "teacher.acess", "method.lrr", "method.oh", "data.size"}
+    assert begin == {"teacher.acess", "method.lrr", "method.oh", "data.size"}
     assert not (tmp_path / "runs").exists()
 
 
@@ -187,12 +186,21 @@ def test_several_values_without_a_sweep(refused):
     assert refused("seed=0,1") == ["seed=0,1: several values; add -m to run one job for each"]
 
 
-def test_a_sweep_names_every_fault_once(refused):
-    lines = refused("-m", "seed=0,1", "method=kd,kdd,dafll", "student.depht=3")
-    assert [line for line in lines if "kdd" in line] == [
-        "method=kdd: there is no method called kdd; did you mean method=kd?"
+def test_misspelt_members_are_all_named_at_once_without_torch(run):
+    words = ("-m", "problem=mnits", "seed=0,1", "method=kd,kdd,dafll", "network@teacher.net=vgg91", "student.depht=3")
+    code = without_torch(*words).replace("assert not stop.code", "assert stop.code == 2")
+    done = run(sys.executable, "-c", code)
+    assert done.returncode == 0, done.stderr
+    assert [line.strip() for line in done.stderr.splitlines()[1:]] == [
+        "problem=mnits: there is no problem called mnits; did you mean problem=mnist?",
+        "network@teacher.net=vgg91: there is no network called vgg91; did you mean network@teacher.net=vgg11?",
+        "method=kdd: there is no method called kdd; did you mean method=kd?",
+        "method=dafll: there is no method called dafll; did you mean method=dafl?",
     ]
-    assert sum("dafll" in line for line in lines) == 1
+
+
+def test_a_sweep_names_every_fault_once(refused):
+    lines = refused("-m", "seed=0,1", "method=kd,bss", "student.depht=3")
     assert sum(line.startswith("student.depht: SmallConvNet has no such setting") for line in lines) == 1
 
 

@@ -10,6 +10,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING
@@ -123,7 +124,7 @@ def _flags() -> ArgumentParser:
 
 def _refuse_wrong_overrides(args: Namespace) -> bool:
     """Check the overrides of all jobs; returns whether any job only plans."""
-    from kd_lightning.config.overrides import jobs, read, refusal, swept
+    from kd_lightning.config.overrides import absent, jobs, read, refusal, swept
 
     folders = [args.config_dir] if args.config_dir else []
     each = jobs(args.overrides)
@@ -136,6 +137,8 @@ def _refuse_wrong_overrides(args: Namespace) -> bool:
         elif len(each) > 1 and not args.multirun:
             several = [o for o in args.overrides if all(o not in job for job in each)]
             lines |= dict.fromkeys(f"{o}: several values; add -m to run one job for each" for o in several)
+    if misspelt := absent(dict.fromkeys(chain(*each)), folders, args.config_path):
+        raise refusal([*lines, *misspelt])  # at once: what else is wrong may depend on them
     for job in each[:MOST_JOBS]:
         found = read(job, folders, config_path=args.config_path, config_name=args.config_name or "run")
         plans = plans or found.cfg.get("plan") is True
