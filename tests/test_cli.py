@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -180,6 +181,23 @@ def test_a_bug_shows_its_traceback(run, my_conf, tmp_path):
     assert "self.share = 1 / 0" in done.stderr
     assert "ZeroDivisionError" in done.stderr
     assert json.loads((tmp_path / "run" / "result.json").read_text())["method"] == "buggy"
+
+
+def test_it_tells_its_own_version_also_as_a_module(run):
+    assert [run(*start, "--version").stdout for start in ([COMMAND], [sys.executable, "-m", "kd_lightning"])] == [
+        f"kd-lightning {version('kd_lightning')}\n"
+    ] * 2
+
+
+@pytest.mark.parametrize("command", ["kd-lightning", "kd-report"])
+def test_a_closed_pipe_is_no_traceback(command, tmp_path):
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [Path(COMMAND).with_name(command), "--help"], stdout=writing, stderr=subprocess.PIPE, text=True
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, "")
 
 
 def test_several_values_without_a_sweep(refused):

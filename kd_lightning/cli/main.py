@@ -9,6 +9,7 @@ import warnings
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
@@ -21,6 +22,7 @@ from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from kd_lightning.cli.entry import writing_to_a_pipe
 from kd_lightning.config import resolvers
 from kd_lightning.distributed import launch as start
 from kd_lightning.errors import RankLost, UserError
@@ -48,6 +50,11 @@ _PROMISED: set[str] = set()
 
 def main() -> None:
     """Check the command line and hand over to Hydra."""
+    with writing_to_a_pipe():
+        _main()
+
+
+def _main() -> None:
     if sys.argv[1:2] == ["explain"]:
         from kd_lightning.cli.explain import main as explain
 
@@ -67,6 +74,9 @@ def main() -> None:
     args = _flags().parse_known_args()[0]  # Hydra reports the rest
     # the package's settings complete a plugin's launchers, under the names of their documentation
     warnings.filterwarnings("ignore", r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
+    if args.version:
+        print(f"kd-lightning {version('kd_lightning')}")
+        return
     if args.help:
         try:
             _print_help([args.config_dir] if args.config_dir else [])

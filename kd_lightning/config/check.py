@@ -71,7 +71,7 @@ def examined(cfg: DictConfig, names: Mapping[str, str | None] | None = None) -> 
     found |= dict.fromkeys(_key_faults(cfg, plain, everywhere))
     for path, node in [*_targets(plain), *_partial_trainers(plain)]:
         found |= dict.fromkeys(signature_faults(path, node, everywhere))
-    found |= dict.fromkeys([*_trainer_faults(plain), *_shape_faults(plain), *_file_faults(plain)])
+    found |= dict.fromkeys([*_seed_faults(plain), *_trainer_faults(plain), *_shape_faults(plain), *_file_faults(plain)])
     found |= dict.fromkeys(_stage_faults(plain))
     found |= dict.fromkeys([*_compiler_faults(plain), *door_faults(as_dict(plain.get("teacher")))])
     composition: Composition | None = None
@@ -186,12 +186,21 @@ def _trainer_faults(plain: Mapping[str, Any]) -> Iterator[str]:
             value = trainer.get(key)
             if value not in (None, -1, UNKNOWN) and not (key == "accumulate_grad_batches" and value == 1):
                 yield f"{path}.{key}={value}: {why}"
+        if trainer.get("max_epochs") == -1:
+            yield f"{path}.max_epochs=-1: a fit has an end; give the number of epochs"
         yield from rank_faults(path, trainer)
         if (allowed := trainer.get("max_time")) is not UNKNOWN:
             try:
                 duration(allowed)
             except ConfigError as error:
                 yield str(error).replace("trainer", path, 1)
+
+
+def _seed_faults(plain: Mapping[str, Any]) -> Iterator[str]:
+    for key in ("seed", "teacher.seed", "source.seed", "source.teacher.seed"):
+        seed = at(plain, key)
+        if isinstance(seed, int) and not 0 <= seed < 2**32:
+            yield f"{key}={seed}: expected a number from 0 to {2**32 - 1}"
 
 
 def _shape_faults(cfg: Mapping[str, Any]) -> Iterator[str]:
