@@ -197,7 +197,8 @@ def test_a_closed_pipe_is_no_traceback(command, tmp_path):
         [Path(COMMAND).with_name(command), "--help"], stdout=writing, stderr=subprocess.PIPE, text=True
     )
     os.close(writing)
-    assert (done.returncode, done.stderr) == (1, "")
+    assert done.stderr == ""
+    assert done.returncode in (0, 1)  # argparse ignores that its help cannot be written
 
 
 def test_several_values_without_a_sweep(refused):
