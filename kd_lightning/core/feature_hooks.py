@@ -143,7 +143,9 @@ class Taps:
 
         def keep(path: str, value: Tensor) -> None:
             if not isinstance(value, Tensor):
-                raise ConfigError(f"{path}: there is a {type(value).__name__}, expected a tensor: choose a module inside")
+                raise ConfigError(
+                    f"{path}: there is a {type(value).__name__}, expected a tensor: choose a module inside"
+                )
             times[path] += 1
             before[path] = value, value._version
 

@@ -11,19 +11,20 @@
 Taps are paths relative to the bare network (:func:`~kd_lightning.core.feature_hooks.find`); ``output`` is the logits,
 and the default.
 
-**A loss** is called as ``loss(student, teacher, **wanted)`` and returns a scalar: a tensor for one tap, a list for a list
-of taps, None for null. ``wanted`` are those of ``OFFERED`` that its signature names. It is a function, or an ``nn.Module``
-class as a partial: then it is built like an adapter, for the shapes that it is called with.
+**A loss** is called as ``loss(student, teacher, **wanted)`` and returns a scalar. ``student`` and ``teacher`` are a
+tensor for one tap, a list for a list of taps, None for null; ``wanted`` are those of ``OFFERED`` that its signature
+names. It is a function, or an ``nn.Module`` class as a partial, which is built like an adapter, for the shapes that it
+is called with.
 
-**An adapter** is an ``nn.Module`` class as a partial, called as ``adapt(student, teacher)`` in the form above, and
-returns the pair that the loss gets; the side that it leaves alone it returns as it came. Its constructor gets those of
-``student_shapes=[(C, H, W), ...]``, ``teacher_shapes=[...]`` (without the batch, always lists) and ``num_images`` (of the
-source) that it names.
+**An adapter** is an ``nn.Module`` class as a partial, called as ``adapt(student, teacher)`` in the form above. It
+returns the pair that the loss gets; a side that it leaves alone it returns as it came. Its constructor gets those of
+``student_shapes=[(C, H, W), ...]``, ``teacher_shapes=[...]`` (without the batch, always lists) and ``num_images`` (of
+the source) that it names.
 
 Parameters of adapters and losses are trained with the student, and are in checkpoints, but not in the exported
-student. A fit keeps the adapter of each term in ``TERM.safetensors`` and the loss, if it is a module, in
-``TERM_loss.safetensors``. A later stage takes them, or parts of them, by ``given: {PART: stage:NAME/TERM.safetensors}``,
-where PART is a path inside its own adapter (``.`` is all of it): these are loaded bit for bit and stay as they are.
+student. A fit keeps the adapter of a term in ``TERM.safetensors`` and its loss, if it is a module, in
+``TERM_loss.safetensors``. A later stage gets them by ``given: {PART: stage:NAME/TERM.safetensors}``, where PART is a
+path inside its own adapter, and ``.`` the whole of it: such parts are loaded bit for bit and stay as they are.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ class Term(nn.Module):
         adapt: an adapter's class as a partial; None compares the taps themselves.
         given: path of a part of the adapter -> file of its weights, which stay as they are.
         global_batch: the loss compares images with each other: with ``trainer=ddp`` it sees those of all ranks.
-        warm_up: epochs in which the weight grows: in epoch e (from 0) it is (e + 1) / warm_up of ``weight``, at most all.
+        warm_up: epochs in which the weight grows: in epoch e (from 0) to ``weight`` * min((e + 1) / warm_up, 1).
     """
 
     def __init__(
@@ -89,6 +90,11 @@ class Term(nn.Module):
         self.loss: Callable[..., Tensor] | None = None if is_class(loss) else loss
         self.wanted = wanted(loss)
 
+    @property
+    def has_modules(self) -> bool:
+        """Whether there is an adapter, or a loss that is a module."""
+        return self.make_adapter is not None or is_class(self.make_loss)
+
     def taps(self, side: str) -> list[str]:
         """Paths of one side, ``student`` or ``teacher``, including ``output`` where the loss asks for logits."""
         named = listed(getattr(self, side))
@@ -102,9 +108,11 @@ class Term(nn.Module):
             ConfigError: the adapter does not fit the shapes, or ``given`` names no part of it.
             TeacherError: a file of ``given`` does not fit.
         """
-        if self.make_adapter is None and not is_class(self.make_loss):
+        if not self.has_modules:
             return
-        shapes = [[own[path] for path in listed(paths)] for own, paths in ((student, self.student), (teacher, self.teacher))]
+        shapes = [
+            [own[path] for path in listed(paths)] for own, paths in ((student, self.student), (teacher, self.teacher))
+        ]
         if self.make_adapter is not None:
             self.adapt = _made(self.make_adapter, shapes, num_images)
             self._load_given(self.adapt)
@@ -112,9 +120,9 @@ class Term(nn.Module):
                       for own, paths in ((student, self.student), (teacher, self.teacher))]  # fmt: skip
             adapted = self.adapt.eval()(*images)
             shapes = [[tuple(one.shape[1:]) for one in _each(side)] for side in adapted]
-            self.adapt.train()
         if is_class(self.make_loss):
             self.loss = _made(self.make_loss, shapes, num_images)
+        self.train()
 
     def _load_given(self, adapter: nn.Module) -> None:
         for part, file in self.given.items():
@@ -160,7 +168,7 @@ class Term(nn.Module):
             pair = self.adapt(*pair)
         if self.global_batch:
             pair = tuple(_mapped(side, gathered) for side in pair)
-            told |= {name: gathered(told[name]) for name in ROWS if told.get(name) is not None}
+            told |= {k: gathered(told[k]).to(told[k].dtype) for k in ROWS if told.get(k) is not None}
         loss = self.loss(*pair, **told)
         grown = min(1.0, (offered["epoch"] + 1) / self.warm_up) if self.warm_up else 1.0
         return self.weight * loss if grown == 1.0 else self.weight * grown * loss
@@ -190,6 +198,8 @@ def wanted(loss: Any) -> list[str]:
 
 def located(loss: Any) -> Any:
     """The function or class that a loss's ``{_target_: ...}`` names; None where it cannot be found."""
+    if not isinstance(loss, Mapping):
+        return loss
     try:
         return pkgutil.resolve_name(loss["_target_"])
     except Exception:
