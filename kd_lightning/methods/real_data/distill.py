@@ -59,11 +59,11 @@ class Distill(Distiller):
         super().__init__(**base)
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
         self.label = label
-        self.terms = nn.ModuleDict({name: Term(**term) for name, term in (terms or {}).items()})
+        self.terms = nn.ModuleDict({name: Term(**term) for name, term in (terms or {}).items() if term is not None})
         self.trains_student = bool(label) or any(term.taps("student") for term in self._terms())
-        self.seen_in = {"student": Taps(_bare(self.student), self._paths("student"))}
+        self.seen_in = {"student": Taps(bare(self.student), self._paths("student"))}
         if (teacher := getattr(self.teacher, "net", None)) is not None and self._paths("teacher"):
-            self.seen_in["teacher"] = Taps(_bare(teacher), self._paths("teacher"))
+            self.seen_in["teacher"] = Taps(bare(teacher), self._paths("teacher"))
 
     @classmethod
     def needs(cls, *, label: float = 0.1, terms: Any = None, **settings: Any) -> set[str]:
@@ -98,13 +98,14 @@ class Distill(Distiller):
         Raises:
             ConfigError: a tapped module is not run exactly once, or an adapter does not fit; names the term.
         """
-        if not any(taps.places for taps in self.seen_in.values()) and not any(t.has_modules for t in self._terms()):
+        if all(term.is_plain for term in self._terms()):
             return
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             shapes = {side: self._measured(side, image_shape) for side in self.seen_in}
+            shapes.setdefault("teacher", {OUTPUT: shapes["student"][OUTPUT]})
             for name, term in self.terms.items():
                 try:
-                    term.build(shapes["student"], shapes.get("teacher", {}), num_images)
+                    term.build(shapes["student"], shapes["teacher"], num_images)
                 except ConfigError as error:
                     raise ConfigError(f"method.terms.{name}: {error}") from error
 
@@ -129,7 +130,10 @@ class Distill(Distiller):
             offered = {"labels": batch.y, "index": batch.index, "epoch": self.current_epoch}
             offered |= {"student_logits": student.get(OUTPUT), "teacher_logits": teacher.get(OUTPUT)}
             for name, term in self.terms.items():
-                losses[name] = term(student, teacher, offered, self.gathered)
+                try:
+                    losses[name] = term(student, teacher, offered, self.gathered)
+                except ValueError as error:  # such as a memory of images that are not the same as before
+                    raise ConfigError(f"method.terms.{name}: {error}") from error
         self.update(self.opts()[0], torch.stack(list(losses.values())).sum())
         self.record(**losses)
 
@@ -168,6 +172,6 @@ class Distill(Distiller):
             net.train(training)
 
 
-def _bare(net: nn.Module) -> nn.Module:
+def bare(net: nn.Module) -> nn.Module:
     """The network inside the wrapper that normalises its input."""
     return net.net if isinstance(net, Normalized) else net
