@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import inspect
 import pkgutil
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -251,7 +252,8 @@ def _explained(what: str) -> Iterator[None]:
         ConfigError: instead of any other error.
     """
     try:
-        yield
+        with warnings.catch_warnings(action="ignore"):
+            yield
     except ConfigError:
         raise
     except Exception as error:  # of anybody's module
