@@ -123,8 +123,6 @@ def test_a_module_learned_on_the_teacher_is_handed_on_bit_for_bit(tmp_path: Path
     files = {"stage": tmp_path / "run" / "stages" / "paraphraser" / "factors.safetensors"}
     kept = store.glob("fit-*/factors.safetensors")
     (files["student"],) = [file for file in kept if "student.weight" in load_file(file)]
-        file for file in store.glob("fit-*/factors.safetensors") if "student.weight" in load_file(file)
-    ]
     learned, given = (load_file(file) for file in files.values())
     assert learned
     for name, value in learned.items():
