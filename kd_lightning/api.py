@@ -20,6 +20,7 @@ from kd_lightning.config import resolvers
 from kd_lightning.config.check import examined
 from kd_lightning.config.overrides import read, refusal
 from kd_lightning.config.record import chosen, leave, put
+from kd_lightning.core.user_code import fingerprint
 from kd_lightning.data.dataset import Dataset, Split, check_labels
 from kd_lightning.errors import UserError
 from kd_lightning.results.student_files import DATA_IN_MEMORY, IN_MEMORY, Student, load_student
@@ -146,14 +147,11 @@ def _holding(**things: Any) -> Iterator[dict[str, str]]:
 
 def _fingerprint(thing: Any) -> str:
     """First 12 hex digits of a hash of a network's code and state, or of tensors: the same in another process."""
-    total = hashlib.sha256()
     if isinstance(thing, nn.Module):
-        total.update(f"{type(thing).__module__}.{type(thing).__qualname__} {thing!r}".encode())
-        tensors = list(thing.state_dict().items())
-    else:
-        tensors = [(str(i), tensor) for i, tensor in enumerate(thing)]
-    for name, tensor in tensors:
-        total.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        return fingerprint(thing)
+    total = hashlib.sha256()
+    for i, tensor in enumerate(thing):
+        total.update(f"{i} {tuple(tensor.shape)} {tensor.dtype}".encode())
         total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return total.hexdigest()[:12]
 

@@ -79,10 +79,11 @@ class Runtime:
 
 @dataclass(frozen=True)
 class Artifacts:
-    """Folder of the store, and whether stored results are reused."""
+    """Folder of the store, whether stored results are reused, and which are not: ``student`` or ``all``."""
 
     root: str | None
     reuse: bool
+    scope: str
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,6 +26,7 @@ KEYS: dict[str, Any] = {
     "sweep.source_seed": int,
     "artifacts.root": str | None,
     "artifacts.reuse": bool,
+    "artifacts.scope": Literal["student", "all"],
     "data.load": dict,
     "data.num_classes": int,
     "data.channels": int,

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
 from kd_lightning.config.composition import Training
-from kd_lightning.config.signatures import versions
+from kd_lightning.config.signatures import own_code, versions
 from kd_lightning.core.collapse import Collapsed
 from kd_lightning.core.file_format import FORMAT_VERSION
 from kd_lightning.core.strangers import read_json, read_tensors
@@ -136,7 +136,9 @@ def fit(
                 decisions.decided(partial(begin_again, work, own.seed, error))
         decisions.decided(lambda: _keep(method, {**report, "restarts": collapsed}, work))
 
-    folder = bench.store.obtain("fit", config, build, everywhere=True)  # the stored fit, or the one built now
+    folder = bench.store.obtain(  # the stored fit, or the one built now
+        "fit", config, build, everywhere=True, students=phase == "student"
+    )
     if folder not in bench.store.built and collectives.rank() == 0:
         replay(folder, boards)
     network = build_network(training)
@@ -168,6 +170,7 @@ def fit_config(
     plain: Any = {k: getattr(training, k).plain() for k in ("source", "student", "method", "trainer")}
     plain["trainer"] = {k: v for k, v in plain["trainer"].items() if k not in SILENT}
     plain["method"] = {k: v for k, v in plain["method"].items() if (k, v) != ("on_collapse", "warn")}  # changes none
+    theirs = own_code(plain)
     root = bench.store.root
     plain = by_content(plain, root)
     runtime = training.runtime
@@ -183,7 +186,7 @@ def fit_config(
         "data": bench.data_key,
         "teacher": teacher_key,
         **({"source_teacher": source_teacher_key} if source_teacher_key else {}),
-        "version": [VERSION, versions(plain)],
+        "version": [VERSION, versions(plain), *([theirs] if theirs else [])],
     }
 
 

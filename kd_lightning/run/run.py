@@ -17,7 +17,7 @@ from kd_lightning.config import ranks
 from kd_lightning.config.composition import Composition, Training
 from kd_lightning.config.node import Node, freeze, thaw
 from kd_lightning.config.record import leave_plain
-from kd_lightning.config.signatures import versions
+from kd_lightning.config.signatures import own_code, versions
 from kd_lightning.core.strangers import read_json
 from kd_lightning.data.dataset import Dataset
 from kd_lightning.data.load import dataset_digest
@@ -92,7 +92,9 @@ def identity(composition: Composition, data_key: str) -> dict[str, Any]:
     if own["teacher"]:
         own["teacher"] = {k: v for k, v in own["teacher"].items() if k not in ("ledger", "total_budget", "pace")}
     files = [file_digest(file) for file in _files(own)]
-    return {**own, "data": data_key, "files": files, "version": [VERSION, version("kd_lightning"), versions(own)]}
+    theirs = own_code({key: value for key, value in own.items() if key not in ("data", "logger")})
+    made_by = [VERSION, version("kd_lightning"), versions(own), *([theirs] if theirs else [])]
+    return {**own, "data": data_key, "files": files, "version": made_by}
 
 
 def _files(node: Any) -> Iterator[str]:
@@ -106,7 +108,7 @@ def _files(node: Any) -> Iterator[str]:
 
 def _kept_or_made(composition: Composition, folder: Path) -> dict[str, Any]:
     decisions.decided(lambda: leave_plain(composition.record, folder))
-    store = Store(composition.artifacts.root, reuse=composition.artifacts.reuse, decided=decisions.decided)
+    store = Store(**thaw(composition.artifacts), decided=decisions.decided)
     clock = Clock()
 
     # Data
@@ -126,7 +128,7 @@ def _kept_or_made(composition: Composition, folder: Path) -> dict[str, Any]:
         decisions.decided(lambda: write_json(work / "result.json", result))
 
     before = time.time()
-    kept = store.obtain("run", made_of, build, everywhere=True)
+    kept = store.obtain("run", made_of, build, everywhere=True, students=True)
 
     # Copy to the run folder
     decisions.decided(lambda: _copied(kept, folder))
@@ -135,7 +137,8 @@ def _kept_or_made(composition: Composition, folder: Path) -> dict[str, Any]:
     if result["stored"] and collectives.rank() == 0:
         made = time.strftime("%Y-%m-%d %H:%M", time.localtime((kept / "result.json").stat().st_mtime or before))
         print(
-            f"This composition was run before: its stored result of {made} follows (artifacts.reuse=false runs anew)."
+            f"This composition was run before: its stored result of {made} follows (artifacts.reuse=false runs "
+            "anew, with artifacts.scope=student the student only)."
         )
     return result
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from kd_lightning.config.composition import Composition, TeacherSettings, Training
 from kd_lightning.config.node import Node, thaw
+from kd_lightning.config.signatures import own_code
 from kd_lightning.core.inference import predict
 from kd_lightning.data.dataset import Dataset, Split
 from kd_lightning.distributed import collectives, decisions
@@ -167,7 +168,14 @@ def obtain_teacher(
 
     described = decisions.decided(open_door)
     said = asdict(described)
-    key = digest([key, *(said[k] for k in ("name", "version", "access", "decimals", "k")), settings.smoothing])
+    key = digest(
+        [
+            key,
+            *(said[k] for k in ("name", "version", "access", "decimals", "k")),
+            settings.smoothing,
+            *_code_of(settings),
+        ]
+    )
     reference = _reference(settings) if settings.reference else None
     return TeacherHandle(net, key, seconds, settings, device, report, described, door, reference, kept)
 
@@ -201,7 +209,7 @@ def _terms(settings: TeacherSettings, bench: RunContext) -> QueryTerms:
         total_budget=settings.total_budget,
         eval_budget=settings.eval_budget,
         drift_checks=drift_checks,
-        anew=not bench.store.reuse,
+        anew=bench.store.anew(),
     )
 
 
@@ -249,7 +257,14 @@ def load_net(settings: TeacherSettings) -> tuple[Normalized, str]:
     net = Normalized(settings.net.build(), mean=settings.mean, std=settings.std, class_order=settings.class_order)
     load_weights(net, settings.weights)
     kept = {k: thaw(getattr(settings, k)) for k in ("net", "mean", "std", "class_order")}
-    return net, digest({**kept, "weights": file_digest(settings.weights)})
+    kept["weights"] = file_digest(settings.weights)
+    return net, digest({**kept, "code": code} if (code := _code_of(settings)) else kept)
+
+
+def _code_of(settings: TeacherSettings) -> list[dict[str, str]]:
+    """The code behind a teacher, as a part of its key: nothing for classes of this package."""
+    theirs = own_code({key: thaw(getattr(settings, key)) for key in ("net", "client")})
+    return [theirs] if theirs else []
 
 
 def _trained(
