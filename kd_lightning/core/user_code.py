@@ -87,6 +87,11 @@ def fingerprint(net: nn.Module) -> str:
     return _short(_behaviour(net))
 
 
+def architecture(net: nn.Module | None) -> str | None:
+    """The same without the values of its tensors: for a network whose weights are known by their file."""
+    return None if net is None else _short(_told(_Shapes(net), {}))
+
+
 def _short(parts: Iterable[str | bytes]) -> str:
     total = hashlib.sha256()
     for part in parts:
@@ -205,6 +210,13 @@ def _plain(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
+class _Shapes:
+    """A network of which only the shapes of the tensors count."""
+
+    def __init__(self, net: nn.Module) -> None:
+        self.net = net
+
+
 def _behaviour(thing: Any) -> Iterator[str | bytes]:
     """Yield what determines how ``thing`` behaves: bytecode, constants, settings, tensors, whatever they refer to."""
     yield from _told(thing, {})
@@ -244,7 +256,9 @@ def _told(thing: Any, seen: dict[int, Any]) -> Iterator[str | bytes]:
     elif isinstance(thing, type):
         yield from _told_class(thing, seen)
     elif isinstance(thing, nn.Module):
-        yield from _told_network(thing, seen)
+        yield from _told_network(thing, seen, values=True)
+    elif isinstance(thing, _Shapes):
+        yield from _told_network(thing.net, seen, values=False)
     elif isinstance(thing, Mapping):
         for key, value in thing.items():
             yield f"key {key!r:.200}" if isinstance(key, SCALARS) else "key"
@@ -312,7 +326,7 @@ def _told_class(kind: type, seen: dict[int, Any]) -> Iterator[str | bytes]:
                     yield from _told(value, seen)
 
 
-def _told_network(net: nn.Module, seen: dict[int, Any]) -> Iterator[str | bytes]:
+def _told_network(net: nn.Module, seen: dict[int, Any], *, values: bool) -> Iterator[str | bytes]:
     for name, module in net.named_modules(remove_duplicate=False):
         seen[id(module)] = module
         yield f"{name}: {type(module).__module__}.{type(module).__qualname__}"
@@ -325,18 +339,10 @@ def _told_network(net: nn.Module, seen: dict[int, Any]) -> Iterator[str | bytes]
         for key, value in sorted(vars(module).items()):
             if key not in INTERNAL and not (key in HOOKS and not value):
                 yield key
-                yield from _told(list(value.values()) if key in HOOKS else value, seen)
-    kept = set(net.state_dict(keep_vars=True))
-    with suppress(AttributeError):  # a scripted network
-        yield from (part for part in _tensors(net, kept))
-
-
-def _tensors(net: nn.Module, kept: set[str]) -> Iterator[str | bytes]:
-    for name, value in net.state_dict().items():
+                if values or not isinstance(value, Tensor | np.ndarray):
+                    yield from _told(list(value.values()) if key in HOOKS else value, seen)
+    state = net.state_dict()
+    for name, value in {**dict(net.named_buffers()), **state}.items():
         yield name
         if isinstance(value, Tensor):
-            yield from _told(value, {})
-    for name, value in net.named_buffers():
-        if name not in kept:
-            yield name
-            yield from _told(value, {})
+            yield from _told(value, {}) if values else (f"{tuple(value.shape)} {value.dtype}",)

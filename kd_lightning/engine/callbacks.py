@@ -18,11 +18,13 @@ from tqdm import tqdm
 
 from kd_lightning.core.collapse import Collapsed
 from kd_lightning.core.tasks import Regression, Task
+from kd_lightning.core.user_code import code_of
 from kd_lightning.data.batches import Batch
 from kd_lightning.distributed import decisions
 from kd_lightning.engine.restart import REMEDY
 from kd_lightning.methods.base.distiller import Distiller, LastBatch
 from kd_lightning.methods.base.protocols import Teacher
+from kd_lightning.sources.pool import checked
 from kd_lightning.teachers.white_box import FrozenTeacher
 from kd_lightning.tracking.backends import Dashboards
 from kd_lightning.tracking.image_grids import bars, save, save_grid, to_uint8
@@ -183,6 +185,8 @@ class WatchGenerator(Callback):
         if pl_module.seen is None or pl_module.seen is self.judged or len(pl_module.seen.images) < 2:
             return
         self.judged, self.new = pl_module.seen, False
+        if (generator := getattr(pl_module, "generator", None)) is not None and code_of(type(generator)) is not None:
+            checked(pl_module.seen.images, generator)
         answers = pl_module.seen.teacher
         counts = self._counted(answers).tolist()
         self.counts = [a + b for a, b in zip(self.counts or [0] * len(counts), counts, strict=True)]
