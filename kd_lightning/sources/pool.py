@@ -21,7 +21,6 @@ from kd_lightning.store.artifacts import remedy, writing
 from kd_lightning.teachers.white_box import FrozenTeacher
 from kd_lightning.tracking.image_grids import save_grid, to_uint8
 
-
 SLACK = 0.01
 """How far values may be outside [0, 1] by rounding."""
 
