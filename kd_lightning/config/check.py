@@ -30,6 +30,9 @@ FORBIDDEN_TRAINER = {
     "accumulate_grad_batches": "methods optimise by hand; raise the batch size instead",
 }
 
+OWN = ("own", "tune")
+"""``teacher.weights`` that are no file: those that the network brings, used as they are or trained on."""
+
 PER_CONTROL = {*REPLACED, *MERGED, "updates"}
 
 
@@ -203,6 +206,8 @@ def _shape_faults(cfg: Mapping[str, Any]) -> Iterator[str]:
     order = at(cfg, "teacher.class_order")
     if isinstance(order, list) and isinstance(classes, int) and len(order) != classes:
         yield f"teacher.class_order: {len(order)} values for {classes} classes"
+    if classes == 1 and not of_numbers(Node.of(at(cfg, "data.load"))):
+        yield "data.num_classes=1: with one class there is nothing to tell apart; give two or more"
     nets = {"student": False, "teacher.net": isinstance(order, list), "source.teacher.net": False}
     for path, more_outputs in nets.items():
         net = as_dict(at(cfg, path))
@@ -210,6 +215,8 @@ def _shape_faults(cfg: Mapping[str, Any]) -> Iterator[str]:
             value = net.get(key)
             if isinstance(value, int) and isinstance(wanted, int) and value != wanted:
                 if key == "num_classes" and more_outputs and value > wanted:
+                    continue
+                if path == "teacher.net" and value == 1 and at(cfg, "teacher.outputs") != "logits":
                     continue
                 what = "classes" if key == "num_classes" else "channels"
                 numbers = key == "num_classes" and of_numbers(Node.of(at(cfg, "data.load")))
@@ -244,7 +251,7 @@ def _file_faults(cfg: Mapping[str, Any]) -> Iterator[str]:
             name = file.removeprefix("stage:").partition("/")[0]
             if name not in stages:
                 yield f"{key}={file}: there is no stage {name}{suggest(name, filter(None, stages))}"
-        elif not Path(file).expanduser().is_file():
+        elif not (key == "teacher.weights" and file in OWN) and not Path(file).expanduser().is_file():
             yield f"{key}: there is no file {file}"
 
 

@@ -49,6 +49,8 @@ class TeacherSettings:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     class_order: tuple[int, ...] | None
+    outputs: str
+    size: int | None
     access: str
     decimals: int | None
     k: int

@@ -27,6 +27,7 @@ from kd_lightning.engine.data import load_data
 from kd_lightning.engine.fit import FitResult, RunContext, fit
 from kd_lightning.results.provenance import header_of, leave_reason, parameters, peak_memory
 from kd_lightning.results.student_files import save_student
+from kd_lightning.run.first_pass import first_pass
 from kd_lightning.run.measured import Fits, tested, trained
 from kd_lightning.run.stages_and_controls import control_of, handed, weak_teacher
 from kd_lightning.run.teacher import TeacherHandle, obtain_source_teacher, obtain_teacher
@@ -150,6 +151,7 @@ def _copied(kept: Path, folder: Path) -> None:
 
 def _produce(composition: Composition, bench: RunContext, clock: Clock, work: Path) -> dict[str, Any]:
     dataset = bench.dataset
+    first_pass(composition, dataset)
 
     # Teacher; test images are asked before validation images: a small eval_budget goes to the result, not to the curve
     teacher = obtain_teacher(composition, bench)

@@ -149,7 +149,7 @@ def obtain(composition: Composition) -> TeacherHandle:
     teacher, data = replace(composition.teacher, access="white"), composition.data  # the server holds the network
     composition = settle(composition.derive(teacher=teacher))
     store = Store(**thaw(composition.artifacts))
-    if teacher.weights:
+    if teacher.weights not in (None, "tune"):
         dataset = describe_data(classes=data.num_classes, channels=data.channels, size=data.size)
     else:
         dataset = load_data(data, store)
