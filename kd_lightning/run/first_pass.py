@@ -62,7 +62,7 @@ def try_network(what: str, net: nn.Module, image: tuple[int, ...], task: Task | 
         UserError: it fails, or its answer is none.
     """
     x = torch.rand(2, *image, generator=torch.Generator().manual_seed(0))
-    name = type(getattr(net, "net", net)).__name__
+    name = type(net.net if isinstance(net, Normalized) else net).__name__
     for training in (False,) if trained else (True, False):
         mode = "in training" if training else "in evaluation"
         net.train(training)
