@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import sys
 import time
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from tqdm import tqdm
 
 from kd_lightning.core.collapse import Collapsed
+from kd_lightning.core.notices import keep, notice
 from kd_lightning.core.tasks import Regression, Task
 from kd_lightning.core.user_code import code_of
 from kd_lightning.data.batches import Batch
@@ -161,7 +161,7 @@ class WatchGenerator(Callback):
         self.bad = 0
         self.judged: LastBatch | None = None
         self.new = True
-        self.warned = False
+        self.warned, self.said = False, ""
         self.collapsed: Collapsed | None = None
 
     def on_train_batch_start(
@@ -198,7 +198,8 @@ class WatchGenerator(Callback):
             trainer.should_stop = trainer.should_stop or self.collapsed is not None
         elif collapsed and not self.warned:
             self.warned = True
-            warnings.warn(f"{collapsed}. The student will not learn from this. {collapsed.remedy}", stacklevel=2)
+            self.said = f"{collapsed}. The student will not learn from this. {collapsed.remedy}"
+            notice(self.said)
 
     def _judge(self, health: dict[str, float], method: Distiller) -> Collapsed | None:
         bad = health.get("entropy", 1.0) < 0.5 or health["spread"] < 0.02
@@ -256,11 +257,14 @@ class WatchGenerator(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The counts of checks and classes, so that a resumed fit does not warn again."""
-        return {"bad": self.bad, "warned": self.warned, "counts": self.counts, "new": self.new}
+        return {"bad": self.bad, "warned": self.warned, "said": self.said, "counts": self.counts, "new": self.new}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the counts."""
         self.bad, self.warned, self.counts, self.new = (state_dict[k] for k in ("bad", "warned", "counts", "new"))
+        self.said = state_dict.get("said", "")
+        if self.said:
+            keep(self.said)
 
 
 @torch.no_grad()

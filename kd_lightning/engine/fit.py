@@ -16,6 +16,7 @@ from kd_lightning.config.composition import Training
 from kd_lightning.config.signatures import own_code, versions
 from kd_lightning.core.collapse import Collapsed
 from kd_lightning.core.file_format import FORMAT_VERSION
+from kd_lightning.core.notices import noticing
 from kd_lightning.core.strangers import read_json, read_tensors
 from kd_lightning.core.tasks import Task
 from kd_lightning.core.time_limit import cut_short, duration
@@ -130,7 +131,9 @@ def fit(
                 needs=set(training.method.requirements()),
             )
             try:
-                method, report = _train(own, bench, phase, work, context, teacher, val_answers, boards)
+                with noticing() as heard:
+                    method, report = _train(own, bench, phase, work, context, teacher, val_answers, boards)
+                report["warnings"] = heard
                 break
             except Collapsed as error:
                 decisions.decided(partial(begin_again, work, own.seed, error))
