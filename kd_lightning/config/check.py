@@ -19,6 +19,7 @@ from kd_lightning.config.overrides import dotted, refusal, suggest
 from kd_lightning.config.ranks import rank_faults
 from kd_lightning.config.reader import Reader
 from kd_lightning.config.requirements import answer_faults, door_faults, fit_faults, metric_faults, of_numbers
+from kd_lightning.config.schedules import callback_faults, schedule_faults
 from kd_lightning.config.schema import KEYS
 from kd_lightning.config.signatures import as_dict, at, fits, signature_faults, wrong
 from kd_lightning.core.time_limit import duration
@@ -27,6 +28,8 @@ from kd_lightning.errors import ConfigError
 FORBIDDEN_TRAINER = {
     "max_steps": "it counts every optimiser's steps together; set trainer.max_epochs and source.rounds",
     "gradient_clip_val": "methods optimise by hand and clip, where their paper does, by a setting of their own",
+    "logger": "dashboards are a group of their own, such as logger=tensorboard or logger=wandb",
+    "default_root_dir": "a run writes to hydra.run.dir=DIR, and keeps its work in artifacts.root=DIR",
     "accumulate_grad_batches": "methods optimise by hand; raise the batch size instead",
 }
 
@@ -75,7 +78,9 @@ def examined(cfg: DictConfig, names: Mapping[str, str | None] | None = None) -> 
     for path, node in [*_targets(plain), *_partial_trainers(plain)]:
         found |= dict.fromkeys(signature_faults(path, node, everywhere))
     found |= dict.fromkeys([*_trainer_faults(plain), *_shape_faults(plain), *_file_faults(plain)])
-    found |= dict.fromkeys(_stage_faults(plain))
+    found |= dict.fromkeys([*_stage_faults(plain), *schedule_faults(plain)])
+    if isinstance(seed := plain.get("seed"), int) and seed < 0:
+        found[f"seed={seed}: expected 0 or more"] = None
     found |= dict.fromkeys([*_compiler_faults(plain), *door_faults(as_dict(plain.get("teacher")))])
     composition: Composition | None = None
     try:
@@ -187,9 +192,11 @@ def _trainer_faults(plain: Mapping[str, Any]) -> Iterator[str]:
     for path, trainer in [("trainer", as_dict(plain.get("trainer"))), *_partial_trainers(plain)]:
         for key, why in FORBIDDEN_TRAINER.items():
             value = trainer.get(key)
-            if value not in (None, -1, UNKNOWN) and not (key == "accumulate_grad_batches" and value == 1):
+            nothing = {"accumulate_grad_batches": 1, "logger": False}
+            if value not in (None, -1, UNKNOWN) and value != nothing.get(key, UNKNOWN):
                 yield f"{path}.{key}={value}: {why}"
         yield from rank_faults(path, trainer)
+        yield from callback_faults(path, trainer)
         if (allowed := trainer.get("max_time")) is not UNKNOWN:
             try:
                 duration(allowed)

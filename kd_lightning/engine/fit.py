@@ -9,14 +9,14 @@ from typing import Any, cast
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ProgressBar
 from torch import Tensor, nn
 
 from kd_lightning.config.composition import Training
 from kd_lightning.config.signatures import own_code, versions
 from kd_lightning.core.collapse import Collapsed
 from kd_lightning.core.file_format import FORMAT_VERSION
-from kd_lightning.core.notices import noticing
+from kd_lightning.core.notices import keep, noticing
 from kd_lightning.core.strangers import read_json, read_tensors
 from kd_lightning.core.tasks import Task
 from kd_lightning.core.time_limit import cut_short, duration
@@ -28,6 +28,7 @@ from kd_lightning.engine.callbacks import PhaseBar, WatchGenerator
 from kd_lightning.engine.checkpoint_reader import Marked, resumable
 from kd_lightning.engine.checkpoint_writer import Resumable
 from kd_lightning.engine.restart import begin_again, next_seed, restarts
+from kd_lightning.engine.user_callbacks import callbacks_of
 from kd_lightning.methods.base.distiller import Distiller
 from kd_lightning.methods.base.protocols import Teacher
 from kd_lightning.networks.normalized import Normalized
@@ -40,7 +41,7 @@ from kd_lightning.tracking.backends import Dashboards
 from kd_lightning.tracking.curves import Curves, KeepCurves, replay
 
 VERSION = 1
-SILENT = ("enable_progress_bar", "enable_model_summary", "logger", "callbacks", "default_root_dir", "log_every_n_steps")
+SILENT = ("enable_progress_bar", "enable_model_summary", "log_every_n_steps")
 
 
 @dataclass(frozen=True)
@@ -243,8 +244,10 @@ def _train(
     interrupted_before = decisions.decided(checkpoint.is_file)
     goes_on_from = resumable(checkpoint, method) if interrupted_before else None
     marked = Marked(goes_on_from)
-    watching = [PhaseBar(phase), watch, KeepCurves(curves)]
-    trainer = settings.without("global_batch_losses").build(
+    watching = [watch, KeepCurves(curves), *callbacks_of(settings, method, phase)]
+    if settings.get("enable_progress_bar", True) and not any(isinstance(each, ProgressBar) for each in watching):
+        watching.insert(0, PhaseBar(phase))
+    trainer = settings.without("global_batch_losses", "callbacks").build(
         **process_group.environment(),
         default_root_dir=work,
         enable_checkpointing=True,
@@ -262,7 +265,9 @@ def _train(
     if watch.collapsed is not None:
         raise watch.collapsed
     # Report
-    rounds = trainer.fit_loop.epoch_loop.total_batch_idx + 1
+    rounds, ended = trainer.fit_loop.epoch_loop.total_batch_idx + 1, cut_short(trainer, phase)
+    if ended is None and rounds < int(trainer.num_training_batches) * (trainer.max_epochs or 0):
+        keep(f"{phase}: a callback ended the fit after epoch {trainer.current_epoch} of {trainer.max_epochs}")
     report = {
         "phase": phase,
         "data": bench.dataset.name,
@@ -272,7 +277,7 @@ def _train(
         "images_synthesised": method.images_made,
         "teacher_images": method.teacher.asked if method.teacher is not None else 0,
         "fit_seconds": curves.seconds,
-        "cut_short": cut_short(trainer, phase),
+        "cut_short": ended,
         "precision": str(settings["precision"]),
         "memory_format": runtime.memory_format,
         "compile": runtime.compile,
