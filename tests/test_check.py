@@ -269,12 +269,3 @@ def test_broken_files_of_the_users_own_are_named(tmp_path):
     assert lines == ["experiment=mine/b: there is no experiment called mine/b; did you mean experiment=mine/a?"]
     with pytest.raises(ConfigError, match="there is no such folder"):
         read([], [str(tmp_path / "gone")])
-
-
-def test_a_setting_below_a_reference_names_the_node_that_it_belongs_to() -> None:
-    (problem,) = read(["method=kd", "method.optimizer.lr=0.01"]).problems
-    assert problem.startswith(
-        "method.optimizer.lr: method.optimizer is ${data.recipe.optimizer}; set data.recipe.optimizer.lr=0.01, "
-    )
-    cfg = read(["method=kd", "data.recipe.optimizer.lr=0.01"]).cfg
-    assert (cfg.method.optimizer.lr, cfg.teacher.fit.method.optimizer.lr) == (0.01, 0.01)
