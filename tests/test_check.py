@@ -274,15 +274,6 @@ def test_broken_files_of_the_users_own_are_named(tmp_path):
         read([], [str(tmp_path / "gone")])
 
 
-def test_a_setting_below_a_reference_names_the_node_that_it_belongs_to() -> None:
-    (problem,) = read(["method=kd", "method.optimizer.lr=0.01"]).problems
-    assert problem.startswith(
-        "method.optimizer.lr: method.optimizer is ${data.recipe.optimizer}; set data.recipe.optimizer.lr=0.01, "
-    )
-    cfg = read(["method=kd", "data.recipe.optimizer.lr=0.01"]).cfg
-    assert (cfg.method.optimizer.lr, cfg.teacher.fit.method.optimizer.lr) == (0.01, 0.01)
-
-
 def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert "there is no GPU here" in only(*KD, "trainer.accelerator=gpu")

@@ -58,6 +58,7 @@ def summary(result: Mapping[str, Any], paths: Sequence[str | Path] = ()) -> str:
         lines += ["", f"agreement with the teacher on 1,000 generated images, not on real ones: {generated:.4f}"]
     if cut := cut_short(result):
         lines += ["", f"cut short: {cut}"]
+    lines += ["", *(f"warning: {line}" for line in told)] if (told := result.get("warnings")) else []
     near = {key.removeprefix(BOUNDARY): v for key, v in metrics.items() if key.startswith(BOUNDARY) and v is not None}
     if near:
         lines += ["", "boundary: " + ", ".join(f"{name} {value:.4f}" for name, value in near.items())]

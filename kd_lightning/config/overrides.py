@@ -19,7 +19,7 @@ from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError
 
@@ -78,9 +78,6 @@ def read(
                 cfg = compose(config_name, [*kept, override])
                 kept.append(override)
             except REFUSALS as error:
-                if reference := _below_a_reference(override, cfg):
-                    problems.append(reference)
-                    continue
                 if str(error).startswith("Could not override") and not override.startswith("hydra."):
                     with suppress(*REFUSALS):
                         cfg = compose(config_name, [*kept, f"++{override}"])
@@ -214,22 +211,6 @@ def _explain(override: str, error: Exception, cfg: DictConfig | None = None) -> 
     if text.startswith("Config group override must be a string"):
         return f"{override}: expected the name of a {key}, got a value{_nearest_member(key, value)}"
     return f"{override}: {text.splitlines()[0]}"
-
-
-def _below_a_reference(override: str, cfg: DictConfig) -> str | None:
-    """What to type for a key below a ``${...}``, which belongs to the node referred to; None for other keys."""
-    key, _, value = override.partition("=")
-    parent = key
-    while parent := parent.rpartition(".")[0]:
-        above, _, name = parent.rpartition(".")
-        node = OmegaConf.select(cfg, above) if above else cfg
-        if isinstance(node, DictConfig) and name in node and OmegaConf.is_interpolation(node, name):
-            reference = str(node._get_node(name)._value())  # type: ignore[union-attr]
-            return (
-                f"{key}: {parent} is {reference}; set {reference[2:-1]}{key.removeprefix(parent)}={value}, "
-                f"which holds for everything that refers to it, or {parent} as a whole"
-            )
-    return None
 
 
 def _explain_missing(override: str, file: str) -> str:

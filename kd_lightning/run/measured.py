@@ -11,11 +11,13 @@ from torch import Tensor
 
 from kd_lightning.config.composition import Composition
 from kd_lightning.core.inference import predict
+from kd_lightning.core.notices import keep
 from kd_lightning.core.tasks import evaluate
 from kd_lightning.data.dataset import Split
 from kd_lightning.distributed import collectives
 from kd_lightning.engine.fit import FitResult, RunContext
 from kd_lightning.metrics.confusion_matrix import draw_answers
+from kd_lightning.metrics.shortcomings import shortcomings
 from kd_lightning.run.teacher import TeacherHandle
 
 
@@ -49,6 +51,9 @@ def tested(composition: Composition, bench: RunContext, fits: Fits, work: Path) 
         else:
             output = predict(fitted.network, test.images, device=composition.device)
             measured = evaluate(task, output, test.labels, answers)
+            if name == "test":
+                for line in shortcomings(task, output, test.labels, dataset.classes):
+                    keep(line)
             if name == "test" and collectives.rank() == 0:
                 draw_answers(work / "plots", bench.boards, dataset, output, test.labels, answers)
         metrics |= {f"{name}/{k}": v for k, v in measured.items()}
