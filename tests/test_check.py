@@ -276,4 +276,4 @@ def test_broken_files_of_the_users_own_are_named(tmp_path):
 
 def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    assert "there is no GPU here" in only(*KD, "trainer.accelerator=gpu")
+    assert "there is no GPU" in only(*KD, "trainer.accelerator=gpu")

@@ -33,8 +33,6 @@ def rank_faults(path: str, trainer: Mapping[str, Any]) -> Iterator[str]:
         return  # reported elsewhere
     accelerator, devices = trainer.get("accelerator", "auto"), wanted(trainer)
     gpus = torch.cuda.device_count() if accelerator in ("auto", "gpu", "cuda") else 0
-    if accelerator in ("gpu", "cuda") and not gpus:
-        yield f"trainer.accelerator={accelerator}: there is no GPU here, set trainer.accelerator=auto"
     strategy = trainer.get("strategy")
     turns = (
         isinstance(strategy, Mapping)

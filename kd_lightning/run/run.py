@@ -30,7 +30,7 @@ from kd_lightning.engine.fit import FitResult, RunContext, fit
 from kd_lightning.results.provenance import header_of, leave_reason, parameters, peak_memory
 from kd_lightning.results.student_files import save_student
 from kd_lightning.run.first_pass import first_pass
-from kd_lightning.run.measured import Fits, tested, trained
+from kd_lightning.run.measured import ADAPTED, Fits, tested, trained
 from kd_lightning.run.stages_and_controls import control_of, handed, weak_teacher
 from kd_lightning.run.teacher import TeacherHandle, obtain_source_teacher, obtain_teacher
 from kd_lightning.store.artifacts import Store, copy_into, file_digest, names_file, remedy, write_json, writing
@@ -116,7 +116,7 @@ def _kept_or_made(composition: Composition, folder: Path) -> dict[str, Any]:
 
     # Data
     with clock("data"):
-        dataset = load_data(composition.data, store)
+        dataset = load_data(composition.data, store, composition.source)
         data_key = dataset_digest(dataset)
     if dataset.found and collectives.rank() == 0:
         print(dataset.found, file=sys.stderr, flush=True)
@@ -326,5 +326,7 @@ def _keep(stages: Mapping[str, FitResult], student: FitResult, card: Mapping[str
                     shutil.copyfile(file, work / "stages" / name / file.name)
         if not trained(student):
             shutil.copyfile(student.folder / "generator.safetensors", work / "generator.safetensors")
+        if (adapted := student.folder / ADAPTED).is_file():
+            shutil.copyfile(adapted, work / ADAPTED)
     if trained(student):
         save_student(student.network, work, card)
