@@ -12,12 +12,14 @@ from torch import Tensor
 
 from kd_lightning.config.composition import Composition
 from kd_lightning.core.inference import predict
+from kd_lightning.core.notices import keep
 from kd_lightning.core.strangers import read_tensors
 from kd_lightning.core.tasks import evaluate
 from kd_lightning.data.dataset import Split
 from kd_lightning.distributed import collectives
 from kd_lightning.engine.fit import FitResult, RunContext
 from kd_lightning.metrics.confusion_matrix import draw_answers
+from kd_lightning.metrics.shortcomings import shortcomings
 from kd_lightning.networks.normalized import Normalized
 from kd_lightning.run.teacher import TeacherHandle
 from kd_lightning.store.artifacts import remedy
@@ -39,19 +41,26 @@ class Fits:
 
 
 def tested(composition: Composition, bench: RunContext, fits: Fits, work: Path) -> dict[str, float | None]:
-    """Metrics of teacher, student and controls on the test images, by ``NAME/METRIC``; None where not measured."""
+    """Metrics of teacher, student, stages that teach and controls on the test images, by ``NAME/METRIC``.
+
+    None where not measured.
+    """
     dataset, task, answers, student = bench.dataset, bench.task, fits.answers, fits.student
     test = dataset.test
     metrics: dict[str, float | None] = {}
     if fits.teacher is not None:
         accuracy = evaluate(task, answers, test.labels, None) if answers is not None and test else {}
         metrics |= {f"teacher/{k}": accuracy.get(k) for k in task.metrics()}
-    for name, fitted in {"test": student, **fits.controls}.items():
+    teaching = {name: fits.stages[name] for name in composition.teaching}
+    for name, fitted in {"test": student, **teaching, **fits.controls}.items():
         if fitted is None or test is None or not trained(fitted):
             measured: dict[str, float | None] = dict.fromkeys([*task.metrics(), "agreement"])
         else:
             output = predict(fitted.network, test.images, device=composition.device)
             measured = evaluate(task, output, test.labels, answers)
+            if name == "test":
+                for line in shortcomings(task, output, test.labels, dataset.classes):
+                    keep(line)
             if name == "test" and collectives.rank() == 0:
                 draw_answers(work / "plots", bench.boards, dataset, output, test.labels, answers)
         metrics |= {f"{name}/{k}": v for k, v in measured.items()}
