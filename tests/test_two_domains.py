@@ -20,7 +20,7 @@ from kd_lightning.data.dataset import Dataset
 from kd_lightning.data.datasets import digit_domain
 from kd_lightning.engine.data import load_data
 from kd_lightning.errors import DataError, TeacherError
-from kd_lightning.networks.classifiers.backbone import resnet
+from kd_lightning.networks.classifiers.resnet import ResNet
 from kd_lightning.networks.normalized import Normalized
 from kd_lightning.results.run_loader import open_run, real_images
 from kd_lightning.store.artifacts import Store
@@ -125,13 +125,16 @@ def test_class_folders_compose_at_the_papers_scale(tmp_path: Path) -> None:
 
 
 def test_weights_of_imagenet_are_read_but_for_the_last_layer(tmp_path: Path) -> None:
+    """With the stem of 224 pixels our ResNet is torchvision's."""
     published = resnet18(num_classes=7)
     torch.save(published.state_dict(), tmp_path / "resnet18.pth")
-    net: Any = resnet(depth=18, num_classes=3, backbone=str(tmp_path / "resnet18.pth"))
-    assert torch.equal(net.layer4[1].conv2.weight, published.layer4[1].conv2.weight)
-    assert net.fc.out_features == 3
+    net: Any = ResNet(depth=18, num_classes=7, stem="imagenet", backbone=str(tmp_path / "resnet18.pth"))
+    assert not torch.equal(net.fc.weight, published.fc.weight)
+    net.fc = published.fc
+    x = torch.rand(1, 3, 64, 64)
+    assert torch.equal(net.eval()(x), published.eval()(x))
     torch.save({"conv1.weight": published.conv1.weight}, tmp_path / "another.pth")
     with pytest.raises(TeacherError, match="does not fit the backbone"):
-        resnet(depth=18, num_classes=3, backbone=str(tmp_path / "another.pth"))
+        ResNet(depth=18, num_classes=3, stem="imagenet", backbone=str(tmp_path / "another.pth"))
     with pytest.raises(TeacherError, match="there is no file"):
-        resnet(depth=18, num_classes=3, backbone=str(tmp_path / "none.pth"))
+        ResNet(depth=18, num_classes=3, stem="imagenet", backbone=str(tmp_path / "none.pth"))
