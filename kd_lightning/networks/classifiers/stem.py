@@ -28,5 +28,5 @@ def stem_conv(in_channels: int, channels: int, stem: Stem, *, kernel: int = 3) -
 
 
 def stem_pool(stem: Stem) -> nn.Module:
-    """The layer after the first convolution, BatchNorm and ReLU: pooling for ``quarter`` and ``imagenet``, else none."""
+    """The layer after the first convolution, BatchNorm and ReLU: pooling for ``quarter``, ``imagenet``, else none."""
     return nn.MaxPool2d(3, stride=2, padding=1) if stem in ("quarter", "imagenet") else nn.Identity()
