@@ -94,8 +94,8 @@ def _counted(name: str, metric: Metric, student: FitResult, test: Split, device:
     except Exception as error:  # torchmetrics raises many kinds of errors on outputs that it does not take
         kind = type(metric).__name__
         raise ConfigError(
-            f"metrics.{name}: {kind} does not take outputs {tuple(output.shape)} and labels {tuple(test.labels.shape)}: "
-            f"{in_a_line(error)}"
+            f"metrics.{name}: {kind} does not take outputs {tuple(output.shape)} and labels "
+            f"{tuple(test.labels.shape)}: {in_a_line(error)}"
         ) from error
     parts = value if isinstance(value, Mapping) else {"": value}
     return {
