@@ -85,6 +85,7 @@ def test_trusted_by_name_or_by_word(tmp_path: Path) -> None:
     assert load_student(tmp_path, trust=True).card["classes"][0] == "ant"
 
 
+@pytest.mark.slow
 def test_loading_needs_no_trainer(tmp_path: Path) -> None:
     saved(tmp_path)
     code = (

@@ -77,10 +77,8 @@ def examined(cfg: DictConfig, names: Mapping[str, str | None] | None = None) -> 
     found |= dict.fromkeys(_key_faults(cfg, plain, everywhere))
     for path, node in [*_targets(plain), *_partial_trainers(plain)]:
         found |= dict.fromkeys(signature_faults(path, node, everywhere))
-    found |= dict.fromkeys([*_trainer_faults(plain), *_shape_faults(plain), *_file_faults(plain)])
+    found |= dict.fromkeys([*_seed_faults(plain), *_trainer_faults(plain), *_shape_faults(plain), *_file_faults(plain)])
     found |= dict.fromkeys([*_stage_faults(plain), *schedule_faults(plain)])
-    if isinstance(seed := plain.get("seed"), int) and seed < 0:
-        found[f"seed={seed}: expected 0 or more"] = None
     found |= dict.fromkeys([*_compiler_faults(plain), *door_faults(as_dict(plain.get("teacher")))])
     composition: Composition | None = None
     try:
@@ -195,6 +193,8 @@ def _trainer_faults(plain: Mapping[str, Any]) -> Iterator[str]:
             nothing = {"accumulate_grad_batches": 1, "logger": False}
             if value not in (None, -1, UNKNOWN) and value != nothing.get(key, UNKNOWN):
                 yield f"{path}.{key}={value}: {why}"
+        if trainer.get("max_epochs") == -1:
+            yield f"{path}.max_epochs=-1: a fit has an end; give the number of epochs"
         yield from rank_faults(path, trainer)
         yield from callback_faults(path, trainer)
         if (allowed := trainer.get("max_time")) is not UNKNOWN:
@@ -202,6 +202,13 @@ def _trainer_faults(plain: Mapping[str, Any]) -> Iterator[str]:
                 duration(allowed)
             except ConfigError as error:
                 yield str(error).replace("trainer", path, 1)
+
+
+def _seed_faults(plain: Mapping[str, Any]) -> Iterator[str]:
+    for key in ("seed", "teacher.seed", "source.seed", "source.teacher.seed"):
+        seed = at(plain, key)
+        if isinstance(seed, int) and not 0 <= seed < 2**32:
+            yield f"{key}={seed}: expected a number from 0 to {2**32 - 1}"
 
 
 def _shape_faults(cfg: Mapping[str, Any]) -> Iterator[str]:
@@ -246,7 +253,24 @@ def _stage_faults(cfg: Mapping[str, Any]) -> Iterator[str]:
             yield f"stages[{number}].name: required, later words refer to its files by it"
         elif name in names:
             yield f"stages[{number}].name: there is another stage called {name}; give it a name of its own"
+        yield from _teacher_faults(f"stages[{number}].teacher", as_dict(stage).get("teacher", True), names)
         names.append(name)
+    for name, control in as_dict(cfg.get("controls")).items():
+        yield from _teacher_faults(f"controls.{name}.teacher", as_dict(control).get("teacher", True), names)
+    if isinstance(teacher := cfg.get("taught_by"), str) and not teacher.startswith("stage:"):
+        yield f"taught_by={teacher}: expected stage:NAME, the stage whose student teaches; or choose teacher=NAME"
+
+
+def _teacher_faults(path: str, teacher: Any, before: list[Any]) -> Iterator[str]:
+    """One line where a stage's or control's teacher is neither the run's, nor none, nor that of a stage before."""
+    if isinstance(teacher, bool) or teacher in (None, "none", UNKNOWN):
+        return
+    if not (isinstance(teacher, str) and teacher.startswith("stage:")):
+        shown = "a mapping" if isinstance(teacher, dict) else teacher
+        yield f"{path}: expected stage:NAME, none, or true for the run's teacher, got {shown}"
+    elif (name := teacher.removeprefix("stage:")) not in before:
+        there = ", ".join(map(str, before)) or "there is none"
+        yield f"{path}={teacher}: there is no stage {name} before it; those before: {there}"
 
 
 def _file_faults(cfg: Mapping[str, Any]) -> Iterator[str]:

@@ -88,6 +88,27 @@ def read(
         return Composed(cfg, problems, unset)
 
 
+def absent(overrides: Iterable[str], config_dirs: Sequence[str] = (), config_path: str | None = None) -> list[str]:
+    """A line for each ``GROUP=MEMBER`` whose group has no such member; composes nothing, so it takes no time.
+
+    Args:
+        overrides: as typed, without sweeps.
+        config_dirs: further folders of groups.
+        config_path: the folder of the groups, if not the package's own.
+    """
+    with loaded(config_dirs, config_path):
+        sources = GlobalHydra.instance().config_loader().get_sources()
+        lines = []
+        for override in overrides:
+            key, _, name = override.partition("=")
+            group = key.lstrip("+").partition("@")[0]
+            if "." in group or not re.fullmatch(r"[\w/+-]+", name) or name == "null":
+                continue
+            if any(s.is_group(group) for s in sources) and not any(s.is_config(f"{group}/{name}") for s in sources):
+                lines.append(f"{override}: there is no {group} called {name}{_nearest_member(group, name, key)}")
+        return lines
+
+
 class ConfigDirs(SearchPathPlugin):
     """Puts the folders of ``--config-dir`` on Hydra's search path, after the groups of the package."""
 
@@ -211,14 +232,14 @@ def _explain_missing(override: str, file: str) -> str:
     )
 
 
-def _nearest_member(group: str, value: str) -> str:
-    """The end of a message, which suggests the nearest member of a group; Hydra must be initialised."""
+def _nearest_member(group: str, value: str, key: str | None = None) -> str:
+    """The end of a message, which suggests the nearest member of a group, given by ``key``; Hydra is initialised."""
     there = members(group)
     around = value.rpartition("/")[0]
     if around in there:  # a network inside another one
         there = [f"{around}/{name}" for name in there]
     near = nearest(value, there) or [name for name in there if value in name]
-    return f"; did you mean {group}={near[0]}?" if near else f"; there are {', '.join(there)}" if there else ""
+    return f"; did you mean {key or group}={near[0]}?" if near else f"; there are {', '.join(there)}" if there else ""
 
 
 def suggest(key: str, siblings: Iterable[str], everywhere: Iterable[str] = ()) -> str:

@@ -41,6 +41,7 @@ class Dataset:
         found: what was found on disk, in words, where folders decide it.
         shape: (C,H,W), needed where there is no part to read it from.
         task: the meaning of the labels, where they are no classes.
+        unlabelled: uint8 (N,C,H,W), training images without labels of another domain, to which ``test`` then belongs.
 
     Raises:
         DataError: a label is outside the classes, or outside the range of the task.
@@ -58,6 +59,7 @@ class Dataset:
     found: str = ""
     shape: tuple[int, int, int] | None = None
     task: Task = None  # type: ignore[assignment]  # never None after __post_init__
+    unlabelled: Tensor | None = None
 
     def __post_init__(self) -> None:
         task = self.task or Classification(len(self.classes))

@@ -30,7 +30,7 @@ from kd_lightning.engine.fit import FitResult, RunContext, fit
 from kd_lightning.results.provenance import header_of, leave_reason, parameters, peak_memory
 from kd_lightning.results.student_files import save_student
 from kd_lightning.run.first_pass import first_pass
-from kd_lightning.run.measured import Fits, tested, trained
+from kd_lightning.run.measured import ADAPTED, Fits, tested, trained
 from kd_lightning.run.stages_and_controls import control_of, handed, weak_teacher
 from kd_lightning.run.teacher import TeacherHandle, obtain_source_teacher, obtain_teacher
 from kd_lightning.store.artifacts import Store, copy_into, file_digest, names_file, remedy, write_json, writing
@@ -116,7 +116,7 @@ def _kept_or_made(composition: Composition, folder: Path) -> dict[str, Any]:
 
     # Data
     with clock("data"):
-        dataset = load_data(composition.data, store)
+        dataset = load_data(composition.data, store, composition.source)
         data_key = dataset_digest(dataset)
     if dataset.found and collectives.rank() == 0:
         print(dataset.found, file=sys.stderr, flush=True)
@@ -168,14 +168,15 @@ def _produce(composition: Composition, bench: RunContext, clock: Clock, work: Pa
     stages: dict[str, FitResult] = {}
     for name in composition.stages:
         stage = composition.stages[name]
-        given = handed(teacher, asks=stage.asks, source_teacher=obtain_source_teacher(stage, composition, bench))
+        asked = obtain_source_teacher(stage, composition, bench)
+        given = handed(teacher, asks=stage.asks, taught_by=stages.get(stage.taught_by or ""), source_teacher=asked)
         stages[name] = fit(stage, bench, phase=name, watched=True, **given)
         composition = composition.after(name, stages[name].folder)
 
     # Student
     val_answers = teacher.answers(dataset.val) if teacher else None
     asked = obtain_source_teacher(composition, composition, bench)
-    given = handed(teacher, source_teacher=asked)
+    given = handed(teacher, taught_by=stages.get(composition.taught_by or ""), source_teacher=asked)
     student = fit(composition, bench, phase="student", val_answers=val_answers, watched=True, **given)
 
     # Controls to compare the student with
@@ -183,7 +184,8 @@ def _produce(composition: Composition, bench: RunContext, clock: Clock, work: Pa
     for name, control in composition.controls.items():
         controls[name] = None
         if (own := control_of(control, dataset, teacher, student)) is not None:
-            given = handed(teacher, asks=own.asks, source_teacher=obtain_source_teacher(own, composition, bench))
+            its = obtain_source_teacher(own, composition, bench)
+            given = handed(teacher, asks=own.asks, taught_by=stages.get(own.taught_by or ""), source_teacher=its)
             controls[name] = fit(own, bench, phase=name, **given)
 
     # Test
@@ -223,7 +225,8 @@ def _result(
         fits.controls,
     )
     dataset, device, trainings = bench.dataset, composition.device, [*stages.values(), student]
-    networks = {"teacher": teacher.net} if teacher and teacher.net else {}
+    networks: dict[str, Any] = {"teacher": teacher.net} if teacher and teacher.net else {}
+    networks |= {name: stages[name].network for name in composition.teaching}
     if trained(student):
         networks["student"] = student.network
     spent = teacher.spent() if teacher else {}
@@ -323,5 +326,7 @@ def _keep(stages: Mapping[str, FitResult], student: FitResult, card: Mapping[str
                     shutil.copyfile(file, work / "stages" / name / file.name)
         if not trained(student):
             shutil.copyfile(student.folder / "generator.safetensors", work / "generator.safetensors")
+        if (adapted := student.folder / ADAPTED).is_file():
+            shutil.copyfile(adapted, work / ADAPTED)
     if trained(student):
         save_student(student.network, work, card)

@@ -155,7 +155,8 @@ def obtain_teacher(
             net, key, seconds, report, kept = _trained(settings, bench, train)
         net.eval()
         if settings.access == "white":
-            labelled = bench.dataset.val or bench.dataset.test
+            dataset = bench.dataset  # the test of two domains is not of the images it knows
+            labelled = dataset.val or (dataset.test if dataset.unlabelled is None else dataset.train)
             if settings.check and labelled is not None:
                 diagnose(net, labelled, task=bench.task, device=device, trained=kept is not None)
             if settings.check and kept is None:
