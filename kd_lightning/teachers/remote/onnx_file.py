@@ -84,5 +84,11 @@ def onnx_teacher(
         best = probs.topk(min(k, num_classes))
         return [dict(zip(c, p, strict=True)) for c, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
 
-    settings = {"num_classes": num_classes, "access": access, "decimals": decimals, "k": k, "max_batch": max_batch}
+    settings: dict[str, Any] = {
+        "num_classes": num_classes,
+        "access": access,
+        "decimals": decimals,
+        "k": k,
+        "max_batch": max_batch,
+    }
     return Function(ask, name=f"onnx {path.name}", version=file_digest(path), price=price, **settings)
