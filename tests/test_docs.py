@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from kd_lightning.config import resolvers
 from kd_lightning.config.check import check, faults
 from kd_lightning.config.overrides import jobs, read, swept
+from kd_lightning.core.log_filters import quiet
 from kd_lightning.networks.classifiers.lenet import LeNet5
 from kd_lightning.networks.normalized import Normalized
 from kd_lightning.results.student_files import load_student, save_single
@@ -119,6 +120,7 @@ def test_what_pages_say_of_settings_runs_as_written(said: str, reader: Path, sto
     ((job, folders),) = composed_jobs(words)
     cfg = read([*TINY, *job, "trainer.max_epochs=1", "data.recipe.epochs=1"], folders)
     assert not cfg.problems
+    quiet()
     result = run(check(cfg.cfg, {}), reader / "run")
     assert result["status"] == "ok"
     assert ("f1" in result["metrics"]) == (said == "metrics=mine")
