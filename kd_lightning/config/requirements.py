@@ -276,5 +276,8 @@ def _class_of(node: Node | None) -> Any:
 
 
 def _has_batch_norm(net: Node) -> bool:
-    with torch.device("meta"):
-        return any(isinstance(m, _BatchNorm) for m in net.build().modules())
+    try:
+        with torch.device("meta"):
+            return any(isinstance(m, _BatchNorm) for m in net.build().modules())
+    except Exception:  # it reads its weights, or is a fault that is reported elsewhere
+        return True
