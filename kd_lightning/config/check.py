@@ -27,7 +27,7 @@ from kd_lightning.errors import ConfigError
 FORBIDDEN_TRAINER = {
     "max_steps": "it counts every optimiser's steps together; set trainer.max_epochs and source.rounds",
     "gradient_clip_val": "methods optimise by hand and clip by a setting of their own, such as method.clip",
-    "accumulate_grad_batches": "methods optimise by hand; raise the batch size, or method.accumulate where there is one",
+    "accumulate_grad_batches": "methods optimise by hand; raise the batch size, or method.accumulate where it exists",
 }
 
 PER_CONTROL = {*REPLACED, *MERGED, "updates"}
