@@ -38,8 +38,9 @@ def pair_g(made: Tensor) -> Tensor:
 def fooling(logits: Tensor, scores: Tensor) -> Tensor:
     """The classifier's loss against the pair discriminator; gradients reach ``logits`` only.
 
-    With scores (N,) of the most likely label, ``argmax``: E max_k p_k softplus(-u), whose gradient lowers the confidence
-    in pairs that the discriminator dislikes. With scores (N, K) of all labels, ``integrate``: E sum_k p_k softplus(-u_k).
+    With scores (N,) of the most likely label, ``argmax``: E max_k p_k softplus(-u), whose gradient lowers the
+    confidence in pairs that the discriminator dislikes. With scores (N, K) of all labels, ``integrate``:
+    E sum_k p_k softplus(-u_k).
 
     Args:
         logits: of the classifier, (N, K).
@@ -95,8 +96,8 @@ def feature_matching(made: Tensor, real: Tensor, *, norm: Literal["l1", "l2"] = 
 def pull_away(features: Tensor, *, variant: Literal["paper", "code"] = "paper") -> Tensor:
     """Mean squared cosine between the features (N, D) of different samples (Zhao, Mathieu and LeCun, ICLR 2017).
 
-    ``code`` is what UGAN's authors compute in two of their losses: the mean cosine, not squared, over all pairs including
-    each sample with itself. It is 0 for two opposite clusters, where the other is 1.
+    ``code`` is what UGAN's authors compute in two of their losses: the mean cosine, not squared, over all pairs
+    including each sample with itself. It is 0 for two opposite clusters, where the other is 1.
     """
     unit = F.normalize(features.float(), dim=1)
     cosine = unit @ unit.T
@@ -117,6 +118,21 @@ def manifold(logits: Tensor, moved: Tensor, *, step: float) -> Tensor:
         step: length of the move in latent space.
     """
     return (moved.float() - logits.float()).square().sum(1).mean() / step**2
+
+
+def weighted_kl(student: Tensor, teacher: Tensor, weight: Tensor, temperature: float = 1.0) -> Tensor:
+    """T^2 KL(softmax(teacher/T) || softmax(student/T)) of each sample times its weight, averaged over samples.
+
+    Args:
+        student: logits (N, K).
+        teacher: logits (N, K), without gradients.
+        weight: (N,), without gradients.
+        temperature: T.
+    """
+    log_q = (student.float() / temperature).log_softmax(1)
+    log_p = (_same(teacher, student).detach().float() / temperature).log_softmax(1)
+    each = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(1)
+    return temperature**2 * (_same(weight, each).detach() * each).mean()
 
 
 def _same(one: Tensor, other: Tensor) -> Tensor:

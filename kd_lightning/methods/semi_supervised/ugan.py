@@ -13,11 +13,11 @@ the pair.
 Deviations (paper / authors' code / here):
     * lambda_g, lambda_b: not at hand / 1 or fed from outside / 1. They do not multiply the entropy and balance terms,
       which Bad GAN has, too.
-    * Labelled pairs of the discriminator: a draw of their own / likewise / the first ``d_labelled`` of the classifier's.
+    * Labelled pairs of the discriminator: a draw of their own / likewise / ``d_labelled`` of the classifier's.
     * Labels of good images: uniform / uniform / every class equally often, or by ``prior``.
     * Good images of the discriminator's step: - / drawn anew for the generator's / the same for both.
     * First epochs, ``pretrain``: - / the whole loss, but only the classifier learns / labels, entropy and balance.
-    * The moving average begins at the first weights, in Triple-GAN's code at 0; UGAN's code keeps it and tests the other.
+    * Moving average: - / begins at 0 in Triple-GAN's; is kept, but not tested, in UGAN's / begins at the first weights.
     * Latents of both generators: uniform in [0, 1].
     * Batch norm: in the classifier, on logits even, with which the bad half cannot work / likewise / refused.
     * Manifold term: - / moves of 1e-5, not divided by them / of ``manifold_step``, divided by its square.
@@ -26,20 +26,14 @@ Deviations (paper / authors' code / here):
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from kd_lightning.core.feature_hooks import capture
 from kd_lightning.data.batches import StreamsBatch
 from kd_lightning.distributed import collectives
-from kd_lightning.errors import ConfigError
-from kd_lightning.losses.response import kl
 from kd_lightning.losses.semi_supervised import (
     class_balance,
     conditional_entropy,
@@ -50,40 +44,21 @@ from kd_lightning.losses.semi_supervised import (
     pair_g,
     pull_away,
     real_or_made,
+    weighted_kl,
 )
-from kd_lightning.methods.base.conditional_gan import average
-from kd_lightning.methods.base.distiller import Distiller, OptimizerFactory, SchedulerFactory
 from kd_lightning.methods.base.freezing import frozen
-from kd_lightning.methods.semi_supervised.pair_monitor import PairMonitor
-from kd_lightning.networks import head_of
+from kd_lightning.methods.semi_supervised.players import FourPlayers, every_label
 
 
-class Ugan(Distiller):
+class Ugan(FourPlayers):
     """One round: a step of the pair discriminator, of the good generator, of the classifier, of the bad generator.
 
     Args:
-        discriminator: images (N, C, H, W) in [0, 1] and labels (N,) to scores (N,), high for real pairs.
-        generator: the good one; latents (N, latent) and labels (N,) to images.
-        bad_generator: latents to images.
-        optimizer: makes the classifier's optimiser.
-        optimizer_d: makes the discriminator's.
-        optimizer_g: makes the good generator's.
-        optimizer_b: makes the bad generator's.
-        scheduler: schedule of the classifier's learning rate, stepped once an epoch.
-        scheduler_g: that of the three others.
-        latent: length of z.
-        made: images of each generator in a step, per rank.
-        d_labelled: labelled images of a batch that the discriminator sees as real pairs.
-        d_unlabelled: unlabelled images of a batch that it sees as real pairs with the classifier's labels.
-        b_unlabelled: unlabelled images of a batch for the bad half; 0: those that the classifier's other terms see, which
-            are all that the two others leave.
         lambda_g: weight of the good half; 0 leaves discriminator and good generator out.
         lambda_b: weight of the bad half; 0 leaves the bad generator out.
         entropy: weight of the mean entropy on images without labels (w_H).
         balance: weight of the class balance.
-        prior: share of each class, which balance and good images follow; None for equal shares.
         fool: weight of the classifier's loss against the discriminator.
-        adversarial: its form, ``argmax`` of the classifier's labels or ``integrate`` over all.
         good: weight of the cross-entropy on good images (lambda_1, the pseudo-discriminative loss).
         good_from: epoch from which that counts.
         pretrain: first epochs, in which only the classifier learns, without generators.
@@ -99,40 +74,17 @@ class Ugan(Distiller):
         kd_unlabelled: weight of imitation on images without labels.
         temperature: T of imitation, but on bad images.
         bad_temperature: T there.
-        ema: decay of the moving average; None tests the classifier itself.
-        **base: see :class:`Distiller`.
-
-    Raises:
-        ValueError: nothing is left to learn from, or a setting is out of its range.
+        **players: see :class:`FourPlayers`.
     """
-
-    keeps = ("generator", "bad_generator", "discriminator")
-    generator_lr = "method.optimizer_g.lr or method.optimizer_b.lr"
 
     def __init__(
         self,
         *,
-        discriminator: nn.Module,
-        generator: nn.Module,
-        bad_generator: nn.Module,
-        optimizer: OptimizerFactory,
-        optimizer_d: OptimizerFactory,
-        optimizer_g: OptimizerFactory,
-        optimizer_b: OptimizerFactory,
-        scheduler: SchedulerFactory | None = None,
-        scheduler_g: SchedulerFactory | None = None,
-        latent: int = 100,
-        made: int = 100,
-        d_labelled: int = 20,
-        d_unlabelled: int = 80,
-        b_unlabelled: int = 0,
         lambda_g: float = 1.0,
         lambda_b: float = 1.0,
         entropy: float = 0.3,
         balance: float = 1e-3,
-        prior: Sequence[float] | None = None,
         fool: float = 0.005,
-        adversarial: Literal["argmax", "integrate"] = "argmax",
         good: float = 0.1,
         good_from: int = 200,
         pretrain: int = 0,
@@ -148,34 +100,17 @@ class Ugan(Distiller):
         kd_unlabelled: float = 0.0,
         temperature: float = 4.0,
         bad_temperature: float = 1.0,
-        ema: float | None = 0.9999,
-        **base: Any,
+        **players: Any,
     ) -> None:
-        super().__init__(**base)
-        if any(isinstance(module, _BatchNorm) for module in self.student.modules()):
-            raise ValueError(f"{type(self).__name__} trains no student with batch norm: use student=noisy_mlp")
-        self.discriminator, self.generator, self.bad_generator = discriminator, generator, bad_generator
-        self.classifier = self.student
-        if ema is not None:
-            self.classifier = copy.deepcopy(self.student)
-            self.student.requires_grad_(False)
-        self.make_optimizer, self.make_optimizer_d = optimizer, optimizer_d
-        self.make_optimizer_g, self.make_optimizer_b = optimizer_g, optimizer_b
-        self.make_scheduler, self.make_scheduler_g = scheduler, scheduler_g
-        self.latent, self.made = latent, made
-        self.d_labelled, self.d_unlabelled, self.b_unlabelled = d_labelled, d_unlabelled, b_unlabelled
+        super().__init__(**players)
         self.lambda_g, self.lambda_b, self.entropy, self.balance = lambda_g, lambda_b, entropy, balance
-        shares = torch.tensor(prior or [1.0] * self.task.num_classes)
-        self.register_buffer("prior", shares / shares.sum(), persistent=False)
-        self.fool, self.adversarial, self.good, self.good_from = fool, adversarial, good, good_from
-        self.pretrain, self.consistency, self.consistency_ramp = pretrain, consistency, consistency_ramp
+        self.fool, self.good, self.good_from, self.pretrain = fool, good, good_from, pretrain
+        self.consistency, self.consistency_ramp = consistency, consistency_ramp
         self.fm_norm, self.pull_away, self.pull_away_variant = fm_norm, pull_away, pull_away_variant
         self.manifold, self.manifold_step = manifold, manifold_step
         self.kd_good, self.kd_bad, self.kd_unlabelled = kd_good, kd_bad, kd_unlabelled
-        self.temperature, self.bad_temperature, self.ema = temperature, bad_temperature, ema
+        self.temperature, self.bad_temperature = temperature, bad_temperature
         self.has_good, self.has_bad = bool(lambda_g or kd_good), bool(lambda_b or kd_bad)
-        self.head = head_of(self.classifier)
-        self.pairs = PairMonitor()
 
     @classmethod
     def needs(cls, **settings: Any) -> set[str]:
@@ -183,15 +118,6 @@ class Ugan(Distiller):
         imitates = any(settings.get(f"kd_{of}", 0) for of in ("good", "bad", "unlabelled"))
         return {"source.two_streams", "task.classification", "student.no_batch_norm"} | (
             {"teacher"} if imitates else set()
-        )
-
-    def configure_optimizers(self) -> Any:
-        """Classifier, discriminator, good generator, bad generator."""
-        return self.scheduled(
-            (self.make_optimizer(self.classifier.parameters()), self.make_scheduler),
-            (self.make_optimizer_d(self.discriminator.parameters()), self.make_scheduler_g),
-            (self.make_optimizer_g(self.generator.parameters()), self.make_scheduler_g),
-            (self.make_optimizer_b(self.bad_generator.parameters()), self.make_scheduler_g),
         )
 
     def training_step(self, batch: StreamsBatch, batch_idx: int) -> None:
@@ -217,8 +143,7 @@ class Ugan(Distiller):
         # Classifier
         losses, watched = self.classify(batch, x_u, x_ub, apart=apart)
         self.update(opt_c, torch.stack(list(losses.values())).sum())
-        if self.ema is not None:
-            average(self.student, self.classifier, self.ema)
+        self.keep()
 
         # Bad generator
         if self.has_bad and apart:
@@ -293,51 +218,37 @@ class Ugan(Distiller):
         if self.consistency:
             apart_by = (to["u"].float().softmax(1) - to["again"].float().softmax(1)).square().mean()
             losses["consistency"] = self.consistency * ramp(self.current_epoch, self.consistency_ramp) * apart_by
+        if self.kd_good and good:
+            losses["kd_good"] = self.kd_good * self.imitate(images["g"], to["g"], y_g)
+        if self.kd_unlabelled:
+            losses["kd_unlabelled"] = self.kd_unlabelled * self.imitate(x_u, to["u"])
+        if self.kd_bad and bad:
+            t = self.answers(images["b"])
+            losses["kd_bad"] = self.kd_bad * weighted_kl(to["b"], t, torch.ones(len(t)).to(t), self.bad_temperature)
         return losses, watched
 
-    @torch.no_grad()
-    def scores(self, x: Tensor, logits: Tensor) -> Tensor:
-        """The discriminator's scores of images with their most likely label (N,), or with ``integrate`` all (N, K)."""
-        if self.adversarial == "argmax":
-            return self.discriminator(x, logits.argmax(1))
-        return self.discriminator(*every_label(x, logits.shape[1])).view_as(logits)
+    def imitate(self, x: Tensor, logits: Tensor, y: Tensor | None = None) -> Tensor:
+        """The student's distance from the teacher's answers, weighted by how real the discriminator finds the pair.
 
-    def slices(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Images without labels (N, C, H, W) for the classifier, the discriminator's pairs and the bad half."""
-        rest = len(x) - self.d_unlabelled - self.b_unlabelled
-        if rest < 1:
-            raise ConfigError(
-                f"source.unlabelled_batch_size={len(x)}: method.d_unlabelled={self.d_unlabelled} and "
-                f"method.b_unlabelled={self.b_unlabelled} leave none for the classifier's own terms; set at least "
-                f"source.unlabelled_batch_size={self.d_unlabelled + self.b_unlabelled + 1}"
+        Args:
+            x: images (N, C, H, W).
+            logits: the student's (N, K).
+            y: labels (N,) for which they were drawn: images that the teacher puts elsewhere do not count. None for the
+                teacher's.
+        """
+        t = self.answers(x)
+        of = t.argmax(1)
+        with torch.no_grad():
+            weight = (
+                self.discriminator(x, of if y is None else y).sigmoid() if self.has_good else torch.ones(len(x)).to(t)
             )
-        x_u, x_ud, x_ub = x.split([rest, self.d_unlabelled, self.b_unlabelled])
-        return x_u, x_ud, x_ub if self.b_unlabelled else x_u
+        return weighted_kl(logits, t, weight if y is None else weight * (of == y), self.temperature)
 
-    def features_of(self, x: Tensor) -> Tensor:
-        """Features (N, D) of images: what enters the classifier's last layer."""
-        with capture(self.classifier, inputs=(self.head,)) as taps:
-            self.classifier(x)
-        return taps[self.head].flatten(1)
-
-    def latents(self, n: int) -> Tensor:
-        """Latents (n, latent), uniform in [0, 1]."""
-        return torch.rand(n, self.latent, generator=self.rng, device=self.device)
-
-    def labels(self, n: int) -> Tensor:
-        """Labels (n,) int64 in the shares of ``prior``, which classes get one more is random."""
-        places = (torch.arange(n, device=self.device) + torch.rand((), generator=self.rng, device=self.device)) / n
-        return torch.bucketize(places, self.prior.cumsum(0)).clamp(max=self.task.num_classes - 1)
-
-    def on_train_epoch_end(self) -> None:
-        """Also say it if the discriminator wins everything."""
-        super().on_train_epoch_end()
-        self.pairs.tell(int(self.trainer.num_training_batches))
-
-
-def every_label(x: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Every image (N, C, H, W) with every label: images (N K, C, H, W) and labels (N K,)."""
-    return x.repeat_interleave(num_classes, 0), torch.arange(num_classes, device=x.device).repeat(len(x))
+    @torch.no_grad()
+    def answers(self, x: Tensor) -> Tensor:
+        """The teacher's answers (N, K) to images."""
+        assert self.teacher is not None
+        return self.teacher(x)
 
 
 def lse(logits: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Bad GAN's classifiers (Dai et al., NeurIPS 2017): weight norm, and Gaussian noise or dropout between the layers.
 
-Neither has a statistic of a batch: a classifier that tells real images from generated ones sees them in batches of their
-own, whose difference batch norm would hide.
+Neither has a statistic of a batch: a classifier that tells real images from generated ones sees them in batches of
+their own, whose difference batch norm would hide.
 """
 
 from __future__ import annotations

@@ -120,7 +120,7 @@ class MlpPairs(nn.Module):
 
 
 class ConvPairs(nn.Module):
-    """3x3 convolutions with weight norm, leaky ReLU and dropout, every second of stride 2 but the last; then their mean.
+    """3x3 convolutions with weight norm, leaky ReLU and dropout, every second of stride 2 but the last; then a mean.
 
     Args:
         channels: of the image.
