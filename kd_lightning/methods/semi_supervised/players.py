@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from kd_lightning.core.feature_hooks import capture
+from kd_lightning.distributed import collectives
 from kd_lightning.errors import ConfigError
 from kd_lightning.methods.base.conditional_gan import average
 from kd_lightning.methods.base.distiller import Distiller, OptimizerFactory, SchedulerFactory
@@ -117,6 +118,16 @@ class FourPlayers(Distiller):
             )
         x_u, x_ud, x_ub = x.split([rest, self.d_unlabelled, self.b_unlabelled])
         return x_u, x_ud, x_ub if self.b_unlabelled else x_u
+
+    def good_images(self, y: Tensor) -> Tensor:
+        """Images (N, C, H, W) of labels (N,), from fresh latents."""
+        self.images_made += len(y) * collectives.world()
+        return self.generator(self.latents(len(y)), y)
+
+    def bad_images(self, z: Tensor) -> Tensor:
+        """Images (N, C, H, W) of latents (N, latent)."""
+        self.images_made += len(z) * collectives.world()
+        return self.bad_generator(z)
 
     def latents(self, n: int) -> Tensor:
         """Latents (n, latent), uniform in [0, 1]."""

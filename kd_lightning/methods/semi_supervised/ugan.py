@@ -33,7 +33,6 @@ import torch
 from torch import Tensor, nn
 
 from kd_lightning.data.batches import StreamsBatch
-from kd_lightning.distributed import collectives
 from kd_lightning.losses.semi_supervised import (
     class_balance,
     conditional_entropy,
@@ -46,6 +45,7 @@ from kd_lightning.losses.semi_supervised import (
     real_or_made,
     weighted_kl,
 )
+from kd_lightning.methods.base.distiller import LastBatch
 from kd_lightning.methods.base.freezing import frozen
 from kd_lightning.methods.semi_supervised.players import FourPlayers, every_label
 
@@ -124,13 +124,13 @@ class Ugan(FourPlayers):
         """One batch of both streams."""
         opt_c, opt_d, opt_g, opt_b = self.opts()
         x_u, x_ud, x_ub = self.slices(batch.unlabelled.x)
-        apart = self.current_epoch >= self.pretrain
+        playing = self.current_epoch >= self.pretrain
         terms: dict[str, Tensor] = {}
 
         # Discriminator of pairs, and good generator
-        if self.has_good and apart:
+        if self.has_good and playing:
             y_g = self.labels(self.made)
-            x_g = self.generator(self.latents(self.made), y_g)
+            x_g = self.good_images(y_g)
             terms["d"], on_real, on_made = self.judge(batch, x_u, x_ud, x_g.detach(), y_g)
             self.update(opt_d, terms["d"])
             self.pairs.add(on_real, on_made)
@@ -138,16 +138,16 @@ class Ugan(FourPlayers):
             with frozen(self.discriminator):
                 terms["g"] = pair_g(self.discriminator(x_g, y_g))
                 self.update(opt_g, terms["g"])
-            self.show(x_g, 10 * nn.functional.one_hot(y_g, self.task.num_classes).float())
+            self.seen = LastBatch(x_g.detach(), 10 * nn.functional.one_hot(y_g, self.task.num_classes).float())
 
         # Classifier
-        losses, watched = self.classify(batch, x_u, x_ub, apart=apart)
+        losses, watched = self.classify(batch, x_u, x_ub, playing=playing)
         self.update(opt_c, torch.stack(list(losses.values())).sum())
         self.keep()
 
         # Bad generator
-        if self.has_bad and apart:
-            x_b = self.bad_generator(self.latents(self.made))
+        if self.has_bad and playing:
+            x_b = self.bad_images(self.latents(self.made))
             with frozen(self.classifier):
                 f_b = self.gathered(self.features_of(x_b))
                 with torch.no_grad():
@@ -156,10 +156,8 @@ class Ugan(FourPlayers):
                 if self.pull_away:
                     terms["b"] = terms["b"] + self.pull_away * pull_away(f_b, variant=self.pull_away_variant)
                 self.update(opt_b, terms["b"])
-            if self.has_good:
-                self.images_made += len(x_b) * collectives.world()
-            else:
-                self.show(x_b, torch.zeros(len(x_b), self.task.num_classes, device=self.device))
+            if not self.has_good:
+                self.seen = LastBatch(x_b.detach(), torch.zeros(len(x_b), self.task.num_classes, device=self.device))
 
         self.record(**losses, **terms, **watched)
 
@@ -177,22 +175,22 @@ class Ugan(FourPlayers):
         return pair_d(on_real, on_made, on_c if probs is None else on_c.view_as(probs), probs), on_real, on_made
 
     def classify(
-        self, batch: StreamsBatch, x_u: Tensor, x_ub: Tensor, *, apart: bool
+        self, batch: StreamsBatch, x_u: Tensor, x_ub: Tensor, *, playing: bool
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The classifier's losses, and how real it finds real and bad images."""
         weight = self.good if self.current_epoch >= self.good_from else 0.0
         images = {"l": batch.labelled.x, "u": x_u}
-        if good := self.has_good and apart and bool(weight or self.kd_good):
+        if good := self.has_good and playing and bool(weight or self.kd_good):
             y_g = self.labels(self.made)
             with torch.no_grad():
-                images["g"] = self.generator(self.latents(self.made), y_g)
-        if bad := self.has_bad and apart:
+                images["g"] = self.good_images(y_g)
+        if bad := self.has_bad and playing:
             z = self.latents(self.made)
             with torch.no_grad():
-                images["b"] = self.bad_generator(z)
+                images["b"] = self.bad_images(z)
                 if self.manifold:
                     way = nn.functional.normalize(self.noise(*z.shape), dim=1)
-                    images["moved"] = self.bad_generator(z + self.manifold_step * way)
+                    images["moved"] = self.bad_images(z + self.manifold_step * way)
             images |= {"ub": x_ub} if self.b_unlabelled else {}
         if self.consistency:
             images["again"] = x_u
@@ -202,7 +200,7 @@ class Ugan(FourPlayers):
         losses = {"label": self.task.loss(to["l"], batch.labelled.y)}
         losses["entropy"] = self.entropy * conditional_entropy(to["u"])
         losses["balance"] = self.balance * class_balance(self.gathered(to["u"]), self.prior)
-        if self.lambda_g and apart:
+        if self.lambda_g and playing:
             losses["fool"] = self.lambda_g * self.fool * fooling(to["u"], self.scores(x_u, to["u"]))
         if good and weight:
             losses["good"] = self.lambda_g * weight * self.task.loss(to["g"], y_g)
@@ -210,14 +208,14 @@ class Ugan(FourPlayers):
         if bad:
             real = to.get("ub", to["u"])
             losses["bad"] = self.lambda_b * real_or_made(real, to["b"])
-            watched = {f"real_of_{of}": lse(x).sigmoid().mean() for of, x in (("real", real), ("bad", to["b"]))}
+            watched = {"p_real": p_real(real).mean(), "p_bad": p_real(to["b"]).mean()}
             if self.manifold:
                 losses["manifold"] = (
                     self.lambda_b * self.manifold * manifold(to["b"], to["moved"], step=self.manifold_step)
                 )
         if self.consistency:
-            apart_by = (to["u"].float().softmax(1) - to["again"].float().softmax(1)).square().mean()
-            losses["consistency"] = self.consistency * ramp(self.current_epoch, self.consistency_ramp) * apart_by
+            change = (to["u"].float().softmax(1) - to["again"].float().softmax(1)).square().mean()
+            losses["consistency"] = self.consistency * ramp(self.current_epoch, self.consistency_ramp) * change
         if self.kd_good and good:
             losses["kd_good"] = self.kd_good * self.imitate(images["g"], to["g"], y_g)
         if self.kd_unlabelled:
@@ -251,9 +249,9 @@ class Ugan(FourPlayers):
         return self.teacher(x)
 
 
-def lse(logits: Tensor) -> Tensor:
-    """Logsumexp of logits (N, K) over classes, the logit (N,) of "real"."""
-    return logits.detach().float().logsumexp(1)
+def p_real(logits: Tensor) -> Tensor:
+    """Probability (N,) of "real" that logits (N, K) tell beside the logit 0 of "made"."""
+    return logits.detach().float().logsumexp(1).sigmoid()
 
 
 def ramp(epoch: int, epochs: int) -> float:
