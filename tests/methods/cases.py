@@ -486,7 +486,7 @@ CASES = {
         loader=few_streams,
         broken_loader=partial(few_streams, right=False),
         epochs=12,
-        ranks={"b_unlabelled": 8, "pull_away": 0.8, "manifold": 1e-3, "good_from": 0},
+        ranks={"pull_away": 0.8, "manifold": 1e-3, "good_from": 0, "balance": 0.1},
         gathers=True,
         tiny=(
             *("source.per_class=3", "source.batch_size=20", "source.unlabelled_batch_size=400", CROPPED, SCHEDULED),

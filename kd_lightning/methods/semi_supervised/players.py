@@ -33,7 +33,8 @@ class FourPlayers(Distiller):
         scheduler: schedule of the classifier's learning rate, stepped once an epoch.
         scheduler_g: that of the three others.
         latent: length of z.
-        made: images of each generator in a step, per rank.
+        made: images of the good generator in a step, per rank.
+        made_bad: those of the bad one; None for as many.
         d_labelled: labelled images of a batch that the discriminator sees as real pairs.
         d_unlabelled: unlabelled images of a batch that it sees as real pairs with the classifier's labels.
         b_unlabelled: unlabelled images of a batch for the bad half; 0: those of the classifier's other terms, which are
@@ -65,6 +66,7 @@ class FourPlayers(Distiller):
         scheduler_g: SchedulerFactory | None = None,
         latent: int = 100,
         made: int = 100,
+        made_bad: int | None = None,
         d_labelled: int = 20,
         d_unlabelled: int = 80,
         b_unlabelled: int = 0,
@@ -87,7 +89,8 @@ class FourPlayers(Distiller):
         self.make_optimizer, self.make_optimizer_d = optimizer, optimizer_d
         self.make_optimizer_g, self.make_optimizer_b = optimizer_g, optimizer_b
         self.make_scheduler, self.make_scheduler_g = scheduler, scheduler_g
-        self.latent, self.made, self.ema, self.adversarial = latent, made, ema, adversarial
+        self.latent, self.ema, self.adversarial = latent, ema, adversarial
+        self.made, self.made_bad = made, made if made_bad is None else made_bad
         self.d_labelled, self.d_unlabelled, self.b_unlabelled = d_labelled, d_unlabelled, b_unlabelled
         self.register_buffer("prior", shares / shares.sum(), persistent=False)
         self.head = head_of(self.classifier)

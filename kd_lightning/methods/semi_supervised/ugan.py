@@ -147,7 +147,7 @@ class Ugan(FourPlayers):
 
         # Bad generator
         if self.has_bad and playing:
-            x_b = self.bad_images(self.latents(self.made))
+            x_b = self.bad_images(self.latents(self.made_bad))
             with frozen(self.classifier):
                 f_b = self.gathered(self.features_of(x_b))
                 with torch.no_grad():
@@ -185,7 +185,7 @@ class Ugan(FourPlayers):
             with torch.no_grad():
                 images["g"] = self.good_images(y_g)
         if bad := self.has_bad and playing:
-            z = self.latents(self.made)
+            z = self.latents(self.made_bad)
             with torch.no_grad():
                 images["b"] = self.bad_images(z)
                 if self.manifold:

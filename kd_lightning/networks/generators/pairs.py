@@ -58,23 +58,35 @@ class DeconvImages(nn.Module):
     Args:
         latent: length of z.
         channels: of the image.
-        widths: channels of the maps; as many transposed convolutions double the side, which is 4 * 2 ** len(widths).
+        size: its side, 4 * 2 ** len(hidden).
+        hidden: channels of the maps; as many transposed convolutions double the side.
         num_classes: K; 0 for a generator without labels.
+
+    Raises:
+        ValueError: the side does not suit the number of maps.
     """
 
     def __init__(
-        self, *, latent: int = 100, channels: int = 3, widths: Sequence[int] = (512, 256, 128), num_classes: int = 10
+        self,
+        *,
+        latent: int = 100,
+        channels: int = 3,
+        size: int = 32,
+        hidden: Sequence[int] = (512, 256, 128),
+        num_classes: int = 10,
     ) -> None:
         super().__init__()
+        if size != 4 * 2 ** len(hidden):
+            raise ValueError(f"{len(hidden)} maps make images of side {4 * 2 ** len(hidden)}, not size={size}")
         self.latent, self.num_classes = latent, num_classes
-        first = widths[0] * 16
+        first = hidden[0] * 16
         linear = nn.Linear(latent + num_classes, first, bias=False)
-        self.first = nn.Sequential(linear, nn.BatchNorm1d(first), nn.ReLU(), nn.Unflatten(1, (widths[0], 4, 4)))
+        self.first = nn.Sequential(linear, nn.BatchNorm1d(first), nn.ReLU(), nn.Unflatten(1, (hidden[0], 4, 4)))
         self.ups = nn.ModuleList(
             nn.Sequential(nn.ConvTranspose2d(a + num_classes, b, 5, 2, 2, 1, bias=False), nn.BatchNorm2d(b), nn.ReLU())
-            for a, b in pairwise(widths)
+            for a, b in pairwise(hidden)
         )
-        last = nn.ConvTranspose2d(widths[-1] + num_classes, channels, 5, 2, 2, 1)
+        last = nn.ConvTranspose2d(hidden[-1] + num_classes, channels, 5, 2, 2, 1)
         self.pixels = weight_normed(last, gain=0.1)
 
     def forward(self, z: Tensor, y: Tensor | None = None) -> Tensor:
@@ -124,32 +136,39 @@ class ConvPairs(nn.Module):
 
     Args:
         channels: of the image.
+        size: its side, a multiple of 2 ** (len(widths) - 1).
         widths: channels of each two convolutions.
-        dropout: of the image and after each two convolutions.
+        noise: share of the image's values that are dropped, and of values after each two convolutions.
         num_classes: K.
+
+    Raises:
+        ValueError: the side cannot be halved so often.
     """
 
     def __init__(
         self,
         *,
         channels: int = 3,
+        size: int = 32,
         widths: Sequence[int] = (32, 64, 128),
-        dropout: float = 0.2,
+        noise: tuple[float, float] = (0.2, 0.2),
         num_classes: int = 10,
     ) -> None:
         super().__init__()
+        if size % 2 ** (len(widths) - 1):
+            raise ValueError(f"size={size}: expected a multiple of {2 ** (len(widths) - 1)}, as the maps are halved")
         self.num_classes = num_classes
         self.convs = nn.ModuleList()
         for number, (a, b) in enumerate(pairwise((channels, *widths))):
             stride = 2 if number + 1 < len(widths) else 1
             for inputs, step in ((a, 1), (b, stride)):
                 self.convs.append(weight_normed(nn.Conv2d(inputs + num_classes, b, 3, step, 1)))
-        self.drop = nn.Dropout(dropout)
+        self.drop_pixels, self.drop = nn.Dropout(noise[0]), nn.Dropout(noise[1])
         self.last = weight_normed(nn.Linear(widths[-1] + num_classes, 1))
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Scores (N,)."""
-        h = self.drop(2 * x - 1)
+        h = self.drop_pixels(2 * x - 1)
         for number, conv in enumerate(self.convs):
             h = F.leaky_relu(conv(_with_label(h, y, self.num_classes)), 0.2)
             h = self.drop(h) if number % 2 else h
