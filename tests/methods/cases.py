@@ -489,7 +489,7 @@ CASES = {
         ranks={"pull_away": 0.8, "manifold": 1e-3, "good_from": 0, "balance": 0.1},
         gathers=True,
         tiny=(
-            *("source.per_class=3", "source.batch_size=20", "source.unlabelled_batch_size=400", CROPPED, SCHEDULED),
+            *("source.per_class=3", "source.batch_size=20", "source.unlabelled_batch_size=400", CROPPED),
             *("method.d_unlabelled=150", "method.made=16", "method.latent=8", "method.good_from=1", "method.ema=0.9"),
             *(f"method.{g}.hidden=[8]" for g in ("generator", "bad_generator")),
             *("method.discriminator.widths=[8]", "student.widths=[16,8]"),

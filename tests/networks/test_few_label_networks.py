@@ -60,6 +60,8 @@ def test_weight_norm_begins_with_the_size_of_the_input() -> None:
     with torch.no_grad():
         layer.parametrizations.weight.original1.mul_(7)  # the direction's length is not the weight's
     torch.testing.assert_close(layer.weight.norm(dim=1), before)
+    up = weight_normed(nn.ConvTranspose2d(6, 4, 3))
+    assert up.parametrizations.weight.original0.shape == (1, 4, 1, 1)  # a length for each of the outputs
     plain = weight_normed(nn.Linear(3, 2), on=False)
     assert not hasattr(plain, "parametrizations")
 

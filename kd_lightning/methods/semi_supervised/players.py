@@ -137,7 +137,7 @@ class FourPlayers(Distiller):
         return torch.rand(n, self.latent, generator=self.rng, device=self.device)
 
     def labels(self, n: int) -> Tensor:
-        """Labels (n,) int64 in the shares of ``prior``, which classes get one more is random."""
+        """Labels (n,) int64 in the shares of ``prior``; chance decides which classes get one more."""
         places = (torch.arange(n, device=self.device) + torch.rand((), generator=self.rng, device=self.device)) / n
         return torch.bucketize(places, self.prior.cumsum(0)).clamp(max=self.task.num_classes - 1)
 
