@@ -41,7 +41,7 @@ def test_the_rest_leaves_the_labelled_ones_out(tmp_path: Path) -> None:
     assert {p for batch in batches for p in pixels(batch.unlabelled.x)} == set(range(30)) - labelled
     with pytest.raises(DataError, match=r"source.per_class=10 labels all 30 .* source.unlabelled=all"):
         source(unlabelled="rest", per_class=10).prepare(context(tmp_path))
-    assert len(source(per_class=10).prepare(context(tmp_path))) == 6
+    assert len(source(per_class=10, batch_size=2).prepare(context(tmp_path))) == 6
 
 
 def test_more_labels_than_a_class_has(tmp_path: Path) -> None:
