@@ -76,6 +76,13 @@ def generated(number: int, batch: int, context: Context) -> GeneratedLoader:
     return GeneratedLoader(plain_generator().requires_grad_(False), number, (batch, LATENT), context)
 
 
+def streams(number: int, batch: int, context: Context) -> StreamsLoader:
+    """Labelled patterns, and darker ones without labels."""
+    labelled, unlabelled = real(number, batch, context), real(number, batch, context)
+    unlabelled.images = unlabelled.images // 2
+    return StreamsLoader(labelled, unlabelled)
+
+
 class Vicinities(Rounds):
     """Labels that are numbers: of each step of a discriminator's common draw every rank takes its part."""
 
@@ -91,7 +98,7 @@ class Vicinities(Rounds):
         return VicinalBatch(*(torch.cat(parts) for parts in zip(*mine, strict=True)))
 
 
-def streams(number: int, batch: int, context: Context) -> StreamsLoader:
+def three_streams(number: int, batch: int, context: Context) -> StreamsLoader:
     """Labelled images, and of those without labels a batch for each of three uses."""
     few, many = (real(n, size, context) for n, size in ((2, batch), (3 * number, 3 * batch)))
     return StreamsLoader(few, many, batches=number)
@@ -166,10 +173,10 @@ def served(case: Case) -> Callable[[int, int, Context], Any]:
         return generated
     if "source.vicinity" in case.needs:
         return Vicinities
-    if "source.two_streams" in case.needs:
-        return streams
     if "source.free" in case.needs:
         return rounds
+    if "source.two_streams" in case.needs:
+        return three_streams if case.target is Ugan else streams
     return partial(real, answered=case.served == "answers" or "source.answers" in case.needs)
 
 
@@ -181,7 +188,7 @@ def made(name: str, batch: int, *, batch_norm: bool) -> Distiller:
     with torch.no_grad():
         list(teacher.parameters())[-2].mul_(20)  # opinions
     given = {"latent": LATENT, "batch_size": batch, "kd_batch_size": batch, "image": (1, 8, 8), "num_classes": CLASSES}
-    optimizers = ("optimizer", "optimizer_g", "optimizer_d", "optimizer_b", "optimizer_head")
+    optimizers = ("optimizer", "optimizer_g", "optimizer_d", "optimizer_b", "optimizer_t", "optimizer_head")
     given |= dict.fromkeys(optimizers, partial(sgd, lr=0.05))
     given |= dict.fromkeys(("made", "d_unlabelled", "b_unlabelled"), batch) | {"d_labelled": batch // 2}
     given |= {"temperature": 4.0}
@@ -254,8 +261,8 @@ def state(net: Any) -> dict[str, Tensor]:
 
 
 def learned(method: Distiller) -> dict[str, Tensor]:
-    names = ("student", "generator", "live", "discriminator", "classifier", "bad_generator")
-    nets = {name: getattr(method, name) for name in names if hasattr(method, name)}
+    names = ("student", "adapted", "generator", "live", "discriminator", "classifier", "bad_generator")
+    nets = {name: getattr(method, name) for name in names if getattr(method, name, None) is not None}
     return {f"{name}.{k}": v for name, net in nets.items() for k, v in state(net).items()}
 
 
