@@ -11,7 +11,7 @@ from kd_lightning.losses.taps import Taps, full_precision, vectors
 
 class ContrastiveMemory(nn.Module):
     """Tell a student's and a teacher's embedding of one image from those of images of other classes: CRD
-    (Tian et al., ICLR 2020, Eq. 9 and 19), with their memories and noise-contrastive estimate.
+    (Tian et al., ICLR 2020, Eq. 18), with their memories and noise-contrastive estimate.
 
     Each network's embeddings of all images are kept, N unit vectors. A sample is scored exp(u.m / tau) / Z against the
     other network's memory of itself and of K images of other classes; Z is N times the mean score of the first batch.

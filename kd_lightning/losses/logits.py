@@ -24,7 +24,7 @@ def decoupled(
     warmup: int = 0,
     epoch: int = 0,
 ) -> Tensor:
-    """T^2 (alpha TCKD + beta NCKD): DKD (Zhao et al., CVPR 2022, Eq. 5 to 7).
+    """T^2 (alpha TCKD + beta NCKD): DKD (Zhao et al., CVPR 2022, Eq. 7).
 
     TCKD is the KL of [p_y, 1 - p_y], NCKD the KL of the probabilities of the other classes among themselves. KL itself
     is TCKD + (1 - p_y of the teacher) NCKD, for each sample.
@@ -54,7 +54,7 @@ def decoupled(
 def dist(
     student: Tensor, teacher: Tensor, *, inter: float = 1.0, intra: float = 1.0, temperature: float = 1.0
 ) -> Tensor:
-    """Correlations instead of equality: DIST (Huang et al., NeurIPS 2022, Eq. 8 to 10), times T^2.
+    """Correlations instead of equality: DIST (Huang et al., NeurIPS 2022), times T^2.
 
     inter * (1 - mean over samples of corr over classes) + intra * (1 - mean over classes of corr over the batch), of
     softened probabilities. The second depends on the whole batch.
@@ -88,8 +88,8 @@ def multi_level(
 ) -> Tensor:
     """KL, and distances of the products of probabilities over classes and over samples: MLKD (Jin et al., CVPR 2023).
 
-    For each T: T^2 KL (Eq. 3), ||p p^T - q q^T||^2 / N over pairs of samples (Eq. 5) and ||p^T p - q^T q||^2 / K over
-    pairs of classes (Eq. 7); all are added.
+    For each T: T^2 KL, ||p p^T - q q^T||^2 / N over pairs of samples and ||p^T p - q^T q||^2 / K over
+    pairs of classes; all are added.
 
     Args:
         student: logits (N, K).
@@ -121,7 +121,7 @@ def smoothed_labels(student: Tensor, teacher: Tensor | None = None, *, labels: T
 def virtual_teacher(
     student: Tensor, teacher: Tensor | None = None, *, labels: Tensor, temperature: float = 20.0, correct: float = 0.99
 ) -> Tensor:
-    """KL from a teacher that is written down: Tf-KD_reg (Yuan et al., CVPR 2020, Eq. 9 and 10).
+    """KL from a teacher that is written down: Tf-KD_reg (Yuan et al., CVPR 2020).
 
     Its probabilities, ``correct`` for the label and the rest for all others alike, are softened as if they were logits:
     softmax(p / T), which is almost uniform. The student's logits are not softened. Summed over classes, where the

@@ -18,7 +18,7 @@ from kd_lightning.losses.taps import Taps, check_equal, full_precision, listed, 
 
 @full_precision
 def similarity_preserving(student: Taps, teacher: Taps) -> Tensor:
-    """Squared distance of similarity matrices, over N^2: SP (Tung & Mori, ICCV 2019, Eq. 2 to 4).
+    """Squared distance of similarity matrices, over N^2: SP (Tung & Mori, ICCV 2019, Eq. 4).
 
     A matrix holds the products of the features of all pairs of samples, each row of unit length. Of several layers
     the losses are added.
@@ -36,7 +36,7 @@ def correlation_congruence(
 ) -> Tensor:
     """CC (Peng et al., ICCV 2019), of which there are two different losses.
 
-    ``paper`` (Eq. 4 and 8) compares kernel matrices K = exp(-2 gamma) sum_p (2 gamma)^p / p! (e_i.e_j)^p, the Taylor
+    ``paper`` compares kernel matrices K = exp(-2 gamma) sum_p (2 gamma)^p / p! (e_i.e_j)^p, the Taylor
     series of a Gaussian kernel: ||K_s - K_t|| / N^2. ``code``, which the authors gave to Tian et al. (2020), is the
     mean over i of sum_d |s - t|_(i,d) |s - t|_(i+1,d): it depends on the order of the samples.
 
@@ -58,7 +58,7 @@ def correlation_congruence(
 
 @full_precision
 def relational(student: Taps, teacher: Taps, *, distance: float = 25.0, angle: float = 50.0) -> Tensor:
-    """Distances of pairs and angles of triples of samples: RKD (Park et al., CVPR 2019, Eq. 5 to 9).
+    """Distances of pairs and angles of triples of samples: RKD (Park et al., CVPR 2019).
 
     Huber losses of distances, each divided by the mean distance of its network, and of cosines. It takes memory for
     N^3 numbers.
@@ -76,7 +76,7 @@ def relational(student: Taps, teacher: Taps, *, distance: float = 25.0, angle: f
 
 @full_precision
 def probabilistic_transfer(student: Taps, teacher: Taps, *, eps: float = 1e-7) -> Tensor:
-    """KL between the teacher's and the student's probabilities of pairs: PKT (Passalis & Tefas, ECCV 2018, Eq. 9).
+    """KL between the teacher's and the student's probabilities of pairs: PKT (Passalis & Tefas, ECCV 2018).
 
     A row of probabilities is (1 + cosine) / 2 of one sample to all, divided by its sum. Averaged over all pairs, as in
     the authors' code, where the paper sums: hence weights of 10^4.

@@ -13,7 +13,7 @@ from kd_lightning.losses.taps import Taps, check_equal, pairs
 
 
 class VariationalInformation(nn.Module):
-    """Negative log-likelihood of the teacher's features: VID (Ahn et al., CVPR 2019, Eq. 4).
+    """Negative log-likelihood of the teacher's features: VID (Ahn et al., CVPR 2019).
 
     1/2 mean[(s - t)^2 / v + log v] of normal distributions, whose means s an adapter predicts from the student; the
     variance v = softplus(rho) + eps of each channel is a parameter. Of several layers the losses are added.
