@@ -177,7 +177,7 @@ def channel_correlation(student: Taps, teacher: Taps, *, divisor: Literal["image
     return torch.stack(losses).sum()
 
 
-def hierarchical_context(student: Taps, teacher: Taps, *, warmup: int = 0, epoch: int = 0) -> Tensor:
+def hierarchical_context(student: Taps, teacher: Taps) -> Tensor:
     """Mean squared difference of maps at several resolutions: ReviewKD's HCL (Chen et al., CVPR 2021).
 
     The full map counts 1, its averages over 4x4, 2x2 and 1x1 parts half of the one before, those that are no
@@ -186,8 +186,6 @@ def hierarchical_context(student: Taps, teacher: Taps, *, warmup: int = 0, epoch
     Args:
         student: the fused maps.
         teacher: maps of the same shapes.
-        warmup: epochs in which the loss grows linearly to its full value.
-        epoch: the current one, from 0.
     """
     losses = []
     for s, t in pairs(student, teacher):
@@ -197,12 +195,7 @@ def hierarchical_context(student: Taps, teacher: Taps, *, warmup: int = 0, epoch
         weights = [0.5**level for level in range(len(levels))]
         found = [weight * F.mse_loss(a, b) for weight, (a, b) in zip(weights, levels, strict=True)]
         losses.append(torch.stack(found).sum() / sum(weights))
-    return ramp(epoch, warmup) * torch.stack(losses).sum()
-
-
-def ramp(epoch: int, warmup: int) -> float:
-    """Share of a loss that grows linearly over the first ``warmup`` epochs; ``epoch`` counts from 0."""
-    return min((epoch + 1) / warmup, 1.0) if warmup else 1.0
+    return torch.stack(losses).sum()
 
 
 def _attention_map(maps: Tensor) -> Tensor:

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kd_lightning.losses.feature_maps import ramp
 from kd_lightning.losses.response import check_same_shape, kl
 from kd_lightning.losses.taps import full_precision
 
@@ -21,8 +20,6 @@ def decoupled(
     alpha: float = 1.0,
     beta: float = 8.0,
     temperature: float = 4.0,
-    warmup: int = 0,
-    epoch: int = 0,
 ) -> Tensor:
     """T^2 (alpha TCKD + beta NCKD): DKD (Zhao et al., CVPR 2022, Eq. 7).
 
@@ -36,8 +33,6 @@ def decoupled(
         alpha: weight of TCKD.
         beta: weight of NCKD.
         temperature: T.
-        warmup: epochs in which the loss grows linearly to its full value.
-        epoch: the current one, from 0.
     """
     check_same_shape(student, teacher)
     s, t = student.float() / temperature, teacher.float() / temperature
@@ -48,7 +43,7 @@ def decoupled(
     count = s.shape[1] - 1
     rest_s, rest_t = (F.log_softmax(z[other].view(-1, count), dim=1) for z in (s, t))
     others = F.kl_div(rest_s, rest_t, reduction="none", log_target=True)
-    return ramp(epoch, warmup) * temperature**2 * (alpha * target.sum(1).mean() + beta * others.sum(1).mean())
+    return temperature**2 * (alpha * target.sum(1).mean() + beta * others.sum(1).mean())
 
 
 def dist(
