@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 from math import prod
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -168,24 +168,24 @@ class AttentionFusion(nn.Module):
 
 
 class Paraphraser(nn.Module):
-    """Maps to factors of fewer channels and back: FT's first stage (Kim et al., NeurIPS 2018, section 3.1).
+    """The teacher's maps to factors of fewer channels and back: FT's first stage (Kim et al., NeurIPS 2018).
 
     Args:
-        channels: of the teacher's maps.
-        rate: the factors' channels are this share of them.
+        teacher_shapes: (C, H, W), one layer.
+        rate: the factors' channels are this share of the teacher's.
         batch_norm: one after each convolution.
     """
 
-    def __init__(self, *, channels: int, rate: float = 0.5, batch_norm: bool = False) -> None:
+    def __init__(self, *, teacher_shapes: Shapes, rate: float = 0.5, batch_norm: bool = False) -> None:
         super().__init__()
+        channels = teacher_shapes[0][0]
         factors = int(channels * rate)
         self.encoder = _leaky(nn.Conv2d, (channels, channels, factors, factors), batch_norm=batch_norm)
         self.decoder = _leaky(nn.ConvTranspose2d, (factors, factors, channels, channels), batch_norm=batch_norm)
 
-    def forward(self, maps: Tensor) -> Tensor:
-        """The maps again (N, C, H, W)."""
-        reconstructed: Tensor = self.decoder(self.encoder(maps))
-        return reconstructed
+    def forward(self, student: Any, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        """The maps again (N, C, H, W), and the maps; nothing of the student."""
+        return self.decoder(self.encoder(teacher)), teacher
 
 
 class Translator(nn.Module):
@@ -195,8 +195,7 @@ class Translator(nn.Module):
         student_shapes: (C, H, W), one layer.
         teacher_shapes: (C, H, W), one layer.
         rate: the factors' channels are this share of the teacher's.
-        batch_norm: one after each convolution of the translator.
-        paraphraser: the trained one, which is frozen here; None: a new one, which stays as it is.
+        batch_norm: one after each convolution of the translator; the paraphraser, which stays as it is, has none.
     """
 
     def __init__(
@@ -206,13 +205,12 @@ class Translator(nn.Module):
         teacher_shapes: Shapes,
         rate: float = 0.5,
         batch_norm: bool = True,
-        paraphraser: Paraphraser | None = None,
     ) -> None:
         super().__init__()
         (s, *_), (t, *_) = student_shapes, teacher_shapes
         factors = int(t[0] * rate)
         self.student = _leaky(nn.Conv2d, (s[0], s[0], factors, factors), batch_norm=batch_norm)
-        self.paraphraser = (paraphraser or Paraphraser(channels=t[0], rate=rate)).eval().requires_grad_(False)
+        self.paraphraser = Paraphraser(teacher_shapes=teacher_shapes, rate=rate).eval().requires_grad_(False)
 
     def forward(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
         """Factors of both, (N, M, H, W)."""
