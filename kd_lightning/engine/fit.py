@@ -29,6 +29,7 @@ from kd_lightning.engine.checkpoint_writer import Resumable
 from kd_lightning.engine.restart import begin_again, next_seed, restarts
 from kd_lightning.methods.base.distiller import Distiller
 from kd_lightning.methods.base.protocols import Teacher
+from kd_lightning.methods.real_data.distill import Distill
 from kd_lightning.networks.normalized import Normalized
 from kd_lightning.networks.weights import load_weights, write_weights
 from kd_lightning.sources.context import Context
@@ -153,6 +154,8 @@ def _keep(method: Distiller, report: dict[str, Any], work: Path) -> None:
         for name in method.keeps:
             if hasattr(method, name):
                 _save_net(cast(nn.Module, getattr(method, name)), work / f"{name}.safetensors")
+        for name, net in (method.kept_modules() if isinstance(method, Distill) else {}).items():
+            _save_net(net, work / f"{name}.safetensors")
     write_json(work / "fit.json", report)
 
 
@@ -215,6 +218,8 @@ def _train(
     context.rounds = method.rounds_an_epoch()
     source = training.source.build()
     loader = source.prepare(context)
+    if isinstance(method, Distill):
+        method.build_terms(bench.dataset.image_shape, len(loader.images) if isinstance(loader, TensorLoader) else None)
     val = bench.dataset.val
     val_loader = (
         None

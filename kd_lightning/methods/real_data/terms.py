@@ -1,0 +1,237 @@
+"""Terms of a distillation loss: what is compared, where in the two networks, through which adapter.
+
+    terms:
+      hint:
+        weight: 100
+        student: layer2                     # a tap; a list [layer1, layer2] of taps; null for none
+        teacher: layer3.-1.relu:input       # what its last block's relu gets; :output, or nothing, is what it returns
+        adapt: {_target_: ..., _partial_: true}
+        loss: {_target_: ..., _partial_: true}
+
+Taps are paths relative to the bare network (:func:`~kd_lightning.core.feature_hooks.find`); ``output`` is the logits,
+and the default.
+
+**A loss** is called as ``loss(student, teacher, **wanted)`` and returns a scalar. ``student`` and ``teacher`` are a
+tensor for one tap, a list for a list of taps, None for null; ``wanted`` are those of ``OFFERED`` that its signature
+names. It is a function, or an ``nn.Module`` class as a partial, which is built like an adapter, for the shapes that it
+is called with.
+
+**An adapter** is an ``nn.Module`` class as a partial, called as ``adapt(student, teacher)`` in the form above. It
+returns the pair that the loss gets; a side that it leaves alone it returns as it came. Its constructor gets those of
+``student_shapes=[(C, H, W), ...]``, ``teacher_shapes=[...]`` (without the batch, always lists) and ``num_images`` (of
+the source) that it names.
+
+Parameters of adapters and losses are trained with the student, and are in checkpoints, but not in the exported
+student. A fit keeps the adapter of a term in ``TERM.safetensors`` and its loss, if it is a module, in
+``TERM_loss.safetensors``. A later stage gets them by ``given: {PART: stage:NAME/TERM.safetensors}``, where PART is a
+path inside its own adapter, and ``.`` the whole of it: such parts are loaded bit for bit and stay as they are.
+"""
+
+from __future__ import annotations
+
+import inspect
+import pkgutil
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from kd_lightning.core.feature_hooks import OUTPUT, at
+from kd_lightning.errors import ConfigError
+from kd_lightning.networks.weights import load_weights
+
+Paths: TypeAlias = str | Sequence[str] | None
+Shape: TypeAlias = tuple[int, ...]
+
+OFFERED = {
+    "labels": "(N,) int64, or floats for regression",
+    "index": "(N,) int64 positions of the images in the source",
+    "epoch": "from 0",
+    "student_logits": "(N, K)",
+    "teacher_logits": "(N, K), those stored with the images if there are any",
+}
+"""What a loss may ask for by naming a parameter."""
+ROWS = ("labels", "index", "student_logits", "teacher_logits")
+
+
+class Term(nn.Module):
+    """weight * loss(student's taps, teacher's taps), see above.
+
+    Args:
+        weight: factor of the loss.
+        loss: a function, or a module's class as a partial.
+        student: taps of the student.
+        teacher: taps of the teacher.
+        adapt: an adapter's class as a partial; None compares the taps themselves.
+        given: path of a part of the adapter -> file of its weights, which stay as they are.
+        global_batch: the loss compares images with each other: with ``trainer=ddp`` it sees those of all ranks.
+        warm_up: epochs in which the weight grows: in epoch e (from 0) to ``weight`` * min((e + 1) / warm_up, 1).
+    """
+
+    def __init__(
+        self,
+        *,
+        weight: float,
+        loss: Callable[..., Any],
+        student: Paths = OUTPUT,
+        teacher: Paths = OUTPUT,
+        adapt: Callable[..., Any] | None = None,
+        given: Mapping[str, str] | None = None,
+        global_batch: bool = False,
+        warm_up: int = 0,
+    ) -> None:
+        super().__init__()
+        self.weight, self.student, self.teacher, self.given = weight, student, teacher, dict(given or {})
+        self.global_batch, self.warm_up = global_batch, warm_up
+        self.make_adapter, self.make_loss = adapt, loss
+        self.adapt: nn.Module | None = None
+        self.loss: Callable[..., Tensor] | None = None if is_class(loss) else loss
+        self.wanted = wanted(loss)
+
+    @property
+    def has_modules(self) -> bool:
+        """Whether there is an adapter, or a loss that is a module."""
+        return self.make_adapter is not None or is_class(self.make_loss)
+
+    def taps(self, side: str) -> list[str]:
+        """Paths of one side, ``student`` or ``teacher``, including ``output`` where the loss asks for logits."""
+        named = listed(getattr(self, side))
+        return named + [OUTPUT] * (f"{side}_logits" in self.wanted)
+
+    @torch.no_grad()
+    def build(self, student: dict[str, Shape], teacher: dict[str, Shape], num_images: int | None) -> None:
+        """Build adapter and loss for shapes of taps without the batch, by path.
+
+        Raises:
+            ConfigError: the adapter does not fit the shapes, or ``given`` names no part of it.
+            TeacherError: a file of ``given`` does not fit.
+        """
+        if not self.has_modules:
+            return
+        shapes = [
+            [own[path] for path in listed(paths)] for own, paths in ((student, self.student), (teacher, self.teacher))
+        ]
+        if self.make_adapter is not None:
+            self.adapt = _made(self.make_adapter, shapes, num_images)
+            self._load_given(self.adapt)
+            images = [at({path: torch.zeros(2, *s) for path, s in own.items()}, paths)
+                      for own, paths in ((student, self.student), (teacher, self.teacher))]  # fmt: skip
+            adapted = self.adapt.eval()(*images)
+            shapes = [[tuple(one.shape[1:]) for one in _each(side)] for side in adapted]
+        if is_class(self.make_loss):
+            self.loss = _made(self.make_loss, shapes, num_images)
+        self.train()
+
+    def _load_given(self, adapter: nn.Module) -> None:
+        for part, file in self.given.items():
+            try:
+                module = adapter if part == "." else adapter.get_submodule(part)
+            except AttributeError:
+                has = ", ".join(name for name, _ in adapter.named_children())
+                raise ConfigError(f"given.{part}: {type(adapter).__name__} has no such part; it has {has}") from None
+            load_weights(module, file)
+            module.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Term:
+        """Keep the given parts in eval mode."""
+        super().train(mode)
+        for part in self.given if self.adapt is not None else ():
+            (self.adapt if part == "." else self.adapt.get_submodule(part)).eval()
+        return self
+
+    def kept(self, name: str) -> dict[str, nn.Module]:
+        """The modules that a fit keeps, by the name of their file, for a term of this name."""
+        modules = {name: self.adapt, f"{name}_loss": self.loss}
+        return {key: net for key, net in modules.items() if isinstance(net, nn.Module) and net.state_dict()}
+
+    def forward(
+        self,
+        student: dict[str, Tensor],
+        teacher: dict[str, Tensor],
+        offered: Mapping[str, Any],
+        gathered: Callable[[Tensor], Tensor],
+    ) -> Tensor:
+        """The weighted loss, a scalar.
+
+        Args:
+            student: values of its taps by path.
+            teacher: values of its taps by path.
+            offered: values of ``OFFERED``.
+            gathered: rows (N, ...) of this rank -> those of all ranks.
+        """
+        assert self.loss is not None, "build the terms before training"
+        told = {name: offered[name] for name in self.wanted}
+        pair = at(student, self.student), at(teacher, self.teacher)
+        if self.adapt is not None:
+            pair = self.adapt(*pair)
+        if self.global_batch:
+            pair = tuple(_mapped(side, gathered) for side in pair)
+            told |= {k: gathered(told[k]).to(told[k].dtype) for k in ROWS if told.get(k) is not None}
+        loss = self.loss(*pair, **told)
+        grown = min(1.0, (offered["epoch"] + 1) / self.warm_up) if self.warm_up else 1.0
+        return self.weight * loss if grown == 1.0 else self.weight * grown * loss
+
+
+def listed(paths: Paths) -> list[str]:
+    """The paths of a tap, of several, or of none."""
+    return [] if paths is None else [paths] if isinstance(paths, str) else list(paths)
+
+
+def is_class(loss: Any) -> bool:
+    """Whether a loss is a module's class, possibly as a partial, and not a function."""
+    target = loss.func if isinstance(loss, partial) else loss
+    return inspect.isclass(target) and issubclass(target, nn.Module)
+
+
+def wanted(loss: Any) -> list[str]:
+    """The names of ``OFFERED`` that a loss asks for: parameters of a function, or of a module's ``forward``."""
+    target: Any = loss.func if isinstance(loss, partial) else loss
+    target = target.forward if inspect.isclass(target) or isinstance(target, nn.Module) else target
+    try:
+        names = inspect.signature(target).parameters
+    except (TypeError, ValueError):
+        return []  # a builtin without a signature
+    return [name for name in OFFERED if name in names]
+
+
+def located(loss: Any) -> Any:
+    """The function or class that a loss's ``{_target_: ...}`` names; None where it cannot be found."""
+    if not isinstance(loss, Mapping):
+        return loss
+    try:
+        return pkgutil.resolve_name(loss["_target_"])
+    except Exception:
+        return None  # reported elsewhere
+
+
+def _made(make: Any, shapes: Sequence[Any], num_images: int | None) -> nn.Module:
+    known = {"student_shapes": shapes[0], "teacher_shapes": shapes[1], "num_images": num_images}
+    names = inspect.signature(make).parameters
+    if "num_images" in names and num_images is None:
+        raise ConfigError(
+            f"{_name(make)} keeps something for every image, but this source makes its images anew: use source=real, "
+            "few_shot or queried"
+        )
+    try:
+        module: nn.Module = make(**{key: value for key, value in known.items() if key in names})
+    except (ValueError, TypeError, RuntimeError, IndexError) as error:
+        raise ConfigError(f"{_name(make)} cannot be built between {_said(shapes)}: {error}") from error
+    return module
+
+
+def _name(make: Any) -> str:
+    return getattr(make.func if isinstance(make, partial) else make, "__name__", str(make))
+
+
+def _said(shapes: Sequence[Any]) -> str:
+    return " and ".join(str([tuple(shape) for shape in side]) for side in shapes)
+
+
+def _each(side: Any) -> list[Tensor]:
+    return [] if side is None else [side] if isinstance(side, Tensor) else list(side)
+
+
+def _mapped(side: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    return side if side is None else change(side) if isinstance(side, Tensor) else [change(one) for one in side]
