@@ -28,6 +28,7 @@ from kd_lightning.losses.soft_labels import answer_cross_entropy, soft_cross_ent
 from kd_lightning.methods.base.distiller import Distiller, OptimizerFactory, SchedulerFactory
 from kd_lightning.methods.real_data.terms import Term, located, wanted
 from kd_lightning.networks.normalized import Normalized
+from kd_lightning.networks.places import spread
 
 FOR_CLASSES = {f"{loss.__module__}.{loss.__name__}" for loss in (kl, soft_cross_entropy, answer_cross_entropy)}
 """Losses that expect logits of classes; :func:`~kd_lightning.losses.soft_labels.imitation` suits regression, too."""
@@ -60,6 +61,7 @@ class Distill(Distiller):
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
         self.label = label
         self.terms = nn.ModuleDict({name: Term(**term) for name, term in (terms or {}).items()})
+        self.in_places()
         self.trains_student = bool(label) or any(term.taps("student") for term in self._terms())
         self.seen_in = {"student": Taps(_bare(self.student), self._paths("student"))}
         if (teacher := getattr(self.teacher, "net", None)) is not None and self._paths("teacher"):
@@ -87,6 +89,12 @@ class Distill(Distiller):
             if isinstance(term.get("loss"), Mapping) and term["loss"].get("_target_") in FOR_CLASSES:
                 need.add("task.classification")
         return need
+
+    def in_places(self) -> None:
+        """Replace the names of places in the terms' taps by the paths of either network."""
+        for side, net in (("student", self.student), ("teacher", getattr(self.teacher, "net", None))):
+            for term in self._terms() if net is not None else []:
+                setattr(term, side, spread(_bare(net), getattr(term, side)))
 
     def build_terms(self, image_shape: Sequence[int], num_images: int | None) -> None:
         """Build adapters and losses that are modules, for the shapes that a dry run finds; called before training.

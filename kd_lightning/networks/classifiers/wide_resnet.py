@@ -60,6 +60,11 @@ class WideResNet(nn.Module):
         logits: Tensor = self.head(self.pool(F.relu(self.bn(x))).flatten(1))
         return logits
 
+    def places(self) -> dict[str, list[str]]:
+        """Taps by name, see :mod:`~kd_lightning.networks.places`; the next layer's batch norm is what is activated."""
+        before = ["block2.0.bn1", "block3.0.bn1", "bn"]
+        return {"stem": ["shrink"], "blocks": ["block1", "block2", "block3"], "before": before}
+
 
 class _PreActivationBlock(nn.Module):
     """BatchNorm and ReLU before each convolution; a shortcut that changes channels starts after the first ReLU."""
