@@ -232,7 +232,24 @@ def _stage_faults(cfg: Mapping[str, Any]) -> Iterator[str]:
             yield f"stages[{number}].name: required, later words refer to its files by it"
         elif name in names:
             yield f"stages[{number}].name: there is another stage called {name}; give it a name of its own"
+        yield from _teacher_faults(f"stages[{number}].teacher", as_dict(stage).get("teacher", True), names)
         names.append(name)
+    for name, control in as_dict(cfg.get("controls")).items():
+        yield from _teacher_faults(f"controls.{name}.teacher", as_dict(control).get("teacher", True), names)
+    if isinstance(teacher := cfg.get("taught_by"), str) and not teacher.startswith("stage:"):
+        yield f"taught_by={teacher}: expected stage:NAME, the stage whose student teaches; or choose teacher=NAME"
+
+
+def _teacher_faults(path: str, teacher: Any, before: list[Any]) -> Iterator[str]:
+    """One line where a stage's or control's teacher is neither the run's, nor none, nor that of a stage before."""
+    if isinstance(teacher, bool) or teacher in (None, "none", UNKNOWN):
+        return
+    if not (isinstance(teacher, str) and teacher.startswith("stage:")):
+        shown = "a mapping" if isinstance(teacher, dict) else teacher
+        yield f"{path}: expected stage:NAME, none, or true for the run's teacher, got {shown}"
+    elif (name := teacher.removeprefix("stage:")) not in before:
+        there = ", ".join(map(str, before)) or "there is none"
+        yield f"{path}={teacher}: there is no stage {name} before it; those before: {there}"
 
 
 def _file_faults(cfg: Mapping[str, Any]) -> Iterator[str]:

@@ -99,7 +99,8 @@ class Training:
         seed: seed of the fit.
         init: file of weights that the student starts from.
         source_teacher: the source's own teacher, if it does not ask the run's.
-        asks: whether the fit gets the run's teacher.
+        asks: whether the fit gets a teacher.
+        taught_by: the stage whose student is that teacher; None for the run's.
         stretch: for a control with as many updates as the student, paths to the settings that then grow: its rounds
             or epochs first, then those equal to them, such as the length of a schedule.
     """
@@ -114,6 +115,7 @@ class Training:
     init: str | None
     source_teacher: TeacherSettings | None = None
     asks: bool = True
+    taught_by: str | None = field(default=None, metadata={"unless": None})
     stretch: tuple[Keys, ...] = ()
 
     @property

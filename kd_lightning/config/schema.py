@@ -17,6 +17,7 @@ KEYS: dict[str, Any] = {
     "seed": int,
     "plan": bool,
     "init": str | None,
+    "taught_by": str | None,
     "result_name": str | None,
     "as_published": bool,
     "memory_format": Literal["contiguous", "channels_last"],

@@ -219,7 +219,8 @@ def _train(
     source = training.source.build()
     loader = source.prepare(context)
     if isinstance(method, Distill):
-        method.build_terms(bench.dataset.image_shape, len(loader.images) if isinstance(loader, TensorLoader) else None)
+        lasting = isinstance(loader, TensorLoader) and loader.mix is None
+        method.build_terms(bench.dataset.image_shape, len(loader.images) if lasting else None)
     val = bench.dataset.val
     val_loader = (
         None

@@ -96,15 +96,17 @@ def _walk(composition: Composition, planner: Planner, made: Plan) -> None:
         planner.door = Planned(teacher.door, planner.promised)
         unlimited = replace(teacher.settings, budget=None)  # queries of a plan cost nothing
         teacher = replace(teacher, door=planner.door, settings=unlimited)
-    fits: list[FitResult] = []
+    stages: dict[str, FitResult] = {}
     for name in composition.stages:
         stage = composition.stages[name]
         asked = obtain_source_teacher(stage, composition, bench, planner.fit)
-        fits.append(planner.fit(stage, bench, phase=name, **handed(teacher, asks=stage.asks, source_teacher=asked)))
-        composition = composition.after(name, fits[-1].folder)
+        given = handed(teacher, asks=stage.asks, taught_by=stages.get(stage.taught_by or ""), source_teacher=asked)
+        stages[name] = planner.fit(stage, bench, phase=name, **given)
+        composition = composition.after(name, stages[name].folder)
     asked = obtain_source_teacher(composition, composition, bench, planner.fit)
-    student = planner.fit(composition, bench, phase="student", **handed(teacher, source_teacher=asked))
-    fits.append(student)
+    given = handed(teacher, taught_by=stages.get(composition.taught_by or ""), source_teacher=asked)
+    student = planner.fit(composition, bench, phase="student", **given)
+    fits = [*stages.values(), student]
     white = teacher is None or teacher.white
     images = planner.door.in_all() if planner.door else sum(f.report["teacher_images"] for f in fits)
     budget = composition.teacher.budget if composition.teacher else None
@@ -116,7 +118,10 @@ def _walk(composition: Composition, planner: Planner, made: Plan) -> None:
         own = control_of(control, bench.dataset, teacher, student)
         if own is not None:
             asked = obtain_source_teacher(own, composition, bench, planner.fit)
-            planner.fit(own, bench, phase=name, **handed(teacher, asks=own.asks, source_teacher=asked))
+            taught_by = stages.get(own.taught_by or "")
+            planner.fit(
+                own, bench, phase=name, **handed(teacher, asks=own.asks, taught_by=taught_by, source_teacher=asked)
+            )
             networks += 1
     _measure(planner, composition, teacher, student, networks)
     if planner.door is not None:

@@ -156,14 +156,15 @@ def _produce(composition: Composition, bench: RunContext, clock: Clock, work: Pa
     stages: dict[str, FitResult] = {}
     for name in composition.stages:
         stage = composition.stages[name]
-        given = handed(teacher, asks=stage.asks, source_teacher=obtain_source_teacher(stage, composition, bench))
+        asked = obtain_source_teacher(stage, composition, bench)
+        given = handed(teacher, asks=stage.asks, taught_by=stages.get(stage.taught_by or ""), source_teacher=asked)
         stages[name] = fit(stage, bench, phase=name, watched=True, **given)
         composition = composition.after(name, stages[name].folder)
 
     # Student
     val_answers = teacher.answers(dataset.val) if teacher else None
     asked = obtain_source_teacher(composition, composition, bench)
-    given = handed(teacher, source_teacher=asked)
+    given = handed(teacher, taught_by=stages.get(composition.taught_by or ""), source_teacher=asked)
     student = fit(composition, bench, phase="student", val_answers=val_answers, watched=True, **given)
 
     # Controls to compare the student with
@@ -171,7 +172,8 @@ def _produce(composition: Composition, bench: RunContext, clock: Clock, work: Pa
     for name, control in composition.controls.items():
         controls[name] = None
         if (own := control_of(control, dataset, teacher, student)) is not None:
-            given = handed(teacher, asks=own.asks, source_teacher=obtain_source_teacher(own, composition, bench))
+            its = obtain_source_teacher(own, composition, bench)
+            given = handed(teacher, asks=own.asks, taught_by=stages.get(own.taught_by or ""), source_teacher=its)
             controls[name] = fit(own, bench, phase=name, **given)
 
     # Test

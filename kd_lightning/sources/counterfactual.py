@@ -50,7 +50,7 @@ class Counterfactual:
 
     version = 1
     needs = frozenset({"task.classification"})
-    offers = frozenset({"source.images", "source.labels", "source.synthetic"})
+    offers = frozenset({"source.images", "source.index", "source.labels", "source.synthetic"})
 
     def __init__(
         self,

@@ -53,7 +53,7 @@ class DataImpressions:
         seed: of targets and noise.
     """
 
-    offers = frozenset({"source.images", "source.answers", "source.synthetic"})
+    offers = frozenset({"source.images", "source.index", "source.answers", "source.synthetic"})
     version = 1
     """Raised whenever its images would change."""
     needs = frozenset({"teacher.gradients", "task.classification"})

@@ -52,7 +52,7 @@ class DeepInversion:
         seed: of classes, noise, shifts and flips.
     """
 
-    offers = frozenset({"source.images", "source.labels", "source.synthetic"})
+    offers = frozenset({"source.images", "source.index", "source.labels", "source.synthetic"})
     version = 1
     """Raised whenever its images would change."""
     needs = frozenset({"teacher.gradients", "teacher.batch_norm", "task.classification"})

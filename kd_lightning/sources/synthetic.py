@@ -75,7 +75,7 @@ class Synthetic:
     """
 
     version = 1
-    offers = frozenset({"source.images", "source.labels", "source.synthetic"})
+    offers = frozenset({"source.images", "source.index", "source.labels", "source.synthetic"})
 
     def __init__(
         self,

@@ -28,7 +28,6 @@ from kd_lightning.losses.soft_labels import answer_cross_entropy, soft_cross_ent
 from kd_lightning.methods.base.distiller import Distiller, OptimizerFactory, SchedulerFactory
 from kd_lightning.methods.real_data.terms import Term, located, wanted
 from kd_lightning.networks.normalized import Normalized
-from kd_lightning.networks.places import spread
 
 FOR_CLASSES = {f"{loss.__module__}.{loss.__name__}" for loss in (kl, soft_cross_entropy, answer_cross_entropy)}
 """Losses that expect logits of classes; :func:`~kd_lightning.losses.soft_labels.imitation` suits regression, too."""
@@ -60,12 +59,12 @@ class Distill(Distiller):
         super().__init__(**base)
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
         self.label = label
-        self.terms = nn.ModuleDict({name: Term(**term) for name, term in (terms or {}).items()})
-        self.in_places()
+        self.terms = nn.ModuleDict({name: Term(**term) for name, term in (terms or {}).items() if term is not None})
+        self._place_terms()
         self.trains_student = bool(label) or any(term.taps("student") for term in self._terms())
-        self.seen_in = {"student": Taps(_bare(self.student), self._paths("student"))}
+        self.seen_in = {"student": Taps(bare(self.student), self._paths("student"))}
         if (teacher := getattr(self.teacher, "net", None)) is not None and self._paths("teacher"):
-            self.seen_in["teacher"] = Taps(_bare(teacher), self._paths("teacher"))
+            self.seen_in["teacher"] = Taps(bare(teacher), self._paths("teacher"))
 
     @classmethod
     def needs(cls, *, label: float = 0.1, terms: Any = None, **settings: Any) -> set[str]:
@@ -90,12 +89,6 @@ class Distill(Distiller):
                 need.add("task.classification")
         return need
 
-    def in_places(self) -> None:
-        """Replace the names of places in the terms' taps by the paths of either network."""
-        for side, net in (("student", self.student), ("teacher", getattr(self.teacher, "net", None))):
-            for term in self._terms() if net is not None else []:
-                setattr(term, side, spread(_bare(net), getattr(term, side)))
-
     def build_terms(self, image_shape: Sequence[int], num_images: int | None) -> None:
         """Build adapters and losses that are modules, for the shapes that a dry run finds; called before training.
 
@@ -106,13 +99,14 @@ class Distill(Distiller):
         Raises:
             ConfigError: a tapped module is not run exactly once, or an adapter does not fit; names the term.
         """
-        if not any(taps.places for taps in self.seen_in.values()) and not any(t.has_modules for t in self._terms()):
+        if all(term.is_plain for term in self._terms()):
             return
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             shapes = {side: self._measured(side, image_shape) for side in self.seen_in}
+            shapes.setdefault("teacher", {OUTPUT: shapes["student"][OUTPUT]})
             for name, term in self.terms.items():
                 try:
-                    term.build(shapes["student"], shapes.get("teacher", {}), num_images)
+                    term.build(shapes["student"], shapes["teacher"], num_images)
                 except ConfigError as error:
                     raise ConfigError(f"method.terms.{name}: {error}") from error
 
@@ -137,7 +131,10 @@ class Distill(Distiller):
             offered = {"labels": batch.y, "index": batch.index, "epoch": self.current_epoch}
             offered |= {"student_logits": student.get(OUTPUT), "teacher_logits": teacher.get(OUTPUT)}
             for name, term in self.terms.items():
-                losses[name] = term(student, teacher, offered, self.gathered)
+                try:
+                    losses[name] = term(student, teacher, offered, self.gathered)
+                except ValueError as error:  # such as a memory of images that are not the same as before
+                    raise ConfigError(f"method.terms.{name}: {error}") from error
         self.update(self.opts()[0], torch.stack(list(losses.values())).sum())
         self.record(**losses)
 
@@ -158,6 +155,11 @@ class Distill(Distiller):
     def _terms(self) -> list[Term]:
         return list(self.terms.values())  # type: ignore[arg-type]
 
+    def _place_terms(self) -> None:
+        for side, net in (("student", self.student), ("teacher", getattr(self.teacher, "net", None))):
+            for term in self._terms() if net is not None else []:
+                term.place(side, bare(net))
+
     def _paths(self, side: str) -> list[str]:
         return [path for term in self._terms() for path in term.taps(side)]
 
@@ -176,6 +178,6 @@ class Distill(Distiller):
             net.train(training)
 
 
-def _bare(net: nn.Module) -> nn.Module:
+def bare(net: nn.Module) -> nn.Module:
     """The network inside the wrapper that normalises its input."""
     return net.net if isinstance(net, Normalized) else net

@@ -8,8 +8,8 @@
         adapt: {_target_: ..., _partial_: true}
         loss: {_target_: ..., _partial_: true}
 
-Taps are paths relative to the bare network (:func:`~kd_lightning.core.feature_hooks.find`); ``output`` is the logits,
-and the default.
+Taps are paths relative to the bare network (:func:`~kd_lightning.core.feature_hooks.find`), or names of places that fit
+any of our networks, such as ``@blocks`` (:mod:`~kd_lightning.networks.places`); ``output`` is the logits, and the default.
 
 **A loss** is called as ``loss(student, teacher, **wanted)`` and returns a scalar. ``student`` and ``teacher`` are a
 tensor for one tap, a list for a list of taps, None for null; ``wanted`` are those of ``OFFERED`` that its signature
@@ -31,7 +31,9 @@ from __future__ import annotations
 
 import inspect
 import pkgutil
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -39,11 +41,13 @@ import torch
 from torch import Tensor, nn
 
 from kd_lightning.core.feature_hooks import OUTPUT, at
+from kd_lightning.core.strangers import in_a_line
 from kd_lightning.errors import ConfigError
+from kd_lightning.networks.places import spread
 from kd_lightning.networks.weights import load_weights
 
 Paths: TypeAlias = str | Sequence[str] | None
-Shape: TypeAlias = tuple[int, ...]
+Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 
 OFFERED = {
     "labels": "(N,) int64, or floats for regression",
@@ -53,6 +57,8 @@ OFFERED = {
     "teacher_logits": "(N, K), those stored with the images if there are any",
 }
 """What a loss may ask for by naming a parameter."""
+TRIED = 4
+"""Images that adapters and losses are tried on before training."""
 ROWS = ("labels", "index", "student_logits", "teacher_logits")
 
 
@@ -91,9 +97,19 @@ class Term(nn.Module):
         self.wanted = wanted(loss)
 
     @property
-    def has_modules(self) -> bool:
-        """Whether there is an adapter, or a loss that is a module."""
-        return self.make_adapter is not None or is_class(self.make_loss)
+    def is_plain(self) -> bool:
+        """Whether it is a function of the networks' outputs, so that nothing has to be built or tried."""
+        named = {*listed(self.student), *listed(self.teacher)}
+        modules = self.make_adapter is not None or is_class(self.make_loss)
+        return named <= {OUTPUT} and not modules and "index" not in self.wanted
+
+    def place(self, side: str, net: nn.Module) -> None:
+        """Replace the names of places in the taps of ``student`` or ``teacher`` by the paths of that network.
+
+        Raises:
+            ConfigError: the network has no place of that name.
+        """
+        setattr(self, side, spread(net, getattr(self, side)))
 
     def taps(self, side: str) -> list[str]:
         """Paths of one side, ``student`` or ``teacher``, including ``output`` where the loss asks for logits."""
@@ -101,28 +117,49 @@ class Term(nn.Module):
         return named + [OUTPUT] * (f"{side}_logits" in self.wanted)
 
     @torch.no_grad()
-    def build(self, student: dict[str, Shape], teacher: dict[str, Shape], num_images: int | None) -> None:
-        """Build adapter and loss for shapes of taps without the batch, by path.
+    def build(self, student: Shapes, teacher: Shapes, num_images: int | None) -> None:
+        """Build adapter and loss for shapes of taps, and try them on random values.
+
+        Args:
+            student: shapes of the student's taps without the batch, by path.
+            teacher: shapes of the teacher's taps.
+            num_images: number of the source's images; None if it makes new ones.
 
         Raises:
-            ConfigError: the adapter does not fit the shapes, or ``given`` names no part of it.
+            ConfigError: adapter or loss do not fit the shapes, or ``given`` names no part of the adapter.
             TeacherError: a file of ``given`` does not fit.
         """
-        if not self.has_modules:
-            return
-        shapes = [
-            [own[path] for path in listed(paths)] for own, paths in ((student, self.student), (teacher, self.teacher))
-        ]
+        if "index" in self.wanted and num_images is None:
+            raise ConfigError(
+                f"{_name(self.make_loss)} keeps something for every image, and this source makes them anew: use "
+                "source=real or queried"
+            )
+        sides = (student, self.student), (teacher, self.teacher)
+        pair = [at({path: torch.randn(TRIED, *shape) for path, shape in own.items()}, paths) for own, paths in sides]
+        named = " and ".join(
+            f"{net} {', '.join(f'{path} {own[path]}' for path in listed(paths)) or 'null'}"
+            for net, (own, paths) in zip(("student", "teacher"), sides, strict=True)
+        )
         if self.make_adapter is not None:
-            self.adapt = _made(self.make_adapter, shapes, num_images)
+            with _explained(f"{named} do not fit the adapter {_name(self.make_adapter)}"):
+                self.adapt = _made(self.make_adapter, pair, num_images)
+                student_side, teacher_side = self.adapt.eval()(*pair)
+                pair = [student_side, teacher_side]
             self._load_given(self.adapt)
-            images = [at({path: torch.zeros(2, *s) for path, s in own.items()}, paths)
-                      for own, paths in ((student, self.student), (teacher, self.teacher))]  # fmt: skip
-            adapted = self.adapt.eval()(*images)
-            shapes = [[tuple(one.shape[1:]) for one in _each(side)] for side in adapted]
-        if is_class(self.make_loss):
-            self.loss = _made(self.make_loss, shapes, num_images)
+        fitted = f"{named} do not fit {_name(self.make_loss)}"
+        with _explained(fitted if self.make_adapter else f"{fitted}, and there is no adapter between them"):
+            if is_class(self.make_loss):
+                self.loss = _made(self.make_loss, pair, num_images)
+            else:
+                self.make_loss(*pair, **self._invented(student, teacher))
         self.train()
+
+    def _invented(self, student: Shapes, teacher: Shapes) -> dict[str, Any]:
+        """Values of what the loss asks for, to try it on."""
+        shapes = {"student_logits": student.get(OUTPUT), "teacher_logits": teacher.get(OUTPUT)}
+        made: dict[str, Any] = {name: torch.randn(TRIED, *shape) for name, shape in shapes.items() if shape}
+        made |= {"labels": torch.arange(TRIED) % 2, "index": torch.arange(TRIED), "epoch": 0}
+        return {name: made.get(name) for name in self.wanted}
 
     def _load_given(self, adapter: nn.Module) -> None:
         for part, file in self.given.items():
@@ -131,7 +168,8 @@ class Term(nn.Module):
             except AttributeError:
                 has = ", ".join(name for name, _ in adapter.named_children())
                 raise ConfigError(f"given.{part}: {type(adapter).__name__} has no such part; it has {has}") from None
-            load_weights(module, file)
+            if not file.startswith("stage:"):  # while the composition is checked, there is no file yet
+                load_weights(module, file)
             module.requires_grad_(False)
 
     def train(self, mode: bool = True) -> Term:
@@ -206,27 +244,33 @@ def located(loss: Any) -> Any:
         return None  # reported elsewhere
 
 
-def _made(make: Any, shapes: Sequence[Any], num_images: int | None) -> nn.Module:
+def _made(make: Any, pair: Sequence[Any], num_images: int | None) -> nn.Module:
+    """A module built for a pair of tensors or lists of tensors."""
+    shapes = [[tuple(one.shape[1:]) for one in _each(side)] for side in pair]
     known = {"student_shapes": shapes[0], "teacher_shapes": shapes[1], "num_images": num_images}
     names = inspect.signature(make).parameters
-    if "num_images" in names and num_images is None:
-        raise ConfigError(
-            f"{_name(make)} keeps something for every image, but this source makes its images anew: use source=real, "
-            "few_shot or queried"
-        )
-    try:
-        module: nn.Module = make(**{key: value for key, value in known.items() if key in names})
-    except (ValueError, TypeError, RuntimeError, IndexError) as error:
-        raise ConfigError(f"{_name(make)} cannot be built between {_said(shapes)}: {error}") from error
+    module: nn.Module = make(**{key: value for key, value in known.items() if key in names})
     return module
+
+
+@contextmanager
+def _explained(what: str) -> Iterator[None]:
+    """Inside, any error becomes a line that begins with ``what``.
+
+    Raises:
+        ConfigError: instead of any other error.
+    """
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    except ConfigError:
+        raise
+    except Exception as error:  # of anybody's module
+        raise ConfigError(f"{what}: {in_a_line(error)}") from error
 
 
 def _name(make: Any) -> str:
     return getattr(make.func if isinstance(make, partial) else make, "__name__", str(make))
-
-
-def _said(shapes: Sequence[Any]) -> str:
-    return " and ".join(str([tuple(shape) for shape in side]) for side in shapes)
 
 
 def _each(side: Any) -> list[Tensor]:
