@@ -9,7 +9,8 @@
         loss: {_target_: ..., _partial_: true}
 
 Taps are paths relative to the bare network (:func:`~kd_lightning.core.feature_hooks.find`), or names of places that fit
-any of our networks, such as ``@blocks`` (:mod:`~kd_lightning.networks.places`); ``output`` is the logits, and the default.
+any of our networks, such as ``@blocks`` (:mod:`~kd_lightning.networks.places`). ``output`` is the logits, and the
+default.
 
 **A loss** is called as ``loss(student, teacher, **wanted)`` and returns a scalar. ``student`` and ``teacher`` are a
 tensor for one tap, a list for a list of taps, None for null; ``wanted`` are those of ``OFFERED`` that its signature
