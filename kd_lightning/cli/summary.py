@@ -30,7 +30,7 @@ def summary(result: Mapping[str, Any], paths: Sequence[str | Path] = ()) -> str:
     rows = []
     for name in ("teacher", *controls, "test"):
         label = {"teacher": "teacher", "test": own_name or "student (this run)"}.get(name, CONTROLS.get(name, name))
-        model = "teacher" if name == "teacher" else "student"
+        model = name if pick(result, "models", name) else "student"
         seconds = pick(result, "cost", "seconds", "student" if name == "test" else name)
         parameters = pick(result, "models", model, "parameters")
         cells = [metrics.get(f"{name}/{judged}"), metrics.get(f"{name}/agreement")]

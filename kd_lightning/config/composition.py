@@ -198,6 +198,12 @@ class Composition(Training):
     artifacts: Artifacts
     record: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
+    @property
+    def teaching(self) -> list[str]:
+        """The stages whose student teaches another fit, in order."""
+        taught_by = {fit.taught_by for fit in (self, *self.stages.values(), *self.controls.values())}
+        return [name for name in self.stages if name in taught_by]
+
     def everywhere(self, change: Callable[[Any], Any]) -> Composition:
         """A copy with ``change`` applied to the student's training and to all others."""
         teacher = self.teacher

@@ -76,7 +76,7 @@ def needs_faults(path: str, fit: Training, teacher: Answering | None, *, numbers
     yield from _task_faults(path, name, needs, numbers)
     yield from _block_faults(path, fit, teacher)
     yield from term_faults(path, fit, teacher.net if teacher else None)
-    if method.clips_gradients:
+    if method.clips_gradients or fit.method.get("clip") is not None:
         yield from _clip_faults(path, fit)
     if method.idle_epochs:
         yield from _idle_faults(path, fit, method.idle_epochs)

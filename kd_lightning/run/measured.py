@@ -32,14 +32,15 @@ class Fits:
 
 
 def tested(composition: Composition, bench: RunContext, fits: Fits, work: Path) -> dict[str, float | None]:
-    """Metrics of teacher, student and controls on the test images, by ``NAME/METRIC``; None where not measured."""
+    """Metrics of teacher, student, stages that teach, and controls on the test images, by ``NAME/METRIC``; None where not measured."""
     dataset, task, answers, student = bench.dataset, bench.task, fits.answers, fits.student
     test = dataset.test
     metrics: dict[str, float | None] = {}
     if fits.teacher is not None:
         accuracy = evaluate(task, answers, test.labels, None) if answers is not None and test else {}
         metrics |= {f"teacher/{k}": accuracy.get(k) for k in task.metrics()}
-    for name, fitted in {"test": student, **fits.controls}.items():
+    teaching = {name: fits.stages[name] for name in composition.teaching}
+    for name, fitted in {"test": student, **teaching, **fits.controls}.items():
         if fitted is None or test is None or not trained(fitted):
             measured: dict[str, float | None] = dict.fromkeys([*task.metrics(), "agreement"])
         else:

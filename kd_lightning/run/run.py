@@ -203,7 +203,8 @@ def _result(
         fits.controls,
     )
     dataset, device, trainings = bench.dataset, composition.device, [*stages.values(), student]
-    networks = {"teacher": teacher.net} if teacher and teacher.net else {}
+    networks: dict[str, Any] = {"teacher": teacher.net} if teacher and teacher.net else {}
+    networks |= {name: stages[name].network for name in composition.teaching}
     if trained(student):
         networks["student"] = student.network
     spent = teacher.spent() if teacher else {}

@@ -14,13 +14,15 @@ Deviations:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from kd_lightning.core.feature_hooks import OUTPUT, Taps
+from kd_lightning.core.feature_hooks import OUTPUT, Taps, find
 from kd_lightning.data.batches import Batch
 from kd_lightning.errors import ConfigError
 from kd_lightning.losses.response import kl
@@ -44,6 +46,13 @@ class Distill(Distiller):
         scheduler: makes its schedule, stepped once an epoch.
         label: weight of the task's loss on the labels.
         terms: name -> settings of a :class:`~kd_lightning.methods.real_data.terms.Term`.
+        views: images (N, C, H, W) -> (V N, C, H, W), the images themselves and then further views of them, such as
+            rotations; the label loss and most terms see only the first N.
+        freeze: paths in the bare student of modules that stay as they are, batch-norm statistics included.
+        lr_of: path in the bare student, or ``terms.NAME`` -> learning rate of the parameters there, in place of the
+            optimiser's; of nested paths the first counts.
+        clip: largest norm of all gradients together; None for any.
+        accumulate: batches of one update, whose gradients are averaged; the last update of an epoch may have fewer.
         **base: see :class:`Distiller`.
     """
 
@@ -54,11 +63,19 @@ class Distill(Distiller):
         scheduler: SchedulerFactory | None = None,
         label: float = 0.1,
         terms: Mapping[str, Mapping[str, Any]] | None = None,
+        views: Callable[[Tensor], Tensor] | None = None,
+        freeze: Sequence[str] = (),
+        lr_of: Mapping[str, float] | None = None,
+        clip: float | None = None,
+        accumulate: int = 1,
         **base: Any,
     ) -> None:
         super().__init__(**base)
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
-        self.label = label
+        self.label, self.views = label, views
+        self.lr_of, self.clip, self.accumulate = dict(lr_of or {}), clip, accumulate
+        self.held = 0  # batches whose gradients wait for the next update
+        self.frozen = [self.at(path).requires_grad_(False) for path in freeze]
         self.terms = nn.ModuleDict({name: Term(**term) for name, term in (terms or {}).items() if term is not None})
         self._place_terms()
         self.trains_student = bool(label) or any(term.taps("student") for term in self._terms())
@@ -117,26 +134,82 @@ class Distill(Distiller):
     def configure_optimizers(self) -> Any:
         """One optimiser, at most one schedule."""
         own = list(self.student.parameters()) if self.trains_student else []
+        if self.frozen:
+            own = [p for p in own if p.requires_grad]
         own += [p for p in self.terms.parameters() if p.requires_grad]
-        return self.scheduled((self.make_optimizer(own), self.make_scheduler))
+        return self.scheduled((self.make_optimizer(self.groups(own) if self.lr_of else own), self.make_scheduler))
+
+    def groups(self, own: list[nn.Parameter]) -> list[dict[str, Any]]:
+        """The optimiser's groups of its parameters, each path of ``lr_of`` with its learning rate."""
+        left, groups = {id(p): p for p in own}, list[dict[str, Any]]()
+        for path, lr in self.lr_of.items():
+            mine = [left.pop(id(p)) for p in self.at(path).parameters() if id(p) in left]
+            groups += [{"params": mine, "lr": lr}] if mine else []
+        return [*groups, {"params": list(left.values())}] if left else groups
+
+    def at(self, path: str) -> nn.Module:
+        """The module at a path in the bare student, or the term at ``terms.NAME``."""
+        if path.startswith("terms."):
+            return self.get_submodule(path)
+        net = bare(self.student)
+        return net.get_submodule(find(net, path)[0])
+
+    def train(self, mode: bool = True) -> Distill:
+        """Keep frozen modules in eval mode."""
+        super().train(mode)
+        for module in self.frozen:
+            module.eval()
+        return self
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """One batch, one step."""
-        student = self.look("student", batch.x, output=bool(self.label) or self._asks_output("student"))
+        n, x = len(batch.x), batch.x if self.views is None else self.views(batch.x)
+        student = self.look("student", x, output=bool(self.label) or self._asks_output("student"))
         losses: dict[str, Tensor] = {}
         if self.label:
-            losses["label"] = self.label * self.task.loss(student[OUTPUT], batch.y)
+            losses["label"] = self.label * self.task.loss(student[OUTPUT][:n], batch.y)
         if self.terms:
-            teacher = self.ask(batch)
-            offered = {"labels": batch.y, "index": batch.index, "epoch": self.current_epoch}
-            offered |= {"student_logits": student.get(OUTPUT), "teacher_logits": teacher.get(OUTPUT)}
+            teacher = self.ask(x, batch.t)
+            told = {"labels": batch.y, "index": batch.index, "epoch": self.current_epoch}
             for name, term in self.terms.items():
+                rows = len(x) if term.all_views else n
                 try:
-                    losses[name] = term(student, teacher, offered, self.gathered)
+                    losses[name] = term(_first(student, rows), _first(teacher, rows), told, self.gathered)
                 except ValueError as error:  # such as a memory of images that are not the same as before
                     raise ConfigError(f"method.terms.{name}: {error}") from error
-        self.update(self.opts()[0], torch.stack(list(losses.values())).sum())
+        self.descend(torch.stack(list(losses.values())).sum(), last=batch_idx + 1 == self.trainer.num_training_batches)
         self.record(**losses)
+
+    def descend(self, loss: Tensor, *, last: bool) -> None:
+        """Add the gradients of a batch; update with those of ``accumulate`` batches, or after the last of an epoch."""
+        opt = self.opts()[0]
+        if self.held == 0:
+            opt.zero_grad()
+        self.manual_backward(loss / self.accumulate if self.accumulate > 1 else loss)
+        self.held += 1
+        if self.held < self.accumulate and not last:
+            return
+        if self.clip is not None:
+            self.clip_gradients(cast(Optimizer, opt), gradient_clip_val=self.clip, gradient_clip_algorithm="norm")
+        opt.step()
+        self.held = 0
+
+    def student_updates(self, rounds: int) -> int:
+        """Updates in the first ``rounds`` batches."""
+        if self.accumulate == 1:
+            return rounds
+        epochs, more = divmod(rounds, int(self.trainer.num_training_batches))
+        return epochs * math.ceil(self.trainer.num_training_batches / self.accumulate) + more // self.accumulate
+
+    def rank_state(self) -> dict[str, Any]:
+        """Gradients that wait for the next update."""
+        return {"held": self.held, "gradients": [p.grad for p in self.parameters()]} if self.held else {}
+
+    def load_rank_state(self, state: dict[str, Any]) -> None:
+        """Restore them."""
+        self.held = state.get("held", 0)
+        for p, gradient in zip(self.parameters(), state.get("gradients", ()), strict=False):
+            p.grad = None if gradient is None else gradient.to(p.device)
 
     def look(self, side: str, x: Tensor, *, output: bool) -> dict[str, Tensor]:
         """Values at the taps of ``student`` or ``teacher`` for images x, and its output if it is wanted."""
@@ -146,11 +219,12 @@ class Distill(Distiller):
         return self.seen_in[side].run(lambda: net(x), output=output)
 
     @torch.no_grad()
-    def ask(self, batch: Batch) -> dict[str, Tensor]:
-        """Values at the teacher's taps; its answers (N, K) are those stored with the batch, else asked for now."""
+    def ask(self, x: Tensor, stored: Tensor | None) -> dict[str, Tensor]:
+        """Values at the teacher's taps for images x; its answers (N, K) are those stored, if there are as many."""
         output = self._asks_output("teacher")
-        told = self.look("teacher", batch.x, output=output and batch.t is None)
-        return told | ({OUTPUT: batch.t} if output and batch.t is not None else {})
+        if not output or stored is None or len(stored) < len(x):
+            return self.look("teacher", x, output=output)
+        return self.look("teacher", x, output=False) | {OUTPUT: stored}
 
     def _terms(self) -> list[Term]:
         return list(self.terms.values())  # type: ignore[arg-type]
@@ -176,6 +250,11 @@ class Distill(Distiller):
             raise ConfigError(f"method.terms, {side}: {error}") from error
         finally:
             net.train(training)
+
+
+def _first(values: dict[str, Tensor], n: int) -> dict[str, Tensor]:
+    """The first n rows of each."""
+    return {path: value if len(value) == n else value[:n] for path, value in values.items()}
 
 
 def bare(net: nn.Module) -> nn.Module:

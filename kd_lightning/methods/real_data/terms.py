@@ -75,6 +75,7 @@ class Term(nn.Module):
         given: path of a part of the adapter -> file of its weights, which stay as they are.
         global_batch: the loss compares images with each other: with ``trainer=ddp`` it sees those of all ranks.
         warm_up: epochs in which the weight grows: in epoch e (from 0) to ``weight`` * min((e + 1) / warm_up, 1).
+        all_views: with ``method.views`` the taps hold all rows, V for each image, view by view; else the first N.
     """
 
     def __init__(
@@ -88,10 +89,11 @@ class Term(nn.Module):
         given: Mapping[str, str] | None = None,
         global_batch: bool = False,
         warm_up: int = 0,
+        all_views: bool = False,
     ) -> None:
         super().__init__()
         self.weight, self.student, self.teacher, self.given = weight, student, teacher, dict(given or {})
-        self.global_batch, self.warm_up = global_batch, warm_up
+        self.global_batch, self.warm_up, self.all_views = global_batch, warm_up, all_views
         self.make_adapter, self.make_loss = adapt, loss
         self.adapt: nn.Module | None = None
         self.loss: Callable[..., Tensor] | None = None if is_class(loss) else loss
@@ -189,7 +191,7 @@ class Term(nn.Module):
         self,
         student: dict[str, Tensor],
         teacher: dict[str, Tensor],
-        offered: Mapping[str, Any],
+        known: Mapping[str, Any],
         gathered: Callable[[Tensor], Tensor],
     ) -> Tensor:
         """The weighted loss, a scalar.
@@ -197,11 +199,12 @@ class Term(nn.Module):
         Args:
             student: values of its taps by path.
             teacher: values of its taps by path.
-            offered: values of ``OFFERED``.
+            known: values of ``OFFERED``, except logits.
             gathered: rows (N, ...) of this rank -> those of all ranks.
         """
         assert self.loss is not None, "build the terms before training"
-        told = {name: offered[name] for name in self.wanted}
+        known = {**known, "student_logits": student.get(OUTPUT), "teacher_logits": teacher.get(OUTPUT)}
+        told = {name: known[name] for name in self.wanted}
         pair = at(student, self.student), at(teacher, self.teacher)
         if self.adapt is not None:
             pair = self.adapt(*pair)
@@ -209,7 +212,7 @@ class Term(nn.Module):
             pair = tuple(_mapped(side, gathered) for side in pair)
             told |= {k: gathered(told[k]).to(told[k].dtype) for k in ROWS if told.get(k) is not None}
         loss = self.loss(*pair, **told)
-        grown = min(1.0, (offered["epoch"] + 1) / self.warm_up) if self.warm_up else 1.0
+        grown = min(1.0, (known["epoch"] + 1) / self.warm_up) if self.warm_up else 1.0
         return self.weight * loss if grown == 1.0 else self.weight * grown * loss
 
 
