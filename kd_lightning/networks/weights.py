@@ -161,6 +161,8 @@ def odd_kind(value: Tensor) -> str:
 def load_weights(net: nn.Module, path: str | Path) -> None:
     """Load a file into ``net`` strictly, with or without the usual prefixes of names.
 
+    A network may have ``published``, pairs of a pattern and what stands for it here: names in files of others.
+
     Args:
         net: a module, or a :class:`~kd_lightning.networks.normalized.Normalized` one, which keeps its statistics if the
             file has none.
@@ -172,7 +174,9 @@ def load_weights(net: nn.Module, path: str | Path) -> None:
     found = read_weights(path)
     wanted = net.state_dict()
     statistics = {k: v for k, v in wanted.items() if k in ("mean", "std")}
-    candidates = [_renamed(found, strip, add) for strip in _PREFIXES for add in ("", "net.")]
+    rules = getattr(getattr(net, "net", net), "published", ())
+    layouts = [found, {_in_our_words(name, rules): value for name, value in found.items()}]
+    candidates = [_renamed(each, strip, add) for each in layouts for strip in _PREFIXES for add in ("", "net.")]
     best = max(candidates, key=lambda c: len(c.keys() & wanted.keys()))
     best = statistics | best
     refuse_misfits(best, wanted, path, into=_name(net))
@@ -223,6 +227,12 @@ def _renamed(found: Mapping[str, Tensor], strip: str, add: str) -> dict[str, Ten
     keep = ("mean", "std") if add else ()
     plain = {name.removeprefix(strip): value for name, value in found.items()}
     return {name if name in keep else add + name: value for name, value in plain.items()}
+
+
+def _in_our_words(name: str, rules: Iterable[tuple[str, str]]) -> str:
+    for pattern, ours in rules:
+        name = re.sub(pattern, ours, name)
+    return name
 
 
 def _nearest(name: str, others: Iterable[str], owner: str) -> str:

@@ -33,6 +33,9 @@ class CifarResNet(nn.Module):
         ValueError: a depth that is not 6n+2, an unknown shortcut, not four widths.
     """
 
+    published = ((r"^fc\.", "head."),)
+    """Names in RepDistiller's checkpoints, as patterns -> ours."""
+
     def __init__(
         self,
         *,
@@ -92,6 +95,9 @@ class ResNet(torchvision_resnet.ResNet):
     Raises:
         ValueError: another depth.
     """
+
+    published = ((r"\.shortcut\.", ".downsample."), (r"^linear\.", "fc."))
+    """Names in RepDistiller's checkpoints, as patterns -> ours."""
 
     def __init__(
         self, *, depth: int, num_classes: int, in_channels: int = 3, stem: Stem = "full", first_stride: int = 1

@@ -32,6 +32,9 @@ class VGG(nn.Module):
         ValueError: another depth, or more pools than stages.
     """
 
+    published = ((r"^block(\d)\.", r"features.\1."), (r"^classifier\.", "head."))
+    """Names in RepDistiller's checkpoints, as patterns -> ours."""
+
     def __init__(
         self,
         *,

@@ -24,6 +24,14 @@ class WideResNet(nn.Module):
         ValueError: a depth that is not 6n+4, or a factor below 1.
     """
 
+    published = (
+        (r"^(block\d)\.layer\.", r"\1."),
+        (r"\.convShortcut\.", ".shortcut."),
+        (r"^bn1\.", "bn."),
+        (r"^fc\.", "head."),
+    )
+    """Names in RepDistiller's checkpoints, as patterns -> ours."""
+
     def __init__(
         self,
         *,
