@@ -32,7 +32,10 @@ class Fits:
 
 
 def tested(composition: Composition, bench: RunContext, fits: Fits, work: Path) -> dict[str, float | None]:
-    """Metrics of teacher, student, stages that teach, and controls on the test images, by ``NAME/METRIC``; None where not measured."""
+    """Metrics of teacher, student, stages that teach and controls on the test images, by ``NAME/METRIC``.
+
+    None where not measured.
+    """
     dataset, task, answers, student = bench.dataset, bench.task, fits.answers, fits.student
     test = dataset.test
     metrics: dict[str, float | None] = {}

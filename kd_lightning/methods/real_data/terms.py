@@ -30,6 +30,7 @@ path inside its own adapter, and ``.`` the whole of it: such parts are loaded bi
 
 from __future__ import annotations
 
+import copy
 import inspect
 import pkgutil
 import warnings
@@ -153,8 +154,9 @@ class Term(nn.Module):
         with _explained(fitted if self.make_adapter else f"{fitted}, and there is no adapter between them"):
             if is_class(self.make_loss):
                 self.loss = _made(self.make_loss, pair, num_images)
-            else:
-                self.make_loss(*pair, **self._invented(student, teacher))
+            tried = copy.deepcopy(self.loss)  # whose memory it may change
+            assert tried is not None
+            tried(*pair, **self._invented(student, teacher))
         self.train()
 
     def _invented(self, student: Shapes, teacher: Shapes) -> dict[str, Any]:
