@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kd_lightning.losses.taps import Taps, full_precision, vectors
+from kd_lightning.losses.features import Features, full_precision, vectors
 
 
 class ContrastiveMemory(nn.Module):
@@ -52,7 +52,7 @@ class ContrastiveMemory(nn.Module):
         self.register_buffer("classes", torch.full((num_images,), -1))  # -1: not seen yet
         self.register_buffer("normalisers", torch.zeros(2))  # Z of both directions; 0: not set yet
 
-    def forward(self, student: Taps, teacher: Taps, *, index: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(self, student: Features, teacher: Features, *, index: Tensor, labels: Tensor | None = None) -> Tensor:
         """The loss of a batch; changes the memory.
 
         Args:

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kd_lightning.losses.taps import Taps, check_equal, full_precision, listed, pairs
+from kd_lightning.losses.features import Features, check_equal, full_precision, listed, pairs
 
 
-def squared_difference(student: Taps, teacher: Taps) -> Tensor:
+def squared_difference(student: Features, teacher: Features) -> Tensor:
     """Mean of (student - teacher)^2 over all values of a layer: the hint of FitNets (Romero et al., ICLR 2015, Eq. 3).
 
     The paper takes half the sum over values instead of the mean. On pooled features (N, D) it is the L2 loss.
@@ -32,7 +32,7 @@ def squared_difference(student: Taps, teacher: Taps) -> Tensor:
     return torch.stack(losses).sum()
 
 
-def attention(student: Taps, teacher: Taps, *, variant: Literal["paper", "code"] = "code") -> Tensor:
+def attention(student: Features, teacher: Features, *, variant: Literal["paper", "code"] = "code") -> Tensor:
     """Distance of attention maps Q = vec(sum_c F_c^2) of unit length: AT (Zagoruyko & Komodakis, ICLR 2017, Eq. 2).
 
     ``paper`` averages ||Q_s - Q_t|| over images. ``code`` averages (Q_s - Q_t)^2 over images and positions, which is
@@ -45,7 +45,7 @@ def attention(student: Taps, teacher: Taps, *, variant: Literal["paper", "code"]
     return torch.stack(losses).sum()
 
 
-def factor_transfer(student: Taps, teacher: Taps, *, variant: Literal["paper", "code"] = "paper") -> Tensor:
+def factor_transfer(student: Features, teacher: Features, *, variant: Literal["paper", "code"] = "paper") -> Tensor:
     """Mean absolute difference of factors of unit length: FT (Kim et al., NeurIPS 2018).
 
     ``paper`` compares all values of the factors, ``code`` (Tian et al. 2020) their attention maps.
@@ -67,7 +67,7 @@ def factor_transfer(student: Taps, teacher: Taps, *, variant: Literal["paper", "
 
 
 @full_precision
-def neuron_selectivity(student: Taps, teacher: Taps) -> Tensor:
+def neuron_selectivity(student: Features, teacher: Features) -> Tensor:
     """Squared MMD between the channels of both, with the kernel (a.b)^2: NST (Huang & Wang 2017).
 
     Each channel is a vector over positions, of unit length; channels of one image are compared. Numbers of channels
@@ -82,7 +82,7 @@ def neuron_selectivity(student: Taps, teacher: Taps) -> Tensor:
 
 
 @full_precision
-def solution_flow(student: Taps, teacher: Taps, *, variant: Literal["paper", "code"] = "code") -> Tensor:
+def solution_flow(student: Features, teacher: Features, *, variant: Literal["paper", "code"] = "code") -> Tensor:
     """Distance of the Gram matrices between each layer and the next: FSP (Yim et al., CVPR 2017, Eq. 1 and 2).
 
     G = mean over positions of outer(F_l, F_(l+1)). ``paper`` brings both maps to one size by max pooling, sums squares
@@ -105,7 +105,7 @@ def solution_flow(student: Taps, teacher: Taps, *, variant: Literal["paper", "co
     return torch.stack(losses).sum()
 
 
-def activation_boundary(student: Taps, teacher: Taps, *, margin: float = 1.0, scale: float = 0.003) -> Tensor:
+def activation_boundary(student: Features, teacher: Features, *, margin: float = 1.0, scale: float = 0.003) -> Tensor:
     """Make each neuron fire where the teacher's fires, by a margin: AB (Heo et al., AAAI 2019).
 
     (s + m)^2 where s > -m and the teacher does not fire, (s - m)^2 where s <= m and it does; summed over values,
@@ -125,7 +125,7 @@ def activation_boundary(student: Taps, teacher: Taps, *, margin: float = 1.0, sc
     return scale * torch.stack(losses).sum()
 
 
-def partial_l2(student: Taps, teacher: Taps, *, margins: list[Tensor] | None = None) -> Tensor:
+def partial_l2(student: Features, teacher: Features, *, margins: list[Tensor] | None = None) -> Tensor:
     """Squared distance from the teacher's margin ReLU, except where both stay below it: OFD (Heo et al., ICCV 2019).
 
     Targets are max(t, m), m < 0 the channel's mean negative response; no loss where s <= target <= 0.
@@ -161,7 +161,9 @@ def expected_negative(mean: Tensor, std: Tensor) -> Tensor:
 
 
 @full_precision
-def channel_correlation(student: Taps, teacher: Taps, *, divisor: Literal["images", "pairs"] = "images") -> Tensor:
+def channel_correlation(
+    student: Features, teacher: Features, *, divisor: Literal["images", "pairs"] = "images"
+) -> Tensor:
     """Squared distance of the correlations between channels: ICKD (Liu et al., ICCV 2021).
 
     G (C, C) holds the products of an image's channels, each row of unit length; ||G_s - G_t||^2 is divided by C and the
@@ -177,7 +179,7 @@ def channel_correlation(student: Taps, teacher: Taps, *, divisor: Literal["image
     return torch.stack(losses).sum()
 
 
-def hierarchical_context(student: Taps, teacher: Taps) -> Tensor:
+def hierarchical_context(student: Features, teacher: Features) -> Tensor:
     """Mean squared difference of maps at several resolutions: ReviewKD's HCL (Chen et al., CVPR 2021).
 
     The full map counts 1, its averages over 4x4, 2x2 and 1x1 parts half of the one before, those that are no

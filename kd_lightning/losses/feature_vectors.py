@@ -8,10 +8,10 @@ from math import prod
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kd_lightning.losses.taps import Taps, check_equal, full_precision, vectors
+from kd_lightning.losses.features import Features, check_equal, full_precision, vectors
 
 
-def standardised_power(student: Taps, teacher: Taps, *, exponent: float = 4.0, eps: float = 1e-12) -> Tensor:
+def standardised_power(student: Features, teacher: Features, *, exponent: float = 4.0, eps: float = 1e-12) -> Tensor:
     """The logarithm of sum |s - t|^exponent of features standardised over the batch: SRD (Miles et al., AAAI 2024).
 
     The logarithm makes the gradient independent of the scale. Both are standardised by the statistics of this batch, as
@@ -46,7 +46,7 @@ class PredictedVariance(nn.Module):
         self.log_variance = nn.Sequential(nn.Linear(width, width), nn.BatchNorm1d(width))
         self.eps = eps
 
-    def forward(self, student: Taps, teacher: Taps) -> Tensor:
+    def forward(self, student: Features, teacher: Features) -> Tensor:
         """The loss of features (N, D) of both."""
         return self._loss(vectors(student), vectors(teacher))
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kd_lightning.losses.features import full_precision
 from kd_lightning.losses.response import check_same_shape, kl
-from kd_lightning.losses.taps import full_precision
 
 
 def decoupled(

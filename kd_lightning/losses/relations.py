@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kd_lightning.losses.taps import Taps, check_equal, full_precision, listed, vectors
+from kd_lightning.losses.features import Features, check_equal, full_precision, listed, vectors
 
 
 @full_precision
-def similarity_preserving(student: Taps, teacher: Taps) -> Tensor:
+def similarity_preserving(student: Features, teacher: Features) -> Tensor:
     """Squared distance of similarity matrices, over N^2: SP (Tung & Mori, ICCV 2019, Eq. 4).
 
     A matrix holds the products of the features of all pairs of samples, each row of unit length. Of several layers
@@ -32,7 +32,12 @@ def similarity_preserving(student: Taps, teacher: Taps) -> Tensor:
 
 @full_precision
 def correlation_congruence(
-    student: Taps, teacher: Taps, *, variant: Literal["paper", "code"] = "code", gamma: float = 0.4, order: int = 2
+    student: Features,
+    teacher: Features,
+    *,
+    variant: Literal["paper", "code"] = "code",
+    gamma: float = 0.4,
+    order: int = 2,
 ) -> Tensor:
     """CC (Peng et al., ICCV 2019), of which there are two different losses.
 
@@ -57,7 +62,7 @@ def correlation_congruence(
 
 
 @full_precision
-def relational(student: Taps, teacher: Taps, *, distance: float = 25.0, angle: float = 50.0) -> Tensor:
+def relational(student: Features, teacher: Features, *, distance: float = 25.0, angle: float = 50.0) -> Tensor:
     """Distances of pairs and angles of triples of samples: RKD (Park et al., CVPR 2019).
 
     Huber losses of distances, each divided by the mean distance of its network, and of cosines. It takes memory for
@@ -75,7 +80,7 @@ def relational(student: Taps, teacher: Taps, *, distance: float = 25.0, angle: f
 
 
 @full_precision
-def probabilistic_transfer(student: Taps, teacher: Taps, *, eps: float = 1e-7) -> Tensor:
+def probabilistic_transfer(student: Features, teacher: Features, *, eps: float = 1e-7) -> Tensor:
     """KL between the teacher's and the student's probabilities of pairs: PKT (Passalis & Tefas, ECCV 2018).
 
     A row of probabilities is (1 + cosine) / 2 of one sample to all, divided by its sum. Averaged over all pairs, as in

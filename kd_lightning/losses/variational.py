@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kd_lightning.losses.taps import Taps, check_equal, pairs
+from kd_lightning.losses.features import Features, check_equal, pairs
 
 
 class VariationalInformation(nn.Module):
@@ -30,7 +30,7 @@ class VariationalInformation(nn.Module):
         self.rho = nn.ParameterList([torch.full((shape[0],), start) for shape in teacher_shapes])
         self.eps = eps
 
-    def forward(self, student: Taps, teacher: Taps) -> Tensor:
+    def forward(self, student: Features, teacher: Features) -> Tensor:
         """The loss of features (N, C) or (N, C, H, W) of both."""
         losses = []
         for (s, t), rho in zip(pairs(student, teacher), self.rho, strict=True):

@@ -11,16 +11,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 P = ParamSpec("P")
-Taps: TypeAlias = Tensor | Sequence[Tensor]
+Features: TypeAlias = Tensor | Sequence[Tensor]
 """Features of one layer, or of several: maps (N, C, H, W) or vectors (N, D)."""
 
 
-def listed(taps: Taps) -> list[Tensor]:
+def listed(taps: Features) -> list[Tensor]:
     """The features of each layer in fp32."""
     return [tap.float() for tap in ([taps] if isinstance(taps, Tensor) else taps)]
 
 
-def pairs(student: Taps, teacher: Taps) -> list[tuple[Tensor, Tensor]]:
+def pairs(student: Features, teacher: Features) -> list[tuple[Tensor, Tensor]]:
     """Features of student and teacher, layer by layer in fp32; of two maps, the larger is averaged down.
 
     Raises:
@@ -42,7 +42,7 @@ def one_size(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return F.adaptive_avg_pool2d(a, size), F.adaptive_avg_pool2d(b, size)
 
 
-def vectors(taps: Taps) -> Tensor:
+def vectors(taps: Features) -> Tensor:
     """Features (N, D) of one layer in fp32; a map's values in a row.
 
     Raises:
