@@ -300,7 +300,7 @@ class Case:
 
 HINTON = partial(kl, temperature=4.0)
 TERMS = {"response": {"weight": 0.9, "loss": HINTON}}
-CORRELATED = {"correlation": {"weight": 2.0, "loss": partial(dist, temperature=4.0), "global_batch": True}}
+CORRELATED = {"correlation": {"weight": 0.02, "loss": partial(dist, temperature=4.0), "global_batch": True}}
 POOLED = {"kd_steps": 2, "per_batch": 1}
 SCHEDULED = "method.scheduler={_target_: torch.optim.lr_scheduler.ExponentialLR, _partial_: true, gamma: 0.5}"
 CROPPED = "data.recipe.augment=[{_target_: kd_lightning.data.augment.RandomCrop, padding: 1}]"
