@@ -217,9 +217,9 @@ def _kernel(a: Tensor, b: Tensor) -> Tensor:
 
 def _flow(first: Tensor, second: Tensor, variant: Literal["paper", "code"]) -> Tensor:
     """Mean products (N, C, D) of the channels of two layers of one network."""
-    size = [min(a, b) for a, b in zip(first.shape[2:], second.shape[2:], strict=True)]
+    size = min(first.shape[2], second.shape[2]), min(first.shape[3], second.shape[3])
     pool = F.adaptive_max_pool2d if variant == "paper" else F.adaptive_avg_pool2d
-    first, second = (maps if list(maps.shape[2:]) == size else pool(maps, size) for maps in (first, second))
+    first, second = (maps if maps.shape[2:] == size else pool(maps, size) for maps in (first, second))
     return first.flatten(2) @ second.flatten(2).mT / (size[0] * size[1])
 
 

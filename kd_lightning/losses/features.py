@@ -38,7 +38,7 @@ def one_size(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         raise ValueError(f"expected features of the same images, got {tuple(a.shape)} and {tuple(b.shape)}")
     if a.ndim < 4 or a.shape[2:] == b.shape[2:]:
         return a, b
-    size = [min(m, n) for m, n in zip(a.shape[2:], b.shape[2:], strict=True)]
+    size = min(a.shape[2], b.shape[2]), min(a.shape[3], b.shape[3])
     return F.adaptive_avg_pool2d(a, size), F.adaptive_avg_pool2d(b, size)
 
 

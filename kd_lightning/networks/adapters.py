@@ -101,7 +101,7 @@ class MeanRegressors(nn.Module):
         students = [student] if isinstance(student, Tensor) else student
         teachers = [teacher] if isinstance(teacher, Tensor) else teacher
         pooled = [
-            s if s.shape[2] <= t.shape[2] else F.adaptive_avg_pool2d(s, list(t.shape[2:]))
+            s if s.shape[2] <= t.shape[2] else F.adaptive_avg_pool2d(s, (t.shape[2], t.shape[3]))
             for s, t in zip(students, teachers, strict=True)
         ]
         return _each(self.layers, pooled[0] if isinstance(student, Tensor) else pooled), teacher
