@@ -93,6 +93,7 @@ def needs_faults(path: str, fit: Training, teacher: Answering | None, *, numbers
         "source.images": "trains on images: use source=real, few_shot, noise or queried",
         "source.vicinity": "trains on images of labels near those it wants: use source=vicinal",
         "source.counterfactuals": "trains on counterfactual images, too: use source=real_and_counterfactual",
+        "source.two_streams": "trains on labelled images beside images without labels: use source=two_domains",
         "source.latents": "learns what a teacher draws of latents: use source=drawn",
         "source.labels": "trains on labels: use source=real or few_shot, or set method.label=0",
         "source.index": "keeps something for every image, and this source makes them anew: use source=real or queried",
