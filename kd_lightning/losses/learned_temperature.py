@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
+from kd_lightning.losses.domains import reverse_gradient
 from kd_lightning.losses.response import kl
 
 
@@ -34,19 +33,5 @@ class LearnedTemperature(nn.Module):
     def forward(self, student: Tensor, teacher: Tensor, *, epoch: int = 0) -> Tensor:
         """T^2 KL of logits (N, K); ``epoch`` counts from 0."""
         strength = (1 - math.cos(math.pi * min((epoch + 1) / self.ramp, 1))) / 2
-        theta = _Reversed.apply(self.theta, strength)
+        theta = reverse_gradient(self.theta, strength)
         return kl(student, teacher, temperature=self.lowest + self.span * torch.sigmoid(theta))
-
-
-class _Reversed(torch.autograd.Function):
-    """The identity, whose gradient is multiplied by -strength."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, strength: float) -> Tensor:
-        ctx.strength = strength
-        return x.clone()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return -ctx.strength * gradient, None
