@@ -64,8 +64,13 @@ def _fitting_faults(path: str, fit: Training, teacher: Node | None, terms: Mappi
             wrong += [
                 f"{path}.terms.{name}.{side}: {error}"
                 for name, term in built.items()
+                if (error := _error(term.place, side, net))
+            ]
+            wrong += [
+                f"{path}.terms.{name}.{side}: {error}"
+                for name, term in built.items()
                 for tap in term.taps(side)
-                if tap != OUTPUT and (error := _error(find, net, tap))
+                if tap != OUTPUT and not tap.startswith("@") and (error := _error(find, net, tap))
             ]
             if not wrong:
                 every = [tap for term in built.values() for tap in term.taps(side)]

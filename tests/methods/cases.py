@@ -32,6 +32,7 @@ from kd_lightning.data.augment import RandomResizedCrop
 from kd_lightning.data.dataset import Split
 from kd_lightning.data.loader import TensorLoader
 from kd_lightning.data.streams import StreamsLoader
+from kd_lightning.losses.logits import dist
 from kd_lightning.losses.response import kl
 from kd_lightning.losses.soft_labels import answer_cross_entropy
 from kd_lightning.methods.data_free.adaptive_deep_inversion import AdaptiveDeepInversion
@@ -372,6 +373,7 @@ FEATURES = {
         "global_batch": True,
     }
 }
+CORRELATED = {"correlation": {"weight": 0.02, "loss": partial(dist, temperature=4.0), "global_batch": True}}
 POOLED = {"kd_steps": 2, "per_batch": 1}
 SCHEDULED = "method.scheduler={_target_: torch.optim.lr_scheduler.ExponentialLR, _partial_: true, gamma: 0.5}"
 CROPPED = "data.recipe.augment=[{_target_: kd_lightning.data.augment.RandomCrop, padding: 1}]"
@@ -392,6 +394,7 @@ CASES = {
     "kd-noise-pool": Case(
         lambda: distill(HINTON), lambda: distill(HINTON), loader=real_images, broken_loader=noise_images, epochs=6
     ),
+    "dist": Case(method=Distill, ranks={"label": 0.1, "terms": CORRELATED}, gathers=True),
     "queried": Case(method=Distill, ranks={"label": 0.0, "terms": TERMS}, served="answers"),
     "generated": Case(method=Distill, ranks={"label": 0.0, "terms": TERMS}, served="generated"),
     "features": Case(method=Distill, ranks={"label": 0.1, "terms": FEATURES, "accumulate": 3}, gathers=True),
