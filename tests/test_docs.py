@@ -72,11 +72,14 @@ def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     python = [block for page in PAGES for block in blocks(page, "python")]
     (tmp_path / "my_api.py").write_text(next(block for block in python if "def ask(images)" in block))
     (tmp_path / "my_method.py").write_text(next(block for block in python if "class Mine(Distiller)" in block))
+    (tmp_path / "my_adapter.py").write_text(next(block for block in python if "class Widened" in block))
     yaml = [block for page in PAGES for block in blocks(page, "yaml")]
-    own = (("network", "mobilenet_v3"), ("method", "my_method.Mine"), ("metrics", "torchmetrics"))
-    for group, mark in own:
-        (tmp_path / "my_conf" / group).mkdir(parents=True)
-        (tmp_path / "my_conf" / group / "mine.yaml").write_text(next(block for block in yaml if mark in block))
+    marks = {"network/mine": "mobilenet_v3", "method/mine": "my_method.Mine", "method/my_hint": "my_adapter.Widened"}
+    marks |= {"metrics/mine": "torchmetrics"}
+    for name, mark in marks.items():
+        file = tmp_path / "my_conf" / f"{name}.yaml"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(next(block for block in yaml if mark in block))
     return tmp_path
 
 
