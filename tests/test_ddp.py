@@ -36,6 +36,7 @@ from kd_lightning.core.tasks import Classification
 from kd_lightning.data.batches import VicinalBatch
 from kd_lightning.data.loader import TensorLoader
 from kd_lightning.data.module import Images
+from kd_lightning.data.streams import StreamsLoader
 from kd_lightning.distributed import collectives, decisions, process_group
 from kd_lightning.distributed.launch import MEETING, ProcessInfo, place_in, wanted
 from kd_lightning.engine.checkpoint_writer import Resumable
@@ -46,7 +47,8 @@ from kd_lightning.methods.base.distiller import Distiller
 from kd_lightning.methods.generators.biggan import BigGan
 from kd_lightning.methods.generators.cvae import Cvae
 from kd_lightning.methods.real_data.distill import Distill
-from kd_lightning.networks.generators import biggan, sagan
+from kd_lightning.methods.semi_supervised.ugan import Ugan
+from kd_lightning.networks.generators import biggan, pairs, sagan
 from kd_lightning.networks.generators.cvae import MlpDecoder, MlpEncoder
 from kd_lightning.networks.label_embedding import LabelToHidden
 from kd_lightning.sources.context import Context
@@ -75,6 +77,13 @@ def generated(number: int, batch: int, context: Context) -> GeneratedLoader:
     return GeneratedLoader(plain_generator().requires_grad_(False), number, (batch, LATENT), context)
 
 
+def streams(number: int, batch: int, context: Context) -> StreamsLoader:
+    """Labelled patterns, and darker ones without labels."""
+    labelled, unlabelled = real(number, batch, context), real(number, batch, context)
+    unlabelled.images = unlabelled.images // 2
+    return StreamsLoader(labelled, unlabelled)
+
+
 class Vicinities(Rounds):
     """Labels that are numbers: of each step of a discriminator's common draw every rank takes its part."""
 
@@ -88,6 +97,12 @@ class Vicinities(Rounds):
         steps = zip(*(each.chunk(2) for each in self.common.batch(number)), strict=True)
         mine = [[each.chunk(self.world)[self.rank] for each in step] for step in steps]
         return VicinalBatch(*(torch.cat(parts) for parts in zip(*mine, strict=True)))
+
+
+def three_streams(number: int, batch: int, context: Context) -> StreamsLoader:
+    """Labelled images, and of those without labels a batch for each of three uses."""
+    few, many = (real(n, size, context) for n, size in ((2, batch), (3 * number, 3 * batch)))
+    return StreamsLoader(few, many, batches=number)
 
 
 class OfLabel(nn.Module):
@@ -110,7 +125,11 @@ class OfLabel(nn.Module):
 
 def gan_networks(method: type[Distiller], *, batch_norm: bool) -> dict[str, nn.Module]:
     """Generator and discriminator for classes or for numbers."""
-    classes = method is BigGan
+    if batch_norm and method is Ugan:
+        shape: dict[str, Any] = {"size": 8, "hidden": (16,), "latent": LATENT}
+        good, bad = (pairs.MlpImages(num_classes=k, **shape) for k in (CLASSES, 0))
+        return {"generator": good, "bad_generator": bad, "discriminator": pairs.MlpPairs(size=8, num_classes=CLASSES)}
+    classes = method in (BigGan, Ugan)
     small: dict[str, Any] = {"channels": 1, "size": 8}
     if batch_norm and classes:
         g: nn.Module = biggan.BigGanGenerator(num_classes=CLASSES, latent=LATENT, widths=8, **small)
@@ -129,6 +148,7 @@ def gan_networks(method: type[Distiller], *, batch_norm: bool) -> dict[str, nn.M
     return {
         "generator": OfLabel(plain_generator(), made(LATENT), first=True),
         "discriminator": OfLabel(verdict, made(1), first=False),
+        **({"bad_generator": plain_generator()} if method is Ugan else {}),
     }
 
 
@@ -156,6 +176,8 @@ def served(case: Case) -> Callable[[int, int, Context], Any]:
         return Vicinities
     if "source.free" in case.needs:
         return rounds
+    if "source.two_streams" in case.needs:
+        return three_streams if case.target is Ugan else streams
     return partial(real, answered=case.served == "answers" or "source.answers" in case.needs)
 
 
@@ -167,9 +189,11 @@ def made(name: str, batch: int, *, batch_norm: bool) -> Distiller:
     with torch.no_grad():
         list(teacher.parameters())[-2].mul_(20)  # opinions
     given = {"latent": LATENT, "batch_size": batch, "kd_batch_size": batch, "image": (1, 8, 8), "num_classes": CLASSES}
-    given |= dict.fromkeys(("optimizer", "optimizer_g", "optimizer_d", "optimizer_head"), partial(sgd, lr=0.05))
+    optimizers = ("optimizer", "optimizer_g", "optimizer_d", "optimizer_b", "optimizer_t", "optimizer_head")
+    given |= dict.fromkeys(optimizers, partial(sgd, lr=0.05))
+    given |= dict.fromkeys(("made", "d_unlabelled", "b_unlabelled"), batch) | {"d_labelled": batch // 2}
     given |= {"temperature": 4.0}
-    if issubclass(case.target, ConditionalGan):
+    if issubclass(case.target, ConditionalGan | Ugan):
         given |= gan_networks(case.target, batch_norm=batch_norm)
     elif case.target is Cvae:
         shape: dict[str, Any] = {"size": 8, "num_classes": CLASSES, "widths": (16, 8)}
@@ -177,7 +201,7 @@ def made(name: str, batch: int, *, batch_norm: bool) -> Distiller:
     elif "source.free" in case.needs:
         made_by = {"latent": (case.ranks or {}).get("hidden", LATENT)}
         given["generator"] = generator(eps=0.8, **made_by) if batch_norm else plain_generator(**made_by)
-    student = network((8, 16), batch_norm=batch_norm)
+    student = network((8, 16), batch_norm=batch_norm and "student.no_batch_norm" not in case.needs)
     settings = {key: value for key, value in given.items() if key in taken(case.target)} | (case.ranks or {})
     method: Distiller = case.target(
         student=student, teacher=FrozenTeacher(teacher), task=Classification(CLASSES), log_every=1, **settings
@@ -226,6 +250,9 @@ def with_one_noise(method: Distiller, loader: Any) -> None:
     method.noise = noise  # type: ignore[method-assign]
     if isinstance(method, ConditionalGan):
         method.look = lambda: None  # type: ignore[method-assign]
+    if isinstance(method, Ugan):
+        method.latents = lambda n: noise(n, LATENT).sigmoid()  # type: ignore[method-assign]
+        method.labels = lambda n: noise(n).mul(100).long().remainder(CLASSES)  # type: ignore[method-assign]
     if isinstance(method, BigGan):
         method.classes = lambda n: noise(n).mul(100).long().remainder(CLASSES)  # type: ignore[method-assign]
     if isinstance(loader, GeneratedLoader):
@@ -238,8 +265,8 @@ def state(net: Any) -> dict[str, Tensor]:
 
 
 def learned(method: Distiller) -> dict[str, Tensor]:
-    names = ("student", "generator", "live", "discriminator", "terms")
-    nets = {name: getattr(method, name) for name in names if hasattr(method, name)}
+    names = ("student", "adapted", "generator", "live", "discriminator", "classifier", "bad_generator", "terms")
+    nets = {name: getattr(method, name) for name in names if getattr(method, name, None) is not None}
     return {f"{name}.{k}": v for name, net in nets.items() for k, v in state(net).items()}
 
 

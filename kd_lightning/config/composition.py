@@ -49,6 +49,8 @@ class TeacherSettings:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     class_order: tuple[int, ...] | None
+    outputs: str
+    size: int | None
     access: str
     decimals: int | None
     k: int
@@ -79,10 +81,11 @@ class Runtime:
 
 @dataclass(frozen=True)
 class Artifacts:
-    """Folder of the store, and whether stored results are reused."""
+    """Folder of the store, whether stored results are reused, and which are not: ``student`` or ``all``."""
 
     root: str | None
     reuse: bool
+    scope: str
 
 
 @dataclass(frozen=True, kw_only=True)

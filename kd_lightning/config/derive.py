@@ -71,7 +71,7 @@ def draft(cfg: DictConfig, plain: Mapping[str, Any], reader: Reader) -> Composit
 
 def _teachers_training(cfg: DictConfig, teacher: Mapping[str, Any], reader: Reader) -> Training | None:
     """The training of the teacher's network; None if it is not trained."""
-    if not isinstance(teacher.get("net"), dict) or teacher.get("weights"):
+    if not isinstance(teacher.get("net"), dict) or teacher.get("weights") not in (None, "tune"):
         return None
     with suppress(OmegaConfBaseException):  # reported elsewhere
         changes = {**cfg.teacher.fit, "student": cfg.teacher.net, "init": None, "seed": cfg.teacher.seed}
@@ -110,6 +110,7 @@ def _source_teacher(cfg: DictConfig, path: str, reader: Reader) -> TeacherSettin
         with open_dict(own):
             own.teacher.update({"net": None, "weights": None, "client": None, "class_order": None, "access": "white"})
             own.teacher.update({"mean": list(cfg.data.mean), "std": list(cfg.data.std)})
+            own.teacher.update({"outputs": "logits", "size": None})
             own.teacher = OmegaConf.merge(own.teacher, named)
         teacher = as_dict(reader.value(own, "teacher", path))
         return _teacher(teacher, _teachers_training(own, teacher, reader))

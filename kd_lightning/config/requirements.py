@@ -76,6 +76,12 @@ def needs_faults(path: str, fit: Training, teacher: Answering | None, *, numbers
     needs, name = fit.method.requirements(), method.__name__
     yield from _teacher_faults(path, name, needs, teacher, method.instead_of_gradients)
     yield from _task_faults(path, name, needs, numbers)
+    if "student.no_batch_norm" in needs and _has_batch_norm(fit.student):
+        yield (
+            f"{path.removesuffix('method')}student: {name} tells real images from generated ones by what its student "
+            f"makes of them, which batch norm hides, and {fit.student.target.rpartition('.')[2]} as it is set has one: "
+            "choose student=noisy_mlp or noisy_conv, or a network without"
+        )
     yield from _block_faults(path, fit, teacher)
     yield from term_faults(path, fit, teacher.net if teacher else None)
     yield from module_faults(path, fit)
@@ -96,6 +102,9 @@ def needs_faults(path: str, fit: Training, teacher: Answering | None, *, numbers
         "source.images": "trains on images: use source=real, few_shot, noise or queried",
         "source.vicinity": "trains on images of labels near those it wants: use source=vicinal",
         "source.counterfactuals": "trains on counterfactual images, too: use source=real_and_counterfactual",
+        "source.two_streams": (
+            "trains on labelled images beside images without labels: use source=labelled_and_unlabelled, or two_domains"
+        ),
         "source.latents": "learns what a teacher draws of latents: use source=drawn",
         "source.labels": "trains on labels: use source=real or few_shot, or set method.label=0",
         "source.index": "keeps something for every image, and this source makes them anew: use source=real or queried",
@@ -278,5 +287,8 @@ def _class_of(node: Node | None) -> Any:
 
 
 def _has_batch_norm(net: Node) -> bool:
-    with torch.device("meta"):
-        return any(isinstance(m, _BatchNorm) for m in net.build().modules())
+    try:
+        with torch.device("meta"):
+            return any(isinstance(m, _BatchNorm) for m in net.build().modules())
+    except Exception:  # it reads its weights, or is a fault that is reported elsewhere
+        return True

@@ -9,13 +9,14 @@ from typing import Any, cast
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ProgressBar
 from torch import Tensor, nn
 
 from kd_lightning.config.composition import Training
-from kd_lightning.config.signatures import versions
+from kd_lightning.config.signatures import own_code, versions
 from kd_lightning.core.collapse import Collapsed
 from kd_lightning.core.file_format import FORMAT_VERSION
+from kd_lightning.core.notices import keep, noticing
 from kd_lightning.core.strangers import read_json, read_tensors
 from kd_lightning.core.tasks import Task
 from kd_lightning.core.time_limit import cut_short, duration
@@ -27,6 +28,7 @@ from kd_lightning.engine.callbacks import PhaseBar, WatchGenerator
 from kd_lightning.engine.checkpoint_reader import Marked, resumable
 from kd_lightning.engine.checkpoint_writer import Resumable
 from kd_lightning.engine.restart import begin_again, next_seed, restarts
+from kd_lightning.engine.user_callbacks import callbacks_of
 from kd_lightning.methods.base.distiller import Distiller
 from kd_lightning.methods.base.protocols import Teacher
 from kd_lightning.methods.real_data.distill import Distill
@@ -40,7 +42,7 @@ from kd_lightning.tracking.backends import Dashboards
 from kd_lightning.tracking.curves import Curves, KeepCurves, replay
 
 VERSION = 1
-SILENT = ("enable_progress_bar", "enable_model_summary", "logger", "callbacks", "default_root_dir", "log_every_n_steps")
+SILENT = ("enable_progress_bar", "enable_model_summary", "log_every_n_steps")
 
 
 @dataclass(frozen=True)
@@ -131,13 +133,17 @@ def fit(
                 needs=set(training.method.requirements()),
             )
             try:
-                method, report = _train(own, bench, phase, work, context, teacher, val_answers, boards)
+                with noticing() as heard:
+                    method, report = _train(own, bench, phase, work, context, teacher, val_answers, boards)
+                report["warnings"] = heard
                 break
             except Collapsed as error:
                 decisions.decided(partial(begin_again, work, own.seed, error))
         decisions.decided(lambda: _keep(method, {**report, "restarts": collapsed}, work))
 
-    folder = bench.store.obtain("fit", config, build, everywhere=True)  # the stored fit, or the one built now
+    folder = bench.store.obtain(  # the stored fit, or the one built now
+        "fit", config, build, everywhere=True, students=phase == "student"
+    )
     if folder not in bench.store.built and collectives.rank() == 0:
         replay(folder, boards)
     network = build_network(training)
@@ -171,6 +177,7 @@ def fit_config(
     plain: Any = {k: getattr(training, k).plain() for k in ("source", "student", "method", "trainer")}
     plain["trainer"] = {k: v for k, v in plain["trainer"].items() if k not in SILENT}
     plain["method"] = {k: v for k, v in plain["method"].items() if (k, v) != ("on_collapse", "warn")}  # changes none
+    theirs = own_code(plain)
     root = bench.store.root
     plain = by_content(plain, root)
     runtime = training.runtime
@@ -186,7 +193,7 @@ def fit_config(
         "data": bench.data_key,
         "teacher": teacher_key,
         **({"source_teacher": source_teacher_key} if source_teacher_key else {}),
-        "version": [VERSION, versions(plain)],
+        "version": [VERSION, versions(plain), *([theirs] if theirs else [])],
     }
 
 
@@ -243,8 +250,10 @@ def _train(
     interrupted_before = decisions.decided(checkpoint.is_file)
     goes_on_from = resumable(checkpoint, method) if interrupted_before else None
     marked = Marked(goes_on_from)
-    watching = [PhaseBar(phase), watch, KeepCurves(curves)]
-    trainer = settings.without("global_batch_losses").build(
+    watching = [watch, KeepCurves(curves), *callbacks_of(settings, method, phase)]
+    if settings.get("enable_progress_bar", True) and not any(isinstance(each, ProgressBar) for each in watching):
+        watching.insert(0, PhaseBar(phase))
+    trainer = settings.without("global_batch_losses", "callbacks").build(
         **process_group.environment(),
         default_root_dir=work,
         enable_checkpointing=True,
@@ -262,7 +271,9 @@ def _train(
     if watch.collapsed is not None:
         raise watch.collapsed
     # Report
-    rounds = trainer.fit_loop.epoch_loop.total_batch_idx + 1
+    rounds, ended = trainer.fit_loop.epoch_loop.total_batch_idx + 1, cut_short(trainer, phase)
+    if ended is None and rounds < int(trainer.num_training_batches) * (trainer.max_epochs or 0):
+        keep(f"{phase}: a callback ended the fit after epoch {trainer.current_epoch} of {trainer.max_epochs}")
     report = {
         "phase": phase,
         "data": bench.dataset.name,
@@ -272,7 +283,7 @@ def _train(
         "images_synthesised": method.images_made,
         "teacher_images": method.teacher.asked if method.teacher is not None else 0,
         "fit_seconds": curves.seconds,
-        "cut_short": cut_short(trainer, phase),
+        "cut_short": ended,
         "precision": str(settings["precision"]),
         "memory_format": runtime.memory_format,
         "compile": runtime.compile,

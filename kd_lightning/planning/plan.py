@@ -16,6 +16,7 @@ import torch
 from tabulate import tabulate
 
 from kd_lightning.config.composition import Composition
+from kd_lightning.config.node import thaw
 from kd_lightning.core.inference import predict
 from kd_lightning.data.load import dataset_digest
 from kd_lightning.engine.data import load_data
@@ -64,10 +65,10 @@ def plan(composition: Composition, promised: set[str] | None = None) -> Plan:
     """
     composition = settle(composition, planning=True)
     names = composition.names
-    kept = Store(composition.artifacts.root, reuse=composition.artifacts.reuse)
+    kept = Store(**thaw(composition.artifacts))
     with tempfile.TemporaryDirectory(prefix="kd_plan_") as place:
         store = Overlay(kept, Path(place))
-        dataset = load_data(composition.data, store)
+        dataset = load_data(composition.data, store, composition.source)
         key = dataset_digest(dataset)
         run = store.path("run", identity(composition, key))
         stored = (run / "artifact.json").is_file()

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from torchmetrics import Metric
 
 from kd_lightning.config.composition import Composition
 from kd_lightning.core.inference import predict
+from kd_lightning.core.notices import keep
+from kd_lightning.core.strangers import in_a_line, read_tensors
 from kd_lightning.core.tasks import evaluate
 from kd_lightning.data.dataset import Split
 from kd_lightning.distributed import collectives
 from kd_lightning.engine.fit import FitResult, RunContext
+from kd_lightning.errors import ConfigError
 from kd_lightning.metrics.confusion_matrix import draw_answers
+from kd_lightning.metrics.shortcomings import shortcomings
+from kd_lightning.networks.normalized import Normalized
 from kd_lightning.run.teacher import TeacherHandle
+from kd_lightning.store.artifacts import remedy
+
+ADAPTED = "adapted.safetensors"
+"""The teacher's copy that a fit trained."""
 
 
 @dataclass(frozen=True)
@@ -49,11 +60,21 @@ def tested(composition: Composition, bench: RunContext, fits: Fits, work: Path) 
         else:
             output = predict(fitted.network, test.images, device=composition.device)
             measured = evaluate(task, output, test.labels, answers)
+            if name == "test":
+                for line in shortcomings(task, output, test.labels, dataset.classes):
+                    keep(line)
             if name == "test" and collectives.rank() == 0:
                 draw_answers(work / "plots", bench.boards, dataset, output, test.labels, answers)
         metrics |= {f"{name}/{k}": v for k, v in measured.items()}
         if name == "test" and composition.result_name:
             metrics |= {f"{composition.result_name}/{k}": v for k, v in measured.items()}
+    for name, net in _adapted(fits).items():
+        measured = (
+            {}
+            if test is None
+            else evaluate(task, predict(net, test.images, device=composition.device), test.labels, None)
+        )
+        metrics |= {f"{name}/{k}": measured.get(k) for k in task.metrics()}
     for name, node in composition.metrics.items():
         metrics |= _further(name, node.build(), student, fits.teacher, test, composition.device, work / "samples")
     metrics |= {f"gate/{name}": gate["value"] for name, gate in student.report.get("pool", {}).get("gates", {}).items()}
@@ -72,11 +93,43 @@ def _further(
     samples: Path,
 ) -> dict[str, float | None]:
     """Values of one of the further ``metrics``; empty without test images or the teacher that it needs."""
+    if isinstance(measure, Metric):
+        return {} if test is None or not trained(student) else _counted(name, measure, student, test, device)
     if test is None or ("teacher.gradients" in measure.needs and (teacher is None or teacher.net is None)):
         return {}
     network = student.network if trained(student) else None
     found = measure(network, teacher and teacher.net, test, device=device, samples=samples)
     return {f"{name}/{k}" if k else name: v for k, v in found.items()}
+
+
+def _counted(name: str, metric: Metric, student: FitResult, test: Split, device: str) -> dict[str, float | None]:
+    """Values of a torchmetrics metric of the student's outputs against the labels."""
+    output = predict(student.network, test.images, device=device)
+    try:
+        metric.update(output, test.labels)
+        value = metric.compute()
+    except Exception as error:  # torchmetrics raises many kinds of errors on outputs that it does not take
+        kind = type(metric).__name__
+        raise ConfigError(
+            f"metrics.{name}: {kind} does not take outputs {tuple(output.shape)} and labels "
+            f"{tuple(test.labels.shape)}: {in_a_line(error)}"
+        ) from error
+    parts = value if isinstance(value, Mapping) else {"": value}
+    return {
+        "/".join(filter(None, [name, str(key)])): float(part)
+        for key, part in parts.items()
+        if isinstance(part, Tensor | float | int) and (not isinstance(part, Tensor) or part.numel() == 1)
+    }
+
+
+def _adapted(fits: Fits) -> dict[str, Normalized]:
+    """The copy of the teacher that the student's fit trained, by the name of its file; empty for most methods."""
+    file = fits.student.folder / ADAPTED
+    if fits.teacher is None or fits.teacher.net is None or not file.is_file():
+        return {}
+    net = copy.deepcopy(fits.teacher.net)
+    net.load_state_dict(read_tensors(file, advice=remedy(fits.student.folder)))
+    return {"adapted": net}
 
 
 def trained(fitted: FitResult) -> bool:

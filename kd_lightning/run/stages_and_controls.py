@@ -59,7 +59,7 @@ def handed(
 
 def weak_teacher(controls: Mapping[str, Training], metrics: Mapping[str, float | None], task: Task) -> str | None:
     """A warning where the student's network, trained without the teacher, is as good as the teacher; else None."""
-    teacher = metrics.get(f"teacher/{task.headline}")
+    teacher = metrics.get(f"adapted/{task.headline}", metrics.get(f"teacher/{task.headline}"))
     for name, control in controls.items():
         alone = metrics.get(f"{name}/{task.headline}")
         elsewhere = "load" in control.source  # trained on other images

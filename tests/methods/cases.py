@@ -29,7 +29,9 @@ from toy import (
 )
 
 from kd_lightning.data.augment import RandomResizedCrop
+from kd_lightning.data.dataset import Split
 from kd_lightning.data.loader import TensorLoader
+from kd_lightning.data.streams import StreamsLoader
 from kd_lightning.losses.response import kl
 from kd_lightning.losses.soft_labels import answer_cross_entropy
 from kd_lightning.methods.data_free.adaptive_deep_inversion import AdaptiveDeepInversion
@@ -41,22 +43,34 @@ from kd_lightning.methods.data_free.fast_dfkd import FastDfkd
 from kd_lightning.methods.data_free.nayer import Nayer
 from kd_lightning.methods.data_free.rdskd import RdskdGenerator
 from kd_lightning.methods.data_free.zskt import Zskt
+from kd_lightning.methods.domain_adaptation.dan import Dan
+from kd_lightning.methods.domain_adaptation.uda_kd import UdaKd
 from kd_lightning.methods.generators.biggan import BigGan
 from kd_lightning.methods.generators.ccgan import CcGan
 from kd_lightning.methods.generators.cvae import Cvae
 from kd_lightning.methods.real_data.bss import Bss
 from kd_lightning.methods.real_data.distill import Distill
+from kd_lightning.methods.semi_supervised.ugan import Ugan
 from kd_lightning.networks.generators.cvae import MlpDecoder, MlpEncoder
+from kd_lightning.networks.generators.pairs import MlpImages, MlpPairs
 from kd_lightning.sources.active_mixup import ActiveMixup
 from kd_lightning.sources.data_impressions import DataImpressions
 from kd_lightning.sources.deep_inversion import DeepInversion
 from kd_lightning.sources.frozen_generator import GeneratedLoader
 from kd_lightning.sources.fs_bbt import MixupCvae
+from kd_lightning.sources.real import few_places
 
 
 def real_images(teacher: nn.Module) -> TensorLoader:
     images, labels = patterns(512, seed=3)
     return TensorLoader((images * 255).byte(), labels, batch_size=64, shuffle=True)
+
+
+def two_domains(teacher: nn.Module) -> StreamsLoader:
+    """The patterns with labels, and darker ones without."""
+    (images, labels), (dark, _) = patterns(512, seed=3), patterns(512, seed=4)
+    labelled = TensorLoader((images * 255).byte(), labels, batch_size=64, shuffle=True)
+    return StreamsLoader(labelled, TensorLoader((dark * 180).byte(), batch_size=64, shuffle=True))
 
 
 def noise_images(teacher: nn.Module) -> TensorLoader:
@@ -75,6 +89,11 @@ def distill(loss: Any = None, *, label: float = 0.0) -> Callable[..., Distill]:
 
 def bss(*, lr: float = 5e-3, **settings: Any) -> Callable[..., Bss]:
     return partial(Bss, **{"optimizer": partial(adam, lr=lr), "n_adv": 16} | settings)
+
+
+def uda_kd(**settings: Any) -> Callable[..., UdaKd]:
+    both = {"optimizer": partial(adam, lr=5e-3), "optimizer_t": partial(adam, lr=1e-3), "teacher_init": "source"}
+    return partial(UdaKd, **{**both, **settings})
 
 
 def dafl(lr_g: float, **settings: Any) -> Callable[..., Dafl]:
@@ -167,6 +186,29 @@ def cmi(lr_g: float, **settings: Any) -> Callable[..., Cmi]:
         latent=16,
         batch_size=64,
     )
+
+
+def ugan(**settings: Any) -> Callable[..., Ugan]:
+    """With networks of its own at every call."""
+    small = {"size": 8, "num_classes": CLASSES}
+    players = {
+        "discriminator": MlpPairs(**small, widths=(32, 16), noise=(0.0, 0.0)),
+        "generator": MlpImages(**small, latent=16, hidden=(32,)),
+        "bad_generator": MlpImages(size=8, num_classes=0, latent=16, hidden=(32,)),
+    }
+    players |= dict.fromkeys(("optimizer", "optimizer_d", "optimizer_g", "optimizer_b"), partial(adam, lr=2e-3))
+    sizes = {"latent": 16, "made": 16, "d_labelled": 8, "d_unlabelled": 32, "good_from": 0, "ema": 0.9}
+    return partial(Ugan, **{**players, **sizes, **settings})
+
+
+def few_streams(teacher: nn.Module, *, right: bool = True) -> StreamsLoader:
+    """Sixteen labelled images, with wrong labels unless ``right``, and five hundred without labels."""
+    images, labels = patterns(512, seed=3)
+    places = few_places(Split(images, labels), 4, seed=0, classes="abcd")
+    labels = labels if right else labels[torch.randperm(512, generator=torch.Generator().manual_seed(0))]
+    pixels = (images * 255).byte()
+    few = TensorLoader(pixels[places], labels[places], batch_size=16, shuffle=True)
+    return StreamsLoader(few, TensorLoader(pixels, batch_size=64, shuffle=True))
 
 
 def rdskd(lr_g: float) -> Callable[..., RdskdGenerator]:
@@ -358,6 +400,16 @@ CASES = {
         epochs=6,
         tiny=("method.n_adv=8", "method.until=2.0", HALVES),
     ),
+    "uda_kd": Case(
+        uda_kd,
+        lambda: uda_kd(beta=(0.0, 0.0), growth="constant"),
+        loader=two_domains,
+        epochs=6,
+        ranks={"teacher_init": "source", "alignment": "mmd"},
+        gathers=True,
+        tiny=("method.teacher_init=source", "method.alignment=grl", SCHEDULED, CROPPED, HALVES),
+    ),
+    "dan": Case(method=Dan, ranks={"alignment": "grl"}),
     "dafl": Case(
         lambda: dafl(0.02),
         lambda: dafl(0.0),
@@ -482,6 +534,21 @@ CASES = {
         loader=few_and_doubtful,
         broken_loader=lambda teacher: of_another(few_and_doubtful(teacher)),
         epochs=40,
+    ),
+    "ugan": Case(
+        ugan,
+        ugan,
+        loader=few_streams,
+        broken_loader=partial(few_streams, right=False),
+        epochs=12,
+        ranks={"pull_away": 0.8, "manifold": 1e-3, "good_from": 0, "balance": 0.1},
+        gathers=True,
+        tiny=(
+            *("source.per_class=3", "source.batch_size=20", "source.unlabelled_batch_size=400", CROPPED),
+            *("method.d_unlabelled=150", "method.made=16", "method.latent=8", "method.good_from=1", "method.ema=0.9"),
+            *(f"method.{g}.hidden=[8]" for g in ("generator", "bad_generator")),
+            *("method.discriminator.widths=[8]", "student.widths=[16,8]"),
+        ),
     ),
     "cvae": Case(method=Cvae, ranks={}),
     "biggan": Case(method=BigGan, ranks={"ema": 0.5, "d_steps": 2}),

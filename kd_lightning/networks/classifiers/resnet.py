@@ -1,6 +1,7 @@
 """Residual networks (He et al., CVPR 2016): thin ones for CIFAR, and ResNet-18/34/50 with a stem for 32x32."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
 from torch import Tensor, nn
@@ -8,6 +9,7 @@ from torch.nn import functional as F
 from torchvision.models import resnet as torchvision_resnet
 
 from kd_lightning.networks.classifiers.stem import Stem, stem_conv, stem_pool
+from kd_lightning.networks.weights import read_weights, refuse_misfits
 
 _BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
 
@@ -84,13 +86,23 @@ class ResNet(torchvision_resnet.ResNet):
         in_channels: channels of the image.
         stem: for images larger than 32x32, see `stem.py`.
         first_stride: of the first group; 2 halves the map, as in the other groups.
+        backbone: file of torchvision's weights of that depth for ``stem="imagenet"``, read but for the last layer;
+            None for fresh weights.
 
     Raises:
         ValueError: another depth.
+        TeacherError: there is no such file, or it holds another network.
     """
 
     def __init__(
-        self, *, depth: int, num_classes: int, in_channels: int = 3, stem: Stem = "full", first_stride: int = 1
+        self,
+        *,
+        depth: int,
+        num_classes: int,
+        in_channels: int = 3,
+        stem: Stem = "full",
+        first_stride: int = 1,
+        backbone: str | None = None,
     ) -> None:
         if depth not in _BLOCKS:
             raise ValueError(f"ResNet for small images has depth 18, 34 or 50, got {depth}")
@@ -105,6 +117,13 @@ class ResNet(torchvision_resnet.ResNet):
             for module in self.layer1.modules():
                 if isinstance(module, nn.Conv2d):
                     nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        if backbone is not None:
+            found, own = (
+                {k: v for k, v in weights.items() if not k.startswith("fc.")}
+                for weights in (read_weights(backbone), self.state_dict())
+            )
+            refuse_misfits(found, own, Path(backbone), into="the backbone")
+            self.load_state_dict(found, strict=False)
 
 
 class _Subsample(nn.Module):
