@@ -75,7 +75,7 @@ class Distill(Distiller):
         self.label, self.views = label, views
         self.lr_of, self.clip, self.accumulate = dict(lr_of or {}), clip, accumulate
         self.held = 0  # batches whose gradients wait for the next update
-        self.freeze = list(freeze)
+        self.frozen = list(freeze)
         for path in freeze:
             self.at(path).requires_grad_(False)
         self.terms = nn.ModuleDict({name: Term(**term) for name, term in (terms or {}).items() if term is not None})
@@ -135,7 +135,7 @@ class Distill(Distiller):
     def configure_optimizers(self) -> Any:
         """One optimiser, at most one schedule."""
         own = list(self.student.parameters()) if self.trains_student else []
-        if self.freeze:
+        if self.frozen:
             own = [p for p in own if p.requires_grad]
         own += [p for p in self.terms.parameters() if p.requires_grad]
         return self.scheduled((self.make_optimizer(self.groups(own) if self.lr_of else own), self.make_scheduler))
@@ -158,7 +158,7 @@ class Distill(Distiller):
     def train(self, mode: bool = True) -> Distill:
         """Keep frozen modules in eval mode."""
         super().train(mode)
-        for path in self.freeze:
+        for path in self.frozen:
             self.at(path).eval()
         return self
 
