@@ -46,6 +46,7 @@ from kd_lightning.methods.base.conditional_gan import ConditionalGan
 from kd_lightning.methods.base.distiller import Distiller
 from kd_lightning.methods.generators.biggan import BigGan
 from kd_lightning.methods.generators.cvae import Cvae
+from kd_lightning.methods.real_data.distill import Distill
 from kd_lightning.methods.semi_supervised.ugan import Ugan
 from kd_lightning.networks.generators import biggan, pairs, sagan
 from kd_lightning.networks.generators.cvae import MlpDecoder, MlpEncoder
@@ -202,9 +203,12 @@ def made(name: str, batch: int, *, batch_norm: bool) -> Distiller:
         given["generator"] = generator(eps=0.8, **made_by) if batch_norm else plain_generator(**made_by)
     student = network((8, 16), batch_norm=batch_norm and "student.no_batch_norm" not in case.needs)
     settings = {key: value for key, value in given.items() if key in taken(case.target)} | (case.ranks or {})
-    return case.target(
+    method: Distiller = case.target(
         student=student, teacher=FrozenTeacher(teacher), task=Classification(CLASSES), log_every=1, **settings
     )
+    if isinstance(method, Distill):
+        method.build_terms((1, 8, 8), None)
+    return method
 
 
 def taken(method: type[Distiller]) -> set[str]:
@@ -261,7 +265,7 @@ def state(net: Any) -> dict[str, Tensor]:
 
 
 def learned(method: Distiller) -> dict[str, Tensor]:
-    names = ("student", "adapted", "generator", "live", "discriminator", "classifier", "bad_generator")
+    names = ("student", "adapted", "generator", "live", "discriminator", "classifier", "bad_generator", "terms")
     nets = {name: getattr(method, name) for name in names if getattr(method, name, None) is not None}
     return {f"{name}.{k}": v for name, net in nets.items() for k, v in state(net).items()}
 
@@ -449,7 +453,7 @@ def test_which_they_do_not_where_each_has_losses_of_its_own(name: str, pair: Pai
     assert furthest(as_one(name, 2 * B)["weights"], first["weights"]) > 1e-5
 
 
-@pytest.mark.parametrize("name", ["dfq", "kd"])
+@pytest.mark.parametrize("name", ["dfq", "kd", "features"])
 def test_ranks_go_on_to_the_same_bits(name: str, pair: Pair, tmp_path: Path) -> None:
     (tmp_path / "whole").mkdir()
     whole, _ = pair.both(resumed, name, str(tmp_path / "whole"), cut=None)

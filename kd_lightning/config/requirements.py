@@ -15,7 +15,7 @@ from kd_lightning.config.composition import Composition, TeacherSettings, Traini
 from kd_lightning.config.node import UNKNOWN, Node, located, thaw
 from kd_lightning.config.overrides import nearest
 from kd_lightning.config.signatures import as_dict
-from kd_lightning.config.term_faults import term_faults
+from kd_lightning.config.term_faults import given_faults, module_faults, term_faults
 from kd_lightning.core.tasks import Regression
 from kd_lightning.distributed.device import fast_precision
 from kd_lightning.methods.base.distiller import Distiller
@@ -26,10 +26,12 @@ def fit_faults(composition: Composition) -> Iterator[str]:
     """One line for each unmet requirement of the method of any fit."""
     teacher, numbers = composition.teacher, of_numbers(composition.data.load)
     yield from needs_faults("method", composition, _teacher_of(composition, composition), numbers=numbers)
+    yield from given_faults("method", composition, composition.stages)
     if teacher is not None and teacher.training is not None:
         yield from needs_faults("teacher.fit.method", teacher.training, None, numbers=numbers)
     for number, stage in enumerate(composition.stages.values()):
         yield from needs_faults(f"stages[{number}].method", stage, _teacher_of(stage, composition), numbers=numbers)
+        yield from given_faults(f"stages[{number}].method", stage, composition.stages)
     asked = teacher is not None and teacher.access == "white"
     for name, control in composition.controls.items():
         if asked or not control.asks or control.taught_by:  # the run leaves out the others
@@ -82,6 +84,7 @@ def needs_faults(path: str, fit: Training, teacher: Answering | None, *, numbers
         )
     yield from _block_faults(path, fit, teacher)
     yield from term_faults(path, fit, teacher.net if teacher else None)
+    yield from module_faults(path, fit)
     if method.clips_gradients or fit.method.get("clip") is not None:
         yield from _clip_faults(path, fit)
     if method.idle_epochs:
@@ -284,5 +287,8 @@ def _class_of(node: Node | None) -> Any:
 
 
 def _has_batch_norm(net: Node) -> bool:
-    with torch.device("meta"):
-        return any(isinstance(m, _BatchNorm) for m in net.build().modules())
+    try:
+        with torch.device("meta"):
+            return any(isinstance(m, _BatchNorm) for m in net.build().modules())
+    except Exception:  # it reads its weights, or is a fault that is reported elsewhere
+        return True

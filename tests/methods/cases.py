@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from torch.nn import functional as F
 from toy import (
     CLASSES,
     adam,
@@ -31,6 +32,7 @@ from kd_lightning.data.augment import RandomResizedCrop
 from kd_lightning.data.dataset import Split
 from kd_lightning.data.loader import TensorLoader
 from kd_lightning.data.streams import StreamsLoader
+from kd_lightning.losses.logits import dist
 from kd_lightning.losses.response import kl
 from kd_lightning.losses.soft_labels import answer_cross_entropy
 from kd_lightning.methods.data_free.adaptive_deep_inversion import AdaptiveDeepInversion
@@ -341,6 +343,36 @@ class Case:
 
 HINTON = partial(kl, temperature=4.0)
 TERMS = {"response": {"weight": 0.9, "loss": HINTON}}
+
+
+class Widened(nn.Module):
+    """An adapter of the student's map, without batch norm."""
+
+    def __init__(self, *, student_shapes: Any, teacher_shapes: Any) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(student_shapes[0][0], teacher_shapes[0][0], 1)
+
+    def forward(self, student: torch.Tensor, teacher: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.conv(student), teacher
+
+
+def similarity(student: torch.Tensor, teacher: torch.Tensor, *, labels: torch.Tensor) -> torch.Tensor:
+    """Squared distance between the products of all images with each other, of those of one class only."""
+    own, wanted = (F.normalize(x.float().flatten(1)) @ F.normalize(x.float().flatten(1)).T for x in (student, teacher))
+    return ((own - wanted).square() * (labels[:, None] == labels)).mean()
+
+
+FEATURES = {
+    "similarity": {
+        "weight": 30.0,
+        "student": "features.-1",
+        "teacher": "features.-1",
+        "adapt": Widened,
+        "loss": similarity,
+        "global_batch": True,
+    }
+}
+CORRELATED = {"correlation": {"weight": 0.02, "loss": partial(dist, temperature=4.0), "global_batch": True}}
 POOLED = {"kd_steps": 2, "per_batch": 1}
 SCHEDULED = "method.scheduler={_target_: torch.optim.lr_scheduler.ExponentialLR, _partial_: true, gamma: 0.5}"
 CROPPED = "data.recipe.augment=[{_target_: kd_lightning.data.augment.RandomCrop, padding: 1}]"
@@ -361,8 +393,10 @@ CASES = {
     "kd-noise-pool": Case(
         lambda: distill(HINTON), lambda: distill(HINTON), loader=real_images, broken_loader=noise_images, epochs=6
     ),
+    "dist": Case(method=Distill, ranks={"label": 0.1, "terms": CORRELATED}, gathers=True),
     "queried": Case(method=Distill, ranks={"label": 0.0, "terms": TERMS}, served="answers"),
     "generated": Case(method=Distill, ranks={"label": 0.0, "terms": TERMS}, served="generated"),
+    "features": Case(method=Distill, ranks={"label": 0.1, "terms": FEATURES, "accumulate": 3}, gathers=True),
     "bss": Case(
         bss,
         lambda: bss(alpha=(-4.0, -4.0)),
