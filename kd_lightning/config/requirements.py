@@ -21,11 +21,10 @@ from kd_lightning.methods.base.distiller import Distiller
 from kd_lightning.networks import classifiers
 from kd_lightning.teachers.access import LEVELS
 
-
 CLASSIFIERS = f"{classifiers.__name__}."
 """Networks that answer one vector for an image."""
 KINDS = {"classification": "classes", "regression": "numbers", "segmentation": "maps of classes"}
-"""The labels of each kind of task. A method, source, network or metric that names kinds in ``needs`` takes only those."""
+"""The labels of each kind of task. What names kinds of tasks in its ``needs`` takes only those."""
 
 
 def fit_faults(composition: Composition) -> Iterator[str]:

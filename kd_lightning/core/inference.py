@@ -7,7 +7,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-
 BATCH = 500
 """Most images of a batch."""
 PIXELS = 1 << 19

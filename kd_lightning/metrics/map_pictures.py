@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from kd_lightning.core.palette import colours, coloured
+from kd_lightning.core.palette import coloured, colours
 from kd_lightning.core.segmentation import Segmentation, class_ious, pixel_confusion
 from kd_lightning.data.dataset import Dataset, Split
 from kd_lightning.tracking.backends import Dashboards

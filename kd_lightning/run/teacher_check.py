@@ -34,8 +34,8 @@ def diagnose(
         device: the device it runs on.
 
     Returns:
-        Accuracy or mean IoU, in [0, 1]; for regression 1 - e / e_median, with the mean absolute errors of the teacher and of
-        the labels' median.
+        Accuracy or mean IoU, in [0, 1]; for regression 1 - e / e_median, with the mean absolute errors of the teacher
+        and of the labels' median.
 
     Raises:
         TeacherError: it is near chance, or better by ``GAIN`` under another normalisation, channel order or class

@@ -1,7 +1,7 @@
 """CamVid: street scenes with 11 classes, in the folders of the SegNet release.
 
-Brostow, Fauqueur and Cipolla, *Semantic Object Classes in Video* (2009); the 367 / 101 / 233 images and the 11 classes of
-Badrinarayanan, Kendall and Cipolla, *SegNet* (2015).
+Brostow, Fauqueur and Cipolla, *Semantic Object Classes in Video* (2009); the 367 / 101 / 233 images
+and the 11 classes of Badrinarayanan, Kendall and Cipolla, *SegNet* (2015).
 """
 
 from __future__ import annotations
@@ -62,6 +62,6 @@ def inside(root: Path, homes: Sequence[str], wanted: str, name: str) -> Path:
         if (root / home / wanted).is_dir():
             return root / home
     raise DataError(
-        f"{name} is not under {root}: expected the folder {root / homes[0] / wanted}. Put its files there, or say where "
-        "they are with data.root=DIR"
+        f"{name} is not under {root}: expected the folder {root / homes[0] / wanted}. Put its files there, or say "
+        "where they are with data.root=DIR"
     )

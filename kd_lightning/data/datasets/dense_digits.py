@@ -1,4 +1,4 @@
-"""Handwritten digits strewn on textured ground, each pixel of which has a class: segmentation that needs no download."""
+"""Handwritten digits on textured ground with a class for every pixel: segmentation that needs no download."""
 
 from __future__ import annotations
 

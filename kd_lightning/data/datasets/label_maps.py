@@ -87,7 +87,8 @@ def build(
     """
     if task.num_classes != len(classes.names):
         raise DataError(
-            f"{name} has {len(classes.names)} classes, not {task.num_classes}: set data.num_classes={len(classes.names)}"
+            f"{name} has {len(classes.names)} classes, not {task.num_classes}: "
+            f"set data.num_classes={len(classes.names)}"
         )
     splits: dict[str, Split] = {}
     for part, pairs in parts.items():

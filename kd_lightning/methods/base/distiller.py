@@ -73,7 +73,7 @@ class Distiller(ResumableModule):
     @classmethod
     def needs(cls, **settings: Any) -> set[str]:
         """What the composition must offer: ``teacher``, ``teacher.gradients``, ``teacher.batch_norm``,
-        ``source.images``, ``source.labels`` or ``source.free``; the tasks it is made for, such as ``task.segmentation``.
+        ``source.images``, ``source.labels`` or ``source.free``, and its tasks, such as ``task.segmentation``.
         """
         return set()
 
