@@ -230,6 +230,21 @@ def decode(path: Path, *, size: int | Sequence[int], channels: int) -> np.ndarra
     return pixels[None] if channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
+def decode_whole(path: Path, *, size: int | Sequence[int], channels: int) -> tuple[np.ndarray, tuple[int, int]]:
+    """Read one image as :func:`decode` does, without cropping it; and its own height and width.
+
+    Raises:
+        OSError, ValueError ...: as for :func:`decode`.
+    """
+    with opened(path) as image:
+        width, height = image.size
+        shape, _ = covering(image.size, size)
+        picture = eight_bit(image).convert("L" if channels == 1 else "RGB")
+    pixels = np.array(picture.resize(shape, RESAMPLE) if shape != picture.size else picture)
+    pixels = pixels[None] if channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+    return pixels, (height, width)
+
+
 def covering(found: tuple[int, int], size: int | Sequence[int]) -> tuple[tuple[int, int], tuple[int, int, int, int]]:
     """Width and height to resize an image to so that it covers ``size``, and the box to crop then.
 
