@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from kd_lightning.core import strangers
 from kd_lightning.core.file_format import FORMAT_VERSION, refuse_format
 from kd_lightning.core.inference import predict
-from kd_lightning.core.tasks import Regression, task_of
+from kd_lightning.core.segmentation import Segmentation
+from kd_lightning.core.tasks import Regression, answers_to, kept, task_of
 from kd_lightning.errors import UserError
 from kd_lightning.networks.normalized import Normalized
 from kd_lightning.networks.weights import load_weights, write_weights
@@ -41,7 +42,7 @@ class Student(Normalized):
     folder: Path
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (N, K), or (N, 1) for regression.
+        """Logits (N, K), (N, 1) for regression, or (N, K, H, W) for segmentation.
 
         Raises:
             UserError: the network fails, its answers are not finite, or their shape differs from the card's.
@@ -53,7 +54,7 @@ class Student(Normalized):
         except Exception as error:  # whatever the network raises
             reason = strangers.in_a_line(error)
             raise UserError(f"the student in {self.folder} fails on images {tuple(x.shape)}: {reason}") from error
-        wanted = (len(x), task_of(self.card).outputs)
+        wanted = answers_to(task_of(self.card), x)
         found = tuple(answers.shape) if isinstance(answers, Tensor) else type(answers).__name__
         if found != wanted:
             raise UserError(f"the student in {self.folder} answers {found}, its card says {wanted}")
@@ -86,7 +87,7 @@ def save_single(student: Student, file: Path) -> None:
 
 
 def load_student(path: str | Path, *, network: nn.Module | None = None, trust: bool = False) -> Student:
-    """The student of a run folder: images (N, C, H, W) in [0, 1] to logits (N, K), in eval mode.
+    """The student of a run folder: images (N, C, H, W) in [0, 1] to logits (N, K) or (N, K, H, W), in eval mode.
 
     Its card is ``.card``: class names, image shape, metrics. For regression it answers (N, 1), places in the range that
     the card gives; ``core.tasks.task_of(card).numbers(answers)`` converts them to numbers.
@@ -159,8 +160,12 @@ def _refuse_card(card: Mapping[str, Any], *, trust: bool) -> None:
     shape, classes, statistics = card["image_shape"], card["classes"], (card["mean"], card["std"])
     if not (isinstance(shape, list) and len(shape) == 3 and all(type(n) is int for n in shape)):
         raise ValueError("image_shape: expected three whole numbers")
-    if not 1 <= shape[0] <= 16 or shape[1] != shape[2] or not 1 <= shape[1] <= LARGEST_SIDE:
-        raise ValueError(f"image_shape: expected up to 16 channels and a square of at most {LARGEST_SIDE} pixels")
+    task = task_of(card)
+    oblong = isinstance(task, Segmentation)  # others see squares
+    fits = (oblong or shape[1] == shape[2]) and all(1 <= side <= LARGEST_SIDE for side in shape[1:])
+    if not 1 <= shape[0] <= 16 or not fits:
+        what = f"sides of at most {LARGEST_SIDE}" if oblong else f"a square of at most {LARGEST_SIDE}"
+        raise ValueError(f"image_shape: expected up to 16 channels and {what} pixels")
     if not (isinstance(classes, list) and all(isinstance(name, str) for name in classes)):
         raise ValueError("classes: expected a list of names")
     for values in statistics:
@@ -169,7 +174,6 @@ def _refuse_card(card: Mapping[str, Any], *, trust: bool) -> None:
             raise ValueError("mean and std: expected a number for each channel")
     if not isinstance(card["network"], dict) or not isinstance(card.get("metrics") or {}, dict):
         raise ValueError("network and metrics: expected mappings")
-    task = task_of(card)
     if isinstance(task, Regression):
         if classes or not isinstance(task.unit, str):
             raise ValueError("task: numbers have a unit, and no classes")
@@ -196,6 +200,8 @@ def room_for(weights: Path) -> int:
 
 def to_onnx(student: Student, file: Path, images: Tensor) -> float:
     """Write a loaded student as ONNX: ``images`` (N, C, H, W) in [0, 1], N free, to ``logits`` (N, K).
+
+    For segmentation H and W are free, too, and logits are (N, K, H, W).
 
     For regression, to ``places`` (N, 1) in the range that is part of ``task`` in the metadata. The metadata are
     ``classes``, ``task``, ``image_shape``, the headline metric, ``teacher`` and the versions.
@@ -226,7 +232,7 @@ def to_onnx(student: Student, file: Path, images: Tensor) -> float:
                 dynamo=True,
                 input_names=["images"],
                 output_names=[answer_name(student.card)],
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                dynamic_shapes=(_free(student.card),),
                 verbose=False,
             )
         except torch.onnx.errors.OnnxExporterError as error:
@@ -253,6 +259,13 @@ def to_onnx(student: Student, file: Path, images: Tensor) -> float:
         finally:
             part.unlink(missing_ok=True)
     return difference
+
+
+def _free(card: Mapping[str, Any]) -> dict[int, Any]:
+    """The sides of a batch of images that stay free."""
+    if not isinstance(task_of(card), Segmentation):
+        return {0: torch.export.Dim("batch")}
+    return {0: torch.export.Dim("batch"), 2: torch.export.Dim("height"), 3: torch.export.Dim("width")}
 
 
 def _forget_where(model: Any) -> None:
@@ -284,10 +297,17 @@ def _onnx_metadata(card: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _difference(student: nn.Module, onnxruntime: Any, content: bytes, images: Tensor) -> float:
+def _difference(student: Student, onnxruntime: Any, content: bytes, images: Tensor) -> float:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     batches = [images[:1], *images[1:].split(250)]  # at least two sizes, because N is free
-    answers = [session.run(None, {"images": (x.float() / 255).numpy()})[0] for x in batches if len(x)]
-    return float((torch.cat([torch.from_numpy(a) for a in answers]) - predict(student, images)).abs().max())
+    if kept(task_of(student.card)) is not None:  # so are height and width
+        high, wide = images.shape[2:]
+        batches = [*images[:32].split(8), images[:2, :, : high - high // 4, : wide - wide // 3]]
+    largest = 0.0
+    for x in batches:
+        if len(x):
+            answers = session.run(None, {"images": (x.float() / 255).numpy()})[0]
+            largest = max(largest, float((torch.from_numpy(answers) - predict(student, x)).abs().max()))
+    return largest

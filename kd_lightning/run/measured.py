@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kd_lightning.config.composition import Composition
 from kd_lightning.core.inference import predict
-from kd_lightning.core.tasks import evaluate
+from kd_lightning.core.tasks import evaluate, kept
 from kd_lightning.data.dataset import Split
 from kd_lightning.distributed import collectives
 from kd_lightning.engine.fit import FitResult, RunContext
@@ -21,7 +21,7 @@ from kd_lightning.run.teacher import TeacherHandle
 
 @dataclass(frozen=True)
 class Fits:
-    """The teachers and fits of a run, and the teacher's answers (N, K) to the test images."""
+    """The teachers and fits of a run, and what is kept of the teacher's answers to the test images."""
 
     teacher: TeacherHandle | None
     source_teacher: TeacherHandle | None
@@ -43,7 +43,7 @@ def tested(composition: Composition, bench: RunContext, fits: Fits, work: Path) 
         if fitted is None or test is None or not trained(fitted):
             measured: dict[str, float | None] = dict.fromkeys([*task.metrics(), "agreement"])
         else:
-            output = predict(fitted.network, test.images, device=composition.device)
+            output = predict(fitted.network, test.images, keep=kept(task), device=composition.device)
             measured = evaluate(task, output, test.labels, answers)
             if name == "test" and collectives.rank() == 0:
                 draw_answers(work / "plots", bench.boards, dataset, output, test.labels, answers)

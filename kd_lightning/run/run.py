@@ -150,7 +150,7 @@ def _produce(composition: Composition, bench: RunContext, clock: Clock, work: Pa
 
     # Teacher; test images are asked before validation images: a small eval_budget goes to the result, not to the curve
     teacher = obtain_teacher(composition, bench)
-    answers = teacher.answers(dataset.test) if teacher else None
+    answers = teacher.answers(dataset.test, bench.task) if teacher else None
 
     # Stages before the student, whose files later trainings refer to
     stages: dict[str, FitResult] = {}
@@ -161,7 +161,7 @@ def _produce(composition: Composition, bench: RunContext, clock: Clock, work: Pa
         composition = composition.after(name, stages[name].folder)
 
     # Student
-    val_answers = teacher.answers(dataset.val) if teacher else None
+    val_answers = teacher.answers(dataset.val, bench.task) if teacher else None
     asked = obtain_source_teacher(composition, composition, bench)
     given = handed(teacher, source_teacher=asked)
     student = fit(composition, bench, phase="student", val_answers=val_answers, watched=True, **given)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from kd_lightning.config.composition import Composition, TeacherSettings, Training
 from kd_lightning.config.node import Node, thaw
 from kd_lightning.core.inference import predict
+from kd_lightning.core.tasks import Task, kept
 from kd_lightning.data.dataset import Dataset, Split
 from kd_lightning.distributed import collectives, decisions
 from kd_lightning.engine.fit import FitResult, RunContext, fit
@@ -77,12 +78,12 @@ class TeacherHandle:
             self.door, self.described, smoothing=own.smoothing, min_coverage=own.min_coverage, budget=own.budget
         )
 
-    def answers(self, split: Split | None) -> Tensor | None:
-        """Its outputs (N, K) on a split, for metrics: free at ``white``, else None if over ``teacher.eval_budget``."""
+    def answers(self, split: Split | None, task: Task) -> Tensor | None:
+        """What is kept of its outputs on a split, for metrics; None if they would be over ``teacher.eval_budget``."""
         if split is None:
             return None
         if (net := self.reference or (self.net if self.white else None)) is not None:
-            return predict(net, split.images, device=self.device)
+            return predict(net, split.images, keep=kept(task), device=self.device)
         if not self.settings.eval_budget:
             return None
         client = self.hand_out()

@@ -11,7 +11,8 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from kd_lightning.core.inference import predict
-from kd_lightning.core.tasks import Regression, Task
+from kd_lightning.core.segmentation import Segmentation, class_ious, pixel_confusion
+from kd_lightning.core.tasks import Regression, Task, kept
 from kd_lightning.data.dataset import Split
 from kd_lightning.errors import TeacherError
 from kd_lightning.networks.normalized import Normalized
@@ -33,20 +34,27 @@ def diagnose(
         device: the device it runs on.
 
     Returns:
-        Accuracy, in [0, 1]; for regression 1 - e / e_median, with the mean absolute errors of the teacher and of
-        the labels' median.
+        Accuracy or mean IoU, in [0, 1]; for regression 1 - e / e_median, with the mean absolute errors of the teacher
+        and of the labels' median.
 
     Raises:
         TeacherError: it is near chance, or better by ``GAIN`` under another normalisation, channel order or class
             order; the message says which, and what to type.
     """
+    if (keep := kept(task)) is not None:
+        limit //= 10  # a map has many labels
     pick = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))[:limit]
     images, labels = split.images[pick], split.labels[pick]
-    output = predict(teacher, images, device=device)
-    measure = _of_numbers(task, labels) if isinstance(task, Regression) else _of_classes(labels, output.shape[1])
+    output = predict(teacher, images, keep=keep, device=device)
+    if isinstance(task, Regression):
+        measure = _of_numbers(task, labels)
+    elif isinstance(task, Segmentation):
+        measure = _of_maps(task, labels)
+    else:
+        measure = _of_classes(labels, output.shape[1])
     score, said = measure.score(output, labels), measure.said
-    few = slice(None, max(500, limit // 4))
-    cause, better = _best_reading(teacher, images[few], labels[few], output[few], measure.score, device)
+    few = slice(None, max(500, limit // 4) if keep is None else limit // 4)
+    cause, better = _best_reading(teacher, images[few], labels[few], output[few], measure.score, keep, device)
     if better > measure.score(output[few], labels[few]) + GAIN and better > measure.floor:
         raise TeacherError(
             f"the teacher {said(score)} on labelled images, but {said(better)} with {cause}. Fix that, or "
@@ -98,8 +106,27 @@ def _of_numbers(task: Regression, labels: Tensor) -> _Measure:
     return _Measure(skill, said, "their median", 0.0, GAIN, GAIN, answers)
 
 
+def _of_maps(task: Segmentation, labels: Tensor) -> _Measure:
+    counts = torch.bincount(labels.flatten().long(), minlength=task.void + 1)[: task.num_classes]
+    there = int((counts > 0).sum())
+    # of one class for all pixels: its IoU is its share, that of the others is 0
+    chance = float(counts.max()) / max(int(counts.sum()), 1) / max(there, 1)
+
+    def miou(output: Tensor, labels: Tensor) -> float:
+        return float(class_ious(pixel_confusion(labels, output, task.num_classes)).nanmean())
+
+    said = "reaches a mean IoU of {:.3f}".format
+    return _Measure(miou, said, "the commonest class", chance, GAIN, 2 * chance, "classes")
+
+
 def _best_reading(
-    teacher: Normalized, images: Tensor, labels: Tensor, logits: Tensor, score: Score, device: str
+    teacher: Normalized,
+    images: Tensor,
+    labels: Tensor,
+    logits: Tensor,
+    score: Score,
+    keep: Callable[[Tensor], Tensor] | None,
+    device: str,
 ) -> tuple[str, float]:
     readings = {"": score(logits, labels)}
     if score == _accuracy:
@@ -111,12 +138,14 @@ def _best_reading(
     for name, (mean, std) in _normalisations(channels).items():
         other = Normalized(teacher.net, mean=mean, std=std, class_order=teacher.class_order)
         readings[f"{name}: teacher.mean={_typed(mean)} teacher.std={_typed(std)}"] = score(
-            predict(other, images, device=device), labels
+            predict(other, images, keep=keep, device=device), labels
         )
     if channels == 3:
-        readings["the channels in BGR order"] = score(predict(teacher, images.flip(1), device=device), labels)
+        readings["the channels in BGR order"] = score(
+            predict(teacher, images.flip(1), keep=keep, device=device), labels
+        )
     readings["inverted images (white on black instead of black on white, or the reverse)"] = score(
-        predict(teacher, 255 - images, device=device), labels
+        predict(teacher, 255 - images, keep=keep, device=device), labels
     )
     best = max(readings, key=readings.__getitem__)
     return best, readings[best]

@@ -61,7 +61,7 @@ class Distill(Distiller):
         wanted = {"source.images"}
         losses = [term["loss"] for term in (terms or {}).values() if isinstance(term, Mapping) and "loss" in term]
         if any(isinstance(loss, Mapping) and loss.get("_target_") in FOR_CLASSES for loss in losses):
-            wanted.add("task.classification")
+            wanted |= {"task.classification", "task.segmentation"}
         if label:
             wanted.add("source.labels")
         if terms:
