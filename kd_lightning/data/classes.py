@@ -56,8 +56,9 @@ def folder_classes(root: str | Path) -> list[str]:
 def pixel_classes(file: str | Path) -> list[tuple[str, tuple[int, int, int] | None]]:
     """Names and colours of the classes of label maps, from a file.
 
-    Each line is ``RED GREEN BLUE NAME`` or ``NAME``. The number of the line, from 0, is the number of the class in maps of numbers. Empty lines and those that begin with
-    ``#`` do not count. A class called void, ignore or unlabelled is void.
+    Each line is ``RED GREEN BLUE NAME`` or ``NAME``. The number of the line, from 0, is the number of the class in maps
+    of numbers. Empty lines and those that begin with ``#`` do not count. A class called void, ignore or unlabelled is
+    void.
 
     Raises:
         DataError: there is no such file, or it has no class, one twice, or colours on some lines only.

@@ -1,7 +1,8 @@
 """NYU Depth v2: indoor scenes with 13 classes, in the folders of the nyuv2-python-toolkit.
 
 Silberman, Hoiem, Kohli and Fergus, *Indoor Segmentation and Support Inference from RGBD Images* (ECCV 2012); 795
-training and 654 test images, the 13 classes of Couprie et al., *Indoor Semantic Segmentation using Depth Information* (2013).
+training and 654 test images, the 13 classes of Couprie et al., *Indoor Semantic Segmentation
+using Depth Information* (2013).
 """
 
 from __future__ import annotations
