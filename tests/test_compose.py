@@ -28,7 +28,11 @@ MAPS = ("camvid", "cityscapes", "dense_digits", "nyuv2", "voc2012")
 SEGMENTERS = ("teacher=small_segmenter", "student=small_segmenter_narrow")
 OF_OTHERS = ("hydra", "generator", "recipe")  # members of which the files of other groups choose
 GROUPS = sorted(folder.name for folder in conf_dir().iterdir() if folder.is_dir() and folder.name not in OF_OTHERS)
-NEED_MORE = {"data": {"image_folder", "segmentation_folder"}, "teacher": {"callable", "file", "http"}, "source": {"generated"}}
+NEED_MORE = {
+    "data": {"image_folder", "segmentation_folder"},
+    "teacher": {"callable", "file", "http"},
+    "source": {"generated"},
+}
 TARGETS = sorted(
     {target for file in conf_dir().rglob("*.yaml") for target in re.findall(r"_target_: ([\w.]+)", file.read_text())}
 )
