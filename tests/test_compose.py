@@ -24,9 +24,15 @@ def files(group):
     return sorted(str(file.relative_to(folder).with_suffix("")) for file in folder.rglob("*.yaml"))
 
 
+MAPS = ("camvid", "cityscapes", "dense_digits", "nyuv2", "voc2012")
+SEGMENTERS = ("teacher=small_segmenter", "student=small_segmenter_narrow")
 OF_OTHERS = ("hydra", "generator", "recipe")  # members of which the files of other groups choose
 GROUPS = sorted(folder.name for folder in conf_dir().iterdir() if folder.is_dir() and folder.name not in OF_OTHERS)
-NEED_MORE = {"data": {"image_folder"}, "teacher": {"callable", "file", "http"}, "source": {"generated"}}
+NEED_MORE = {
+    "data": {"image_folder", "segmentation_folder"},
+    "teacher": {"callable", "file", "http"},
+    "source": {"generated"},
+}
 TARGETS = sorted(
     {target for file in conf_dir().rglob("*.yaml") for target in re.findall(r"_target_: ([\w.]+)", file.read_text())}
 )
@@ -84,6 +90,8 @@ def companions(group, name):
         return ["method=kd"]
     if (group, name) == ("teacher", "none"):
         return ["method=supervised"]
+    if group == "data" and name in MAPS:
+        return [*SEGMENTERS, "method=kd"]
     if group in ("data", "scale", "teacher") or (group, name) == ("problem", "mnist"):
         return ["method=dafl"]  # the default method reads batch norms, which the default teacher has for digits only
     return ["teacher.net.batch_norm=true"] if group == "method" and reads_batch_norm(name) else []
@@ -115,7 +123,9 @@ def test_every_member_of_every_group_checks(group, name):
 
 @pytest.mark.parametrize("name", one_of_each(architecture, [name for name in files("network") if name != "regressor"]))
 def test_every_network_is_a_teacher_and_a_student(name):
-    cfg = composed("method=dafl", "data=cifar10", f"teacher={name}", f"student={name}")
+    dense = "segmenters" in composed(f"student={name}").student._target_
+    on = ("method=kd", "data=camvid") if dense else ("method=dafl", "data=cifar10")
+    cfg = composed(*on, f"teacher={name}", f"student={name}")
     assert cfg.teacher.net == cfg.student
     check(cfg)
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric
 
+from kd_lightning.core.inference import at_once
 from kd_lightning.errors import ConfigError, DataError
 
 VOID = 255
@@ -18,8 +19,8 @@ MOST_CLASSES = 255
 
 
 def mask_of(output: Tensor) -> Tensor:
-    """The likeliest class of every pixel: int64 (N, H, W) of logits (N, C, H, W); masks (N, H, W) pass unchanged."""
-    return output.argmax(1) if output.dim() == 4 else output.long()
+    """The likeliest class of every pixel: (N, H, W) of logits (N, C, H, W); masks (N, H, W) pass unchanged."""
+    return output.argmax(1) if output.dim() == 4 else output
 
 
 def pixel_confusion(rows: Tensor, columns: Tensor, num_classes: int) -> Tensor:
@@ -30,10 +31,13 @@ def pixel_confusion(rows: Tensor, columns: Tensor, num_classes: int) -> Tensor:
         columns: classes of the same shape.
         num_classes: C.
     """
-    rows, columns = rows.long().flatten(), columns.long().flatten()
-    counted = (rows >= 0) & (rows < num_classes) & (columns >= 0) & (columns < num_classes)
-    places = rows[counted] * num_classes + columns[counted]
-    return torch.bincount(places, minlength=num_classes**2).view(num_classes, num_classes)
+    counts = torch.zeros(num_classes**2, dtype=torch.long, device=rows.device)
+    few = at_once(rows)  # the masks of a whole set would take many times their memory
+    for some, others in zip(rows.split(few), columns.split(few), strict=True):
+        one, two = some.long().flatten(), others.long().flatten()
+        counted = (one >= 0) & (one < num_classes) & (two >= 0) & (two < num_classes)
+        counts += torch.bincount(one[counted] * num_classes + two[counted], minlength=num_classes**2)
+    return counts.view(num_classes, num_classes)
 
 
 def class_ious(counts: Tensor) -> Tensor:

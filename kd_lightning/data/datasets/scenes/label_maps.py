@@ -46,6 +46,7 @@ class Classes:
         names: of the classes.
         numbers: pixel value -> class or ``VOID``, of maps whose pixels are numbers.
         colours: (red, green, blue) -> class or ``VOID``, of maps whose pixels are colours; None if there is no palette.
+            With one, PNGs with a palette of their own count as coloured: their numbers have any order.
         described: where the meaning comes from, for messages.
     """
 
@@ -211,7 +212,7 @@ def read_mask(path: Path, classes: Classes, *, of: tuple[int, int], size: int | 
     with opened(path) as file:
         if file.size != of:
             raise ValueError(f"the label map has {_by(file.size)} pixels, its image {_by(of)}")
-        if file.mode in INDEXED:
+        if file.mode in INDEXED and (classes.colours is None or file.mode != "P"):
             values = np.asarray(file).astype(np.int64)
             found = _looked_up(values, classes.numbers, classes)
         else:
@@ -254,13 +255,27 @@ def numbered(names: Sequence[str], *, first: int = 0, void: Sequence[int] = (VOI
     return {first + i: i for i in range(len(names))} | dict.fromkeys(void, VOID)
 
 
-def paired(images: Path, masks: Path, *, missing: str = "") -> list[Pair]:
+def inside(root: Path, homes: Sequence[str], wanted: str, name: str) -> Path:
+    """The first folder of ``homes`` below ``root`` that holds the folder ``wanted``.
+
+    Raises:
+        DataError: none does.
+    """
+    for home in homes:
+        if (root / home / wanted).is_dir():
+            return root / home
+    raise DataError(
+        f"{name} is not under {root}: expected the folder {root / homes[0] / wanted}. Put its files there, or say "
+        "where they are with data.root=DIR"
+    )
+
+
+def paired(images: Path, masks: Path) -> list[Pair]:
     """Pairs of the images and the maps of the same name, without its ending, in two folders, sorted by name.
 
     Args:
         images: folder of the images.
         masks: folder of the label maps.
-        missing: what to do where one has no partner, for the message.
 
     Raises:
         DataError: a folder does not exist or is empty, or a file has no partner or two.

@@ -11,8 +11,7 @@ from pathlib import Path
 
 from kd_lightning.core.segmentation import Segmentation
 from kd_lightning.data.dataset import Dataset
-from kd_lightning.data.datasets.label_maps import Classes, build, numbered, paired
-from kd_lightning.errors import DataError
+from kd_lightning.data.datasets.scenes.label_maps import Classes, build, inside, numbered, paired
 from kd_lightning.store.artifacts import Store
 
 CLASSES = ["sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist"]
@@ -50,18 +49,3 @@ def load(
     }
     meaning = Classes(CLASSES, numbered(CLASSES, void=(VOID_NUMBER, 255)), described="CamVid")
     return build("camvid", parts, meaning, task=task, size=size, channels=channels, root=folder, store=store)
-
-
-def inside(root: Path, homes: Sequence[str], wanted: str, name: str) -> Path:
-    """The first folder of ``homes`` below ``root`` that holds the folder ``wanted``.
-
-    Raises:
-        DataError: none does.
-    """
-    for home in homes:
-        if (root / home / wanted).is_dir():
-            return root / home
-    raise DataError(
-        f"{name} is not under {root}: expected the folder {root / homes[0] / wanted}. Put its files there, or say "
-        "where they are with data.root=DIR"
-    )
