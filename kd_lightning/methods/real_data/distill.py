@@ -20,12 +20,15 @@ import torch
 from torch import Tensor
 
 from kd_lightning.data.batches import Batch
+from kd_lightning.losses.dense import channel_wise, dist_pixels
 from kd_lightning.losses.response import kl
 from kd_lightning.losses.soft_labels import answer_cross_entropy, soft_cross_entropy
 from kd_lightning.methods.base.distiller import Distiller, OptimizerFactory, SchedulerFactory
 
 FOR_CLASSES = {f"{loss.__module__}.{loss.__name__}" for loss in (kl, soft_cross_entropy, answer_cross_entropy)}
 """Losses that expect logits of classes; :func:`~kd_lightning.losses.soft_labels.imitation` suits regression, too."""
+FOR_MAPS = {f"{loss.__module__}.{loss.__name__}" for loss in (channel_wise, dist_pixels)}
+"""Losses that expect logits of every pixel, unless a term shows them features."""
 
 
 class Distill(Distiller):
@@ -62,6 +65,9 @@ class Distill(Distiller):
         losses = [term["loss"] for term in (terms or {}).values() if isinstance(term, Mapping) and "loss" in term]
         if any(isinstance(loss, Mapping) and loss.get("_target_") in FOR_CLASSES for loss in losses):
             wanted |= {"task.classification", "task.segmentation"}
+        of_logits = [term for term in (terms or {}).values() if isinstance(term, Mapping) and "student" not in term]
+        if any(isinstance(term.get("loss"), Mapping) and term["loss"].get("_target_") in FOR_MAPS for term in of_logits):
+            wanted.add("task.segmentation")
         if label:
             wanted.add("source.labels")
         if terms:
