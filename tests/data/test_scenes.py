@@ -325,5 +325,7 @@ def test_digits_lie_where_their_labels_say(tmp_path: Path) -> None:
     assert 0.65 < ground.float().mean() < 0.85
     again = dense_digits.load(task=Segmentation(11), train=40, val=5, test=10)
     assert torch.equal(again.train.images, train.images)  # type: ignore[union-attr]
+    with pytest.raises(DataError, match=r"3 digits of 16 pixels have no room in 32x40: set data\.size=\[16,48\]"):
+        dense_digits.load(task=Segmentation(11), size=[32, 40])
     other = dense_digits.load(task=Segmentation(11), train=40, val=5, test=10, seed=1)
     assert not torch.equal(other.train.images, train.images)  # type: ignore[union-attr]
