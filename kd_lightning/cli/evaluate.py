@@ -66,6 +66,7 @@ def compose_data(overrides: Sequence[str], card: dict[str, Any], config_dirs: Se
     """
     from kd_lightning.config.check import examined, key_of
     from kd_lightning.config.overrides import read, refusal
+    from kd_lightning.config.record import chosen
 
     channels, *shape = card["image_shape"]
     size = shape[0] if shape[0] == shape[1] else shape
@@ -80,6 +81,10 @@ def compose_data(overrides: Sequence[str], card: dict[str, Any], config_dirs: Se
             raise UserError(f"{typed[key]}: the student takes {key.partition('.')[2]} {wanted[key]}; leave {key} out")
     resolvers.register()
     found = read([*overrides, *(f"{k}={v}" for k, v in wanted.items() if k not in typed)], config_dirs)
+    maps = str(chosen(found.cfg, "data.task._target_")).endswith(f".{Segmentation.__name__}")
+    if isinstance(task_of(card), Segmentation) != maps:
+        theirs = "maps of classes" if maps else "no maps of classes"
+        raise UserError(f"the student says {_labels(task_of(card))}, the labels of these data are {theirs}")
     everything, composition = examined(found.cfg)
     wrong = [line for line in everything if key_of(line).partition(".")[0] == "data"]
     named = [key_of(line) for line in wrong]

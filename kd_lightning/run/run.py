@@ -177,7 +177,7 @@ def _produce(composition: Composition, bench: RunContext, clock: Clock, work: Pa
     # Test
     fits = Fits(teacher, asked, answers, stages, student, controls)
     with clock("test"):
-        metrics = tested(composition, bench, fits, work)
+        metrics, ious = tested(composition, bench, fits, work)
     if collectives.rank() == 0 and (weak := weak_teacher(composition.controls, metrics, bench.task)):
         warnings.warn(weak, stacklevel=2)
     bench.boards.numbers({k: v for k, v in metrics.items() if v is not None}, student.report["rounds"])
@@ -187,7 +187,7 @@ def _produce(composition: Composition, bench: RunContext, clock: Clock, work: Pa
     decisions.decided(lambda: _keep(stages, student, card, work))
     if trained(student):
         bench.boards.student(work, card)
-    return _result(composition, bench, fits, metrics, clock)
+    return _result(composition, bench, fits, metrics, clock) | ({"iou": ious} if ious else {})
 
 
 def _result(

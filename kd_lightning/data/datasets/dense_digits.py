@@ -13,6 +13,7 @@ from torch import Tensor
 from kd_lightning.core.segmentation import Segmentation
 from kd_lightning.data.dataset import Dataset, Split, fit_to, sides
 from kd_lightning.data.datasets.pools import pools, shares
+from kd_lightning.errors import DataError
 
 CLASSES = ["ground", *map(str, range(10))]
 INK, FAINT = 0.5, 0.2
@@ -52,8 +53,14 @@ def load(
         download: let torchvision fetch MNIST.
 
     Raises:
-        DataError: an unknown base, or MNIST cannot be read.
+        DataError: an unknown base, MNIST cannot be read, or the digits find no place.
     """
+    longer, shorter = max(sides(size)), min(sides(size))
+    if shorter < digit or longer // count < digit:
+        raise DataError(
+            f"dense_digits: {count} digits of {digit} pixels have no room in {'x'.join(map(str, sides(size)))}: set "
+            f"data.size=[{digit},{digit * count}] or larger"
+        )
     found, layout = pools(base, root, download, instead="data.base=digits")
     generators = [torch.Generator().manual_seed(2 * seed + number) for number in range(len(found))]
     # A seventh of the digits is for each of validation and test; scenes draw from their part's digits again and again
