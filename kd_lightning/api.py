@@ -20,6 +20,7 @@ from kd_lightning.config import resolvers
 from kd_lightning.config.check import examined
 from kd_lightning.config.overrides import read, refusal
 from kd_lightning.config.record import chosen, leave, put
+from kd_lightning.core.user_code import fingerprint
 from kd_lightning.data.dataset import Dataset, Split, check_labels
 from kd_lightning.errors import UserError
 from kd_lightning.results.student_files import DATA_IN_MEMORY, IN_MEMORY, Student, load_student
@@ -97,8 +98,6 @@ def distill(
         wrong, composition = examined(cfg, names)
         if found.problems or wrong or composition is None:
             raise refusal(list(dict.fromkeys([*found.problems, *wrong])))
-        _refuse_answers("teacher", teacher, num_classes, image)
-        _refuse_answers("student", composition.student.build(), num_classes, image)
         folder = Path(folder) if folder is not None else _fresh_folder(method, names["data"], composition.seed)
         leave(cfg, overrides, names, folder)
         with running(folder):
@@ -146,14 +145,11 @@ def _holding(**things: Any) -> Iterator[dict[str, str]]:
 
 def _fingerprint(thing: Any) -> str:
     """First 12 hex digits of a hash of a network's code and state, or of tensors: the same in another process."""
-    total = hashlib.sha256()
     if isinstance(thing, nn.Module):
-        total.update(f"{type(thing).__module__}.{type(thing).__qualname__} {thing!r}".encode())
-        tensors = list(thing.state_dict().items())
-    else:
-        tensors = [(str(i), tensor) for i, tensor in enumerate(thing)]
-    for name, tensor in tensors:
-        total.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        return fingerprint(thing)
+    total = hashlib.sha256()
+    for i, tensor in enumerate(thing):
+        total.update(f"{i} {tuple(tensor.shape)} {tensor.dtype}".encode())
         total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return total.hexdigest()[:12]
 
@@ -274,16 +270,3 @@ def _refuse_data(data: tuple[Tensor, Tensor], num_classes: int, image: tuple[int
             f"(N,) for {len(images)} images"
         )
     check_labels("data", labels, num_classes)
-
-
-@torch.no_grad()
-def _refuse_answers(what: str, net: nn.Module, num_classes: int, image: tuple[int, int, int]) -> None:
-    """Refuse a network that does not map images (N, C, H, W) to logits (N, num_classes)."""
-    probe = copy.deepcopy(net).cpu().eval()
-    try:
-        answer = probe(torch.rand(2, *image))
-    except Exception as error:  # a network may raise anything
-        raise UserError(f"{what}: it fails on images {(2, *image)}: {str(error).splitlines()[0]}") from error
-    shape = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
-    if shape != (2, num_classes):
-        raise UserError(f"{what}: it answers 2 images with {shape}, expected logits {(2, num_classes)}")

@@ -1,4 +1,5 @@
 import pytest
+import torch
 from omegaconf import OmegaConf
 from torch import nn
 
@@ -74,6 +75,8 @@ ONE_FAULT = {
     ),
     "a key of a loss": ([*KD, "+method.terms.response.loss.temprature=1"], "imitation has no", "temperature?"),
     "a key of a control": ([*DAFL, "+controls.noise.metod={}"], "controls.noise.metod", "controls.noise.method?"),
+    "a seed": ([*KD, "seed=-1"], "seed=-1: expected a number from 0", "4294967295"),
+    "a fit without an end": ([*KD, "trainer.max_epochs=-1"], "trainer.max_epochs=-1", "number of epochs"),
     "a key of hydra": ([*KD, "hydra.sweep.dirr=x"], "hydra.sweep.dirr: there is no", "did you mean hydra.sweep.dir?"),
     "missing": ([*KD, "data.recipe.epochs=???"], "data.recipe.epochs: required", "data.recipe.epochs=..."),
     "missing in a class": ([*DAFL, "source.rounds=???"], "source.rounds: required", "source.rounds=..."),
@@ -271,10 +274,6 @@ def test_broken_files_of_the_users_own_are_named(tmp_path):
         read([], [str(tmp_path / "gone")])
 
 
-def test_a_setting_below_a_reference_names_the_node_that_it_belongs_to() -> None:
-    (problem,) = read(["method=kd", "method.optimizer.lr=0.01"]).problems
-    assert problem.startswith(
-        "method.optimizer.lr: method.optimizer is ${data.recipe.optimizer}; set data.recipe.optimizer.lr=0.01, "
-    )
-    cfg = read(["method=kd", "data.recipe.optimizer.lr=0.01"]).cfg
-    assert (cfg.method.optimizer.lr, cfg.teacher.fit.method.optimizer.lr) == (0.01, 0.01)
+def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert "there is no GPU" in only(*KD, "trainer.accelerator=gpu")

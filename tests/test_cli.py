@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -146,7 +147,6 @@ def test_wrong_overrides_end_with_all_of_them_and_code_2(run, tmp_path):
         COMMAND,
         "method=dafl",
         "method.lrr=1",
-        "student=resnet21",
         "+teacher.acess=probs",
         "method.oh=abc",
         "data.size=null",
@@ -156,7 +156,7 @@ def test_wrong_overrides_end_with_all_of_them_and_code_2(run, tmp_path):
     first, *lines = done.stderr.strip().splitlines()
     assert first == "error: this composition cannot run:"
     begin = {line.strip().split(":")[0] for line in lines}
-    assert begin == {"student=resnet21", "teacher.acess", "method.lrr", "method.oh", "data.size"}
+    assert begin == {"teacher.acess", "method.lrr", "method.oh", "data.size"}
     assert not (tmp_path / "runs").exists()
 
 
@@ -183,16 +183,43 @@ def test_a_bug_shows_its_traceback(run, my_conf, tmp_path):
     assert json.loads((tmp_path / "run" / "result.json").read_text())["method"] == "buggy"
 
 
+def test_it_tells_its_own_version_also_as_a_module(run):
+    assert [run(*start, "--version").stdout for start in ([COMMAND], [sys.executable, "-m", "kd_lightning"])] == [
+        f"kd-lightning {version('kd_lightning')}\n"
+    ] * 2
+
+
+@pytest.mark.parametrize("command", ["kd-lightning", "kd-report"])
+def test_a_closed_pipe_is_no_traceback(command, tmp_path):
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [Path(COMMAND).with_name(command), "--help"], stdout=writing, stderr=subprocess.PIPE, text=True
+    )
+    os.close(writing)
+    assert done.stderr == ""
+    assert done.returncode in (0, 1)  # argparse ignores that its help cannot be written
+
+
 def test_several_values_without_a_sweep(refused):
     assert refused("seed=0,1") == ["seed=0,1: several values; add -m to run one job for each"]
 
 
-def test_a_sweep_names_every_fault_once(refused):
-    lines = refused("-m", "seed=0,1", "method=kd,kdd,dafll", "student.depht=3")
-    assert [line for line in lines if "kdd" in line] == [
-        "method=kdd: there is no method called kdd; did you mean method=kd?"
+def test_misspelt_members_are_all_named_at_once_without_torch(run):
+    words = ("-m", "problem=mnits", "seed=0,1", "method=kd,kdd,dafll", "network@teacher.net=vgg91", "student.depht=3")
+    code = without_torch(*words).replace("assert not stop.code", "assert stop.code == 2")
+    done = run(sys.executable, "-c", code)
+    assert done.returncode == 0, done.stderr
+    assert [line.strip() for line in done.stderr.splitlines()[1:]] == [
+        "problem=mnits: there is no problem called mnits; did you mean problem=mnist?",
+        "network@teacher.net=vgg91: there is no network called vgg91; did you mean network@teacher.net=vgg11?",
+        "method=kdd: there is no method called kdd; did you mean method=kd?",
+        "method=dafll: there is no method called dafll; did you mean method=dafl?",
     ]
-    assert sum("dafll" in line for line in lines) == 1
+
+
+def test_a_sweep_names_every_fault_once(refused):
+    lines = refused("-m", "seed=0,1", "method=kd,bss", "student.depht=3")
     assert sum(line.startswith("student.depht: SmallConvNet has no such setting") for line in lines) == 1
 
 

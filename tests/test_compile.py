@@ -17,6 +17,7 @@ from kd_lightning.core.feature_hooks import capture
 from kd_lightning.losses.batch_norm import BatchNormTap
 
 
+@pytest.mark.slow
 def test_a_compiled_run_gives_the_same_numbers_by_a_fit_of_its_own(tiny: Callable[..., Outcome], store: Path) -> None:
     as_written = tiny("method=kd")
     before, fits = counters["stats"]["unique_graphs"], len(list(store.glob("fit-*")))

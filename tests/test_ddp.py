@@ -36,6 +36,7 @@ from kd_lightning.core.tasks import Classification
 from kd_lightning.data.batches import VicinalBatch
 from kd_lightning.data.loader import TensorLoader
 from kd_lightning.data.module import Images
+from kd_lightning.data.streams import StreamsLoader
 from kd_lightning.distributed import collectives, decisions, process_group
 from kd_lightning.distributed.launch import MEETING, ProcessInfo, place_in, wanted
 from kd_lightning.engine.checkpoint_writer import Resumable
@@ -72,6 +73,13 @@ def real(number: int, batch: int, context: Context, *, answered: bool = False) -
 
 def generated(number: int, batch: int, context: Context) -> GeneratedLoader:
     return GeneratedLoader(plain_generator().requires_grad_(False), number, (batch, LATENT), context)
+
+
+def streams(number: int, batch: int, context: Context) -> StreamsLoader:
+    """Labelled patterns, and darker ones without labels."""
+    labelled, unlabelled = real(number, batch, context), real(number, batch, context)
+    unlabelled.images = unlabelled.images // 2
+    return StreamsLoader(labelled, unlabelled)
 
 
 class Vicinities(Rounds):
@@ -155,6 +163,8 @@ def served(case: Case) -> Callable[[int, int, Context], Any]:
         return Vicinities
     if "source.free" in case.needs:
         return rounds
+    if "source.two_streams" in case.needs:
+        return streams
     return partial(real, answered=case.served == "answers" or "source.answers" in case.needs)
 
 
@@ -166,7 +176,9 @@ def made(name: str, batch: int, *, batch_norm: bool) -> Distiller:
     with torch.no_grad():
         list(teacher.parameters())[-2].mul_(20)  # opinions
     given = {"latent": LATENT, "batch_size": batch, "kd_batch_size": batch, "image": (1, 8, 8), "num_classes": CLASSES}
-    given |= dict.fromkeys(("optimizer", "optimizer_g", "optimizer_d", "optimizer_head"), partial(sgd, lr=0.05))
+    given |= dict.fromkeys(
+        ("optimizer", "optimizer_g", "optimizer_d", "optimizer_t", "optimizer_head"), partial(sgd, lr=0.05)
+    )
     given |= {"temperature": 4.0}
     if issubclass(case.target, ConditionalGan):
         given |= gan_networks(case.target, batch_norm=batch_norm)
@@ -234,8 +246,8 @@ def state(net: Any) -> dict[str, Tensor]:
 
 
 def learned(method: Distiller) -> dict[str, Tensor]:
-    names = ("student", "generator", "live", "discriminator")
-    nets = {name: getattr(method, name) for name in names if hasattr(method, name)}
+    names = ("student", "adapted", "generator", "live", "discriminator")
+    nets = {name: getattr(method, name) for name in names if getattr(method, name, None) is not None}
     return {f"{name}.{k}": v for name, net in nets.items() for k, v in state(net).items()}
 
 

@@ -85,6 +85,7 @@ def test_trusted_by_name_or_by_word(tmp_path: Path) -> None:
     assert load_student(tmp_path, trust=True).card["classes"][0] == "ant"
 
 
+@pytest.mark.slow
 def test_loading_needs_no_trainer(tmp_path: Path) -> None:
     saved(tmp_path)
     code = (
@@ -92,3 +93,24 @@ def test_loading_needs_no_trainer(tmp_path: Path) -> None:
         "assert 'lightning' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+
+
+def test_other_images_than_it_was_trained_on_are_one_line(tmp_path: Path) -> None:
+    saved(tmp_path)
+    student = load_student(tmp_path)
+    x = torch.rand(2, 1, 8, 8)
+    assert student(x).shape == (2, 3)
+    for wrong, said in {
+        "uint8": ((x * 255).byte(), r"takes images \(N, 1, 8, 8\) in \[0, 1\], float32, got uint8: x\.float\(\) / 255"),
+        "half": (x.half(), "got float16"),
+        "pixels": (x * 255, r"got \[.*it normalises them itself"),
+        "normalised": ((x - 0.5) / 0.2, "it normalises them itself"),
+        "size": (torch.rand(2, 1, 16, 16), r"got \(2, 1, 16, 16\): student\.resize = True resizes them to 1x8x8"),
+        "channels": (torch.rand(2, 3, 8, 8), r"got \(2, 3, 8, 8\)"),
+        "no number": (x * float("nan"), "nan"),
+    }.values():
+        with pytest.raises(UserError, match=said) as refusal:
+            student(wrong)
+        assert "\n" not in str(refusal.value)
+    student.resize = True
+    assert student(torch.rand(2, 1, 16, 16)).shape == (2, 3)

@@ -85,6 +85,7 @@ def test_a_job_of_a_sweep_is_no_sweep():
     assert swept(["sweep=seeds", "seed=1", "hydra.mode=RUN"]) is None
 
 
+@pytest.mark.slow
 def test_other_groups_are_crossed_with_the_sweep_and_resume_goes_on_with_it(run, tmp_path):
     recorded = ["sweep=seeds", "method=kd,dafl", "hydra.launcher.module=recorder"]
     ended = run(*recorded)
@@ -121,6 +122,7 @@ def test_the_table_says_which_seeds_varied_and_counts_them_as_runs(tmp_path):
     assert "source.seed" not in table
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["submitit_slurm", "ray"])
 def test_a_launcher_that_is_not_there_or_cannot_resume_says_what_to_do(run, launcher):
     ended = run("sweep=seeds", f"hydra/launcher={launcher}", "sweep.resume=out")

@@ -67,6 +67,7 @@ def test_an_experiment_names_them_and_the_command_line_others(my_conf):
     assert read(["experiment=mine", "student.grid=3"], [my_conf]).cfg.student.grid == 3
 
 
+@pytest.mark.slow
 def test_sweeps_mix_networks_with_other_teachers(my_conf):
     varied = swept(["sweep=mine"], [my_conf])
     each = [networks(*job, folders=[my_conf]) for job in jobs([*varied, "sweep=mine"])]

@@ -60,6 +60,7 @@ def test_the_fits_of_the_plan_are_those_of_the_run(tmp_path: Path, store: Path) 
     )
 
 
+@pytest.mark.slow
 def test_a_pool_is_planned_from_a_little_of_it(tmp_path: Path, store: Path, teacher_file: Path) -> None:
     overrides, promised = (*ZSKD, f"teacher.weights={teacher_file}"), set[str]()
     made = planned(*overrides, promised=promised)

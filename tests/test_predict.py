@@ -169,6 +169,7 @@ def test_wrong_overrides_are_named(overrides: str, finished: Path, capsys: pytes
     assert said.count("data.roto") <= 1
 
 
+@pytest.mark.slow
 def test_two_faults_are_named_together(finished: Path) -> None:
     with pytest.raises(UserError, match=r"(?s)cannot run:.*data=digts.*data\.roto"):
         evaluate.compose_data(["data=digts", "data.roto=1"], load_student(finished).card)

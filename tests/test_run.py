@@ -116,8 +116,8 @@ def test_seed_and_settings_have_artefacts_of_their_own_and_share_the_teacher(tin
 @pytest.mark.parametrize(
     ("changed", "overrides"),
     [
-        ("methods.data_free.dafl.Dafl", ()),
-        ("sources.data_free.Free", ()),
+        pytest.param("methods.data_free.dafl.Dafl", (), marks=pytest.mark.slow),
+        pytest.param("sources.data_free.Free", (), marks=pytest.mark.slow),
         ("methods.real_data.distill.Distill", ("method=kd",)),
     ],
 )
@@ -204,6 +204,7 @@ def test_the_teacher_stays_as_it_is(method: str, tiny: Tiny, tmp_path: Path, mon
     assert owned == len([k for k in checkpoint["state_dict"] if k.endswith((".weight", ".bias"))])
 
 
+@pytest.mark.slow
 def test_without_data_agreement_is_measured_on_generated_images(tiny: Tiny, teacher_file: Path) -> None:
     result = tiny("data=none", "data.size=8", f"teacher.weights={teacher_file}")
     metrics = result["metrics"]
@@ -301,7 +302,14 @@ def test_answers_bought_before_a_failure_are_kept(
     assert result["cost"]["queries"] == result["cost"]["asking"]["training"]["paid"] == 1100
 
 
-@pytest.mark.parametrize(("budget", "known", "used"), [(0, False, 0), (358, False, 270), (359, True, 359)])
+@pytest.mark.parametrize(
+    ("budget", "known", "used"),
+    [
+        pytest.param(0, False, 0, marks=pytest.mark.slow),
+        (358, False, 270),
+        pytest.param(359, True, 359, marks=pytest.mark.slow),
+    ],
+)
 def test_measuring_a_closed_teacher_is_paid_for_once(
     budget: int, known: bool, used: int, tiny: Tiny, teacher_file: Path, asked: list[int]
 ) -> None:
@@ -359,6 +367,7 @@ def test_a_network_that_abstains_trains_on_the_rest(tiny: Tiny, teacher_file: Pa
     assert noted["failed"] == 0
 
 
+@pytest.mark.slow
 def test_a_ledger_may_lie_elsewhere_and_a_larger_purse_goes_on(
     tiny: Tiny, teacher_file: Path, asked: list[int], tmp_path: Path, store: Path
 ) -> None:

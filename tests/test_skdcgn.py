@@ -69,6 +69,7 @@ def test_a_run_of_a_generator_alone_keeps_it_and_claims_no_accuracy(tiny: Callab
     assert json.loads((result.folder / "result.json").read_text())["models"] == {}
 
 
+@pytest.mark.slow
 def test_a_mechanisms_student_is_a_run_of_its_own(tiny: Callable[..., Any], store: Path) -> None:
     for im in ("shape", "bg"):
         result = tiny("method=skdcgn_im", f"im={im}", *DATA, *CGN, *PAIRS)

@@ -116,6 +116,7 @@ def test_jobs_that_raise_or_are_killed_leave_the_others_alone_and_resume_runs_th
     assert again.stdout.count("is done already") == 2
 
 
+@pytest.mark.slow
 def test_resume_goes_by_the_overrides_not_by_the_position(command, tmp_path):
     assert sweep(command, "seed=0,1", "hydra.sweep.dir=out").returncode == 0
     out = tmp_path / "out"
@@ -147,12 +148,14 @@ def test_each_slot_gives_its_jobs_devices_and_threads(command, tmp_path, monkeyp
     assert {r["sweep"] for r in results} == {"out"}  # what groups them on a dashboard
 
 
+@pytest.mark.slow
 def test_the_users_thread_count_stays(command, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     assert sweep(command, "seed=0", "hydra.sweep.dir=out").returncode == 0
     assert result(tmp_path / "out" / "0")["threads"] == "7"
 
 
+@pytest.mark.slow
 def test_paths_and_hydras_own_settings_arrive_as_they_were_given(command, tmp_path):
     odd = "/data/a b,c=d'e\"f${g}"
     ended = sweep(
@@ -170,12 +173,14 @@ def test_paths_and_hydras_own_settings_arrive_as_they_were_given(command, tmp_pa
         assert there["verbose"] is True
 
 
+@pytest.mark.slow
 def test_the_chosen_config_is_the_jobs_too(command, tmp_path):
     ended = sweep([*command[:3], "--config-name", "other", *command[3:]], "hydra.sweep.dir=out", "seed=1")
     assert ended.returncode == 0, ended.stderr
     assert result(tmp_path / "out" / "0")["root"] == "other"
 
 
+@pytest.mark.slow
 def test_no_result_and_a_late_exit_code_are_failures(command, tmp_path):
     ended = sweep(command, "do=nothing,exit", "hydra.sweep.dir=out")
     assert ended.returncode == 1
@@ -183,6 +188,7 @@ def test_no_result_and_a_late_exit_code_are_failures(command, tmp_path):
     assert "exit code 3 after its result was written" in ended.stdout
 
 
+@pytest.mark.slow
 def test_what_a_killed_job_had_started_does_not_keep_the_slot_busy(command, tmp_path):
     assert sweep(command, "do=orphan", "hydra.sweep.dir=out").returncode == 1
     status = Path("/proc") / (tmp_path / "out" / "0" / "child").read_text() / "status"
@@ -201,6 +207,7 @@ def test_cores_are_shared_among_the_slots(monkeypatch):
     assert [threads_per_job(slots) for slots in (1, 2, 4, 20)] == [9, 4, 2, 1]
 
 
+@pytest.mark.slow
 def test_a_stale_result_does_not_pass_for_a_new_one(command, tmp_path):
     assert sweep(command, "seed=1", "hydra.sweep.dir=out").returncode == 0
     assert sweep(command, "do=nothing", "hydra.sweep.dir=out").returncode == 1
@@ -313,6 +320,7 @@ def test_slots_are_compared_with_what_is_allowed_and_what_is_there(monkeypatch, 
         assert "no GPU 0: this machine has no GPU" in missing_gpus(["0"])
 
 
+@pytest.mark.slow
 def test_a_sweep_of_another_version_is_not_overwritten(command, tmp_path):
     assert sweep(command, "seed=1", "hydra.sweep.dir=out").returncode == 0
     file = tmp_path / "out" / "0" / "result.json"
@@ -327,6 +335,7 @@ def test_a_sweep_of_another_version_is_not_overwritten(command, tmp_path):
     assert starts(tmp_path / "out" / "0") == 1
 
 
+@pytest.mark.slow
 def test_a_half_written_result_is_run_again(command, tmp_path):
     assert sweep(command, "seed=1", "hydra.sweep.dir=out").returncode == 0
     (tmp_path / "out" / "0" / "result.json").write_text('{"format_version": 1, "sta')

@@ -466,6 +466,7 @@ def test_a_teacher_is_left_alone_as_long_as_the_pace_allows() -> None:
 # the commands
 
 
+@pytest.mark.slow
 def test_the_commands_say_one_line(tmp_path: Path) -> None:
     for name, changes in {"a": {"extra": "${oc.env:HOME}"}, "b": {"network": TOUCH}}.items():
         saved(tmp_path / name, **changes)

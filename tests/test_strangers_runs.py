@@ -181,7 +181,13 @@ def test_a_fit_that_cannot_go_on_from_its_checkpoint_says_so(
 # kept artefacts
 
 
-@pytest.mark.parametrize("name", ["student.safetensors", "fit.json", "last.ckpt", "metrics.csv", "artifact.json"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "student.safetensors",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("fit.json", "last.ckpt", "metrics.csv", "artifact.json")),
+    ],
+)
 def test_a_kept_fit_with_a_truncated_file_is_set_aside_and_made_again(
     name: str, tiny: Tiny, store: Path, teacher_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

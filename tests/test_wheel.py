@@ -73,6 +73,7 @@ def test_it_carries_the_configuration_and_the_launcher(wheel):
     assert not any(name.startswith(("conf/", "tests/", "kd_lightning/plugins")) for name in names)
 
 
+@pytest.mark.slow
 def test_every_experiment_composes_from_another_directory(installed, tmp_path):
     shown = done([sys.executable, "-c", COMPOSE_ALL, installed], cwd=tmp_path, env=environment(installed))
     rows = [file for group in ("problem", "experiment") for file in (ROOT / "conf" / group).rglob("*.yaml")]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import wraps
 
 from kd_lightning.errors import UserError
@@ -24,7 +26,8 @@ def command(program: str) -> Callable[[Main], Callable[..., int]]:
         @wraps(main)
         def entry(argv: Sequence[str] | None = None) -> int:
             try:
-                return main(argv) or 0
+                with writing_to_a_pipe():
+                    return main(argv) or 0
             except UserError as error:
                 print(f"{program}: {error}", file=sys.stderr)
                 return 2
@@ -34,3 +37,16 @@ def command(program: str) -> Callable[[Main], Callable[..., int]]:
         return entry
 
     return decorated
+
+
+@contextmanager
+def writing_to_a_pipe() -> Iterator[None]:
+    """Inside, whoever reads the standard output may stop reading, as ``head`` does: the program ends with 1."""
+    try:
+        try:
+            yield
+        finally:  # also where argparse has printed its help and ends the program
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more at the end
+        sys.exit(1)

@@ -9,7 +9,9 @@ import warnings
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from importlib.metadata import version
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING
@@ -20,6 +22,7 @@ from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from kd_lightning.cli.entry import writing_to_a_pipe
 from kd_lightning.config import resolvers
 from kd_lightning.distributed import launch as start
 from kd_lightning.errors import RankLost, UserError
@@ -47,6 +50,11 @@ _PROMISED: set[str] = set()
 
 def main() -> None:
     """Check the command line and hand over to Hydra."""
+    with writing_to_a_pipe():
+        _main()
+
+
+def _main() -> None:
     if sys.argv[1:2] == ["explain"]:
         from kd_lightning.cli.explain import main as explain
 
@@ -66,6 +74,9 @@ def main() -> None:
     args = _flags().parse_known_args()[0]  # Hydra reports the rest
     # the package's settings complete a plugin's launchers, under the names of their documentation
     warnings.filterwarnings("ignore", r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
+    if args.version:
+        print(f"kd-lightning {version('kd_lightning')}")
+        return
     if args.help:
         try:
             _print_help([args.config_dir] if args.config_dir else [])
@@ -123,7 +134,7 @@ def _flags() -> ArgumentParser:
 
 def _refuse_wrong_overrides(args: Namespace) -> bool:
     """Check the overrides of all jobs; returns whether any job only plans."""
-    from kd_lightning.config.overrides import jobs, read, refusal, swept
+    from kd_lightning.config.overrides import absent, jobs, read, refusal, swept
 
     folders = [args.config_dir] if args.config_dir else []
     each = jobs(args.overrides)
@@ -136,6 +147,8 @@ def _refuse_wrong_overrides(args: Namespace) -> bool:
         elif len(each) > 1 and not args.multirun:
             several = [o for o in args.overrides if all(o not in job for job in each)]
             lines |= dict.fromkeys(f"{o}: several values; add -m to run one job for each" for o in several)
+    if misspelt := absent(dict.fromkeys(chain(*each)), folders, args.config_path):
+        raise refusal([*lines, *misspelt])  # at once: what else is wrong may depend on them
     for job in each[:MOST_JOBS]:
         found = read(job, folders, config_path=args.config_path, config_name=args.config_name or "run")
         plans = plans or found.cfg.get("plan") is True

@@ -26,11 +26,11 @@ def summary(result: Mapping[str, Any], paths: Sequence[str | Path] = ()) -> str:
     controls = [key.removesuffix(f"/{judged}") for key in metrics if key.endswith(f"/{judged}")]
     own_name = result.get("result_name")  # another name of the student's own numbers
     controls = [name for name in controls if name not in ("teacher", "test", "val", "train", own_name)]
-    controls.sort(key=["scratch", "noise", *controls].index)
+    controls.sort(key=["adapted", "scratch", "noise", *controls].index)
     rows = []
     for name in ("teacher", *controls, "test"):
         label = {"teacher": "teacher", "test": own_name or "student (this run)"}.get(name, CONTROLS.get(name, name))
-        model = "teacher" if name == "teacher" else "student"
+        model = name if pick(result, "models", name) else "teacher" if name == "adapted" else "student"
         seconds = pick(result, "cost", "seconds", "student" if name == "test" else name)
         parameters = pick(result, "models", model, "parameters")
         cells = [metrics.get(f"{name}/{judged}"), metrics.get(f"{name}/agreement")]
@@ -58,6 +58,7 @@ def summary(result: Mapping[str, Any], paths: Sequence[str | Path] = ()) -> str:
         lines += ["", f"agreement with the teacher on 1,000 generated images, not on real ones: {generated:.4f}"]
     if cut := cut_short(result):
         lines += ["", f"cut short: {cut}"]
+    lines += ["", *(f"warning: {line}" for line in told)] if (told := result.get("warnings")) else []
     near = {key.removeprefix(BOUNDARY): v for key, v in metrics.items() if key.startswith(BOUNDARY) and v is not None}
     if near:
         lines += ["", "boundary: " + ", ".join(f"{name} {value:.4f}" for name, value in near.items())]

@@ -19,6 +19,7 @@ from kd_lightning.config.overrides import dotted, refusal, suggest
 from kd_lightning.config.ranks import rank_faults
 from kd_lightning.config.reader import Reader
 from kd_lightning.config.requirements import answer_faults, door_faults, fit_faults, metric_faults, of_numbers
+from kd_lightning.config.schedules import callback_faults, schedule_faults
 from kd_lightning.config.schema import KEYS
 from kd_lightning.config.signatures import as_dict, at, fits, signature_faults, wrong
 from kd_lightning.core.time_limit import duration
@@ -27,8 +28,13 @@ from kd_lightning.errors import ConfigError
 FORBIDDEN_TRAINER = {
     "max_steps": "it counts every optimiser's steps together; set trainer.max_epochs and source.rounds",
     "gradient_clip_val": "methods optimise by hand and clip, where their paper does, by a setting of their own",
+    "logger": "dashboards are a group of their own, such as logger=tensorboard or logger=wandb",
+    "default_root_dir": "a run writes to hydra.run.dir=DIR, and keeps its work in artifacts.root=DIR",
     "accumulate_grad_batches": "methods optimise by hand; raise the batch size instead",
 }
+
+OWN = ("own", "tune")
+"""``teacher.weights`` that are no file: those that the network brings, used as they are or trained on."""
 
 PER_CONTROL = {*REPLACED, *MERGED, "updates"}
 
@@ -71,8 +77,8 @@ def examined(cfg: DictConfig, names: Mapping[str, str | None] | None = None) -> 
     found |= dict.fromkeys(_key_faults(cfg, plain, everywhere))
     for path, node in [*_targets(plain), *_partial_trainers(plain)]:
         found |= dict.fromkeys(signature_faults(path, node, everywhere))
-    found |= dict.fromkeys([*_trainer_faults(plain), *_shape_faults(plain), *_file_faults(plain)])
-    found |= dict.fromkeys(_stage_faults(plain))
+    found |= dict.fromkeys([*_seed_faults(plain), *_trainer_faults(plain), *_shape_faults(plain), *_file_faults(plain)])
+    found |= dict.fromkeys([*_stage_faults(plain), *schedule_faults(plain)])
     found |= dict.fromkeys([*_compiler_faults(plain), *door_faults(as_dict(plain.get("teacher")))])
     composition: Composition | None = None
     try:
@@ -184,14 +190,25 @@ def _trainer_faults(plain: Mapping[str, Any]) -> Iterator[str]:
     for path, trainer in [("trainer", as_dict(plain.get("trainer"))), *_partial_trainers(plain)]:
         for key, why in FORBIDDEN_TRAINER.items():
             value = trainer.get(key)
-            if value not in (None, -1, UNKNOWN) and not (key == "accumulate_grad_batches" and value == 1):
+            nothing = {"accumulate_grad_batches": 1, "logger": False}
+            if value not in (None, -1, UNKNOWN) and value != nothing.get(key, UNKNOWN):
                 yield f"{path}.{key}={value}: {why}"
+        if trainer.get("max_epochs") == -1:
+            yield f"{path}.max_epochs=-1: a fit has an end; give the number of epochs"
         yield from rank_faults(path, trainer)
+        yield from callback_faults(path, trainer)
         if (allowed := trainer.get("max_time")) is not UNKNOWN:
             try:
                 duration(allowed)
             except ConfigError as error:
                 yield str(error).replace("trainer", path, 1)
+
+
+def _seed_faults(plain: Mapping[str, Any]) -> Iterator[str]:
+    for key in ("seed", "teacher.seed", "source.seed", "source.teacher.seed"):
+        seed = at(plain, key)
+        if isinstance(seed, int) and not 0 <= seed < 2**32:
+            yield f"{key}={seed}: expected a number from 0 to {2**32 - 1}"
 
 
 def _shape_faults(cfg: Mapping[str, Any]) -> Iterator[str]:
@@ -203,6 +220,8 @@ def _shape_faults(cfg: Mapping[str, Any]) -> Iterator[str]:
     order = at(cfg, "teacher.class_order")
     if isinstance(order, list) and isinstance(classes, int) and len(order) != classes:
         yield f"teacher.class_order: {len(order)} values for {classes} classes"
+    if classes == 1 and not of_numbers(Node.of(at(cfg, "data.load"))):
+        yield "data.num_classes=1: with one class there is nothing to tell apart; give two or more"
     nets = {"student": False, "teacher.net": isinstance(order, list), "source.teacher.net": False}
     for path, more_outputs in nets.items():
         net = as_dict(at(cfg, path))
@@ -210,6 +229,8 @@ def _shape_faults(cfg: Mapping[str, Any]) -> Iterator[str]:
             value = net.get(key)
             if isinstance(value, int) and isinstance(wanted, int) and value != wanted:
                 if key == "num_classes" and more_outputs and value > wanted:
+                    continue
+                if path == "teacher.net" and value == 1 and at(cfg, "teacher.outputs") != "logits":
                     continue
                 what = "classes" if key == "num_classes" else "channels"
                 numbers = key == "num_classes" and of_numbers(Node.of(at(cfg, "data.load")))
@@ -232,7 +253,24 @@ def _stage_faults(cfg: Mapping[str, Any]) -> Iterator[str]:
             yield f"stages[{number}].name: required, later words refer to its files by it"
         elif name in names:
             yield f"stages[{number}].name: there is another stage called {name}; give it a name of its own"
+        yield from _teacher_faults(f"stages[{number}].teacher", as_dict(stage).get("teacher", True), names)
         names.append(name)
+    for name, control in as_dict(cfg.get("controls")).items():
+        yield from _teacher_faults(f"controls.{name}.teacher", as_dict(control).get("teacher", True), names)
+    if isinstance(teacher := cfg.get("taught_by"), str) and not teacher.startswith("stage:"):
+        yield f"taught_by={teacher}: expected stage:NAME, the stage whose student teaches; or choose teacher=NAME"
+
+
+def _teacher_faults(path: str, teacher: Any, before: list[Any]) -> Iterator[str]:
+    """One line where a stage's or control's teacher is neither the run's, nor none, nor that of a stage before."""
+    if isinstance(teacher, bool) or teacher in (None, "none", UNKNOWN):
+        return
+    if not (isinstance(teacher, str) and teacher.startswith("stage:")):
+        shown = "a mapping" if isinstance(teacher, dict) else teacher
+        yield f"{path}: expected stage:NAME, none, or true for the run's teacher, got {shown}"
+    elif (name := teacher.removeprefix("stage:")) not in before:
+        there = ", ".join(map(str, before)) or "there is none"
+        yield f"{path}={teacher}: there is no stage {name} before it; those before: {there}"
 
 
 def _file_faults(cfg: Mapping[str, Any]) -> Iterator[str]:
@@ -244,7 +282,7 @@ def _file_faults(cfg: Mapping[str, Any]) -> Iterator[str]:
             name = file.removeprefix("stage:").partition("/")[0]
             if name not in stages:
                 yield f"{key}={file}: there is no stage {name}{suggest(name, filter(None, stages))}"
-        elif not Path(file).expanduser().is_file():
+        elif not (key == "teacher.weights" and file in OWN) and not Path(file).expanduser().is_file():
             yield f"{key}: there is no file {file}"
 
 

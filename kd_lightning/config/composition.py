@@ -52,6 +52,8 @@ class TeacherSettings:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     class_order: tuple[int, ...] | None
+    outputs: str
+    size: int | None
     access: str
     decimals: int | None
     k: int
@@ -82,10 +84,11 @@ class Runtime:
 
 @dataclass(frozen=True)
 class Artifacts:
-    """Folder of the store, and whether stored results are reused."""
+    """Folder of the store, whether stored results are reused, and which are not: ``student`` or ``all``."""
 
     root: str | None
     reuse: bool
+    scope: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +105,8 @@ class Training:
         seed: seed of the fit.
         init: file of weights that the student starts from.
         source_teacher: the source's own teacher, if it does not ask the run's.
-        asks: whether the fit gets the run's teacher.
+        asks: whether the fit gets a teacher.
+        taught_by: the stage whose student is that teacher; None for the run's.
         stretch: for a control with as many updates as the student, paths to the settings that then grow: its rounds
             or epochs first, then those equal to them, such as the length of a schedule.
     """
@@ -117,6 +121,7 @@ class Training:
     init: str | None
     source_teacher: TeacherSettings | None = None
     asks: bool = True
+    taught_by: str | None = field(default=None, metadata={"unless": None})
     stretch: tuple[Keys, ...] = ()
 
     @property
@@ -198,6 +203,12 @@ class Composition(Training):
     names: Mapping[str, str | None]
     artifacts: Artifacts
     record: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def teaching(self) -> list[str]:
+        """The stages whose student teaches another fit, in order."""
+        taught_by = {fit.taught_by for fit in (self, *self.stages.values(), *self.controls.values())}
+        return [name for name in self.stages if name in taught_by]
 
     def everywhere(self, change: Callable[[Any], Any]) -> Composition:
         """A copy with ``change`` applied to the student's training and to all others."""

@@ -53,6 +53,7 @@ def draft(cfg: DictConfig, plain: Mapping[str, Any], reader: Reader) -> Composit
     nobody = teacher.get("net", UNKNOWN) is None and teacher.get("client") is None
     return Composition(
         **_words(plain),
+        taught_by=_taught(plain.get("taught_by"))["taught_by"],
         source_teacher=_source_teacher(cfg, "source.teacher", reader),
         teacher=None if nobody else _teacher(teacher, _teachers_training(cfg, teacher, reader)),
         stages=freeze(dict(_stages(cfg, reader))),
@@ -70,7 +71,7 @@ def draft(cfg: DictConfig, plain: Mapping[str, Any], reader: Reader) -> Composit
 
 def _teachers_training(cfg: DictConfig, teacher: Mapping[str, Any], reader: Reader) -> Training | None:
     """The training of the teacher's network; None if it is not trained."""
-    if not isinstance(teacher.get("net"), dict) or teacher.get("weights"):
+    if not isinstance(teacher.get("net"), dict) or teacher.get("weights") not in (None, "tune"):
         return None
     with suppress(OmegaConfBaseException):  # reported elsewhere
         changes = {**cfg.teacher.fit, "student": cfg.teacher.net, "init": None, "seed": cfg.teacher.seed}
@@ -81,7 +82,8 @@ def _teachers_training(cfg: DictConfig, teacher: Mapping[str, Any], reader: Read
 def _stages(cfg: DictConfig, reader: Reader) -> Iterator[tuple[str, Training]]:
     for i, node in enumerate(cfg.get("stages") or []):
         with suppress(OmegaConfBaseException):
-            yield str(node.get("name")), _training(_own(cfg, node), f"stages[{i}]", reader, asks=_asks(node))
+            own = _training(_own(cfg, node), f"stages[{i}]", reader, **_taught(node.get("teacher", True)))
+            yield str(node.get("name")), own
 
 
 def _controls(cfg: DictConfig, reader: Reader) -> Iterator[tuple[str, Training]]:
@@ -90,7 +92,8 @@ def _controls(cfg: DictConfig, reader: Reader) -> Iterator[tuple[str, Training]]
             node, path = cfg.controls[name], f"controls.{name}"
             own = _own(cfg, node)
             stretch = _stretch(own, path, reader) if node.get("updates") == "student" else ()
-            yield str(name), _training(own, path, reader, asks=_asks(node), stretch=stretch)
+            teacher = _taught(node.get("teacher", cfg.get("taught_by") or True))
+            yield str(name), _training(own, path, reader, stretch=stretch, **teacher)
 
 
 def _training(cfg: DictConfig, path: str, reader: Reader, **more: Any) -> Training:
@@ -107,6 +110,7 @@ def _source_teacher(cfg: DictConfig, path: str, reader: Reader) -> TeacherSettin
         with open_dict(own):
             own.teacher.update({"net": None, "weights": None, "client": None, "class_order": None, "access": "white"})
             own.teacher.update({"mean": list(cfg.data.mean), "std": list(cfg.data.std)})
+            own.teacher.update({"outputs": "logits", "size": None})
             own.teacher = OmegaConf.merge(own.teacher, named)
         teacher = as_dict(reader.value(own, "teacher", path))
         return _teacher(teacher, _teachers_training(own, teacher, reader))
@@ -117,8 +121,13 @@ def _own(cfg: DictConfig, node: DictConfig) -> DictConfig:
     return variant(cfg, {str(k): v for k, v in node.items() if k not in ("name", "updates", "teacher")})
 
 
-def _asks(node: DictConfig) -> bool:
-    return bool(node.get("teacher", True))
+def _taught(teacher: Any) -> dict[str, Any]:
+    """Whether a fit has a teacher, and of which stage it is the student, by a stage's or control's ``teacher``."""
+    of_stage = isinstance(teacher, str) and teacher.startswith("stage:")
+    return {
+        "asks": teacher not in (None, False, "none"),
+        "taught_by": teacher.removeprefix("stage:") if of_stage else None,
+    }
 
 
 def variant(cfg: DictConfig, changes: Mapping[str, Any]) -> DictConfig:

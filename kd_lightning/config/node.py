@@ -106,11 +106,15 @@ def freeze(value: Any) -> Any:
 
 
 def thaw(value: Any) -> Any:
-    """Replace mappings and tuples by dicts and lists, recursively; dataclasses by dicts of their compared fields."""
+    """Replace mappings and tuples by dicts and lists, recursively; dataclasses by dicts of their compared fields.
+
+    A field with ``unless`` in its metadata is left out where it has that value, as if it did not exist.
+    """
     if isinstance(value, Node):
         return value.plain()
     if is_dataclass(value):
-        return {each.name: thaw(getattr(value, each.name)) for each in fields(value) if each.compare}
+        kept = [f for f in fields(value) if f.compare and f.metadata.get("unless", f) is not getattr(value, f.name)]
+        return {each.name: thaw(getattr(value, each.name)) for each in kept}
     if isinstance(value, Mapping):
         return {key: thaw(item) for key, item in value.items()}
     return [thaw(item) for item in value] if isinstance(value, list | tuple) else value

@@ -19,7 +19,7 @@ from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError
 
@@ -78,9 +78,6 @@ def read(
                 cfg = compose(config_name, [*kept, override])
                 kept.append(override)
             except REFUSALS as error:
-                if reference := _below_a_reference(override, cfg):
-                    problems.append(reference)
-                    continue
                 if str(error).startswith("Could not override") and not override.startswith("hydra."):
                     with suppress(*REFUSALS):
                         cfg = compose(config_name, [*kept, f"++{override}"])
@@ -89,6 +86,27 @@ def read(
                         continue
                 problems.append(_explain(override, error, compose(config_name, kept, return_hydra_config=True)))
         return Composed(cfg, problems, unset)
+
+
+def absent(overrides: Iterable[str], config_dirs: Sequence[str] = (), config_path: str | None = None) -> list[str]:
+    """A line for each ``GROUP=MEMBER`` whose group has no such member; composes nothing, so it takes no time.
+
+    Args:
+        overrides: as typed, without sweeps.
+        config_dirs: further folders of groups.
+        config_path: the folder of the groups, if not the package's own.
+    """
+    with loaded(config_dirs, config_path):
+        sources = GlobalHydra.instance().config_loader().get_sources()
+        lines = []
+        for override in overrides:
+            key, _, name = override.partition("=")
+            group = key.lstrip("+").partition("@")[0]
+            if "." in group or not re.fullmatch(r"[\w/+-]+", name) or name == "null":
+                continue
+            if any(s.is_group(group) for s in sources) and not any(s.is_config(f"{group}/{name}") for s in sources):
+                lines.append(f"{override}: there is no {group} called {name}{_nearest_member(group, name, key)}")
+        return lines
 
 
 class ConfigDirs(SearchPathPlugin):
@@ -195,22 +213,6 @@ def _explain(override: str, error: Exception, cfg: DictConfig | None = None) -> 
     return f"{override}: {text.splitlines()[0]}"
 
 
-def _below_a_reference(override: str, cfg: DictConfig) -> str | None:
-    """What to type for a key below a ``${...}``, which belongs to the node referred to; None for other keys."""
-    key, _, value = override.partition("=")
-    parent = key
-    while parent := parent.rpartition(".")[0]:
-        above, _, name = parent.rpartition(".")
-        node = OmegaConf.select(cfg, above) if above else cfg
-        if isinstance(node, DictConfig) and name in node and OmegaConf.is_interpolation(node, name):
-            reference = str(node._get_node(name)._value())  # type: ignore[union-attr]
-            return (
-                f"{key}: {parent} is {reference}; set {reference[2:-1]}{key.removeprefix(parent)}={value}, "
-                f"which holds for everything that refers to it, or {parent} as a whole"
-            )
-    return None
-
-
 def _explain_missing(override: str, file: str) -> str:
     key, _, value = override.partition("=")
     group = key.lstrip("+~").partition("@")[0]
@@ -225,14 +227,14 @@ def _explain_missing(override: str, file: str) -> str:
     )
 
 
-def _nearest_member(group: str, value: str) -> str:
-    """The end of a message, which suggests the nearest member of a group; Hydra must be initialised."""
+def _nearest_member(group: str, value: str, key: str | None = None) -> str:
+    """The end of a message, which suggests the nearest member of a group, given by ``key``; Hydra is initialised."""
     there = members(group)
     around = value.rpartition("/")[0]
     if around in there:  # a network inside another one
         there = [f"{around}/{name}" for name in there]
     near = nearest(value, there) or [name for name in there if value in name]
-    return f"; did you mean {group}={near[0]}?" if near else f"; there are {', '.join(there)}" if there else ""
+    return f"; did you mean {key or group}={near[0]}?" if near else f"; there are {', '.join(there)}" if there else ""
 
 
 def suggest(key: str, siblings: Iterable[str], everywhere: Iterable[str] = ()) -> str:

@@ -40,6 +40,8 @@ def rank_faults(path: str, trainer: Mapping[str, Any]) -> Iterator[str]:
     )
     if (devices > 1 or trainer.get("num_nodes") not in (None, 1)) and not turns:
         yield "trainer: several devices need a strategy that lets two networks take turns: choose trainer=ddp"
+    if accelerator in ("gpu", "cuda") and not gpus:
+        yield f"trainer.accelerator={accelerator}: there is no GPU that torch can use: set cpu or auto"
     if gpus and devices > gpus:
         yield f"trainer.devices={trainer.get('devices')}: there are {gpus} GPUs"
     if accelerator == "cpu" and trainer.get("sync_batchnorm") is True:

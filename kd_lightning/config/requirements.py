@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping, Set
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -14,6 +15,7 @@ from kd_lightning.config.composition import Composition, TeacherSettings, Traini
 from kd_lightning.config.node import UNKNOWN, Node, located, thaw
 from kd_lightning.config.overrides import nearest
 from kd_lightning.config.signatures import as_dict
+from kd_lightning.config.term_faults import term_faults
 from kd_lightning.core.segmentation import Segmentation
 from kd_lightning.core.tasks import Regression
 from kd_lightning.distributed.device import fast_precision
@@ -30,18 +32,37 @@ KINDS = {"classification": "classes", "regression": "numbers", "segmentation": "
 def fit_faults(composition: Composition) -> Iterator[str]:
     """One line for each unmet requirement of the method of any fit."""
     teacher, kind = composition.teacher, kind_of(composition.data.load)
-    yield from needs_faults("method", composition, teacher, kind=kind)
+    yield from needs_faults("method", composition, _teacher_of(composition, composition), kind=kind)
     if teacher is not None and teacher.training is not None:
         yield from needs_faults("teacher.fit.method", teacher.training, None, kind=kind)
     for number, stage in enumerate(composition.stages.values()):
-        yield from needs_faults(f"stages[{number}].method", stage, teacher, kind=kind)
+        yield from needs_faults(f"stages[{number}].method", stage, _teacher_of(stage, composition), kind=kind)
     asked = teacher is not None and teacher.access == "white"
     for name, control in composition.controls.items():
-        if asked or not control.asks:  # the run leaves out the others
-            yield from needs_faults(f"controls.{name}.method", control, teacher, kind=kind)
+        if asked or not control.asks or control.taught_by:  # the run leaves out the others
+            own = _teacher_of(control, composition)
+            yield from needs_faults(f"controls.{name}.method", control, own, kind=kind)
 
 
-def needs_faults(path: str, fit: Training, teacher: TeacherSettings | None, *, kind: str) -> Iterator[str]:
+@dataclass(frozen=True)
+class StageTeacher:
+    """A teacher that is the student of a stage."""
+
+    net: Node
+    access: str = "white"
+
+
+Answering: TypeAlias = TeacherSettings | StageTeacher
+
+
+def _teacher_of(fit: Training, composition: Composition) -> Answering | None:
+    """The teacher that a fit of a run gets."""
+    if (stage := composition.stages.get(fit.taught_by or "")) is not None:
+        return StageTeacher(stage.student)
+    return composition.teacher
+
+
+def needs_faults(path: str, fit: Training, teacher: Answering | None, *, kind: str) -> Iterator[str]:
     """One line for each unmet requirement of a method.
 
     Args:
@@ -61,7 +82,8 @@ def needs_faults(path: str, fit: Training, teacher: TeacherSettings | None, *, k
     yield from _teacher_faults(path, name, needs, teacher, method.instead_of_gradients)
     yield from _task_faults(path, name, needs, kind)
     yield from _block_faults(path, fit, teacher)
-    if method.clips_gradients:
+    yield from term_faults(path, fit, teacher.net if teacher else None)
+    if method.clips_gradients or fit.method.get("clip") is not None:
         yield from _clip_faults(path, fit)
     if method.idle_epochs:
         yield from _idle_faults(path, fit, method.idle_epochs)
@@ -78,8 +100,10 @@ def needs_faults(path: str, fit: Training, teacher: TeacherSettings | None, *, k
         "source.images": "trains on images: use source=real, few_shot, noise or queried",
         "source.vicinity": "trains on images of labels near those it wants: use source=vicinal",
         "source.counterfactuals": "trains on counterfactual images, too: use source=real_and_counterfactual",
+        "source.two_streams": "trains on labelled images beside images without labels: use source=two_domains",
         "source.latents": "learns what a teacher draws of latents: use source=drawn",
         "source.labels": "trains on labels: use source=real or few_shot, or set method.label=0",
+        "source.index": "keeps something for every image, and this source makes them anew: use source=real or queried",
         "source.answers": "trains on the teacher's answers: use source=queried or few_asked",
     }
     if "source.labels" in fit.method.replace(label=0).requirements():
@@ -103,7 +127,7 @@ def _rounds_faults(path: str, method: type[Distiller], source: Node) -> Iterator
         yield f"{path}: required, for {method.__name__} does not say how many rounds an epoch has: give {path}=..."
 
 
-def _block_faults(path: str, fit: Training, teacher: TeacherSettings | None) -> Iterator[str]:
+def _block_faults(path: str, fit: Training, teacher: Answering | None) -> Iterator[str]:
     """One line for each missing module: of ``blocks`` in both networks, of ``features`` in the teacher."""
     for key, nets in {"blocks": ("student", "teacher.net"), "features": ("teacher.net",)}.items():
         wanted = fit.method.get(key)
@@ -248,7 +272,7 @@ def _teacher_faults(
     path: str,
     name: str,
     needs: Set[str],
-    teacher: TeacherSettings | None,
+    teacher: Answering | None,
     instead: str = Distiller.instead_of_gradients,
 ) -> Iterator[str]:
     if teacher is None:
@@ -259,6 +283,11 @@ def _teacher_faults(
         yield (
             f"{path}: {name} needs the teacher's gradients, but teacher.access={teacher.access} gives answers alone: "
             f"{instead}"
+        )
+    if "teacher.features" in needs and teacher.access != "white" and teacher.access in LEVELS:
+        yield (
+            f"{path}: {name} looks inside the teacher, but teacher.access={teacher.access} gives answers alone: set "
+            "teacher.access=white, or choose method=kd"
         )
     net = teacher.net
     if "teacher.batch_norm" in needs and net is not None and not _has_batch_norm(net):

@@ -9,12 +9,14 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from kd_lightning.config import references
 from kd_lightning.config.groups import members
 from kd_lightning.errors import ConfigError
 
 
 def register() -> None:
-    """Register ``${kd.*}`` with OmegaConf."""
+    """Register ``${kd.*}`` with OmegaConf, and overrides below references with Hydra."""
+    references.register()
     OmegaConf.register_new_resolver("kd.count_classes", _count_classes, replace=True)
     OmegaConf.register_new_resolver("kd.count_pixel_classes", _count_pixel_classes, replace=True)
     OmegaConf.register_new_resolver("kd.repeat", _repeat, replace=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from kd_lightning.networks.outputs import KINDS
 from kd_lightning.teachers.access import LEVELS
 
 KEYS: dict[str, Any] = {
@@ -17,6 +18,7 @@ KEYS: dict[str, Any] = {
     "seed": int,
     "plan": bool,
     "init": str | None,
+    "taught_by": str | None,
     "result_name": str | None,
     "as_published": bool,
     "memory_format": Literal["contiguous", "channels_last"],
@@ -26,6 +28,7 @@ KEYS: dict[str, Any] = {
     "sweep.source_seed": int,
     "artifacts.root": str | None,
     "artifacts.reuse": bool,
+    "artifacts.scope": Literal["student", "all"],
     "data.load": dict,
     "data.num_classes": int,
     "data.channels": int,
@@ -45,6 +48,8 @@ KEYS: dict[str, Any] = {
     "teacher.mean": list[float],
     "teacher.std": list[float],
     "teacher.class_order": list[int] | None,
+    "teacher.outputs": Literal[KINDS],
+    "teacher.size": int | None,
     "teacher.access": Literal[LEVELS],
     "teacher.decimals": int | None,
     "teacher.k": int,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import types
 import typing
 from collections import abc
@@ -13,6 +14,7 @@ from torch import nn
 
 from kd_lightning.config.node import UNKNOWN, located
 from kd_lightning.config.overrides import suggest
+from kd_lightning.core.user_code import code_of, folder_digest
 
 GIVEN = {"student", "teacher", "task", "store", "save_dir", "params", "optimizer"}
 """Arguments that the run supplies."""
@@ -81,11 +83,43 @@ def versions(node: Any) -> dict[str, int]:
     return dict(sorted(found.items()))
 
 
+def own_code(node: Any) -> dict[str, str]:
+    """What the targets of a composition outside this package run, and read from the folders that they are given.
+
+    Args:
+        node: nested dicts and lists.
+
+    Returns:
+        target -> digest of its code, and folder -> digest of its files; empty for targets of this package only.
+    """
+    found: dict[str, str] = {}
+    if isinstance(node, dict) and "_target_" in node:
+        target = node["_target_"]
+        code = code_of(located(target), target)
+        found = {target: code} if code is not None else {}
+        if not target.startswith(f"{__name__.partition('.')[0]}."):
+            found |= {folder: folder_digest(folder) for folder in _folders(node)}
+    for value in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        found |= own_code(value)
+    return dict(sorted(found.items()))
+
+
+def _folders(node: Any) -> Iterator[str]:
+    if isinstance(node, str) and node not in ("", ".", "..", "/") and os.path.isdir(os.path.expanduser(node)):
+        yield os.path.expanduser(node)
+    for value in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        yield from _folders(value)
+
+
 def _parameters(target: Any) -> tuple[dict[str, inspect.Parameter], dict[str, Any], bool]:
-    """Parameters and type hints by name; ``**kwargs`` of a class is followed to its base classes."""
+    """Parameters and type hints by name; ``**kwargs`` of a class is followed to its base classes.
+
+    Where it ends at a class that is not of this package, nobody knows what it takes.
+    """
     layers = (
         [vars(c)["__init__"] for c in target.__mro__ if "__init__" in vars(c)] if inspect.isclass(target) else [target]
     )
+    ours = __name__.partition(".")[0]
     parameters: dict[str, inspect.Parameter] = {}
     hints: dict[str, Any] = {}
     for layer in layers:
@@ -96,7 +130,8 @@ def _parameters(target: Any) -> tuple[dict[str, inspect.Parameter], dict[str, An
         except Exception:
             hints = {**getattr(layer, "__annotations__", {}), **hints}
         if not any(p.kind is p.VAR_KEYWORD for p in own.values()):
-            return parameters, hints, False
+            forwarded = layer is not layers[0] and getattr(layer, "__module__", ours).partition(".")[0] != ours
+            return parameters, hints, forwarded
     return parameters, hints, True
 
 

@@ -49,3 +49,33 @@ class Stretched(LRScheduler):
         """Restore what :meth:`state_dict` returned."""
         self.epoch, self.reached = state_dict["epoch"], state_dict["reached"]
         self.inner.load_state_dict(state_dict["inner"])
+
+
+def annealed(optimizer: Optimizer, *, epochs: int) -> LambdaLR:
+    """The initial learning rate divided by (1 + 10 e / (E + 1))^0.75 in epoch e = 0 .. E - 1, of domain adaptation."""
+    return LambdaLR(optimizer, lambda epoch: (1 + 10 * epoch / (epochs + 1)) ** -0.75)
+
+
+def grown(shape: str, epoch: int, epochs: int, start: float, end: float) -> float:
+    """A weight in epoch e = 0 .. E - 1 that goes from ``start`` towards ``end``, which it would reach in epoch E.
+
+    Args:
+        shape: ``exponential``: start (end / start)^(e/E); ``linear``; ``constant``: start; or ``step``: start in the
+            first half, end in the second.
+        epoch: e.
+        epochs: E.
+        start: the weight in the first epoch; more than 0 where the shape is exponential.
+        end: the weight after the last one.
+
+    Raises:
+        ValueError: another shape.
+    """
+    if shape == "exponential":
+        return start * (end / start) ** (epoch / epochs)
+    if shape == "linear":
+        return start + (end - start) * epoch / epochs
+    if shape == "constant":
+        return start
+    if shape == "step":
+        return start if 2 * epoch < epochs else end
+    raise ValueError(f"no weight grows as {shape}: take exponential, linear, constant or step")

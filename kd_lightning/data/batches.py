@@ -51,6 +51,13 @@ class CounterfactualBatch(NamedTuple):
     causes: Tensor
 
 
+class StreamsBatch(NamedTuple):
+    """A batch of labelled images and one of images without labels, whose ``y`` is None; their sizes may differ."""
+
+    labelled: Batch
+    unlabelled: Batch
+
+
 def rounded(images: Tensor) -> Tensor:
     """Images clamped to [0, 1] and rounded to steps of 1/255, as a pool stores them."""
     return images.float().clamp(0, 1).mul(255).round().div(255)

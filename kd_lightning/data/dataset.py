@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -41,8 +41,11 @@ class Dataset:
         layout: on disk: ``sklearn``, ``torchvision``, ``folders`` or ``none``.
         encoding: of the stored pixels: ``raw``, ``png``, ``jpeg`` ... (tables note JPEG, which loses detail).
         skipped: images left out because they could not be decoded.
+        unread: how many files of each ending are of no kind that is read.
+        found: what was found on disk, in words, where folders decide it.
         shape: (C,H,W), needed where there is no part to read it from.
         task: the meaning of the labels, where they are no classes.
+        unlabelled: uint8 (N,C,H,W), training images without labels of another domain, to which ``test`` then belongs.
 
     Raises:
         DataError: a label is outside the classes, or outside the range of the task.
@@ -56,8 +59,11 @@ class Dataset:
     layout: str
     encoding: str
     skipped: int = 0
+    unread: Mapping[str, int] = field(default_factory=dict)
+    found: str = ""
     shape: tuple[int, int, int] | None = None
     task: Task = None  # type: ignore[assignment]  # never None after __post_init__
+    unlabelled: Tensor | None = None
 
     def __post_init__(self) -> None:
         task = self.task or Classification(len(self.classes))

@@ -32,4 +32,6 @@ def dataset_digest(dataset: Dataset) -> str:
         if split is not None:
             total.update(split.images.contiguous().numpy().data)
             total.update(split.labels.contiguous().numpy().data)
+    if dataset.unlabelled is not None:
+        total.update(dataset.unlabelled.contiguous().numpy().data)
     return total.hexdigest()[:12]

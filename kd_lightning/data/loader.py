@@ -112,7 +112,7 @@ class TensorLoader:
         while self.cursor < len(self):
             number, self.cursor, self._resumed = self.cursor, self.cursor + 1, False
             index = order[number * self.batch_size : (number + 1) * self.batch_size]
-            yield self._batch(index, rng.manual_seed(_mix(2, *self._pass(), number, self.rank)))
+            yield self._batch(index, rng.manual_seed(mixed_seed(2, *self._pass(), number, self.rank)))
 
     @property
     def batch_sampler(self) -> SimpleNamespace:
@@ -161,7 +161,7 @@ class TensorLoader:
         places = torch.arange(self.rank, self.rank + self._share() * self.world, self.world)
         if not self.shuffle:
             return places
-        generator = torch.Generator().manual_seed(_mix(1, *self._pass()))
+        generator = torch.Generator().manual_seed(mixed_seed(1, *self._pass()))
         return torch.randperm(len(self.images), generator=generator)[places % len(self.images)]
 
     def _pass(self) -> tuple[int, int, int]:
@@ -184,6 +184,6 @@ class TensorLoader:
         return Batch(x, y, t, index)
 
 
-def _mix(*words: int) -> int:
+def mixed_seed(*words: int) -> int:
     """One well-mixed 64-bit seed from several small numbers."""
     return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0])

@@ -6,7 +6,7 @@ from typing import Any
 
 import lightning as L
 
-from kd_lightning.data.batches import Batch
+from kd_lightning.data.batches import Batch, StreamsBatch
 from kd_lightning.data.loader import TensorLoader
 from kd_lightning.teachers.black_box import eight_bits
 
@@ -27,6 +27,8 @@ class Images(L.LightningDataModule):
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Round images if ``eight_bits``."""
+        if self._eight_bits and isinstance(batch, StreamsBatch):
+            return StreamsBatch(*(part._replace(x=eight_bits(part.x)) for part in batch))
         if self._eight_bits and isinstance(batch, Batch):
             return batch._replace(x=eight_bits(batch.x))
         return batch

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import sys
 import time
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,16 @@ from lightning.pytorch.utilities import rank_zero_only
 from tqdm import tqdm
 
 from kd_lightning.core.collapse import Collapsed
+from kd_lightning.core.notices import keep, notice
 from kd_lightning.core.tasks import Regression, Task
+from kd_lightning.core.user_code import code_of
 from kd_lightning.data.batches import Batch
 from kd_lightning.distributed import decisions
 from kd_lightning.engine.generator_health import class_counts, generator_health, least_entropy
 from kd_lightning.engine.restart import REMEDY
 from kd_lightning.methods.base.distiller import Distiller, LastBatch
 from kd_lightning.methods.base.protocols import Teacher
+from kd_lightning.sources.pool import checked
 from kd_lightning.teachers.white_box import FrozenTeacher
 from kd_lightning.tracking.backends import Dashboards
 from kd_lightning.tracking.image_grids import bars, save, save_grid, to_uint8
@@ -161,7 +163,7 @@ class WatchGenerator(Callback):
         self.bad = 0
         self.judged: LastBatch | None = None
         self.new = True
-        self.warned = False
+        self.warned, self.said = False, ""
         self.collapsed: Collapsed | None = None
 
     def on_train_batch_start(
@@ -185,6 +187,8 @@ class WatchGenerator(Callback):
         if pl_module.seen is None or pl_module.seen is self.judged or len(pl_module.seen.images) < 2:
             return
         self.judged, self.new = pl_module.seen, False
+        if (generator := getattr(pl_module, "generator", None)) is not None and code_of(type(generator)) is not None:
+            checked(pl_module.seen.images, generator)
         answers = pl_module.seen.teacher
         counts = self._counted(answers).tolist()
         self.counts = [a + b for a, b in zip(self.counts or [0] * len(counts), counts, strict=True)]
@@ -196,7 +200,8 @@ class WatchGenerator(Callback):
             trainer.should_stop = trainer.should_stop or self.collapsed is not None
         elif collapsed and not self.warned:
             self.warned = True
-            warnings.warn(f"{collapsed}. The student will not learn from this. {collapsed.remedy}", stacklevel=2)
+            self.said = f"{collapsed}. The student will not learn from this. {collapsed.remedy}"
+            notice(self.said)
 
     def _judge(self, health: dict[str, float], method: Distiller, least: float = 0.5) -> Collapsed | None:
         bad = health.get("entropy", 1.0) < least or health["spread"] < 0.02
@@ -259,11 +264,14 @@ class WatchGenerator(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The counts of checks and classes, so that a resumed fit does not warn again."""
-        return {"bad": self.bad, "warned": self.warned, "counts": self.counts, "new": self.new}
+        return {"bad": self.bad, "warned": self.warned, "said": self.said, "counts": self.counts, "new": self.new}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the counts."""
         self.bad, self.warned, self.counts, self.new = (state_dict[k] for k in ("bad", "warned", "counts", "new"))
+        self.said = state_dict.get("said", "")
+        if self.said:
+            keep(self.said)
 
 
 @torch.no_grad()

@@ -9,14 +9,15 @@ from typing import Any, cast
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ProgressBar
 from torch import Tensor, nn
 
 from kd_lightning.config.composition import Training
-from kd_lightning.config.signatures import versions
+from kd_lightning.config.signatures import own_code, versions
 from kd_lightning.core.collapse import Collapsed
 from kd_lightning.core.file_format import FORMAT_VERSION
 from kd_lightning.core.inference import at_once
+from kd_lightning.core.notices import keep, noticing
 from kd_lightning.core.strangers import read_json, read_tensors
 from kd_lightning.core.tasks import Task, kept
 from kd_lightning.core.time_limit import cut_short, duration
@@ -28,8 +29,10 @@ from kd_lightning.engine.callbacks import PhaseBar, WatchGenerator
 from kd_lightning.engine.checkpoint_reader import Marked, resumable
 from kd_lightning.engine.checkpoint_writer import Resumable
 from kd_lightning.engine.restart import begin_again, next_seed, restarts
+from kd_lightning.engine.user_callbacks import callbacks_of
 from kd_lightning.methods.base.distiller import Distiller
 from kd_lightning.methods.base.protocols import Teacher
+from kd_lightning.methods.real_data.distill import Distill
 from kd_lightning.networks.normalized import Normalized
 from kd_lightning.networks.weights import load_weights, write_weights
 from kd_lightning.sources.context import Context
@@ -40,7 +43,7 @@ from kd_lightning.tracking.backends import Dashboards
 from kd_lightning.tracking.curves import Curves, KeepCurves, replay
 
 VERSION = 1
-SILENT = ("enable_progress_bar", "enable_model_summary", "logger", "callbacks", "default_root_dir", "log_every_n_steps")
+SILENT = ("enable_progress_bar", "enable_model_summary", "log_every_n_steps")
 
 
 @dataclass(frozen=True)
@@ -131,13 +134,17 @@ def fit(
                 needs=set(training.method.requirements()),
             )
             try:
-                method, report = _train(own, bench, phase, work, context, teacher, val_answers, boards)
+                with noticing() as heard:
+                    method, report = _train(own, bench, phase, work, context, teacher, val_answers, boards)
+                report["warnings"] = heard
                 break
             except Collapsed as error:
                 decisions.decided(partial(begin_again, work, own.seed, error))
         decisions.decided(lambda: _keep(method, {**report, "restarts": collapsed}, work))
 
-    folder = bench.store.obtain("fit", config, build, everywhere=True)  # the stored fit, or the one built now
+    folder = bench.store.obtain(  # the stored fit, or the one built now
+        "fit", config, build, everywhere=True, students=phase == "student"
+    )
     if folder not in bench.store.built and collectives.rank() == 0:
         replay(folder, boards)
     network = build_network(training)
@@ -154,6 +161,8 @@ def _keep(method: Distiller, report: dict[str, Any], work: Path) -> None:
         for name in method.keeps:
             if hasattr(method, name):
                 _save_net(cast(nn.Module, getattr(method, name)), work / f"{name}.safetensors")
+        for name, net in (method.kept_modules() if isinstance(method, Distill) else {}).items():
+            _save_net(net, work / f"{name}.safetensors")
     write_json(work / "fit.json", report)
 
 
@@ -169,6 +178,7 @@ def fit_config(
     plain: Any = {k: getattr(training, k).plain() for k in ("source", "student", "method", "trainer")}
     plain["trainer"] = {k: v for k, v in plain["trainer"].items() if k not in SILENT}
     plain["method"] = {k: v for k, v in plain["method"].items() if (k, v) != ("on_collapse", "warn")}  # changes none
+    theirs = own_code(plain)
     root = bench.store.root
     plain = by_content(plain, root)
     runtime = training.runtime
@@ -184,7 +194,7 @@ def fit_config(
         "data": bench.data_key,
         "teacher": teacher_key,
         **({"source_teacher": source_teacher_key} if source_teacher_key else {}),
-        "version": [VERSION, versions(plain)],
+        "version": [VERSION, versions(plain), *([theirs] if theirs else [])],
     }
 
 
@@ -216,6 +226,9 @@ def _train(
     context.rounds = method.rounds_an_epoch()
     source = training.source.build()
     loader = source.prepare(context)
+    if isinstance(method, Distill):
+        lasting = isinstance(loader, TensorLoader) and loader.mix is None
+        method.build_terms(bench.dataset.image_shape, len(loader.images) if lasting else None)
     val = bench.dataset.val
     val_loader = (
         None
@@ -238,8 +251,10 @@ def _train(
     interrupted_before = decisions.decided(checkpoint.is_file)
     goes_on_from = resumable(checkpoint, method) if interrupted_before else None
     marked = Marked(goes_on_from)
-    watching = [PhaseBar(phase), watch, KeepCurves(curves)]
-    trainer = settings.without("global_batch_losses").build(
+    watching = [watch, KeepCurves(curves), *callbacks_of(settings, method, phase)]
+    if settings.get("enable_progress_bar", True) and not any(isinstance(each, ProgressBar) for each in watching):
+        watching.insert(0, PhaseBar(phase))
+    trainer = settings.without("global_batch_losses", "callbacks").build(
         **process_group.environment(),
         default_root_dir=work,
         enable_checkpointing=True,
@@ -257,7 +272,9 @@ def _train(
     if watch.collapsed is not None:
         raise watch.collapsed
     # Report
-    rounds = trainer.fit_loop.epoch_loop.total_batch_idx + 1
+    rounds, ended = trainer.fit_loop.epoch_loop.total_batch_idx + 1, cut_short(trainer, phase)
+    if ended is None and rounds < int(trainer.num_training_batches) * (trainer.max_epochs or 0):
+        keep(f"{phase}: a callback ended the fit after epoch {trainer.current_epoch} of {trainer.max_epochs}")
     report = {
         "phase": phase,
         "data": bench.dataset.name,
@@ -267,7 +284,7 @@ def _train(
         "images_synthesised": method.images_made,
         "teacher_images": method.teacher.asked if method.teacher is not None else 0,
         "fit_seconds": curves.seconds,
-        "cut_short": cut_short(trainer, phase),
+        "cut_short": ended,
         "precision": str(settings["precision"]),
         "memory_format": runtime.memory_format,
         "compile": runtime.compile,

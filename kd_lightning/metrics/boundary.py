@@ -6,7 +6,6 @@ Heo et al., *Knowledge Distillation with Adversarial Samples Supporting Decision
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from kd_lightning.core.inference import predict
+from kd_lightning.core.notices import notice
 from kd_lightning.data.dataset import Split
 from kd_lightning.losses.boundary_walk import boundary_walk
 from kd_lightning.networks.normalized import Normalized
@@ -158,7 +158,7 @@ class Boundary:
         """``magsim``, ``angsim`` (None where no pair is valid, with a warning) and ``valid_fraction``."""
         found = self.pairs(student, teacher, split, device=device).within(self.max_steps)
         if not found.valid_fraction:
-            warnings.warn(
+            notice(
                 f"no pair of walks reached the boundary on both networks within {self.max_steps} steps, so there is no "
                 "MagSim and no AngSim: raise metrics.boundary.max_steps",
                 stacklevel=2,

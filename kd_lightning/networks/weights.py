@@ -6,23 +6,28 @@ import difflib
 import json
 import pickle
 import pickletools
+import pkgutil
 import re
+import sys
 import warnings
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
+from torch.serialization import safe_globals
 
 from kd_lightning.core import strangers
 from kd_lightning.core.file_format import refuse_format
+from kd_lightning.core.notices import keep
 from kd_lightning.errors import TeacherError
+from kd_lightning.networks import weight_names
 
-_WRAPPERS = ("student", "state_dict", "model_state_dict", "model", "net")
 LEGACY = 4
 """Number of pickles before the tensors in torch files of the old format, which are no zip files."""
 LONGEST_WORD, MOST_PICKLE = 2000, 64_000_000
@@ -30,7 +35,8 @@ WRAPPED = 8
 """Most levels of nested mappings."""
 CHUNK = 1 << 24
 """Values that are checked at a time."""
-_PREFIXES = ("", "net.", "module.", "_orig_mod.", "student.", "student.net.", "model.")
+HARMLESS = ("argparse.Namespace", "pathlib.Path", "pathlib.PosixPath", "pathlib.PurePosixPath", "_codecs.encode")
+"""Types beside tensors and plain data that training scripts leave in their files and that run nothing."""
 
 
 def write_weights(state: Mapping[str, Tensor], file: Path, metadata: Mapping[str, str]) -> None:
@@ -68,17 +74,12 @@ def read_weights(path: str | Path, *, inside: str | None = None) -> dict[str, Te
         content, version = _content(path)
         if version is not None:
             refuse_format(version, path, "use the version that wrote it")
-        wrappers = _WRAPPERS if inside is None else (inside, *_WRAPPERS)
         for _ in range(WRAPPED):
-            inner = next((content[k] for k in wrappers if _is_mapping(content) and _is_mapping(content.get(k))), None)
+            inner = weight_names.inside(content, () if inside is None else (inside,))
             if inner is None:
                 return _tensors(content, path)
             content = inner
         raise ValueError(f"more than {WRAPPED} nested mappings")
-
-
-def _is_mapping(content: Any) -> bool:
-    return isinstance(content, Mapping)
 
 
 def _content(path: Path) -> tuple[Any, int | None]:
@@ -94,6 +95,7 @@ def _content(path: Path) -> tuple[Any, int | None]:
         with safe_open(path, framework="pt") as opened:
             said = (opened.metadata() or {}).get("format_version", "")
         return load_file(path), int(said) if said.isdecimal() else None
+    refuse_program(path)
     try:
         content = read_torch(path)
     except pickle.UnpicklingError as error:
@@ -107,6 +109,31 @@ def _content(path: Path) -> tuple[Any, int | None]:
     return content, version if isinstance(version, int) else None
 
 
+KNOWN = {
+    "constants.pkl": ("a TorchScript network", "teacher=torchscript teacher.file={}"),
+    "models/model.json": ("an exported network (.pt2)", "teacher=exported teacher.file={}"),
+    "serialized_exported_program.json": ("an exported network (.pt2)", "teacher=exported teacher.file={}"),
+}
+"""End of a file's name in a zip -> what the zip is then, and what to type."""
+
+
+def refuse_program(path: Path) -> None:
+    """Refuse a whole network in place of weights, by its name.
+
+    Raises:
+        TeacherError: it is a TorchScript, exported or ONNX network; the message says what to type.
+    """
+    said = None
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as file:
+            names = file.namelist()
+        said = next((what for end, what in KNOWN.items() if any(name.endswith(end) for name in names)), None)
+    elif path.suffix == ".onnx":
+        said = ("an ONNX network", "teacher=onnx teacher.file={}")
+    if said is not None:
+        raise TeacherError(f"weights: {path} is {said[0]}, not weights: {said[1].format(path)}")
+
+
 def read_torch(path: Path) -> Any:
     """Plain data and tensors from a torch file, whose zip must not be compressed; tensors are mapped from the disk.
 
@@ -116,12 +143,20 @@ def read_torch(path: Path) -> Any:
     mapped = strangers.refuse_inflating(path)
     _refuse_long_words(path, mapped)
     try:
-        with warnings.catch_warnings(action="ignore"):  # torch's guesses about other files
+        with warnings.catch_warnings(action="ignore"), safe_globals(_harmless()):  # torch guesses about other files
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         found = re.search(r"WeightsUnpickler error: (.*)", str(error))  # after a long text about weights_only
         said = found[1] if found else str(error)
         raise pickle.UnpicklingError(said or "it holds more than tensors and plain data") from error
+
+
+def _harmless() -> list[Any]:
+    """What a torch file may hold besides tensors and plain data."""
+    scalar = np.float64(0).__reduce__()[0]
+    numpys = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+    dtypes = [np.dtype, *{type(np.dtype(kind)) for kind in "?bBhHiIlLqQefdFD"}]
+    return [*map(pkgutil.resolve_name, HARMLESS), *numpys, *dtypes]
 
 
 def _refuse_long_words(path: Path, zipped: bool) -> None:
@@ -172,10 +207,14 @@ def load_weights(net: nn.Module, path: str | Path) -> None:
     found = read_weights(path)
     wanted = net.state_dict()
     statistics = {k: v for k, v in wanted.items() if k in ("mean", "std")}
-    candidates = [_renamed(found, strip, add) for strip in _PREFIXES for add in ("", "net.")]
-    best = max(candidates, key=lambda c: len(c.keys() & wanted.keys()))
-    best = statistics | best
+    fitting, left_out = weight_names.fitted(found, wanted)
+    best = statistics | fitting
     refuse_misfits(best, wanted, path, into=_name(net))
+    if left_out:
+        few = ", ".join(left_out[:5]) + (f" and {len(left_out) - 5} more" if len(left_out) > 5 else "")
+        said = f"weights: {path}: left out {few}, which are no part of {_name(net)}"
+        keep(said)
+        print(said, file=sys.stderr, flush=True)
     net.load_state_dict(best)
 
 
@@ -195,6 +234,12 @@ def refuse_misfits(
             if odd := _odd_values(value, wanted[name]):
                 raise TeacherError(f"weights: {path}: {name} {odd}. Save it again from a network without such values")
         return
+    if not (found.keys() - {"mean", "std"}) & wanted.keys():
+        theirs, ours = (", ".join(list(names)[:4]) + (" ..." if len(names) > 4 else "") for names in (extra, missing))
+        raise TeacherError(
+            f"weights: {path} does not fit {into}: not one of its names is the network's; the file has {theirs}, the "
+            f"network {ours}. Choose the network it was saved from"
+        )
     lines = [f"{name}: missing{_nearest(name, extra or found, 'file')}" for name in missing[:shown]]
     lines += [f"{name}: not in the network{_nearest(name, missing or wanted, 'network')}" for name in extra[:shown]]
     lines += [
@@ -217,12 +262,6 @@ def _odd_values(value: Tensor, wanted: Tensor) -> str:
     if value.is_floating_point() and not all(part.float().isfinite().all() for part in value.flatten().split(CHUNK)):
         return "holds NaN or infinity"
     return ""
-
-
-def _renamed(found: Mapping[str, Tensor], strip: str, add: str) -> dict[str, Tensor]:
-    keep = ("mean", "std") if add else ()
-    plain = {name.removeprefix(strip): value for name, value in found.items()}
-    return {name if name in keep else add + name: value for name, value in plain.items()}
 
 
 def _nearest(name: str, others: Iterable[str], owner: str) -> str:

@@ -127,7 +127,7 @@ class Planner:
             return self.fits[folder.name]
         how: dict[str, Any] = {"phase": f"try {phase}", "teacher": teacher, "teacher_key": teacher_key}
         how |= {"source_teacher": source_teacher, "source_teacher_key": source_teacher_key}
-        if (folder / "artifact.json").is_file():
+        if (folder / "artifact.json").is_file() and not self.kept.anew(students=phase == "student"):
             fitted = self.fits[folder.name] = fit(training, bench, **how)
             state = PROMISED if folder.name in self.promised else KEPT
             self.steps.append(Step(phase, state, size=size_of(folder.resolve()), rounds=fitted.report["rounds"]))
@@ -255,7 +255,7 @@ class Planner:
     def _done(self, name: str) -> int:
         """Rounds done by an interrupted fit; 0 if there is none."""
         file = self.kept.root / f"{name}.unfinished" / "last.ckpt"
-        if not (self.kept.reuse and file.is_file()):
+        if self.kept.anew() or not file.is_file():
             return 0
         loops = read_checkpoint(file)["loops"]
         return int(loops["fit_loop"]["epoch_loop.batch_progress"]["total"]["processed"])

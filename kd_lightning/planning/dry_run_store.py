@@ -26,9 +26,10 @@ class Overlay(Store):
         super().__init__(place)
         self.seconds: dict[str, float] = {}
         self.sizes: dict[str, int] = {}
-        if kept.reuse and kept.root.is_dir():
+        if not kept.anew() and kept.root.is_dir():
             for folder in kept.root.iterdir():
-                if (folder / "artifact.json").is_file():
+                old = kept.anew(students=folder.name.startswith("run-"))
+                if (folder / "artifact.json").is_file() and not old:
                     (place / folder.name).symlink_to(folder.absolute())
 
     def obtain(self, kind: str, config: Mapping[str, Any], build: Callable[[Path], None], **how: Any) -> Path:

@@ -16,6 +16,7 @@ import torch
 from tabulate import tabulate
 
 from kd_lightning.config.composition import Composition
+from kd_lightning.config.node import thaw
 from kd_lightning.core.inference import predict
 from kd_lightning.core.tasks import kept
 from kd_lightning.data.load import dataset_digest
@@ -65,10 +66,10 @@ def plan(composition: Composition, promised: set[str] | None = None) -> Plan:
     """
     composition = settle(composition, planning=True)
     names = composition.names
-    kept = Store(composition.artifacts.root, reuse=composition.artifacts.reuse)
+    kept = Store(**thaw(composition.artifacts))
     with tempfile.TemporaryDirectory(prefix="kd_plan_") as place:
         store = Overlay(kept, Path(place))
-        dataset = load_data(composition.data, store)
+        dataset = load_data(composition.data, store, composition.source)
         key = dataset_digest(dataset)
         run = store.path("run", identity(composition, key))
         stored = (run / "artifact.json").is_file()
@@ -97,15 +98,17 @@ def _walk(composition: Composition, planner: Planner, made: Plan) -> None:
         planner.door = Planned(teacher.door, planner.promised)
         unlimited = replace(teacher.settings, budget=None)  # queries of a plan cost nothing
         teacher = replace(teacher, door=planner.door, settings=unlimited)
-    fits: list[FitResult] = []
+    stages: dict[str, FitResult] = {}
     for name in composition.stages:
         stage = composition.stages[name]
         asked = obtain_source_teacher(stage, composition, bench, planner.fit)
-        fits.append(planner.fit(stage, bench, phase=name, **handed(teacher, asks=stage.asks, source_teacher=asked)))
-        composition = composition.after(name, fits[-1].folder)
+        given = handed(teacher, asks=stage.asks, taught_by=stages.get(stage.taught_by or ""), source_teacher=asked)
+        stages[name] = planner.fit(stage, bench, phase=name, **given)
+        composition = composition.after(name, stages[name].folder)
     asked = obtain_source_teacher(composition, composition, bench, planner.fit)
-    student = planner.fit(composition, bench, phase="student", **handed(teacher, source_teacher=asked))
-    fits.append(student)
+    given = handed(teacher, taught_by=stages.get(composition.taught_by or ""), source_teacher=asked)
+    student = planner.fit(composition, bench, phase="student", **given)
+    fits = [*stages.values(), student]
     white = teacher is None or teacher.white
     images = planner.door.in_all() if planner.door else sum(f.report["teacher_images"] for f in fits)
     budget = composition.teacher.budget if composition.teacher else None
@@ -117,7 +120,10 @@ def _walk(composition: Composition, planner: Planner, made: Plan) -> None:
         own = control_of(control, bench.dataset, teacher, student)
         if own is not None:
             asked = obtain_source_teacher(own, composition, bench, planner.fit)
-            planner.fit(own, bench, phase=name, **handed(teacher, asks=own.asks, source_teacher=asked))
+            taught_by = stages.get(own.taught_by or "")
+            planner.fit(
+                own, bench, phase=name, **handed(teacher, asks=own.asks, taught_by=taught_by, source_teacher=asked)
+            )
             networks += 1
     _measure(planner, composition, teacher, student, networks)
     if planner.door is not None:

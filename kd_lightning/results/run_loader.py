@@ -198,11 +198,19 @@ def load_teacher(run: Finished) -> Normalized:
         raise UserError(f"{run.folder}: its teacher only answers (teacher.access={settings.get('access')})")
     with _building(run, "teacher"):
         file, own = Path(str(settings.get("weights"))).expanduser(), settings
-        if not settings.get("weights"):
+        if settings.get("weights") in (None, "", "tune"):
             file, own = _kept_teacher(run), {**_part(run, "data"), "class_order": None}
         net = trusted.network(settings["net"], trust=run.trust, most=room_for(file) if file.is_file() else None)
-        network = Normalized(net, mean=own["mean"], std=own["std"], class_order=own.get("class_order"))
-        load_weights(network, file)
+        network = Normalized(
+            net,
+            mean=own["mean"],
+            std=own["std"],
+            class_order=own.get("class_order"),
+            outputs=own.get("outputs") or "logits",
+            size=own.get("size"),
+        )
+        if file.name != "own":
+            load_weights(network, file)
         return network.eval()
 
 

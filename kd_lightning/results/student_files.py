@@ -22,6 +22,7 @@ from kd_lightning.core.segmentation import Segmentation
 from kd_lightning.core.tasks import Regression, answers_to, kept, task_of
 from kd_lightning.errors import UserError
 from kd_lightning.networks.normalized import Normalized
+from kd_lightning.networks.outputs import resized
 from kd_lightning.networks.weights import load_weights, write_weights
 from kd_lightning.results import trusted
 from kd_lightning.results.run_index import read_result
@@ -31,24 +32,32 @@ CARD = ("network", "classes", "image_shape", "mean", "std")
 IN_MEMORY, DATA_IN_MEMORY = "kd_lightning.api.held", "kd_lightning.api.held_data"
 LARGEST_SIDE = 2048
 """Largest side of a student's images, in pixels."""
+FAR = 0.5
+"""How far outside [0, 1] images may be, as perturbed ones are; normalised ones and pixels up to 255 are farther."""
 TOLERANCE = 1e-4
 """Largest difference of any answer allowed between a student and its ONNX form."""
 
 
 class Student(Normalized):
-    """A trained network with its card (class names, image shape, metrics, provenance) and its folder."""
+    """A trained network with its card (class names, image shape, metrics, provenance) and its folder.
+
+    ``resize`` lets it take images of any height and width, which are resized to those it was trained on.
+    """
 
     card: dict[str, Any]
     folder: Path
+    resize = False
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, K), (N, 1) for regression, or (N, K, H, W) for segmentation.
 
         Raises:
-            UserError: the network fails, its answers are not finite, or their shape differs from the card's.
+            UserError: the images are not of the kind that it was trained on, the network fails, its answers are not
+                finite, or their shape differs from the card's.
         """
         if torch.compiler.is_compiling():
             return super().forward(x)
+        x = self._taken(x)
         try:
             answers = super().forward(x)
         except Exception as error:  # whatever the network raises
@@ -61,6 +70,31 @@ class Student(Normalized):
         if not answers.isfinite().all():
             raise UserError(f"the student in {self.folder} answers NaN or infinity: train it anew, or copy it again")
         return answers
+
+    def _taken(self, x: Tensor) -> Tensor:
+        """The images, resized where ``resize`` allows it.
+
+        Raises:
+            UserError: their type, shape or range is not that of the images that the student was trained on.
+        """
+        wanted = tuple(self.card["image_shape"])
+        shape = "x".join(map(str, wanted))
+        said = f"the student in {self.folder} takes images (N, {', '.join(map(str, wanted))}) in [0, 1], float32"
+        if not isinstance(x, Tensor) or x.dtype != self.mean.dtype:
+            kind = str(x.dtype).removeprefix("torch.") if isinstance(x, Tensor) else type(x).__name__
+            how = ": x.float() / 255 makes them from pixels" if kind == "uint8" else ""
+            raise UserError(f"{said}, got {kind}{how}")
+        if x.dim() != 4 or x.shape[1] != wanted[0]:
+            raise UserError(f"{said}, got {tuple(x.shape)}")
+        if tuple(x.shape[1:]) != wanted:
+            if not self.resize:
+                raise UserError(f"{said}, got {tuple(x.shape)}: student.resize = True resizes them to {shape}")
+            x = resized(x, wanted[1])
+        if len(x):
+            low, high = (float(v) for v in x.detach().aminmax())
+            if not (low >= -FAR and high <= 1 + FAR):  # false for NaN as well
+                raise UserError(f"{said}, got [{low:.3g}, {high:.3g}]: it normalises them itself")
+        return x
 
 
 def save_student(network: nn.Module, folder: Path, card: Mapping[str, Any]) -> None:
@@ -288,6 +322,9 @@ def _onnx_metadata(card: Mapping[str, Any]) -> dict[str, str]:
         "classes": json.dumps(card["classes"]),
         "image_shape": json.dumps(card["image_shape"]),
         "input": "images (N, C, H, W), grey or RGB, float32 in [0, 1]; the network normalises them itself",
+        "input_dtype": "float32",
+        "input_range": "[0, 1]",
+        "input_size": "x".join(map(str, card["image_shape"][1:])),
         task.headline: json.dumps((card.get("metrics") or {}).get(f"test/{task.headline}")),
         "task": json.dumps(task.described()),
         "teacher": str(card.get("teacher") or ""),

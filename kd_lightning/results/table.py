@@ -138,12 +138,25 @@ def fold(runs: Sequence[Run], against: str | None = None) -> Table:
     if copies:
         notes.append(f"{copies} repeated with the same settings and seeds: of each the newest counts")
     notes += [f"cut short: {run.folder}: {cut}" for run in runs if (cut := cut_short(run.result))]
+    notes += warned(runs)
     ended = ("failed", "stopped", "unfinished")
     notes += [f"failed: {run.folder}: {run.reason}" for run in runs if run.status in ended]
     notes += [f"running: {run.folder}" for run in runs if run.status == "running"]
     notes += [f"unreadable: {run.reason}" for run in runs if run.status == "unreadable"]
     rows = [list(row) for row in zip(*columns.values(), strict=True)]
     return Table(list(columns), rows, notes)
+
+
+def warned(runs: Sequence[Run]) -> list[str]:
+    """A line for each warning that runs keep, with the first run that has it and how many more."""
+    places: dict[str, list[str]] = {}
+    for run in runs:
+        lines = run.result.get("warnings")
+        for line in lines if isinstance(lines, list) else ():
+            places.setdefault(str(line), []).append(str(run.folder))
+    return [
+        f"warning: {at[0]}{f' and {len(at) - 1} more' if len(at) > 1 else ''}: {line}" for line, at in places.items()
+    ]
 
 
 def cut_short(result: Mapping[str, Any]) -> str:

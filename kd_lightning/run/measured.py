@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +12,21 @@ from torch import Tensor
 
 from kd_lightning.config.composition import Composition
 from kd_lightning.core.inference import predict
+from kd_lightning.core.notices import keep
 from kd_lightning.core.segmentation import Segmentation, class_ious, pixel_confusion
+from kd_lightning.core.strangers import read_tensors
 from kd_lightning.core.tasks import evaluate, kept
 from kd_lightning.data.dataset import Dataset, Split
 from kd_lightning.distributed import collectives
 from kd_lightning.engine.fit import FitResult, RunContext
 from kd_lightning.metrics.confusion_matrix import draw_answers
+from kd_lightning.metrics.shortcomings import shortcomings
+from kd_lightning.networks.normalized import Normalized
 from kd_lightning.run.teacher import TeacherHandle
+from kd_lightning.store.artifacts import remedy
+
+ADAPTED = "adapted.safetensors"
+"""The teacher's copy that a fit trained."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +44,9 @@ class Fits:
 def tested(
     composition: Composition, bench: RunContext, fits: Fits, work: Path
 ) -> tuple[dict[str, float | None], dict[str, dict[str, float | None]]]:
-    """Metrics of teacher, student and controls on the test images, by ``NAME/METRIC``; None where not measured.
+    """Metrics of teacher, student, stages that teach and controls on the test images, by ``NAME/METRIC``.
 
-    And, for segmentation, the IoU of each class, by name of the network and of the class.
+    None where not measured. And, for segmentation, the IoU of each class, by name of the network and of the class.
     """
     ious: dict[str, dict[str, float | None]] = {}
     dataset, task, answers, student = bench.dataset, bench.task, fits.answers, fits.student
@@ -48,18 +57,29 @@ def tested(
             ious |= iou_by_class("teacher", dataset, answers)
         accuracy = evaluate(task, answers, test.labels, None) if answers is not None and test else {}
         metrics |= {f"teacher/{k}": accuracy.get(k) for k in task.metrics()}
-    for name, fitted in {"test": student, **fits.controls}.items():
+    teaching = {name: fits.stages[name] for name in composition.teaching}
+    for name, fitted in {"test": student, **teaching, **fits.controls}.items():
         if fitted is None or test is None or not trained(fitted):
             measured: dict[str, float | None] = dict.fromkeys([*task.metrics(), "agreement"])
         else:
             output = predict(fitted.network, test.images, keep=kept(task), device=composition.device)
             measured = evaluate(task, output, test.labels, answers)
             ious |= iou_by_class(name, dataset, output)
+            if name == "test":
+                for line in shortcomings(task, output, test.labels, dataset.classes):
+                    keep(line)
             if name == "test" and collectives.rank() == 0:
                 draw_answers(work / "plots", bench.boards, dataset, output, test.labels, answers)
         metrics |= {f"{name}/{k}": v for k, v in measured.items()}
         if name == "test" and composition.result_name:
             metrics |= {f"{composition.result_name}/{k}": v for k, v in measured.items()}
+    for name, net in _adapted(fits).items():
+        measured = (
+            {}
+            if test is None
+            else evaluate(task, predict(net, test.images, device=composition.device), test.labels, None)
+        )
+        metrics |= {f"{name}/{k}": measured.get(k) for k in task.metrics()}
     for name, node in composition.metrics.items():
         metrics |= _further(name, node.build(), student, fits.teacher, test, composition.device, work / "samples")
     metrics |= {f"gate/{name}": gate["value"] for name, gate in student.report.get("pool", {}).get("gates", {}).items()}
@@ -97,6 +117,16 @@ def _further(
     network = student.network if trained(student) else None
     found = measure(network, teacher and teacher.net, test, device=device, samples=samples)
     return {f"{name}/{k}" if k else name: v for k, v in found.items()}
+
+
+def _adapted(fits: Fits) -> dict[str, Normalized]:
+    """The copy of the teacher that the student's fit trained, by the name of its file; empty for most methods."""
+    file = fits.student.folder / ADAPTED
+    if fits.teacher is None or fits.teacher.net is None or not file.is_file():
+        return {}
+    net = copy.deepcopy(fits.teacher.net)
+    net.load_state_dict(read_tensors(file, advice=remedy(fits.student.folder)))
+    return {"adapted": net}
 
 
 def trained(fitted: FitResult) -> bool:

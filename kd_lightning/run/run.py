@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import time
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -17,9 +17,11 @@ from kd_lightning.config import ranks
 from kd_lightning.config.composition import Composition, Training
 from kd_lightning.config.node import Node, freeze, thaw
 from kd_lightning.config.record import leave_plain
-from kd_lightning.config.signatures import versions
+from kd_lightning.config.signatures import own_code, versions
+from kd_lightning.core.notices import keep, notice, noticing
 from kd_lightning.core.strangers import read_json
 from kd_lightning.data.dataset import Dataset
+from kd_lightning.data.datasets.folder import counted
 from kd_lightning.data.load import dataset_digest
 from kd_lightning.distributed import collectives, decisions
 from kd_lightning.distributed.device import fast_precision
@@ -27,7 +29,8 @@ from kd_lightning.engine.data import load_data
 from kd_lightning.engine.fit import FitResult, RunContext, fit
 from kd_lightning.results.provenance import header_of, leave_reason, parameters, peak_memory
 from kd_lightning.results.student_files import save_student
-from kd_lightning.run.measured import Fits, tested, trained
+from kd_lightning.run.first_pass import first_pass
+from kd_lightning.run.measured import ADAPTED, Fits, tested, trained
 from kd_lightning.run.stages_and_controls import control_of, handed, weak_teacher
 from kd_lightning.run.teacher import TeacherHandle, obtain_source_teacher, obtain_teacher
 from kd_lightning.store.artifacts import Store, copy_into, file_digest, names_file, remedy, write_json, writing
@@ -92,7 +95,9 @@ def identity(composition: Composition, data_key: str) -> dict[str, Any]:
     if own["teacher"]:
         own["teacher"] = {k: v for k, v in own["teacher"].items() if k not in ("ledger", "total_budget", "pace")}
     files = [file_digest(file) for file in _files(own)]
-    return {**own, "data": data_key, "files": files, "version": [VERSION, version("kd_lightning"), versions(own)]}
+    theirs = own_code({key: value for key, value in own.items() if key not in ("data", "logger")})
+    made_by = [VERSION, version("kd_lightning"), versions(own), *([theirs] if theirs else [])]
+    return {**own, "data": data_key, "files": files, "version": made_by}
 
 
 def _files(node: Any) -> Iterator[str]:
@@ -106,13 +111,15 @@ def _files(node: Any) -> Iterator[str]:
 
 def _kept_or_made(composition: Composition, folder: Path) -> dict[str, Any]:
     decisions.decided(lambda: leave_plain(composition.record, folder))
-    store = Store(composition.artifacts.root, reuse=composition.artifacts.reuse, decided=decisions.decided)
+    store = Store(**thaw(composition.artifacts), decided=decisions.decided)
     clock = Clock()
 
     # Data
     with clock("data"):
-        dataset = load_data(composition.data, store)
+        dataset = load_data(composition.data, store, composition.source)
         data_key = dataset_digest(dataset)
+    if dataset.found and collectives.rank() == 0:
+        print(dataset.found, file=sys.stderr, flush=True)
 
     # Run, unless the store holds the result of the same run
     made_of = identity(composition, data_key)
@@ -122,11 +129,13 @@ def _kept_or_made(composition: Composition, folder: Path) -> dict[str, Any]:
     def build(work: Path) -> None:
         with watching(loggers, composition.plain(), work, folder) as boards:
             bench = RunContext(store, dataset, data_key, dataset.task, boards, run=name)
-            result = _produce(composition, bench, clock, work)
+            with noticing() as heard:
+                result = _produce(composition, bench, clock, work)
+            result["warnings"] = list(dict.fromkeys([*result["warnings"], *heard]))
         decisions.decided(lambda: write_json(work / "result.json", result))
 
     before = time.time()
-    kept = store.obtain("run", made_of, build, everywhere=True)
+    kept = store.obtain("run", made_of, build, everywhere=True, students=True)
 
     # Copy to the run folder
     decisions.decided(lambda: _copied(kept, folder))
@@ -135,7 +144,8 @@ def _kept_or_made(composition: Composition, folder: Path) -> dict[str, Any]:
     if result["stored"] and collectives.rank() == 0:
         made = time.strftime("%Y-%m-%d %H:%M", time.localtime((kept / "result.json").stat().st_mtime or before))
         print(
-            f"This composition was run before: its stored result of {made} follows (artifacts.reuse=false runs anew)."
+            f"This composition was run before: its stored result of {made} follows (artifacts.reuse=false runs "
+            "anew, with artifacts.scope=student the student only)."
         )
     return result
 
@@ -147,6 +157,8 @@ def _copied(kept: Path, folder: Path) -> None:
 
 def _produce(composition: Composition, bench: RunContext, clock: Clock, work: Path) -> dict[str, Any]:
     dataset = bench.dataset
+    first_pass(composition, dataset)
+    _notice_data(dataset)
 
     # Teacher; test images are asked before validation images: a small eval_budget goes to the result, not to the curve
     teacher = obtain_teacher(composition, bench)
@@ -156,14 +168,15 @@ def _produce(composition: Composition, bench: RunContext, clock: Clock, work: Pa
     stages: dict[str, FitResult] = {}
     for name in composition.stages:
         stage = composition.stages[name]
-        given = handed(teacher, asks=stage.asks, source_teacher=obtain_source_teacher(stage, composition, bench))
+        asked = obtain_source_teacher(stage, composition, bench)
+        given = handed(teacher, asks=stage.asks, taught_by=stages.get(stage.taught_by or ""), source_teacher=asked)
         stages[name] = fit(stage, bench, phase=name, watched=True, **given)
         composition = composition.after(name, stages[name].folder)
 
     # Student
     val_answers = teacher.answers(dataset.val, bench.task) if teacher else None
     asked = obtain_source_teacher(composition, composition, bench)
-    given = handed(teacher, source_teacher=asked)
+    given = handed(teacher, taught_by=stages.get(composition.taught_by or ""), source_teacher=asked)
     student = fit(composition, bench, phase="student", val_answers=val_answers, watched=True, **given)
 
     # Controls to compare the student with
@@ -171,7 +184,8 @@ def _produce(composition: Composition, bench: RunContext, clock: Clock, work: Pa
     for name, control in composition.controls.items():
         controls[name] = None
         if (own := control_of(control, dataset, teacher, student)) is not None:
-            given = handed(teacher, asks=own.asks, source_teacher=obtain_source_teacher(own, composition, bench))
+            its = obtain_source_teacher(own, composition, bench)
+            given = handed(teacher, asks=own.asks, taught_by=stages.get(own.taught_by or ""), source_teacher=its)
             controls[name] = fit(own, bench, phase=name, **given)
 
     # Test
@@ -179,7 +193,7 @@ def _produce(composition: Composition, bench: RunContext, clock: Clock, work: Pa
     with clock("test"):
         metrics, ious = tested(composition, bench, fits, work)
     if collectives.rank() == 0 and (weak := weak_teacher(composition.controls, metrics, bench.task)):
-        warnings.warn(weak, stacklevel=2)
+        notice(weak)
     bench.boards.numbers({k: v for k, v in metrics.items() if v is not None}, student.report["rounds"])
 
     # Student's files and result
@@ -188,6 +202,16 @@ def _produce(composition: Composition, bench: RunContext, clock: Clock, work: Pa
     if trained(student):
         bench.boards.student(work, card)
     return _result(composition, bench, fits, metrics, clock) | ({"iou": ious} if ious else {})
+
+
+def _notice_data(dataset: Dataset) -> None:
+    """Keep what is missing of the data with the result."""
+    if dataset.unread:
+        keep(f"files of kinds that are not read were left out: {counted(dataset.unread)}; convert them to .png or .jpg")
+    if dataset.skipped:
+        keep(f"{dataset.skipped:,} files that cannot be decoded were left out (data.skip_bad=true)")
+    if dataset.test is None:
+        keep(f"data={dataset.name} has no test images, so nothing is measured on them: add a folder test")
 
 
 def _result(
@@ -201,7 +225,8 @@ def _result(
         fits.controls,
     )
     dataset, device, trainings = bench.dataset, composition.device, [*stages.values(), student]
-    networks = {"teacher": teacher.net} if teacher and teacher.net else {}
+    networks: dict[str, Any] = {"teacher": teacher.net} if teacher and teacher.net else {}
+    networks |= {name: stages[name].network for name in composition.teaching}
     if trained(student):
         networks["student"] = student.network
     spent = teacher.spent() if teacher else {}
@@ -217,6 +242,12 @@ def _result(
             for name, f in {"teacher": teacher, **stages, "student": student, **controls}.items()
             if f and f.report.get("cut_short")
         },
+        "warnings": [
+            line
+            for f in (teacher, *stages.values(), student, *controls.values())
+            if f
+            for line in f.report.get("warnings", ())
+        ],
         "restarts": {f.report["phase"]: f.report["restarts"] for f in trainings if f.report.get("restarts")},
         "objective": metrics[f"test/{bench.task.headline}"],
         "metrics": metrics,
@@ -237,7 +268,13 @@ def _result(
             **({"asking": spent, "price": sum(bucket["cost"] for bucket in spent.values())} if spent else {}),
         },
         **(teacher.told(fits.answers is not None, {**stages, "student": student}) if teacher else {}),
-        "dataset": {"layout": dataset.layout, "encoding": dataset.encoding, "skipped": dataset.skipped},
+        "dataset": {
+            "layout": dataset.layout,
+            "encoding": dataset.encoding,
+            "skipped": dataset.skipped,
+            "unread": dict(dataset.unread),
+            "found": dataset.found,
+        },
         **{key: student.report.get(key) for key in ("precision", "memory_format", "compile", "fold_batchnorm")},
         "device": torch.cuda.get_device_name() if device != "cpu" else f"cpu x{torch.get_num_threads()}",
     }
@@ -289,5 +326,7 @@ def _keep(stages: Mapping[str, FitResult], student: FitResult, card: Mapping[str
                     shutil.copyfile(file, work / "stages" / name / file.name)
         if not trained(student):
             shutil.copyfile(student.folder / "generator.safetensors", work / "generator.safetensors")
+        if (adapted := student.folder / ADAPTED).is_file():
+            shutil.copyfile(adapted, work / ADAPTED)
     if trained(student):
         save_student(student.network, work, card)

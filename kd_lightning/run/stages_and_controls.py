@@ -11,6 +11,8 @@ from kd_lightning.data.dataset import Dataset
 from kd_lightning.distributed import collectives
 from kd_lightning.engine.fit import FitResult
 from kd_lightning.run.teacher import TeacherHandle
+from kd_lightning.store.artifacts import digest
+from kd_lightning.teachers.white_box import FrozenTeacher
 
 
 def control_of(
@@ -24,7 +26,7 @@ def control_of(
         teacher: the run's teacher, if any.
         student: result of the student's fit; its updates set the control's length where that is asked for.
     """
-    if control.asks and (teacher is None or not teacher.white):
+    if control.asks and control.taught_by is None and (teacher is None or not teacher.white):
         return None
     if not control.asks and dataset.train is None:
         return None
@@ -33,16 +35,23 @@ def control_of(
 
 
 def handed(
-    teacher: TeacherHandle | None, *, asks: bool = True, source_teacher: TeacherHandle | None = None
+    teacher: TeacherHandle | None,
+    *,
+    asks: bool = True,
+    taught_by: FitResult | None = None,
+    source_teacher: TeacherHandle | None = None,
 ) -> dict[str, Any]:
     """The teacher arguments of :func:`~kd_lightning.engine.fit.fit`: fresh objects, with counters at zero.
 
     Args:
         teacher: the run's teacher, if any.
         asks: whether the fit asks it.
+        taught_by: the stage whose student is the teacher instead.
         source_teacher: the source's own teacher, if it has one.
     """
-    given = {"teacher": teacher.hand_out(), "teacher_key": teacher.key} if teacher and asks else {}
+    given: dict[str, Any] = {"teacher": teacher.hand_out(), "teacher_key": teacher.key} if teacher and asks else {}
+    if taught_by:
+        given = {"teacher": FrozenTeacher(taught_by.network), "teacher_key": digest([taught_by.key])}
     if source_teacher:
         given |= {"source_teacher": source_teacher.hand_out(), "source_teacher_key": source_teacher.key}
     return given
@@ -50,7 +59,7 @@ def handed(
 
 def weak_teacher(controls: Mapping[str, Training], metrics: Mapping[str, float | None], task: Task) -> str | None:
     """A warning where the student's network, trained without the teacher, is as good as the teacher; else None."""
-    teacher = metrics.get(f"teacher/{task.headline}")
+    teacher = metrics.get(f"adapted/{task.headline}", metrics.get(f"teacher/{task.headline}"))
     for name, control in controls.items():
         alone = metrics.get(f"{name}/{task.headline}")
         elsewhere = "load" in control.source  # trained on other images

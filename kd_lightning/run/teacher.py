@@ -7,12 +7,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
 from kd_lightning.config.composition import Composition, TeacherSettings, Training
 from kd_lightning.config.node import Node, thaw
+from kd_lightning.config.signatures import own_code
 from kd_lightning.core.inference import predict
 from kd_lightning.core.tasks import Task, kept
+from kd_lightning.core.user_code import fingerprint
 from kd_lightning.data.dataset import Dataset, Split
 from kd_lightning.distributed import collectives, decisions
 from kd_lightning.engine.fit import FitResult, RunContext, fit
@@ -21,7 +24,7 @@ from kd_lightning.methods.base.protocols import Teacher
 from kd_lightning.networks.normalized import Normalized
 from kd_lightning.networks.weights import load_weights
 from kd_lightning.results.student_files import load_student
-from kd_lightning.run.teacher_check import diagnose
+from kd_lightning.run.teacher_check import diagnose, recognise, refuse_constant
 from kd_lightning.store.artifacts import Store, digest, file_digest
 from kd_lightning.teachers.answer_types import Described, TeacherClient
 from kd_lightning.teachers.black_box import QueryClient, QueryTeacher
@@ -29,6 +32,8 @@ from kd_lightning.teachers.remote.client import LedgerClient, QueryTerms
 from kd_lightning.teachers.remote.local import LocalAsker
 from kd_lightning.teachers.white_box import FrozenTeacher
 
+OWN, TUNE = "own", "tune"
+"""``teacher.weights`` for a network that brings them: as they are, or trained on."""
 DRIFT_CHECKS = 16
 """Images that a remote teacher is asked about again to detect drift, unless the settings say otherwise."""
 AT_ONCE = 5000
@@ -143,15 +148,20 @@ def obtain_teacher(
     net: Normalized | None = None
     key, seconds, report, kept = "", 0.0, dict[str, Any](), None
     if settings.net is not None:
-        if settings.weights:
+        if settings.weights not in (None, TUNE):
             net, key = load_net(settings)
+            if settings.check:
+                recognise(net, _some_images(bench.dataset), bench.task, device=device)
         else:
             net, key, seconds, report, kept = _trained(settings, bench, train)
         net.eval()
         if settings.access == "white":
-            labelled = bench.dataset.val or bench.dataset.test
+            dataset = bench.dataset  # the test of two domains is not of the images it knows
+            labelled = dataset.val or (dataset.test if dataset.unlabelled is None else dataset.train)
             if settings.check and labelled is not None:
-                diagnose(net, labelled, task=bench.task, device=device)
+                diagnose(net, labelled, task=bench.task, device=device, trained=kept is not None)
+            if settings.check and kept is None:
+                refuse_constant(net, _some_images(bench.dataset), device=device)
             return TeacherHandle(net, key, seconds, settings, device, report, kept=kept)
     door: LedgerClient | None = None
 
@@ -168,7 +178,14 @@ def obtain_teacher(
 
     described = decisions.decided(open_door)
     said = asdict(described)
-    key = digest([key, *(said[k] for k in ("name", "version", "access", "decimals", "k")), settings.smoothing])
+    key = digest(
+        [
+            key,
+            *(said[k] for k in ("name", "version", "access", "decimals", "k")),
+            settings.smoothing,
+            *_code_of(settings),
+        ]
+    )
     reference = _reference(settings) if settings.reference else None
     return TeacherHandle(net, key, seconds, settings, device, report, described, door, reference, kept)
 
@@ -202,7 +219,7 @@ def _terms(settings: TeacherSettings, bench: RunContext) -> QueryTerms:
         total_budget=settings.total_budget,
         eval_budget=settings.eval_budget,
         drift_checks=drift_checks,
-        anew=not bench.store.reuse,
+        anew=bench.store.anew(),
     )
 
 
@@ -247,10 +264,32 @@ def load_net(settings: TeacherSettings) -> tuple[Normalized, str]:
     """Load a teacher's network from its weights file; returns the network and its digest."""
     assert settings.net is not None
     assert settings.weights is not None
-    net = Normalized(settings.net.build(), mean=settings.mean, std=settings.std, class_order=settings.class_order)
-    load_weights(net, settings.weights)
-    kept = {k: thaw(getattr(settings, k)) for k in ("net", "mean", "std", "class_order")}
-    return net, digest({**kept, "weights": file_digest(settings.weights)})
+    as_read = {k: getattr(settings, k) for k in ("mean", "std", "class_order", "outputs", "size")}
+    net = Normalized(settings.net.build(), **as_read)
+    kept = {"net": thaw(settings.net), **{k: thaw(v) for k, v in as_read.items()}}
+    if settings.weights == OWN:
+        kept["weights"] = fingerprint(net.net)
+    else:
+        load_weights(net, settings.weights)
+        kept["weights"] = file_digest(settings.weights)
+    return net, digest({**kept, "code": code} if (code := _code_of(settings)) else kept)
+
+
+def _code_of(settings: TeacherSettings) -> list[dict[str, str]]:
+    """The code behind a teacher, as a part of its key: nothing for classes of this package."""
+    theirs = own_code({key: thaw(getattr(settings, key)) for key in ("net", "client")})
+    return [theirs] if theirs else []
+
+
+def _some_images(dataset: Dataset, n: int = 200) -> Tensor:
+    """Up to ``n`` images uint8 (N, C, H, W) to see answers to: of the data, or noise where there are none."""
+    if kept(dataset.task) is not None:
+        n = 8  # maps of outputs are large
+    split = dataset.val or dataset.test or dataset.train
+    rng = torch.Generator().manual_seed(0)
+    if split is not None:
+        return split.images[torch.randperm(len(split), generator=rng)[:n]]
+    return torch.randint(256, (n, *dataset.image_shape), generator=rng, dtype=torch.uint8)
 
 
 def _trained(

@@ -12,17 +12,83 @@ from torch import Tensor
 
 from kd_lightning.core.inference import predict
 from kd_lightning.core.segmentation import Segmentation, class_ious, pixel_confusion
-from kd_lightning.core.tasks import Regression, Task, kept
+from kd_lightning.core.tasks import Classification, Regression, Task, kept
 from kd_lightning.data.dataset import Split
 from kd_lightning.errors import TeacherError
 from kd_lightning.networks.normalized import Normalized
+from kd_lightning.networks.outputs import kind_of
 
 GAIN = 0.05
 """A teacher is misconfigured if another normalisation, channel or class order improves its score by this much."""
+SURE = 3.0
+"""... and by this many standard errors of the difference on the same images."""
+
+
+def recognise(teacher: Normalized, images: Tensor, task: Task, *, device: str = "cpu") -> None:
+    """Refuse a teacher whose first answers are not what its settings say.
+
+    Args:
+        teacher: the network as the settings read it.
+        images: uint8 (N, C, H, W), some tens.
+        task: what the answers mean.
+        device: the device it runs on.
+
+    Raises:
+        TeacherError: it answers with NaN, or with probabilities or a single logit where logits are expected; the
+            message says what to type.
+    """
+    bare = Normalized(teacher.net, mean=_listed(teacher.mean), std=_listed(teacher.std), size=teacher.size)
+    output = predict(bare, images, device=device)
+    name = type(teacher.net).__name__
+    if not output.isfinite().all():
+        raise TeacherError(f"the teacher {name} answers with NaN or infinity: are these its weights, its images?")
+    if not isinstance(task, Classification):
+        return
+    kind = kind_of(output, task.outputs)
+    if kind != teacher.outputs and (kind == "logits" or teacher.outputs == "logits"):
+        one = "one for two classes, " if output.dim() == 1 or output.shape[1] == 1 else ""
+        raise TeacherError(
+            f"the teacher {name} answers with {SAID[kind]} ({one}in [{float(output.min()):.3g}, "
+            f"{float(output.max()):.3g}]), but teacher.outputs={teacher.outputs}: set teacher.outputs={kind}, or "
+            "accept it as it is with teacher.check=false"
+        )
+
+
+def refuse_constant(teacher: Normalized, images: Tensor, *, device: str = "cpu") -> None:
+    """Refuse a teacher that answers different images uint8 (N, C, H, W) alike.
+
+    Raises:
+        TeacherError: the answers do not differ.
+    """
+    output = predict(teacher, images, device=device)
+    if len(images) > 1 and bool((images != images[0]).any()) and bool(output.std(0).max() <= 1e-6 * output.abs().max()):
+        raise TeacherError(
+            f"the teacher {type(teacher.net).__name__} answers every image alike: give its weights with "
+            "teacher.weights=FILE and its normalisation with teacher.mean and teacher.std, or accept it as it is with "
+            "teacher.check=false"
+        )
+
+
+SAID = {
+    "logits": "logits",
+    "probabilities": "probabilities, as after a softmax",
+    "sigmoid": "a probability for each class by itself, as after a sigmoid",
+    "one_logit": "one logit",
+}
+
+
+def _listed(values: Tensor) -> list[float]:
+    return values.flatten().tolist()
 
 
 def diagnose(
-    teacher: Normalized, split: Split, *, task: Task | None = None, limit: int = 2000, device: str = "cpu"
+    teacher: Normalized,
+    split: Split,
+    *,
+    task: Task | None = None,
+    limit: int = 2000,
+    device: str = "cpu",
+    trained: bool = False,
 ) -> float:
     """Measure the teacher and refuse one that is near chance or misconfigured.
 
@@ -32,14 +98,15 @@ def diagnose(
         task: what the labels are, None for classes.
         limit: at most this many of them are used; a quarter of that for other normalisations and orders.
         device: the device it runs on.
+        trained: whether it was trained on these data as they are read: no other reading is looked for then.
 
     Returns:
         Accuracy or mean IoU, in [0, 1]; for regression 1 - e / e_median, with the mean absolute errors of the teacher
         and of the labels' median.
 
     Raises:
-        TeacherError: it is near chance, or better by ``GAIN`` under another normalisation, channel order or class
-            order; the message says which, and what to type.
+        TeacherError: it is near chance, or better under another normalisation, channel order or class order, by
+            ``GAIN`` and beyond sampling error; the message says which, and what to type.
     """
     if (keep := kept(task)) is not None:
         limit //= 10  # a map has many labels
@@ -54,8 +121,11 @@ def diagnose(
         measure = _of_classes(labels, output.shape[1])
     score, said = measure.score(output, labels), measure.said
     few = slice(None, max(500, limit // 4) if keep is None else limit // 4)
-    cause, better = _best_reading(teacher, images[few], labels[few], output[few], measure.score, keep, device)
-    if better > measure.score(output[few], labels[few]) + GAIN and better > measure.floor:
+    now = measure.each(output[few], labels[few])
+    cause, better = "", 0.0
+    if not trained:
+        cause, better = _best_reading(teacher, images[few], labels[few], now, measure, keep, device)
+    if cause and better > measure.floor:
         raise TeacherError(
             f"the teacher {said(score)} on labelled images, but {said(better)} with {cause}. Fix that, or "
             "accept the teacher as it is with teacher.check=false"
@@ -70,14 +140,17 @@ def diagnose(
     return score
 
 
-Score = Callable[[Tensor, Tensor], float]
+Each = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class _Measure:
-    """A score, at most 1, of outputs against labels, and ``chance``, the score of one answer for all images."""
+    """A score, at most 1, of outputs against labels, and ``chance``, the score of one answer for all images.
 
-    score: Score
+    ``each`` is the score of every image (N,), whose mean is ``score``.
+    """
+
+    each: Each
     said: Callable[[float], str]
     guess: str
     chance: float
@@ -85,19 +158,22 @@ class _Measure:
     floor: float
     answers: str
 
+    def score(self, output: Tensor, labels: Tensor) -> float:
+        """The mean score of outputs against labels."""
+        return float(self.each(output, labels).mean())
+
 
 def _of_classes(labels: Tensor, classes: int) -> _Measure:
     chance = float(torch.bincount(labels).max()) / len(labels)
-    noise = 2 * (chance * (1 - chance) / len(labels)) ** 0.5
     said = "reaches {:.3f}".format
-    return _Measure(_accuracy, said, "the commonest class", chance, max(GAIN, noise), 2 / classes, "classes")
+    return _Measure(_right, said, "the commonest class", chance, GAIN, 2 / classes, "classes")
 
 
 def _of_numbers(task: Regression, labels: Tensor) -> _Measure:
     guessed = max(float((labels - labels.median()).abs().mean()), 1e-12)
 
-    def skill(output: Tensor, labels: Tensor) -> float:
-        return 1 - float((task.numbers(output) - labels).abs().mean()) / guessed
+    def skill(output: Tensor, labels: Tensor) -> Tensor:
+        return 1 - (task.numbers(output) - labels).abs() / guessed
 
     def said(score: float) -> str:
         return f"is {(1 - score) * guessed:.3g} {task.unit} off"
@@ -112,8 +188,9 @@ def _of_maps(task: Segmentation, labels: Tensor) -> _Measure:
     # of one class for all pixels: its IoU is its share, that of the others is 0
     chance = float(counts.max()) / max(int(counts.sum()), 1) / max(there, 1)
 
-    def miou(output: Tensor, labels: Tensor) -> float:
-        return float(class_ious(pixel_confusion(labels, output, task.num_classes)).nanmean())
+    def miou(output: Tensor, labels: Tensor) -> Tensor:
+        pairs = zip(labels[:, None], output[:, None], strict=True)
+        return torch.stack([class_ious(pixel_confusion(*pair, task.num_classes)).nanmean() for pair in pairs])
 
     said = "reaches a mean IoU of {:.3f}".format
     return _Measure(miou, said, "the commonest class", chance, GAIN, 2 * chance, "classes")
@@ -123,32 +200,60 @@ def _best_reading(
     teacher: Normalized,
     images: Tensor,
     labels: Tensor,
-    logits: Tensor,
-    score: Score,
+    now: Tensor,
+    measure: _Measure,
     keep: Callable[[Tensor], Tensor] | None,
     device: str,
 ) -> tuple[str, float]:
-    readings = {"": score(logits, labels)}
-    if score == _accuracy:
-        order = [(teacher.class_order or range(logits.shape[1]))[i] for i in _assignment(logits, labels)]
-        readings[f"another class order: teacher.class_order={_typed(order)}"] = _accuracy_permuted(logits, labels)
-    if readings[""] + GAIN >= 1:  # nothing can be better by more than GAIN
-        return max(readings.items(), key=lambda item: item[1])
+    """The reading of images or answers that is surely better than the present one, and its score; none is ``("", 0)``.
+
+    Args:
+        teacher: the network as the settings read it.
+        images: uint8 (N, C, H, W).
+        labels: their labels, (N,).
+        now: the present score of each, (N,).
+        measure: scores answers.
+        keep: what is kept of the answers.
+        device: the device it runs on.
+    """
+    found: dict[str, float] = {}
+
+    def consider(said: str, then: Tensor, rows: slice = slice(None)) -> None:
+        gains = then - now[rows]
+        error = float(gains.std()) / len(gains) ** 0.5 if len(gains) > 1 else float("inf")
+        if float(gains.mean()) > max(GAIN, SURE * error) and float(gains.sum()) > SURE:
+            found[said] = float(then.mean())
+
+    if measure.each is _right:
+        logits = predict(teacher, images, device=device)
+        # any class may take any output, so the best order fits by chance a little: half for choosing, half for judging
+        half = len(labels) // 2
+        tried, order = _assignment(logits[:half], labels[:half]), _assignment(logits, labels)
+        if order != list(range(len(order))):
+            own = [(teacher.class_order or range(len(order)))[i] for i in order]
+            said = f"another class order: teacher.class_order={_typed(own)}"
+            consider(said, _right(logits[half:][:, tried], labels[half:]), slice(half, None))
+    if float(now.mean()) + GAIN >= 1:  # nothing can be better by more than GAIN
+        return max(found.items(), key=lambda item: item[1], default=("", 0.0))
     channels = images.shape[1]
+    present = _listed(teacher.mean), _listed(teacher.std)
     for name, (mean, std) in _normalisations(channels).items():
-        other = Normalized(teacher.net, mean=mean, std=std, class_order=teacher.class_order)
-        readings[f"{name}: teacher.mean={_typed(mean)} teacher.std={_typed(std)}"] = score(
-            predict(other, images, keep=keep, device=device), labels
-        )
+        if torch.allclose(torch.tensor(present), torch.tensor((mean, std)), atol=1e-3):
+            continue
+        other = _read_otherwise(teacher, mean, std)
+        then = measure.each(predict(other, images, keep=keep, device=device), labels)
+        consider(f"{name}: teacher.mean={_typed(mean)} teacher.std={_typed(std)}", then)
     if channels == 3:
-        readings["the channels in BGR order"] = score(
-            predict(teacher, images.flip(1), keep=keep, device=device), labels
-        )
-    readings["inverted images (white on black instead of black on white, or the reverse)"] = score(
-        predict(teacher, 255 - images, keep=keep, device=device), labels
-    )
-    best = max(readings, key=readings.__getitem__)
-    return best, readings[best]
+        then = measure.each(predict(teacher, images.flip(1), keep=keep, device=device), labels)
+        consider("the channels in BGR order", then)
+    then = measure.each(predict(teacher, 255 - images, keep=keep, device=device), labels)
+    consider("inverted images (white on black instead of black on white, or the reverse)", then)
+    return max(found.items(), key=lambda item: item[1], default=("", 0.0))
+
+
+def _read_otherwise(teacher: Normalized, mean: list[float], std: list[float]) -> Normalized:
+    order, outputs, size = teacher.class_order, teacher.outputs, teacher.size
+    return Normalized(teacher.net, mean=mean, std=std, class_order=order, outputs=outputs, size=size)
 
 
 def _normalisations(channels: int) -> dict[str, tuple[list[float], list[float]]]:
@@ -165,8 +270,8 @@ def _normalisations(channels: int) -> dict[str, tuple[list[float], list[float]]]
     return table
 
 
-def _accuracy(logits: Tensor, labels: Tensor) -> float:
-    return float((logits.argmax(1) == labels).float().mean())
+def _right(logits: Tensor, labels: Tensor) -> Tensor:
+    return (logits.argmax(1) == labels).float()
 
 
 def _assignment(logits: Tensor, labels: Tensor) -> list[int]:
@@ -174,13 +279,6 @@ def _assignment(logits: Tensor, labels: Tensor) -> list[int]:
     counts = torch.zeros(classes, classes, dtype=torch.long)
     counts.index_put_((labels, logits.argmax(1)), torch.ones_like(labels), accumulate=True)
     return linear_sum_assignment(counts.numpy(), maximize=True)[1].tolist()
-
-
-def _accuracy_permuted(logits: Tensor, labels: Tensor) -> float:
-    # each true class may take any one output, so the best assignment overfits a little: hence half for choosing
-    half = len(labels) // 2
-    order = _assignment(logits[:half], labels[:half])
-    return _accuracy(logits[half:][:, order], labels[half:])
 
 
 def _typed(values: list[Any]) -> str:

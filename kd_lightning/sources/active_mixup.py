@@ -27,6 +27,7 @@ from kd_lightning.networks.weights import load_weights
 from kd_lightning.sources.context import Context
 from kd_lightning.sources.few_shot_queried import kept_pool, pixels
 from kd_lightning.sources.fs_bbt import mixed
+from kd_lightning.sources.pool import made_by
 from kd_lightning.store.artifacts import file_digest
 
 CHUNK = 2000
@@ -90,7 +91,7 @@ class ActiveMixup:
         """What determines a part, in addition to the few images, the seed and its size."""
         settings = {"candidates": self.candidates, "shares": list(self.shares)}
         settings |= {"kind": "ActiveMixup", "version": self.version, "students": [*map(file_digest, students)]}
-        return {"expand": settings}
+        return {"expand": settings | made_by(self, self.network)}
 
     def make(
         self, context: Context, few: Tensor, student: str, size: int, taken: np.ndarray, random: np.random.Generator

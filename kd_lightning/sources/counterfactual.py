@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kd_lightning.core.user_code import code_of
 from kd_lightning.data.batches import Batch
 from kd_lightning.data.loader import TensorLoader
 from kd_lightning.errors import ConfigError
@@ -17,7 +18,7 @@ from kd_lightning.networks.generators.cgn import shifted
 from kd_lightning.sources.context import Context
 from kd_lightning.sources.data_free import Rounds
 from kd_lightning.sources.mask_operations import Operator, applied
-from kd_lightning.sources.pool import noise_on, obtain_parts
+from kd_lightning.sources.pool import made_by, noise_on, obtain_parts
 from kd_lightning.store.artifacts import by_content
 from kd_lightning.teachers.generator import DrawingTeacher, KeptDrawings
 
@@ -50,7 +51,7 @@ class Counterfactual:
 
     version = 1
     needs = frozenset({"task.classification"})
-    offers = frozenset({"source.images", "source.labels", "source.synthetic"})
+    offers = frozenset({"source.images", "source.index", "source.labels", "source.synthetic"})
 
     def __init__(
         self,
@@ -104,6 +105,9 @@ class Counterfactual:
             "source": "counterfactual",
             "version": self.version,
             "generators": {im: by_content(node["weights"], context.store.root) for im, node in self.mechanisms.items()},
+            **made_by(self, *(node["generator"] for node in self.mechanisms.values())),
+            "shape": context.dataset.image_shape,
+            "operations": [code_of(type(operator)) for operator in self.mask_operations],
             "mask_operations": [repr(operator) for operator in self.mask_operations],
             "classes": context.dataset.num_classes,
             "images": total,

@@ -32,7 +32,7 @@ from kd_lightning.losses.soft_labels import soft_cross_entropy
 from kd_lightning.networks import head_of
 from kd_lightning.networks.normalized import Normalized
 from kd_lightning.sources.context import Context
-from kd_lightning.sources.pool import noise_on, obtain_pool, teacher_of
+from kd_lightning.sources.pool import made_by, noise_on, obtain_pool, teacher_of
 
 
 class DataImpressions:
@@ -53,7 +53,7 @@ class DataImpressions:
         seed: of targets and noise.
     """
 
-    offers = frozenset({"source.images", "source.answers", "source.synthetic"})
+    offers = frozenset({"source.images", "source.index", "source.answers", "source.synthetic"})
     version = 1
     """Raised whenever its images would change."""
     needs = frozenset({"teacher.gradients", "task.classification"})
@@ -102,7 +102,7 @@ class DataImpressions:
                 return {"images": x, "answers": net(x).float()}
 
         config = {k: v for k, v in vars(self).items() if k not in ("augment", "batch_size", "fresh_answers")}
-        config |= {"source": "data_impressions", "shape": shape, "version": self.version}
+        config |= {"source": "data_impressions", "shape": shape, "version": self.version, **made_by(self)}
         pool = obtain_pool(context, config, math.ceil(self.images / self.impressions), make)
         answers = None if self.fresh_answers else pool["answers"]
         return context.serve(pool["images"], answers=answers, batch_size=self.batch_size, augment=self.augment)

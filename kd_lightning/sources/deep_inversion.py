@@ -30,7 +30,7 @@ from kd_lightning.losses.batch_norm import BatchNormTap
 from kd_lightning.losses.deep_inversion import inversion_step
 from kd_lightning.networks.normalized import Normalized
 from kd_lightning.sources.context import Context
-from kd_lightning.sources.pool import noise_on, obtain_pool, teacher_of
+from kd_lightning.sources.pool import made_by, noise_on, obtain_pool, teacher_of
 
 
 class DeepInversion:
@@ -52,7 +52,7 @@ class DeepInversion:
         seed: of classes, noise, shifts and flips.
     """
 
-    offers = frozenset({"source.images", "source.labels", "source.synthetic"})
+    offers = frozenset({"source.images", "source.index", "source.labels", "source.synthetic"})
     version = 1
     """Raised whenever its images would change."""
     needs = frozenset({"teacher.gradients", "teacher.batch_norm", "task.classification"})
@@ -104,7 +104,13 @@ class DeepInversion:
             return {"images": self.invert(net, u, labels.to(context.device), random), "labels": labels}
 
         config = {k: v for k, v in vars(self).items() if k not in ("augment", "batch_size")}
-        config |= {"source": "deep_inversion", "shape": shape, "classes": classes, "version": self.version}
+        config |= {
+            "source": "deep_inversion",
+            "shape": shape,
+            "classes": classes,
+            "version": self.version,
+            **made_by(self),
+        }
         pool = obtain_pool(context, config, math.ceil(self.images / self.inverted), make)
         return context.serve(pool["images"], pool["labels"], batch_size=self.batch_size, augment=self.augment)
 

@@ -50,7 +50,7 @@ class FewAsked:
         seed: of the choice of the few and of the images made from them.
     """
 
-    offers = frozenset({"source.images", "source.labels", "source.answers"})
+    offers = frozenset({"source.images", "source.index", "source.labels", "source.answers"})
     version = 1
     needs = frozenset({"task.classification"})
 

@@ -10,6 +10,7 @@ from kd_lightning.data.batches import Batch
 from kd_lightning.networks.weights import load_weights
 from kd_lightning.sources.context import Context
 from kd_lightning.sources.data_free import Rounds
+from kd_lightning.sources.pool import checked
 
 
 class Generated:
@@ -56,6 +57,8 @@ class GeneratedLoader(Rounds):
         self.notes["images_synthesised"] = (self.epoch * self.rounds + number + 1) * self.shape[0] * self.world
         with self.autocast:
             x = self.generator(self.latents(number))
+        if number == 0:  # a check waits for the device
+            checked(x, self.generator)
         return Batch(x.float(), None)
 
     def latents(self, number: int) -> Tensor:

@@ -32,6 +32,7 @@ from kd_lightning.errors import DataError
 from kd_lightning.networks.weights import load_weights
 from kd_lightning.sources.context import Context
 from kd_lightning.sources.few_shot_queried import kept_pool, pixels
+from kd_lightning.sources.pool import made_by
 from kd_lightning.store.artifacts import file_digest
 
 Random = np.random.Generator
@@ -68,7 +69,8 @@ class Mixup:
 
     def settings(self) -> dict[str, Any]:
         """What determines the images, in addition to the few and the seed."""
-        return {"kind": type(self).__name__, "version": self.version, "a": self.a}
+        kind = {"kind": type(self).__name__, "version": self.version, "a": self.a}
+        return kind | made_by(self, getattr(self, "generator", None))
 
     def make(self, context: Context, few: Tensor, images: int, random: Random) -> Tensor:
         """Mix: uint8 (images, C, H, W)."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from kd_lightning.data.loader import TensorLoader
 from kd_lightning.sources.context import Context
-from kd_lightning.sources.pool import noise_on, obtain_parts
+from kd_lightning.sources.pool import made_by, noise_on, obtain_parts
 from kd_lightning.store.artifacts import by_content
 from kd_lightning.teachers.generator import DrawingTeacher
 
@@ -71,6 +71,8 @@ class Drawn:
             "source": "drawn",
             "version": self.version,
             "generator": by_content(self.weights, context.store.root),
+            **made_by(self, self.generator),
+            "shape": context.dataset.image_shape,
             "classes": classes,
             **{k: getattr(self, k) for k in ("im", "latent", "pairs", "seed")},
             **({"latents": "its own"} if hasattr(self.generator, "latents") else {}),

@@ -24,7 +24,7 @@ class Other:
         augment: applied to each batch in this order.
     """
 
-    offers = frozenset({"source.images", "source.labels"})
+    offers = frozenset({"source.images", "source.index", "source.labels"})
 
     def __init__(self, *, load: Callable[..., Dataset], batch_size: int, augment: Sequence[Augmentation] = ()) -> None:
         self.load, self.batch_size, self.augment = load, batch_size, augment

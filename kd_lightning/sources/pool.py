@@ -9,16 +9,20 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from kd_lightning.core.strangers import read_tensors
-from kd_lightning.errors import ConfigError
+from kd_lightning.core.user_code import architecture, code_of
+from kd_lightning.errors import ConfigError, DataError
 from kd_lightning.networks.normalized import Normalized
 from kd_lightning.sources.context import Context
 from kd_lightning.store.artifacts import remedy, writing
 from kd_lightning.teachers.white_box import FrozenTeacher
 from kd_lightning.tracking.image_grids import save_grid, to_uint8
+
+SLACK = 0.01
+"""How far values may be outside [0, 1] by rounding."""
 
 
 def teacher_of(context: Context, source: str) -> Normalized:
@@ -36,6 +40,26 @@ def teacher_of(context: Context, source: str) -> Normalized:
     net = context.teacher.to(context.device).net
     assert isinstance(net, Normalized)
     return net
+
+
+def made_by(source: Any, *networks: nn.Module | None) -> dict[str, Any]:
+    """What a pool's images are made by, besides weights: the networks, and the code of a source that is not ours."""
+    return {"made_by": [code_of(type(source)), *map(architecture, networks)]}
+
+
+def checked(images: Tensor, generator: nn.Module) -> Tensor:
+    """The images of a generator, unchanged.
+
+    Raises:
+        DataError: they hold NaN, or values outside [0, 1].
+    """
+    low, high = images.detach().float().aminmax()
+    if not (low >= -SLACK and high <= 1 + SLACK):  # false for NaN as well
+        raise DataError(
+            f"the generator {type(generator).__name__} makes images in [{float(low):.3g}, {float(high):.3g}], expected "
+            "[0, 1]: one whose last layer is tanh has to convert its images, (x + 1) / 2"
+        )
+    return images
 
 
 def obtain_pool(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kd_lightning.core.inference import predict
+from kd_lightning.core.notices import notice
 from kd_lightning.core.tasks import Classification, Task
 from kd_lightning.data.batches import rounded
 from kd_lightning.errors import TrainingError
@@ -48,7 +48,7 @@ def report(gates: Sequence[QualityGate], *, strict: bool) -> None:
     if failed and strict:
         raise TrainingError("\n  ".join(["the pool is not worth training on:", *failed]))
     for line in failed:
-        warnings.warn(f"{line}. source.strict=true makes that an error", stacklevel=2)
+        notice(f"{line}. source.strict=true makes that an error", stacklevel=2)
 
 
 def of_acceptance(rate: float) -> QualityGate:

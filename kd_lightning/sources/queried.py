@@ -21,7 +21,7 @@ class Queried:
         seed: of the choice.
     """
 
-    offers = frozenset({"source.images", "source.labels", "source.answers"})
+    offers = frozenset({"source.images", "source.index", "source.labels", "source.answers"})
 
     def __init__(
         self, *, images: int | None, batch_size: int, augment: Sequence[Augmentation] = (), seed: int = 0

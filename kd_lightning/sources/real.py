@@ -21,7 +21,7 @@ class Real:
         augment: applied to each batch in this order.
     """
 
-    offers = frozenset({"source.images", "source.labels"})
+    offers = frozenset({"source.images", "source.index", "source.labels"})
 
     def __init__(self, *, batch_size: int, augment: Sequence[Augmentation] = ()) -> None:
         self.batch_size, self.augment = batch_size, augment

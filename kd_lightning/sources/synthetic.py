@@ -35,7 +35,7 @@ from kd_lightning.data.loader import Augmentation, TensorLoader
 from kd_lightning.errors import ConfigError, DataError
 from kd_lightning.networks.weights import load_weights
 from kd_lightning.sources.context import Context
-from kd_lightning.sources.pool import gathered, noise_on, obtain_parts
+from kd_lightning.sources.pool import checked, gathered, made_by, noise_on, obtain_parts
 from kd_lightning.sources.quality_gates import QualityGate, errors_of, of_acceptance, of_labels, of_ratio, report
 from kd_lightning.sources.queried_once import ask
 from kd_lightning.sources.rejection import Accepted, rejection
@@ -75,7 +75,7 @@ class Synthetic:
     """
 
     version = 1
-    offers = frozenset({"source.images", "source.labels", "source.synthetic"})
+    offers = frozenset({"source.images", "source.index", "source.labels", "source.synthetic"})
 
     def __init__(
         self,
@@ -188,6 +188,8 @@ class Synthetic:
             "version": self.version,
             "generator": by_content(self.weights, context.store.root),
             "ratio": by_content(self.ratio_weights, context.store.root),
+            **made_by(self, self.generator, self.ratio),
+            "shape": context.dataset.image_shape,
             "labels": wanted.tolist(),
             "images": len(wanted) * self.per_label,
             **{k: getattr(self, k) for k in ("latent", "per_label", "seed", "burn_in", "draw")},
@@ -213,7 +215,7 @@ class Synthetic:
 
         def draw(n: int) -> Tensor:
             z = torch.randn(n, self.latent, generator=rng, device=rng.device)
-            return rounded(self.generator(z, y.expand(n)))
+            return rounded(checked(self.generator(z, y.expand(n)), self.generator))
 
         ratio = self.ratio
         return draw, None if ratio is None else lambda x: ratio(x, y.expand(len(x)))

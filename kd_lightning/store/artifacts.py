@@ -212,6 +212,7 @@ class Store:
     Args:
         root: the folder; default is the user's cache directory.
         reuse: ``False`` rebuilds every artefact that this object has not built itself.
+        scope: of ``reuse=False``: ``all``, or ``student`` for the student's fit and the run only.
         decided: runs a function on one rank and returns its result on all, as
             :func:`kd_lightning.distributed.decisions.decided` does; the default is for a single process.
     """
@@ -221,10 +222,11 @@ class Store:
         root: str | Path | None = None,
         *,
         reuse: bool = True,
+        scope: str = "all",
         decided: Callable[[Callable[[], Any]], Any] = _by_itself,
     ) -> None:
         self.root = Path(root).expanduser() if root else user_cache_path("kd_lightning")
-        self.reuse = reuse
+        self.reuse, self.scope = reuse, scope
         self._decided = decided
         self.built: set[Path] = set()
         self._used: list[set[str]] = []
@@ -233,8 +235,18 @@ class Store:
         """The folder of the artefact that ``config`` determines, whether it exists or not."""
         return self.root / f"{kind}-{digest({'kind': kind, **config})}"
 
+    def anew(self, *, students: bool = False) -> bool:
+        """Whether artefacts are rebuilt: all of them, or ``students``, what is made for the student only."""
+        return not self.reuse and (students or self.scope == "all")
+
     def obtain(
-        self, kind: str, config: Mapping[str, Any], build: Callable[[Path], None], *, everywhere: bool = False
+        self,
+        kind: str,
+        config: Mapping[str, Any],
+        build: Callable[[Path], None],
+        *,
+        everywhere: bool = False,
+        students: bool = False,
     ) -> Path:
         """The folder of an artefact, built if it does not exist.
 
@@ -247,6 +259,7 @@ class Store:
             config: plain data that determines the result: settings, hashes of parents, seed, builder's version.
             build: writes the artefact into the folder it is given.
             everywhere: whether every rank builds, as in a fit; else only the first, while the others wait.
+            students: whether it is the student's fit or the run.
 
         Raises:
             UserError: the store cannot be written, or the existing artefact cannot be read.
@@ -254,13 +267,14 @@ class Store:
         folder = self.path(kind, config)
         if self._used:  # the artefact under construction uses it
             self._used[-1].add(folder.name)
-        if self._usable(folder):  # finished artefacts never change: no lock, and the store may be read-only
+        anew = self.anew(students=students)
+        if self._usable(folder, anew):  # finished artefacts never change: no lock, and the store may be read-only
             return folder
         with self._locked(folder):
-            if not self._usable(folder):
+            if not self._usable(folder, anew):
                 work = _unfinished(folder)
                 self._decided(lambda: _set_aside(folder))
-                self._decided(lambda: self._begin(work))
+                self._decided(lambda: self._begin(work, anew))
                 self._used.append(set())
                 try:
                     build(work) if everywhere else self._decided(lambda: build(work))
@@ -271,13 +285,13 @@ class Store:
                 self.built.add(folder)
         return folder
 
-    def _usable(self, folder: Path) -> bool:
-        may = self.reuse or folder in self.built
+    def _usable(self, folder: Path, anew: bool = False) -> bool:
+        may = not anew or folder in self.built
         return may and self._decided(lambda: state_of(folder) == WHOLE)
 
-    def _begin(self, work: Path) -> None:
+    def _begin(self, work: Path, anew: bool) -> None:
         with writing(work):
-            if not self.reuse:
+            if anew:
                 shutil.rmtree(work, ignore_errors=True)
             work.mkdir(exist_ok=True)
 

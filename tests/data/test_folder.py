@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -211,3 +212,60 @@ def test_another_image_of_the_same_name_size_and_time_is_decoded(tmp_path):
             os.utime(file, ns=(0, 0))
     assert mean("two") - mean("one") == 89 / 3  # of the three channels
     assert len([path for path in kept.root.glob("images-*") if path.is_dir()]) == 2
+
+
+def layout(root: Path, *places: str, each: int = 2) -> Path:
+    for place in places:
+        (root / place).mkdir(parents=True, exist_ok=True)
+        for i in range(each):
+            Image.new("RGB", (8, 8), (i, 0, 0)).save(root / place / f"{i}.png")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "test"),
+    [("Training", "valid", "Testing"), ("TRAIN", "Validation", "Test"), ("train_set", "dev", "test-set")],
+)
+def test_usual_names_of_parts_in_any_case(train: str, val: str, test: str, tmp_path: Path) -> None:
+    layout(tmp_path, *(f"{part}/{name}" for part in (train, val, test) for name in ("cat", "dog")))
+    found = folder.load(root=tmp_path, size=8)
+    assert found.classes == ["cat", "dog"]
+    assert [len(part) for part in (found.train, found.val, found.test) if part] == [4, 4, 4]
+    assert f"4 images for train ({train})" in found.found
+    assert "2 classes: cat, dog" in found.found
+
+
+@pytest.mark.parametrize(
+    ("places", "said"),
+    [
+        (("set/train/a", "set/test/a"), r"one folder, set, with test, train in it: set data\.root=\S+/set"),
+        (("train/a", "test/a"), "one class folder, a: with one class there is nothing to tell apart"),
+        (("train_data/a", "test_data/a"), "is test_data a part of the set and no class"),
+        (("val/a", "valid/b", "train/a"), "val and valid, both for val"),
+    ],
+)
+def test_misread_folders_are_refused(places: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=said):
+        folder.load(root=layout(tmp_path, *places), size=8)
+
+
+def test_formats_that_are_read_and_files_that_are_not(tmp_path: Path) -> None:
+    layout(tmp_path, "cat", "dog")
+    Image.new("RGB", (8, 8)).save(tmp_path / "cat" / "a.jfif", "JPEG")
+    Image.new("RGB", (8, 8)).save(tmp_path / "cat" / "b.tga", "TGA")
+    for name in ("c.heic", "d.heic", "notes.txt"):
+        (tmp_path / "dog" / name).write_bytes(b"?")
+    found = folder.load(root=tmp_path, size=8, val=0)
+    assert found.train is not None
+    assert len(found.train) == 6
+    assert found.unread == {".heic": 2, ".txt": 1}
+
+
+def test_a_picture_is_read_as_the_camera_was_held(tmp_path: Path) -> None:
+    picture = Image.new("L", (8, 8))
+    picture.paste(255, (0, 0, 8, 4))  # the upper half is white
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    picture.save(tmp_path / "a.png", exif=exif)
+    assert folder.decode(tmp_path / "a.png", size=8, channels=1)[0, 0, 0] == 0
+    assert folder.decode(tmp_path / "a.png", size=8, channels=1)[0, 7, 0] == 255

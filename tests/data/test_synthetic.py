@@ -44,7 +44,7 @@ class Painter(nn.Module):
         if self.wrong:
             y[::2] = self.labels - 1 - y[::2]
         grey = (y + 0.5) / self.labels + 0.02 * z[:, 0].clamp(-2, 2)
-        return (self.scale * grey).view(-1, 1, 1, 1).expand(-1, 1, 4, 4)
+        return (self.scale * grey).clamp(0, 1).view(-1, 1, 1, 1).expand(-1, 1, 4, 4)
 
 
 class Reader(nn.Module):
@@ -394,3 +394,30 @@ def test_nobody_to_ask(settings: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="query a teacher, but teacher=none"):
         source(tmp_path, **settings).prepare(at(tmp_path, teacher=False))
     assert len(source(tmp_path).prepare(at(tmp_path, teacher=False)).images) == 280
+
+
+class Another(Painter):
+    """Paints with other code, of the same weights."""
+
+    def forward(self, z: Tensor, y: Tensor) -> Tensor:
+        return 1 - super().forward(z, y)
+
+
+class Tanh(Painter):
+    def forward(self, z: Tensor, y: Tensor) -> Tensor:
+        return super().forward(z, y) * 2 - 1
+
+
+def test_other_code_of_a_generator_is_another_pool(tmp_path: Path) -> None:
+    for kind in (Painter, Another, Another):
+        made = source(tmp_path)
+        made.generator = kind(labels=CLASSES)
+        made.prepare(at(tmp_path))
+    assert len(list((tmp_path / "store").glob("pool-*/artifact.json"))) == 2
+
+
+def test_images_outside_their_range_are_named(tmp_path: Path) -> None:
+    made = source(tmp_path)
+    made.generator = Tanh(labels=CLASSES)
+    with pytest.raises(DataError, match=r"generator Tanh makes images in \[-0.*expected \[0, 1\]"):
+        made.prepare(at(tmp_path))

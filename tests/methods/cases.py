@@ -29,6 +29,7 @@ from toy import (
 
 from kd_lightning.data.augment import RandomResizedCrop
 from kd_lightning.data.loader import TensorLoader
+from kd_lightning.data.streams import StreamsLoader
 from kd_lightning.losses.response import kl
 from kd_lightning.losses.soft_labels import answer_cross_entropy
 from kd_lightning.methods.data_free.adaptive_deep_inversion import AdaptiveDeepInversion
@@ -40,6 +41,8 @@ from kd_lightning.methods.data_free.fast_dfkd import FastDfkd
 from kd_lightning.methods.data_free.nayer import Nayer
 from kd_lightning.methods.data_free.rdskd import RdskdGenerator
 from kd_lightning.methods.data_free.zskt import Zskt
+from kd_lightning.methods.domain_adaptation.dan import Dan
+from kd_lightning.methods.domain_adaptation.uda_kd import UdaKd
 from kd_lightning.methods.generators.biggan import BigGan
 from kd_lightning.methods.generators.ccgan import CcGan
 from kd_lightning.methods.generators.cvae import Cvae
@@ -58,6 +61,13 @@ def real_images(teacher: nn.Module) -> TensorLoader:
     return TensorLoader((images * 255).byte(), labels, batch_size=64, shuffle=True)
 
 
+def two_domains(teacher: nn.Module) -> StreamsLoader:
+    """The patterns with labels, and darker ones without."""
+    (images, labels), (dark, _) = patterns(512, seed=3), patterns(512, seed=4)
+    labelled = TensorLoader((images * 255).byte(), labels, batch_size=64, shuffle=True)
+    return StreamsLoader(labelled, TensorLoader((dark * 180).byte(), batch_size=64, shuffle=True))
+
+
 def noise_images(teacher: nn.Module) -> TensorLoader:
     noise = torch.rand(512, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     return TensorLoader((noise * 255).byte(), torch.zeros(512), batch_size=64, shuffle=True)
@@ -74,6 +84,11 @@ def distill(loss: Any = None, *, label: float = 0.0) -> Callable[..., Distill]:
 
 def bss(*, lr: float = 5e-3, **settings: Any) -> Callable[..., Bss]:
     return partial(Bss, **{"optimizer": partial(adam, lr=lr), "n_adv": 16} | settings)
+
+
+def uda_kd(**settings: Any) -> Callable[..., UdaKd]:
+    both = {"optimizer": partial(adam, lr=5e-3), "optimizer_t": partial(adam, lr=1e-3), "teacher_init": "source"}
+    return partial(UdaKd, **{**both, **settings})
 
 
 def dafl(lr_g: float, **settings: Any) -> Callable[..., Dafl]:
@@ -327,6 +342,16 @@ CASES = {
         epochs=6,
         tiny=("method.n_adv=8", "method.until=2.0", HALVES),
     ),
+    "uda_kd": Case(
+        uda_kd,
+        lambda: uda_kd(beta=(0.0, 0.0), growth="constant"),
+        loader=two_domains,
+        epochs=6,
+        ranks={"teacher_init": "source", "alignment": "mmd"},
+        gathers=True,
+        tiny=("method.teacher_init=source", "method.alignment=grl", SCHEDULED, CROPPED, HALVES),
+    ),
+    "dan": Case(method=Dan, ranks={"alignment": "grl"}),
     "dafl": Case(
         lambda: dafl(0.02),
         lambda: dafl(0.0),

@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from kd_lightning.core.tasks import Classification
 from kd_lightning.data.dataset import Split
 from kd_lightning.errors import TeacherError
 from kd_lightning.networks.normalized import Normalized
-from kd_lightning.run.teacher_check import diagnose
+from kd_lightning.run.teacher_check import diagnose, recognise, refuse_constant
 
 CLASSES = 4
 
@@ -102,3 +103,77 @@ def test_bgr() -> None:
     split = images(3)
     split.images[:, :2] = 30
     assert "BGR" in said(teacher(Red(-1.1, 1.1), 3), split)
+
+
+def test_a_sound_teacher_of_few_images_is_not_accused() -> None:
+    said = []
+    for draw in range(60):
+        rng = torch.Generator().manual_seed(draw)
+        labels = torch.randint(3, (30,), generator=rng)
+        answers = torch.where(torch.rand(30, generator=rng) < 0.75, labels, torch.randint(3, (30,), generator=rng))
+        x = answers.view(-1, 1, 1, 1).expand(-1, 1, 2, 2).to(torch.uint8).contiguous()
+        net = Normalized(OneHot(), mean=[0.0], std=[1 / 255])
+        try:
+            diagnose(net, Split(x, labels))
+        except TeacherError as error:
+            said.append(str(error))
+    assert not said
+
+
+class OneHot(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.one_hot(x[:, 0, 0, 0].round().long().clamp(0, 2), 3).float()
+
+
+def test_the_normalisation_that_is_there_is_not_proposed() -> None:
+    labels = torch.arange(400) % 3
+    x = labels.view(-1, 1, 1, 1).expand(-1, 1, 2, 2).to(torch.uint8).contiguous()
+    with pytest.raises(TeacherError, match=r"images in \[0, 255\]: teacher\.mean"):
+        diagnose(Normalized(OneHot(), mean=[0.0], std=[1.0]), Split(x, labels))
+    assert diagnose(Normalized(OneHot(), mean=[0.0], std=[1 / 255]), Split(x, labels)) == 1.0
+
+
+def test_no_other_reading_is_looked_for_where_it_was_trained_here() -> None:
+    split, net = images(), teacher(Brightest(-1.1, 1.1, order=[2, 0, 3, 1]))
+    with pytest.raises(TeacherError, match="class_order"):
+        diagnose(net, split)
+    half = Split(
+        split.images, torch.where(torch.arange(400) < 200, split.labels, torch.tensor([1, 3, 0, 2])[split.labels])
+    )
+    assert diagnose(net, half, trained=True) >= 0.5
+
+
+def knows(outputs: str) -> nn.Module:
+    """Answers in these terms, of logits drawn from the pixels."""
+    torch.manual_seed(0)
+    head = nn.Linear(64, 1 if outputs == "one_logit" else 3)
+    head.weight.data.mul_(10)
+    end = {"probabilities": nn.Softmax(1), "sigmoid": nn.Sigmoid()}.get(outputs, nn.Identity())
+    return nn.Sequential(nn.Flatten(), head, end)
+
+
+@pytest.mark.parametrize("outputs", ["logits", "probabilities", "sigmoid", "one_logit"])
+def test_what_a_teacher_answers_with_is_recognised_and_the_setting_mends_it(outputs: str) -> None:
+    x = torch.randint(256, (100, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    task = Classification(2 if outputs == "one_logit" else 3)
+    read = teacher(knows(outputs), outputs=outputs)
+    recognise(read, x, task)
+    assert read(x / 255).shape == (100, task.num_classes)
+    assert (read(x / 255) < 0).any()
+    for other in {"logits", "probabilities"} - {outputs}:
+        if other == "logits" or outputs == "logits":
+            with pytest.raises(TeacherError, match=f"set teacher.outputs={outputs}"):
+                recognise(teacher(knows(outputs), outputs=other), x, task)
+
+
+def test_probabilities_read_as_such_give_the_logits_again() -> None:
+    x = torch.rand(5, 1, 8, 8)
+    logits, soft = (teacher(knows(k), outputs=k) for k in ("logits", "probabilities"))
+    assert torch.allclose(soft(x).softmax(1), logits(x).softmax(1), atol=1e-5)
+
+
+def test_the_same_answer_to_every_image_is_named() -> None:
+    x = images().images
+    with pytest.raises(TeacherError, match="answers every image alike"):
+        refuse_constant(teacher(Brightest(0.9, 1.0)), x)
+    refuse_constant(teacher(Brightest(-1.1, 1.1)), x)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import re
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -94,7 +97,7 @@ def test_names_and_shapes_that_differ_are_listed_with_the_nearest(tmp_path: Path
 
 
 def test_a_long_list_is_cut(tmp_path: Path) -> None:
-    torch.save({f"layer{i}": torch.zeros(1) for i in range(50)}, tmp_path / "w.pt")
+    torch.save(network().state_dict() | {f"layer{i}": torch.zeros(1) for i in range(50)}, tmp_path / "w.pt")
     with pytest.raises(TeacherError, match=r"\.\.\. \d+ more"):
         load_weights(network(), tmp_path / "w.pt")
 
@@ -121,3 +124,68 @@ def test_statistics_in_the_file_win(tmp_path: Path) -> None:
     ours = network()
     load_weights(ours, tmp_path / "w.pt")
     assert same(ours, theirs)
+
+
+def under(prefix: str, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {f"{prefix}.{name}": value for name, value in state.items()}
+
+
+LEFT: dict[str, tuple[Callable[[dict[str, torch.Tensor]], object], str]] = {
+    "a loss beside it": (
+        lambda s: {"state_dict": under("model", s) | {"criterion.weight": torch.ones(10)}, "epoch": 3},
+        "left out criterion.weight",
+    ),
+    "backbone": (lambda s: {"state_dict": under("backbone", s)}, ""),
+    "any other prefix": (lambda s: under("my.encoder", s), ""),
+    "parallel and compiled": (lambda s: under("module._orig_mod", s), ""),
+    "compiled inside": (lambda s: {k.replace(".", "._orig_mod.", 1): v for k, v in s.items()}, ""),
+    "net_state_dict": (lambda s: {"net_state_dict": s}, ""),
+    "of an average": (lambda s: {"state_dict_ema": s}, ""),
+    "any other wrapper": (lambda s: {"mine": s, "optimizer": {"state": {0: torch.ones(1)}, "param_groups": []}}, ""),
+    "a profiler's counters": (
+        lambda s: s | {"total_ops": torch.zeros(1), "features.total_params": torch.zeros(1)},
+        "left out features.total_params, total_ops",
+    ),
+    "arguments": (lambda s: {"model": s, "args": argparse.Namespace(lr=1, out=Path("x"))}, ""),
+    "numpy scalars": (lambda s: {"model": s, "best": np.float64(0.5), "epoch": np.int64(3)}, ""),
+    "a student and its teacher": (lambda s: under("student", s) | under("teacher", s), "left out teacher."),
+}
+
+
+@pytest.mark.parametrize("case", LEFT)
+def test_weights_as_other_tools_leave_them(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    theirs, ours = network(), network()
+    write, said = LEFT[case]
+    torch.save(write(dict(theirs.net.state_dict())), tmp_path / "w.pt")
+    load_weights(ours, tmp_path / "w.pt")
+    assert same(ours.net, theirs.net)
+    told = capsys.readouterr().err
+    assert said in told if said else not told
+
+
+def test_where_no_name_fits_the_files_are_listed(tmp_path: Path) -> None:
+    torch.save({"blocks.0.w": torch.ones(1), "blocks.1.w": torch.ones(1)}, tmp_path / "w.pt")
+    with pytest.raises(TeacherError, match=r"not one of its names .* the file has blocks\.0\.w") as refusal:
+        load_weights(network(), tmp_path / "w.pt")
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_layer_too_many_is_not_left_out(tmp_path: Path) -> None:
+    torch.save(network().net.state_dict() | {"features.9.weight": torch.ones(1)}, tmp_path / "w.pt")
+    with pytest.raises(TeacherError, match=r"features\.9\.weight: not in the network"):
+        load_weights(network(), tmp_path / "w.pt")
+
+
+def test_old_batch_norms_without_a_counter(tmp_path: Path) -> None:
+    theirs, ours = network(batch_norm=True), network(batch_norm=True)
+    state = {k: v for k, v in theirs.net.state_dict().items() if not k.endswith("num_batches_tracked")}
+    torch.save(state, tmp_path / "w.pt")
+    load_weights(ours, tmp_path / "w.pt")
+    assert same(ours.net, theirs.net)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_a_whole_network_is_named_for_what_it_is(tmp_path: Path) -> None:
+    torch.jit.script(nn.Linear(2, 2)).save(tmp_path / "w.pt")
+    with pytest.raises(TeacherError, match=r"is a TorchScript network, .*teacher=torchscript teacher\.file="):
+        load_weights(network(), tmp_path / "w.pt")

@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from kd_lightning.config import resolvers
 from kd_lightning.config.check import examined, faults, key_of
 from kd_lightning.config.composition import Composition
+from kd_lightning.config.node import thaw
 from kd_lightning.config.overrides import read, refusal, suggest
 from kd_lightning.config.requirements import of_numbers
 from kd_lightning.config.signatures import fits, wrong
@@ -147,8 +148,8 @@ def obtain(composition: Composition) -> TeacherHandle:
     assert composition.teacher is not None
     teacher, data = replace(composition.teacher, access="white"), composition.data  # the server holds the network
     composition = settle(composition.derive(teacher=teacher))
-    store = Store(composition.artifacts.root, reuse=composition.artifacts.reuse)
-    if teacher.weights:
+    store = Store(**thaw(composition.artifacts))
+    if teacher.weights not in (None, "tune"):
         dataset = describe_data(classes=data.num_classes, channels=data.channels, size=data.size)
     else:
         dataset = load_data(data, store)

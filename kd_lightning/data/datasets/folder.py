@@ -3,28 +3,38 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
 from kd_lightning.core import strangers
-from kd_lightning.data.classes import class_names, split_folders
+from kd_lightning.data.classes import class_names, classes_of, split_folders
 from kd_lightning.data.dataset import Dataset, Split, hold_out, sides
 from kd_lightning.errors import DataError
 from kd_lightning.store.artifacts import Store, digest, file_digest, remedy, write_json
 
-VERSION = 1  # raise when the same files would give different pixels
-ENCODINGS = {f".{name}": name for name in ("jpeg", "png", "webp", "bmp", "gif", "ppm", "pgm", "tiff")}
-ENCODINGS |= {".jpg": "jpeg", ".tif": "tiff"}
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM", "TIFF", "ICO", "TGA", "JPEG2000", "AVIF")
+VERSION = 2  # raise when the same files would give different pixels
+ENDINGS = {
+    "jpeg": "jpg jpeg jpe jfif mpo", "png": "png apng", "webp": "webp", "bmp": "bmp dib", "gif": "gif",
+    "ppm": "ppm pbm pnm pfm", "pgm": "pgm", "tiff": "tif tiff", "avif": "avif avifs",
+    "jpeg2000": "jp2 j2k jpc jpf jpx j2c", "ico": "ico cur", "icns": "icns", "tga": "tga icb vda vst", "qoi": "qoi",
+    "dds": "dds", "pcx": "pcx dcx", "psd": "psd", "sgi": "sgi bw rgb rgba", "sun": "ras", "xbm": "xbm", "xpm": "xpm",
+    "msp": "msp", "im": "im", "fits": "fit fits", "blp": "blp", "fli": "fli flc", "ftex": "ftc ftu", "pixar": "pxr",
+    "pcd": "pcd",
+}  # fmt: skip
+"""Encoding -> endings of the files that Pillow reads by itself, without another program."""
+ENCODINGS = {f".{ending}": name for name, endings in ENDINGS.items() for ending in endings.split()}
+FORMATS = tuple(sorted({"CUR", "DCX", *(name.upper() for name in ENDINGS if name != "pgm")}))
+USUAL = ".jpg, .png, .webp, .bmp, .gif, .tiff"
 MOST_PIXELS = 64_000_000
 """Most pixels of an image, and of the image resized by its shorter side."""
 RESAMPLE = Image.Resampling.BILINEAR
@@ -70,8 +80,9 @@ def load(
     """
     root = Path(root).expanduser()
     parts = split_folders(root)
-    names = list(classes) if classes else class_names(parts.get("train") or parts["test"])
-    files = [file for part, folder in parts.items() for file in _list(folder, part, names)]
+    names = list(classes) if classes else classes_of(parts)
+    unread: Counter[str] = Counter()
+    files = [file for part, folder in parts.items() for file in _list(folder, part, names, unread)]
     paths = [file.path for file in files]
     images, good, bad = decoded(root, paths, size=size, channels=channels, store=store, skip_bad=skip_bad)
     kept = [files[i] for i in good.tolist()]
@@ -82,6 +93,8 @@ def load(
     if "train" in splits and "val" not in splits and val:
         splits["train"], splits["val"] = hold_out(splits["train"], val)
     return Dataset(
+        found=_told(splits, parts, root, names),
+        unread=dict(sorted(unread.items())),
         name=name,
         classes=names,
         train=splits.get("train"),
@@ -93,7 +106,19 @@ def load(
     )
 
 
-def _list(folder: Path, part: str, names: list[str]) -> list[File]:
+def _told(splits: dict[str, Split], parts: dict[str, Path], root: Path, names: list[str]) -> str:
+    """What was found: the parts with their folders and counts, and the classes."""
+    said = []
+    for part in ("train", "val", "test"):
+        if part in splits:
+            place = "held out of training" if part not in parts else "" if parts[part] == root else parts[part].name
+            aside = f" ({place})" if place not in ("", part) else ""
+            said.append(f"{len(splits[part]):,} images for {part}{aside}")
+    few = ", ".join(names[:8]) + (" ..." if len(names) > 8 else "")
+    return f"{root}: {', '.join(said)}; {len(names)} classes: {few}"
+
+
+def _list(folder: Path, part: str, names: list[str], unread: Counter[str]) -> list[File]:
     found = class_names(folder)
     if unknown := [name for name in found if name not in names]:
         raise DataError(
@@ -103,19 +128,29 @@ def _list(folder: Path, part: str, names: list[str]) -> list[File]:
         )
     files = []
     for name in found:
-        paths = sorted(
+        there = sorted(
             Path(base) / file
             for base, _, inside in os.walk(folder / name)
             for file in inside
-            if os.path.splitext(file)[1].lower() in ENCODINGS and not file.startswith(".")
+            if not file.startswith(".")
         )
+        paths = [path for path in there if path.suffix.lower() in ENCODINGS]
+        others = Counter(path.suffix.lower() or path.name for path in there if path.suffix.lower() not in ENCODINGS)
+        unread += others
         if not paths:
+            held = f", but {counted(others)}" if others else ""
             raise DataError(
-                f"class folder {folder / name} holds no image ({', '.join(ENCODINGS)}): add some, or remove the folder"
+                f"class folder {folder / name} holds no image that can be read ({USUAL} ...){held}: convert or add "
+                "some, or remove the folder"
             )
         label = names.index(name)
         files += [File(path, part, label) for path in paths]
     return files
+
+
+def counted(kinds: Mapping[str, int]) -> str:
+    """Numbers of files by ending, in words: ``3 .heic, 1 .txt``."""
+    return ", ".join(f"{number:,} {kind}" for kind, number in kinds.items())
 
 
 def _split(images: Tensor, files: list[File], part: str) -> Split:
@@ -222,8 +257,9 @@ def decode(path: Path, *, size: int | Sequence[int], channels: int) -> np.ndarra
         OSError, ValueError ...: the file is damaged, or its pixels are no 8- or 16-bit integers.
     """
     with opened(path) as image:
-        shape, box = covering(image.size, size)
-        picture = eight_bit(image).convert("L" if channels == 1 else "RGB")
+        upright = ImageOps.exif_transpose(image)  # as the camera was held
+        shape, box = covering(upright.size, size)
+        picture = eight_bit(upright).convert("L" if channels == 1 else "RGB")
     if shape != picture.size:
         picture = picture.resize(shape, RESAMPLE)
     pixels = np.array(picture.crop(box))
@@ -237,12 +273,25 @@ def decode_whole(path: Path, *, size: int | Sequence[int], channels: int) -> tup
         OSError, ValueError ...: as for :func:`decode`.
     """
     with opened(path) as image:
-        width, height = image.size
-        shape, _ = covering(image.size, size)
-        picture = eight_bit(image).convert("L" if channels == 1 else "RGB")
+        upright = ImageOps.exif_transpose(image)  # as the camera was held
+        width, height = upright.size
+        shape, _ = covering(upright.size, size)
+        picture = eight_bit(upright).convert("L" if channels == 1 else "RGB")
     pixels = np.array(picture.resize(shape, RESAMPLE) if shape != picture.size else picture)
     pixels = pixels[None] if channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
     return pixels, (height, width)
+
+
+def upright_size(path: Path) -> tuple[int, int]:
+    """Width and height of an image as the camera was held.
+
+    Raises:
+        OSError, ValueError: as for :func:`opened`.
+    """
+    with opened(path) as image:
+        width, height = image.size
+        turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+    return (height, width) if turned else (width, height)
 
 
 def covering(found: tuple[int, int], size: int | Sequence[int]) -> tuple[tuple[int, int], tuple[int, int, int, int]]:

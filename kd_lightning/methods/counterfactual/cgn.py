@@ -29,13 +29,13 @@ Deviations (paper / authors' code / here):
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from kd_lightning.core.notices import notice
 from kd_lightning.data.batches import Batch
 from kd_lightning.distributed import collectives
 from kd_lightning.losses.counterfactual import MECHANISMS, binary_entropy, compose, edge, style
@@ -93,7 +93,7 @@ class Cgn(ConditionalGan):
         self.watch, self.verdicts = MaskMonitor(self.task.num_classes), ClassLossMonitor(self.task.num_classes)
         self.features = None if features is None else FrozenTeacher(features)
         if features is None and any(perc):
-            warnings.warn(
+            notice(
                 "features.weights=null: CGN's perceptual loss, which needs VGG-16's, is off. Give torchvision's "
                 "vgg16-397923af.pth with method.features.weights (cgn.method.features.weights in a chain), or say that "
                 "none is wanted with method.perc=[]",

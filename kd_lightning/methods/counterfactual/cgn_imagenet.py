@@ -19,13 +19,13 @@ Deviations (paper / authors' code / here). ``variant`` chooses what is drawn, se
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from kd_lightning.core.notices import notice
 from kd_lightning.distributed import collectives
 from kd_lightning.losses.counterfactual import (
     MECHANISMS,
@@ -129,7 +129,7 @@ class CgnImageNet(Distiller):
             (features, "features.weights=null: the perceptual and the texture loss, which need VGG-16's, are off"),
         ):
             if missing is None:
-                warnings.warn(f"method.{what}. Give the file, see conf/method/cgn_imagenet.yaml", stacklevel=1)
+                notice(f"method.{what}. Give the file, see conf/method/cgn_imagenet.yaml", stacklevel=1)
         self.generator, self.pseudo = generator, FrozenTeacher(pseudo)
         self.features = None if features is None else FrozenTeacher(features)
         self.make_optimizer, self.variant = optimizer, variant

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
-
 from torch import Tensor, nn
 
+from kd_lightning.core.notices import notice
 from kd_lightning.methods.counterfactual.class_means import ClassMeans
 
 
@@ -42,7 +41,7 @@ class ClassLossMonitor(nn.Module):
         if lost := self.look():
             classes, them = ("classes", "them") if len(lost) > 1 else ("class", "it")
             seen = ", ".join(f"{k} ({real:.2f} against {made:.2f})" for k, (real, made) in lost.items())
-            warnings.warn(
+            notice(
                 f"lost {classes} {seen}: the discriminator tells all that is drawn of {them} from real images, and "
                 "such counterfactuals will teach nothing. Look at samples/, and try another seed or a longer "
                 "trainer.max_epochs",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Literal
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kd_lightning.core.collapse import Collapsed
+from kd_lightning.core.notices import notice
 from kd_lightning.methods.counterfactual.class_means import ClassMeans
 
 MASK_REMEDY = (
@@ -82,7 +82,7 @@ class MaskMonitor(nn.Module):
             raise collapsed
         if not self.warned:
             self.warned.fill_(True)
-            warnings.warn(f"{collapsed}. Its counterfactuals will teach nothing. {collapsed.remedy}", stacklevel=2)
+            notice(f"{collapsed}. Its counterfactuals will teach nothing. {collapsed.remedy}", stacklevel=2)
 
 
 def _listed(which: Tensor) -> str:

@@ -21,7 +21,7 @@ from torch import Tensor
 from kd_lightning.core import strangers
 from kd_lightning.core.segmentation import VOID, Segmentation
 from kd_lightning.data.dataset import Dataset, Split, hold_out, sides
-from kd_lightning.data.datasets.folder import ENCODINGS, covering, decode, opened
+from kd_lightning.data.datasets.folder import ENCODINGS, covering, decode, opened, upright_size
 from kd_lightning.errors import DataError
 from kd_lightning.store.artifacts import Store, digest, file_digest, remedy
 
@@ -172,8 +172,7 @@ def _decode(pairs: Sequence[Pair], classes: Classes, size: int | Sequence[int], 
         pair = pairs[i]
         with _naming(pair.image):
             images[i] = torch.from_numpy(decode(pair.image, size=size, channels=channels))
-            with opened(pair.image) as image:
-                wanted = image.size
+            wanted = upright_size(pair.image)
         with _naming(pair.mask):
             labels[i] = torch.from_numpy(read_mask(pair.mask, classes, of=wanted, size=size))
 

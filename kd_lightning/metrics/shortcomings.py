@@ -1,0 +1,53 @@
+"""What is wrong with a student's answers to the test images, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from kd_lightning.core.tasks import Classification, Regression, Task
+
+
+def shortcomings(task: Task, output: Tensor, labels: Tensor, classes: Sequence[str]) -> Iterator[str]:
+    """Yield a line for a constant student, one no better than a guess, and classes that it never names.
+
+    Args:
+        task: classification or regression; of others nothing is said.
+        output: (N, K).
+        labels: (N,).
+        classes: names of the K classes.
+    """
+    if isinstance(task, Regression):
+        yield from _of_numbers(task, output, labels)
+    if not isinstance(task, Classification) or not len(labels):
+        return
+    named, there = (torch.bincount(each, minlength=task.num_classes) for each in (output.argmax(1), labels))
+    right = float((output.argmax(1) == labels).float().mean())
+    guess = float(there.max()) / len(labels)
+    missing = [classes[i] for i in ((named == 0) & (there > 0)).nonzero().flatten().tolist()]
+    if int((named > 0).sum()) == 1 and int((there > 0).sum()) > 1:
+        yield f"the student is constant: it names {classes[int(named.argmax())]} for every test image"
+    elif missing:
+        few = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+        yield f"the student never names {few}, of which there are test images"
+    error = (guess * (1 - guess) / len(labels)) ** 0.5
+    if int((there > 0).sum()) > 1 and right <= guess + 2 * error:
+        yield (
+            f"the student's accuracy, {right:.3f}, is at chance: always naming the commonest class reaches {guess:.3f} "
+            f"on these {len(labels):,} test images"
+        )
+
+
+def _of_numbers(task: Regression, output: Tensor, labels: Tensor) -> Iterator[str]:
+    told = task.numbers(output).flatten()
+    off = float((told - labels).abs().mean())
+    guess = float((labels - labels.median()).abs().mean())
+    if len(told) > 1 and float(told.std()) <= 1e-6 * (task.high - task.low):
+        yield f"the student is constant: it tells {float(told[0]):.4g} {task.unit} of every test image"
+    elif off >= guess:
+        yield (
+            f"the student is {off:.3g} {task.unit} off, no better than always telling the median of the labels, which "
+            f"is {guess:.3g} off"
+        )
