@@ -6,6 +6,7 @@ None of them reads labels: a void pixel counts as any other, as in the authors' 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -55,6 +56,21 @@ def dist_pixels(
     p, q = (F.softmax(x / temperature, dim=1).movedim(1, -1).flatten(0, 2) for x in _maps(student, teacher))
     over_classes, over_pixels = (1 - _correlation(p, q, dim, eps).mean() for dim in (1, 0))
     return temperature**2 * (inter * over_classes + intra * over_pixels)
+
+
+def paraphrase(student: Sequence[Tensor], teacher: Tensor, *, sparsity: float = 1e-7) -> Tensor:
+    """Mean squared error of the map that a paraphraser gives again, plus ``sparsity`` times the L1 norm of its code.
+
+    The loss of KTAAD's first stage (He et al., CVPR 2019), in which the student takes no part.
+
+    Args:
+        student: the map again, and the code.
+        teacher: the map (N, C, H, W).
+        sparsity: 1e-7 in the paper.
+    """
+    again, code = student
+    again, teacher = _maps(again, teacher)
+    return F.mse_loss(again, teacher) + sparsity * code.float().abs().sum()
 
 
 def adaptation(student: Tensor, teacher: Tensor) -> Tensor:

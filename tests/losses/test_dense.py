@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from kd_lightning.losses.dense import adaptation, affinity, channel_wise, dist_pixels
+from kd_lightning.losses.dense import adaptation, affinity, channel_wise, dist_pixels, paraphrase
 from kd_lightning.losses.response import kl, l1_logits
 
 LOSSES = {"cwd": channel_wise, "dist": dist_pixels, "adaptation": adaptation, "affinity": affinity}
@@ -162,3 +162,10 @@ def test_affinity_makes_no_matrix_of_positions() -> None:
     x = torch.zeros(1, 2, side, side)
     x[..., 0, 0] = 1.0
     assert affinity(x, F.pad(x[..., :-1], (1, 0))).item() == pytest.approx(2 * math.sqrt(2) / side**2)
+
+
+def test_a_paraphraser_pays_for_its_error_and_a_little_for_its_code() -> None:
+    again, teacher = torch.full((2, 3, 4, 4), 0.5), torch.zeros(2, 3, 4, 4)
+    code = torch.full((2, 1, 4, 4), -2.0, dtype=torch.bfloat16)
+    assert paraphrase([again, code], teacher, sparsity=1e-3).item() == pytest.approx(0.25 + 1e-3 * 64)
+    assert paraphrase([again, code], teacher).item() == pytest.approx(0.25 + 64e-7)

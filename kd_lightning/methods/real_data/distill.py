@@ -25,7 +25,7 @@ from torch.optim import Optimizer
 from kd_lightning.core.feature_hooks import OUTPUT, Taps, find
 from kd_lightning.data.batches import Batch
 from kd_lightning.errors import ConfigError
-from kd_lightning.losses.dense import channel_wise, dist_pixels
+from kd_lightning.losses.dense import adaptation, affinity, channel_wise, dist_pixels
 from kd_lightning.losses.response import kl
 from kd_lightning.losses.soft_labels import answer_cross_entropy, soft_cross_entropy
 from kd_lightning.methods.base.distiller import Distiller, OptimizerFactory, SchedulerFactory
@@ -34,7 +34,7 @@ from kd_lightning.networks.normalized import Normalized
 
 FOR_CLASSES = {f"{loss.__module__}.{loss.__name__}" for loss in (kl, soft_cross_entropy, answer_cross_entropy)}
 """Losses that expect logits of classes; :func:`~kd_lightning.losses.soft_labels.imitation` suits regression, too."""
-FOR_MAPS = (channel_wise, dist_pixels)
+FOR_MAPS = (channel_wise, dist_pixels, adaptation, affinity)
 """Losses that expect logits of every pixel, unless a term shows them features."""
 
 
