@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import os
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -14,28 +16,60 @@ from torch import Tensor, nn
 from toy import adam, sgd, trainer
 
 from kd_lightning.core.segmentation import Segmentation
+from kd_lightning.data.datasets.scenes import camvid
+from kd_lightning.data.joint import CropTogether
 from kd_lightning.data.module import Images
 from kd_lightning.methods.base.distiller import Distiller
 from kd_lightning.methods.data_free.dfad import Dfad
 from kd_lightning.networks.generators.dcgan import DcganGenerator
 from kd_lightning.networks.normalized import Normalized
 from kd_lightning.networks.segmenters.encoder_decoder import EncoderDecoder
+from kd_lightning.networks.segmenters.small import SmallSegmenter
 from kd_lightning.teachers.white_box import FrozenTeacher
 
-CLASSES, B = 5, 8
+B = 8
 STATISTICS = {"mean": [0.5] * 3, "std": [0.5] * 3}
+REAL = [pytest.mark.realdata, pytest.mark.slow]
 
 
-@pytest.fixture(scope="module")
-def teacher() -> nn.Module:
-    """One that separates the colours of a pixel's surroundings."""
+@pytest.fixture(scope="module", params=["colours", pytest.param("camvid", marks=REAL)])
+def teacher(request: pytest.FixtureRequest) -> nn.Module:
+    """One that separates the colours of a pixel's surroundings, or one of street scenes at 120x90."""
+    return colours() if request.param == "colours" else of_camvid()
+
+
+def colours() -> nn.Module:
     torch.manual_seed(0)
-    net = Normalized(EncoderDecoder(num_classes=CLASSES, widths=(8, 16)), **STATISTICS)
-    optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
-    for _ in range(60):
+
+    def batch() -> tuple[Tensor, Tensor]:
         x = F.interpolate(torch.rand(B, 3, 4, 6), scale_factor=8.0, mode="bilinear")
         label = (x.mean(1) * 2.5).long() + 3 * (x[:, 0] > x[:, 2])
-        loss = F.cross_entropy(net(x), label.clamp(max=CLASSES - 1))
+        return x, label.clamp(max=4)
+
+    return trained(EncoderDecoder(num_classes=5, widths=(8, 16)), batch, steps=60)
+
+
+def of_camvid() -> nn.Module:
+    torch.manual_seed(0)
+    data = camvid.load(task=Segmentation(11), root=os.environ.get("KD_DATA_DIR", "data"), size=(90, 120)).train
+    assert data is not None
+    crop, generator = CropTogether(64), torch.Generator().manual_seed(0)
+
+    def batch() -> tuple[Tensor, Tensor]:
+        pick = torch.randint(len(data.images), (16,), generator=generator)
+        x, y = crop(data.images[pick].float() / 255, generator, data.labels[pick].long())
+        assert y is not None
+        return x, y
+
+    return trained(SmallSegmenter(num_classes=11), batch, steps=150)
+
+
+def trained(net: nn.Module, batch: Callable[[], tuple[Tensor, Tensor]], steps: int) -> nn.Module:
+    net = Normalized(net, **STATISTICS)
+    optimizer = torch.optim.Adam(net.parameters(), lr=5e-3)
+    for _ in range(steps):
+        x, label = batch()
+        loss = F.cross_entropy(net(x), label, ignore_index=255)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -43,13 +77,19 @@ def teacher() -> nn.Module:
     return net.eval().requires_grad_(False)
 
 
-def fit(teacher: nn.Module, rounds: int, *, dropout: float = 0.0, lr_g: float = 1e-3, **settings: Any) -> Dfad:
+def fit(teacher: Any, rounds: int, *, dropout: float = 0.0, lr_g: float = 1e-3, **settings: Any) -> Dfad:
     torch.manual_seed(1)
+    real = isinstance(teacher.net, SmallSegmenter)
+    classes = teacher.net.head.out_channels
+    if real and not dropout:
+        student: nn.Module = SmallSegmenter(num_classes=classes, widths=(8, 16, 32, 32, 32))
+    else:
+        student = EncoderDecoder(num_classes=classes, widths=(6, 12), dropout=dropout)
     method = Dfad(
-        student=Normalized(EncoderDecoder(num_classes=CLASSES, widths=(6, 12), dropout=dropout), **STATISTICS),
+        student=Normalized(student, **STATISTICS),
         teacher=FrozenTeacher(teacher),
-        task=Segmentation(CLASSES),
-        generator=DcganGenerator(latent=8, size=(16, 32), ngf=4),
+        task=Segmentation(classes),
+        generator=DcganGenerator(latent=8, size=(48, 64) if real else (16, 32), ngf=4),
         latent=8,
         batch_size=B,
         optimizer=partial(sgd, lr=0.05),
