@@ -14,7 +14,7 @@ def least_entropy(answers: Tensor) -> float:
     """The entropy of the mean prediction, as a fraction of ln C, below which a generator is taken to have collapsed.
 
     Half for classes (N, C), which a data set has about equally often. The pixels of scenes are not like that: those of
-    CamVid's test labels reach 0.74, of digits strewn on a ground 0.34. For maps (N, C, H, W) it is 0.1, where with 11
+    CamVid's test labels reach 0.76, of digits strewn on a ground 0.36. For maps (N, C, H, W) it is 0.1, where with 11
     classes 96.5 % of all pixels are of one class.
 
     Args:
