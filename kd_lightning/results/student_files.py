@@ -78,15 +78,17 @@ class Student(Normalized):
             UserError: their type, shape or range is not that of the images that the student was trained on.
         """
         wanted = tuple(self.card["image_shape"])
+        free = isinstance(task_of(self.card), Segmentation)  # the network takes any height and width
         shape = "x".join(map(str, wanted))
-        said = f"the student in {self.folder} takes images (N, {', '.join(map(str, wanted))}) in [0, 1], float32"
+        asked = f"{wanted[0]}, H, W" if free else ", ".join(map(str, wanted))
+        said = f"the student in {self.folder} takes images (N, {asked}) in [0, 1], float32"
         if not isinstance(x, Tensor) or x.dtype != self.mean.dtype:
             kind = str(x.dtype).removeprefix("torch.") if isinstance(x, Tensor) else type(x).__name__
             how = ": x.float() / 255 makes them from pixels" if kind == "uint8" else ""
             raise UserError(f"{said}, got {kind}{how}")
         if x.dim() != 4 or x.shape[1] != wanted[0]:
             raise UserError(f"{said}, got {tuple(x.shape)}")
-        if tuple(x.shape[1:]) != wanted:
+        if tuple(x.shape[1:]) != wanted and not free:
             if not self.resize:
                 raise UserError(f"{said}, got {tuple(x.shape)}: student.resize = True resizes them to {shape}")
             x = resized(x, wanted[1])
