@@ -105,6 +105,17 @@ ONE_FAULT = {
     "a teacher": ([*KD, "teacher=none"], "method: Distill needs a teacher", "teacher=NAME"),
     "images": ([*KD, "source=free", "source.rounds=3"], "method: Distill trains on images", "source=real"),
     "labels": ([*KD, "source=noise", "controls=none"], "method: Distill trains on labels", "method.label=0"),
+    "two streams": (
+        ["method=ugan", "data=cifar10", "student=noisy_conv", "source=real"],
+        "method: Ugan learns from labelled images and others without labels",
+        "source=labelled_and_unlabelled",
+    ),
+    "one stream": ([*KD, "source=labelled_and_unlabelled"], "method: Distill trains on images", "source=real"),
+    "a student with batch norm": (
+        ["method=bad_gan", "data=digits", "student=resnet8"],
+        "student: Ugan tells real images from generated ones",
+        "student=noisy_mlp",
+    ),
     "no batch norm": (
         [*KD, *READS, "teacher=lenet5"],
         "method: ReadsBatchNorm reads the teacher's batch-norm statistics",

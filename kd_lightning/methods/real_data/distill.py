@@ -80,6 +80,7 @@ class Distill(Distiller):
         self.held = 0  # batches whose gradients wait for the next update
         self.frozen = [self.at(path).requires_grad_(False) for path in freeze]
         self.terms = nn.ModuleDict({name: Term(**term) for name, term in (terms or {}).items() if term is not None})
+        self._place_terms()
         self.trains_student = bool(label) or any(term.taps("student") for term in self._terms())
         self.seen_in = {"student": Taps(bare(self.student), self._paths("student"))}
         if (teacher := getattr(self.teacher, "net", None)) is not None and self._paths("teacher"):
@@ -232,6 +233,11 @@ class Distill(Distiller):
 
     def _terms(self) -> list[Term]:
         return list(self.terms.values())  # type: ignore[arg-type]
+
+    def _place_terms(self) -> None:
+        for side, net in (("student", self.student), ("teacher", getattr(self.teacher, "net", None))):
+            for term in self._terms() if net is not None else []:
+                term.place(side, bare(net))
 
     def _paths(self, side: str) -> list[str]:
         return [path for term in self._terms() for path in term.taps(side)]

@@ -8,8 +8,9 @@
         adapt: {_target_: ..., _partial_: true}
         loss: {_target_: ..., _partial_: true}
 
-Taps are paths relative to the bare network (:func:`~kd_lightning.core.feature_hooks.find`); ``output`` is the logits,
-and the default.
+Taps are paths relative to the bare network (:func:`~kd_lightning.core.feature_hooks.find`), or names of places that fit
+any of our networks, such as ``@blocks`` (:mod:`~kd_lightning.networks.places`). ``output`` is the logits, and the
+default.
 
 **A loss** is called as ``loss(student, teacher, **wanted)`` and returns a scalar. ``student`` and ``teacher`` are a
 tensor for one tap, a list for a list of taps, None for null; ``wanted`` are those of ``OFFERED`` that its signature
@@ -44,6 +45,7 @@ from torch import Tensor, nn
 from kd_lightning.core.feature_hooks import OUTPUT, at
 from kd_lightning.core.strangers import in_a_line
 from kd_lightning.errors import ConfigError
+from kd_lightning.networks.places import spread
 from kd_lightning.networks.weights import load_weights
 
 Paths: TypeAlias = str | Sequence[str] | None
@@ -104,6 +106,14 @@ class Term(nn.Module):
         named = {*listed(self.student), *listed(self.teacher)}
         modules = self.make_adapter is not None or is_class(self.make_loss)
         return named <= {OUTPUT} and not modules and "index" not in self.wanted
+
+    def place(self, side: str, net: nn.Module) -> None:
+        """Replace the names of places in the taps of ``student`` or ``teacher`` by the paths of that network.
+
+        Raises:
+            ConfigError: the network has no place of that name.
+        """
+        setattr(self, side, spread(net, getattr(self, side)))
 
     def taps(self, side: str) -> list[str]:
         """Paths of one side, ``student`` or ``teacher``, including ``output`` where the loss asks for logits."""
