@@ -25,6 +25,7 @@ from torch.optim import Optimizer
 from kd_lightning.core.feature_hooks import OUTPUT, Taps, find
 from kd_lightning.data.batches import Batch
 from kd_lightning.errors import ConfigError
+from kd_lightning.losses.dense import adaptation, affinity, channel_wise, dist_pixels
 from kd_lightning.losses.response import kl
 from kd_lightning.losses.soft_labels import answer_cross_entropy, soft_cross_entropy
 from kd_lightning.methods.base.distiller import Distiller, OptimizerFactory, SchedulerFactory
@@ -33,6 +34,8 @@ from kd_lightning.networks.normalized import Normalized
 
 FOR_CLASSES = {f"{loss.__module__}.{loss.__name__}" for loss in (kl, soft_cross_entropy, answer_cross_entropy)}
 """Losses that expect logits of classes; :func:`~kd_lightning.losses.soft_labels.imitation` suits regression, too."""
+FOR_MAPS = (channel_wise, dist_pixels, adaptation, affinity)
+"""Losses that expect logits of every pixel, unless a term shows them features."""
 
 
 class Distill(Distiller):
@@ -105,7 +108,9 @@ class Distill(Distiller):
             need |= {"source.labels"} if "labels" in asked else set()
             need |= {"source.index"} if "index" in asked else set()
             if isinstance(term.get("loss"), Mapping) and term["loss"].get("_target_") in FOR_CLASSES:
-                need.add("task.classification")
+                need |= {"task.classification", "task.segmentation"}
+            elif term.get("student", OUTPUT) == OUTPUT and target in FOR_MAPS:
+                need.add("task.segmentation")
         return need
 
     def build_terms(self, image_shape: Sequence[int], num_images: int | None) -> None:
