@@ -138,6 +138,16 @@ ONE_FAULT = {
         "source: FewShot as it is set is made for classes",
         "source=real",
     ),
+    "a population of one with a crossover": (
+        ["method=ce_gan", "method.mutations=[minimax]"],
+        "method.crossovers=1: a population of 1 with 1 mutation(s)",
+        "set method.population=2 or more, or method.crossovers=0",
+    ),
+    "measures of a generator that there is not": (
+        [*KD, "metrics=generation", "metrics.generation.latent=8"],
+        "metrics.generation.generator: ${method.generator} refers to nothing",
+        "",
+    ),
     "a boundary between numbers": ([*NUMBERS, "metrics=boundary"], "metrics.boundary: Boundary as it", "numbers"),
     "numbers as probabilities": ([*NUMBERS, "teacher.access=probs"], "teacher.access=probs: a number", "logits"),
     "two numbers": ([*NUMBERS, "student.num_classes=2"], "student.num_classes=2: the labels are numbers", "one output"),
