@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from kd_lightning.core import strangers
 from kd_lightning.core.feature_hooks import capture
 from kd_lightning.core.inference import predict
+from kd_lightning.core.segmentation import class_ious, mask_of, pixel_confusion
 from kd_lightning.errors import UserError
 from kd_lightning.metrics.confusion_matrix import confusion
+from kd_lightning.metrics.map_pictures import overlays
 from kd_lightning.networks import head_of
 from kd_lightning.results.run_index import collect, pick
 from kd_lightning.results.run_loader import (
@@ -43,6 +45,7 @@ __all__ = [
     "calibration",
     "captions",
     "class_counts",
+    "class_ious",
     "confident_errors",
     "confusion",
     "curves",
@@ -55,11 +58,14 @@ __all__ = [
     "interpolation",
     "latents",
     "load_generator",
+    "masks",
     "nearest",
     "newest_run",
     "newest_sweep",
     "open_run",
+    "overlays",
     "per_class_accuracy",
+    "pixel_confusion",
     "real_images",
     "table",
 ]
@@ -282,6 +288,11 @@ def answers(net: nn.Module, images: Tensor) -> Tensor:
         return predict(net, images)
     with torch.no_grad():
         return torch.cat([net.eval()(chunk).float() for chunk in images.split(500)])
+
+
+def masks(net: nn.Module, images: Tensor) -> Tensor:
+    """The likeliest class of every pixel, uint8 (N, H, W), for uint8 images (N, C, H, W)."""
+    return predict(net, images, keep=lambda logits: mask_of(logits).to(torch.uint8))
 
 
 def captions(logits: Tensor, classes: Sequence[str]) -> list[str]:

@@ -107,7 +107,7 @@ ONE_FAULT = {
     "labels": ([*KD, "source=noise", "controls=none"], "method: Distill trains on labels", "method.label=0"),
     "two streams": (
         ["method=ugan", "data=cifar10", "student=noisy_conv", "source=real"],
-        "method: Ugan learns from labelled images and others without labels",
+        "method: Ugan trains on labelled images beside images without labels",
         "source=labelled_and_unlabelled",
     ),
     "one stream": ([*KD, "source=labelled_and_unlabelled"], "method: Distill trains on images", "source=real"),

@@ -64,6 +64,8 @@ def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         for name in ("cat", "dog"):
             (tmp_path / "my_images" / part / name).mkdir(parents=True)
             Image.new("RGB", (32, 32)).save(tmp_path / "my_images" / part / name / "1.png")
+    (tmp_path / "my_scenes").mkdir()
+    (tmp_path / "my_scenes" / "classes.txt").write_text("wall\ndoor\n")
     (tmp_path / "my_gan.py").write_text(GENERATOR)
     save_file({"weight": torch.zeros(1)}, tmp_path / "generator.safetensors")
     net = Normalized(LeNet5(num_classes=10, in_channels=1), mean=[0.1307], std=[0.3081])

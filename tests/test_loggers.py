@@ -72,6 +72,24 @@ def at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
+def test_wandb_shows_maps_as_masks_that_can_be_switched(tmp_path: Path) -> None:
+    logger = weights_and_biases(str(tmp_path), offline=True)
+    images, maps = torch.full((2, 1, 4, 6), 90, dtype=torch.uint8), torch.zeros(2, 4, 6, dtype=torch.uint8)
+    maps[1, 2, 3] = 1
+    boards = Dashboards([logger])
+    boards.masks("overlays", Image.new("RGB", (8, 8)), images, {"label": maps, "student": maps}, ["wall", "door"])
+    logger.experiment.finish()
+    wandb.teardown()
+    (file,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    rows = {key: value for row in read(file)["history"] for key, value in row.items()}
+    assert rows["overlays"]["count"] == 1
+    assert [set(masks) for masks in rows["overlays_masks"]["all_masks"]] == [{"label", "student"}] * 2
+    path = rows["overlays_masks"]["all_masks"][1]["student"]["path"]
+    with Image.open(file.parent / "files" / path) as mask:
+        assert (mask.size, mask.getpixel((3, 2)), mask.getpixel((0, 0))) == ((6, 4), 1, 0)
+
+
+@pytest.mark.slow
 def test_wandb_without_a_key_keeps_everything_for_later(
     tiny: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

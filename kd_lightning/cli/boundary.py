@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kd_lightning.cli.entry import command
+from kd_lightning.core.segmentation import Segmentation
 from kd_lightning.core.tasks import Regression
 from kd_lightning.errors import UserError
 from kd_lightning.metrics.boundary import Boundary, Pairs
@@ -51,6 +52,10 @@ def measure(runs: Sequence[Run], metric: Boundary, *, trust: bool = False) -> li
             finished = open_run(run.folder, trust=trust)
             if isinstance(finished.task, Regression):
                 raise UserError(f"{run.folder}: its labels are numbers, between which there is no boundary")
+            if isinstance(finished.task, Segmentation):
+                raise UserError(
+                    f"{run.folder}: its labels are maps of classes, but walks are between images of one class"
+                )
             pairs.append(metric.pairs(finished.student, load_teacher(finished), real_images(finished)))
         if pairs:
             found.append(Measured(at.settings, pairs))

@@ -18,7 +18,8 @@ from kd_lightning.cli.entry import command
 from kd_lightning.config import resolvers
 from kd_lightning.config.composition import Composition
 from kd_lightning.core.inference import predict
-from kd_lightning.core.tasks import Classification, Regression, task_of
+from kd_lightning.core.segmentation import Segmentation, class_ious, pixel_confusion
+from kd_lightning.core.tasks import Classification, Regression, Task, task_of
 from kd_lightning.data.dataset import Dataset, Split, fit_to
 from kd_lightning.errors import UserError
 from kd_lightning.results.student_files import Student, load_student
@@ -39,6 +40,7 @@ class Evaluation:
         note: how classes were matched, unless by equal names in equal order.
         what: kind of the parts.
         metric: name of the score.
+        counted: what ``parts`` count, the images unless they are pixels.
     """
 
     images: str
@@ -48,6 +50,7 @@ class Evaluation:
     note: str = ""
     what: str = "class"
     metric: str = "accuracy"
+    counted: str = "n"
 
 
 def compose_data(overrides: Sequence[str], card: dict[str, Any], config_dirs: Sequence[str] = ()) -> Composition:
@@ -63,8 +66,10 @@ def compose_data(overrides: Sequence[str], card: dict[str, Any], config_dirs: Se
     """
     from kd_lightning.config.check import examined, key_of
     from kd_lightning.config.overrides import read, refusal
+    from kd_lightning.config.record import chosen
 
-    channels, size, _ = card["image_shape"]
+    channels, *shape = card["image_shape"]
+    size = shape[0] if shape[0] == shape[1] else shape
     typed = {o.lstrip("+~").partition("=")[0]: o for o in overrides}
     if stray := [o for key, o in typed.items() if not any(key == r or key.startswith(f"{r}.") for r in READ)]:
         raise UserError(f"{stray[0]}: nothing is trained here, kd-eval reads only data and trainer.accelerator")
@@ -72,10 +77,14 @@ def compose_data(overrides: Sequence[str], card: dict[str, Any], config_dirs: Se
         raise UserError("say which data: data=NAME, as kd-lightning takes it, such as data=image_folder data.root=DIR")
     wanted = {"data.size": size, "data.channels": channels, "data.mean": card["mean"], "data.std": card["std"]}
     for key in ("data.size", "data.channels"):
-        if key in typed and typed[key].partition("=")[2] != str(wanted[key]):
+        if key in typed and typed[key].partition("=")[2].replace(" ", "") != str(wanted[key]).replace(" ", ""):
             raise UserError(f"{typed[key]}: the student takes {key.partition('.')[2]} {wanted[key]}; leave {key} out")
     resolvers.register()
     found = read([*overrides, *(f"{k}={v}" for k, v in wanted.items() if k not in typed)], config_dirs)
+    maps = str(chosen(found.cfg, "data.task._target_")).endswith(f".{Segmentation.__name__}")
+    if isinstance(task_of(card), Segmentation) != maps:
+        theirs = "maps of classes" if maps else "no maps of classes"
+        raise UserError(f"the student says {_labels(task_of(card))}, the labels of these data are {theirs}")
     everything, composition = examined(found.cfg)
     wrong = [line for line in everything if key_of(line).partition(".")[0] == "data"]
     named = [key_of(line) for line in wrong]
@@ -103,14 +112,16 @@ def evaluate_on(student: Student, composition: Composition) -> Evaluation:
         raise UserError(f"the student knows {ours.num_classes} classes, these data have {data.num_classes}")
     dataset = load_data(data, Store(composition.artifacts.root))
     if (theirs := dataset.task).unit != ours.unit or type(theirs) is not type(ours):
-        raise UserError(
-            f"the student says {ours.unit or 'classes'}, the labels of these data are {theirs.unit or 'classes'}"
-        )
+        raise UserError(f"the student says {_labels(ours)}, the labels of these data are {_labels(theirs)}")
+    if isinstance(ours, Segmentation) and theirs.outputs != ours.outputs:
+        raise UserError(f"the student knows {ours.outputs} classes, these data have {theirs.outputs}")
     split, kind = _measured(dataset)
-    channels, size, _ = card["image_shape"]
-    split = replace(split, images=fit_to(split.images, size=size, channels=channels))
-    answers = predict(student, split.images, device=composition.device)
+    channels, *shape = card["image_shape"]
     images = f"{kind} of {dataset.name}"
+    if isinstance(ours, Segmentation):
+        return _of_maps(images, ours, student, *_matched(split, dataset, card), device=composition.device)
+    split = replace(split, images=fit_to(split.images, size=shape, channels=channels))
+    answers = predict(student, split.images, device=composition.device)
     if isinstance(ours, Regression):
         return _of_numbers(images, ours, answers, split.labels)
     split, note = _matched(split, dataset, card)
@@ -124,6 +135,10 @@ def evaluate_on(student: Student, composition: Composition) -> Evaluation:
         parts={c: (n, h / n if n else None) for c, n, h in zip(card["classes"], count, hits, strict=True)},
         note=note,
     )
+
+
+def _labels(task: Task) -> str:
+    return "a class for every pixel" if isinstance(task, Segmentation) else task.unit or "classes"
 
 
 def _of_numbers(images: str, task: Regression, answers: Tensor, labels: Tensor, parts: int = 8) -> Evaluation:
@@ -144,6 +159,23 @@ def _of_numbers(images: str, task: Regression, answers: Tensor, labels: Tensor, 
     )
 
 
+def _of_maps(images: str, task: Segmentation, student: Student, split: Split, note: str, *, device: str) -> Evaluation:
+    """The mean IoU, and the IoU of each class with the number of its pixels."""
+    masks = predict(student, split.images, keep=task.kept, device=device)
+    counts = pixel_confusion(split.labels, masks, task.num_classes)
+    ious, pixels = class_ious(counts), counts.sum(1).tolist()
+    parts = zip(student.card["classes"], pixels, ious.tolist(), strict=True)
+    return Evaluation(
+        images=images,
+        n=len(split),
+        score=float(ious.nanmean()),
+        parts={name: (n, iou if iou == iou else None) for name, n, iou in parts},
+        note=note,
+        metric="IoU",
+        counted="pixels",
+    )
+
+
 def _measured(dataset: Dataset) -> tuple[Split, str]:
     if dataset.test is not None:
         return dataset.test, "test images"
@@ -161,7 +193,9 @@ def _matched(split: Split, dataset: Dataset, card: dict[str, Any]) -> tuple[Spli
         return split, ""
     if sorted(ours) == sorted(theirs) and len(set(ours)) == len(ours):
         order = torch.tensor([ours.index(name) for name in theirs])
-        return replace(split, labels=order[split.labels]), "classes matched by name, their order differs"
+        if isinstance(dataset.task, Segmentation):
+            order = torch.cat([order, torch.arange(len(order), 256)]).to(torch.uint8)  # void stays
+        return replace(split, labels=order[split.labels.long()]), "classes matched by name, their order differs"
     i = next(i for i, pair in enumerate(zip(ours, theirs, strict=True)) if pair[0] != pair[1])
     return split, f"classes matched by position, their names differ: {ours[i]!r} of the student is {theirs[i]!r} here"
 
@@ -169,8 +203,10 @@ def _matched(split: Split, dataset: Dataset, card: dict[str, Any]) -> tuple[Spli
 def render(evaluation: Evaluation) -> str:
     """A table with a line per class, or part of the range, and one for all."""
     rows = [[name, n, "–" if a is None else f"{a:.4f}"] for name, (n, a) in evaluation.parts.items()]
-    rows.append(["all", evaluation.n, f"{evaluation.score:.4f}"])
-    headers = [evaluation.what, "n", evaluation.metric]
+    pixels = evaluation.counted == "pixels"
+    n = sum(n for n, _ in evaluation.parts.values()) if pixels else evaluation.n
+    rows.append(["mean" if pixels else "all", n, f"{evaluation.score:.4f}"])
+    headers = [evaluation.what, evaluation.counted, evaluation.metric]
     table = tabulate(rows, headers, tablefmt="simple", disable_numparse=True, colalign=_ALIGNED)
     return "\n".join([f"{evaluation.n} {evaluation.images}", *filter(None, [evaluation.note]), "", table]) + "\n"
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from kd_lightning.cli.entry import command
+from kd_lightning.core.segmentation import Segmentation
 from kd_lightning.core.tasks import task_of
 from kd_lightning.errors import UserError
 from kd_lightning.results.run_loader import data_of, open_run
@@ -62,8 +63,10 @@ def main(argv: Sequence[str] | None) -> None:
     if args.onnx:
         images, kind = images_to_check(args.run, student.card, trust=args.trust)
         difference = to_onnx(student, args.onnx, images)
-        shape = ", ".join(str(n) for n in images.shape[1:])
-        answers = f"{answer_name(student.card)} (N, {task_of(student.card).outputs})"
+        task = task_of(student.card)
+        maps = isinstance(task, Segmentation)
+        shape = f"{images.shape[1]}, H, W" if maps else ", ".join(str(n) for n in images.shape[1:])
+        answers = f"{answer_name(student.card)} (N, {task.outputs}{', H, W' if maps else ''})"
         print(f"wrote {args.onnx}: images (N, {shape}) in [0, 1] -> {answers}")
         print(f"largest difference from the student: {difference:.1e}, on {kind}")
 

@@ -13,13 +13,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from kd_lightning.cli.entry import command
 from kd_lightning.core.inference import predict
+from kd_lightning.core.palette import colours
+from kd_lightning.core.segmentation import Segmentation
 from kd_lightning.core.strangers import in_a_line
 from kd_lightning.core.tasks import Regression, task_of
-from kd_lightning.data.datasets.folder import ENCODINGS, decode
+from kd_lightning.data.datasets.folder import ENCODINGS, decode, decode_whole
 from kd_lightning.errors import UserError
 from kd_lightning.results.student_files import Student, load_student
 from kd_lightning.store.artifacts import writing
@@ -70,7 +74,8 @@ def predictions(student: Student, files: Sequence[Path], *, batch_size: int = 25
         files: images of any format and size.
         batch_size: number of files decoded and predicted at a time.
     """
-    channels, size, _ = student.card["image_shape"]
+    channels, *shape = student.card["image_shape"]
+    size = shape[0]
     device = "cuda" if torch.cuda.is_available() else "cpu"
 
     def pixels(file: Path) -> np.ndarray | str:
@@ -102,9 +107,49 @@ def _said(card: Mapping[str, Any], answers: Tensor) -> list[tuple[str, float | N
     return [(card["classes"][label], confidence) for confidence, label in pairs]
 
 
+def write_masks(student: Student, files: Sequence[Path], folder: Path) -> Iterator[Prediction]:
+    """Write the label map of each image as ``folder/NAME.png``, and yield the classes in it with their shares.
+
+    A map is as large as its image. The student sees the whole image, resized until it covers the size that the student
+    was trained on; its logits are interpolated back. The PNG has a palette; its pixels are the numbers of the classes,
+    as ``data=segmentation_folder`` reads them.
+
+    Args:
+        student: as :func:`~kd_lightning.results.student_files.load_student` returns it.
+        files: images of any format and size.
+        folder: of the maps.
+
+    Raises:
+        UserError: two files would have one map.
+    """
+    names = [file.stem for file in files]
+    if twice := [file for file, name in zip(files, names, strict=True) if names.count(name) > 1]:
+        raise UserError(f"{twice[0]} and {twice[1]} would both be {twice[0].stem}.png: predict one folder at a time")
+    channels, *shape = student.card["image_shape"]
+    classes = student.card["classes"]
+    palette = colours(len(classes)).flatten().tolist()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in files:
+        try:
+            pixels, size = decode_whole(file, size=shape, channels=channels)
+        except Exception as error:  # Pillow's plugins raise nearly anything on damaged files
+            yield Prediction(file, "", None, in_a_line(error))
+            continue
+        logits = predict(student, torch.from_numpy(pixels)[None], device=device)
+        mask = F.interpolate(logits, size=size, mode="bilinear", align_corners=False).argmax(1)[0]
+        picture = Image.fromarray(mask.to(torch.uint8).numpy(), mode="P")
+        picture.putpalette(palette)
+        with writing(folder):
+            picture.save(folder / f"{file.stem}.png")
+        counts = torch.bincount(mask.flatten(), minlength=len(classes)) / mask.numel()
+        most = [(classes[i], float(counts[i])) for i in counts.argsort(descending=True).tolist() if counts[i] > 0]
+        yield Prediction(file, ", ".join(f"{name} {share:.1%}" for name, share in most[:4]), None)
+
+
 @command("kd-predict")
 def main(argv: Sequence[str] | None) -> int:
-    """Print or write class and probability, or the number, of every file; returns 2 if one could not be decoded."""
+    """Print or write class and probability, the number or the map of every file; returns 2 if one is not an image."""
     parser = argparse.ArgumentParser(prog="kd-predict", description="Predictions of a run's student for image files.")
     parser.add_argument("run", metavar="RUN", type=Path, help="a run folder, or a file that kd-export wrote")
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files, or folders of them")
@@ -114,12 +159,22 @@ def main(argv: Sequence[str] | None) -> int:
         type=Path,
         help="write file, class, confidence (or file and number) instead of printing",
     )
+    parser.add_argument("--masks", metavar="DIR", type=Path, help="where a student of segmentation writes its maps")
     parser.add_argument("--trust", action="store_true", help="import the student's network from anywhere")
     args = parser.parse_args(argv)
     if args.trust:
         sys.path.append(str(Path.cwd()))
     student = load_student(args.run, trust=args.trust)
+    maps = isinstance(task_of(student.card), Segmentation)
+    if maps != (args.masks is not None) or (maps and args.csv):
+        raise UserError(
+            "this student answers a class for every pixel: say where its maps go with --masks DIR, without --csv"
+            if maps
+            else "--masks: this student answers once for an image, leave it out"
+        )
     files = image_files(args.images)
+    if maps:
+        return _masks(student, files, args.masks)
     unit = task_of(student.card).unit
     width = max(map(len, student.card["classes"]), default=9)
     rows = []
@@ -137,6 +192,18 @@ def main(argv: Sequence[str] | None) -> int:
             csv.writer(out).writerows([["file", unit] if unit else ["file", "class", "confidence"], *rows])
         print(f"wrote {args.csv}: {len(rows)} images")
     return 0 if len(rows) == len(files) else 2
+
+
+def _masks(student: Student, files: Sequence[Path], folder: Path) -> int:
+    written = 0
+    for prediction in write_masks(student, files, folder):
+        if prediction.problem:
+            print(f"kd-predict: cannot decode {prediction.file}: {prediction.problem}", file=sys.stderr)
+            continue
+        written += 1
+        print(f"{folder / prediction.file.stem}.png  {prediction.label}")
+    print(f"wrote {written} map{'' if written == 1 else 's'} to {folder}")
+    return 0 if written == len(files) else 2
 
 
 if __name__ == "__main__":

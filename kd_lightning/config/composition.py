@@ -26,12 +26,15 @@ STRETCHED = f"{Stretched.__module__}.{Stretched.__name__}"
 
 @dataclass(frozen=True)
 class Data:
-    """The data set: ``load`` reads it, the other fields describe its images."""
+    """The data set: ``load`` reads it, the other fields describe its images.
+
+    ``size`` is the side of a square, or height and width.
+    """
 
     load: Node
     num_classes: int
     channels: int
-    size: int
+    size: int | tuple[int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
 

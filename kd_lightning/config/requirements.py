@@ -16,28 +16,35 @@ from kd_lightning.config.node import UNKNOWN, Node, located, thaw
 from kd_lightning.config.overrides import nearest
 from kd_lightning.config.signatures import as_dict
 from kd_lightning.config.term_faults import given_faults, module_faults, term_faults
+from kd_lightning.core.segmentation import Segmentation
 from kd_lightning.core.tasks import Regression
 from kd_lightning.distributed.device import fast_precision
 from kd_lightning.errors import ConfigError
 from kd_lightning.methods.base.distiller import Distiller
+from kd_lightning.networks import classifiers
 from kd_lightning.teachers.access import LEVELS
+
+CLASSIFIERS = f"{classifiers.__name__}."
+"""Networks that answer one vector for an image."""
+KINDS = {"classification": "classes", "regression": "numbers", "segmentation": "maps of classes"}
+"""The labels of each kind of task. What names kinds of tasks in its ``needs`` takes only those."""
 
 
 def fit_faults(composition: Composition) -> Iterator[str]:
     """One line for each unmet requirement of the method of any fit."""
-    teacher, numbers = composition.teacher, of_numbers(composition.data.load)
-    yield from needs_faults("method", composition, _teacher_of(composition, composition), numbers=numbers)
+    teacher, kind = composition.teacher, kind_of(composition.data.load)
+    yield from needs_faults("method", composition, _teacher_of(composition, composition), kind=kind)
     yield from given_faults("method", composition, composition.stages)
     if teacher is not None and teacher.training is not None:
-        yield from needs_faults("teacher.fit.method", teacher.training, None, numbers=numbers)
+        yield from needs_faults("teacher.fit.method", teacher.training, None, kind=kind)
     for number, stage in enumerate(composition.stages.values()):
-        yield from needs_faults(f"stages[{number}].method", stage, _teacher_of(stage, composition), numbers=numbers)
+        yield from needs_faults(f"stages[{number}].method", stage, _teacher_of(stage, composition), kind=kind)
         yield from given_faults(f"stages[{number}].method", stage, composition.stages)
     asked = teacher is not None and teacher.access == "white"
     for name, control in composition.controls.items():
         if asked or not control.asks or control.taught_by:  # the run leaves out the others
             own = _teacher_of(control, composition)
-            yield from needs_faults(f"controls.{name}.method", control, own, numbers=numbers)
+            yield from needs_faults(f"controls.{name}.method", control, own, kind=kind)
 
 
 @dataclass(frozen=True)
@@ -58,14 +65,14 @@ def _teacher_of(fit: Training, composition: Composition) -> Answering | None:
     return composition.teacher
 
 
-def needs_faults(path: str, fit: Training, teacher: Answering | None, *, numbers: bool) -> Iterator[str]:
+def needs_faults(path: str, fit: Training, teacher: Answering | None, *, kind: str) -> Iterator[str]:
     """One line for each unmet requirement of a method.
 
     Args:
         path: key of the method.
         fit: the training that the method belongs to.
         teacher: the teacher that it may get.
-        numbers: whether the task is regression.
+        kind: of the task: ``classification``, ``regression`` or ``segmentation``.
     """
     method, source = _class_of(fit.method), _class_of(fit.source)
     if method is None:
@@ -80,7 +87,7 @@ def needs_faults(path: str, fit: Training, teacher: Answering | None, *, numbers
         yield str(fault).replace("method.", f"{path}.")
         return
     yield from _teacher_faults(path, name, needs, teacher, method.instead_of_gradients)
-    yield from _task_faults(path, name, needs, numbers)
+    yield from _task_faults(path, name, needs, kind)
     if "student.no_batch_norm" in needs and _has_batch_norm(fit.student):
         yield (
             f"{path.removesuffix('method')}student: {name} tells real images from generated ones by what its student "
@@ -97,7 +104,7 @@ def needs_faults(path: str, fit: Training, teacher: Answering | None, *, numbers
     if source is None:
         return
     beside = f"{path.removesuffix('method')}source"
-    yield from _task_faults(beside, source.__name__, fit.source.requirements(), numbers)
+    yield from _task_faults(beside, source.__name__, fit.source.requirements(), kind)
     yield from _teacher_faults(beside, source.__name__, fit.source.requirements(), teacher)
     if not hasattr(source, "offers"):
         yield f"{beside}._target_: {source.__name__} is not a source: it lacks `offers`"
@@ -192,12 +199,12 @@ def _idle_faults(path: str, fit: Training, setting: str) -> Iterator[str]:
 
 def metric_faults(composition: Composition) -> Iterator[str]:
     """One line for each unmet requirement of a further metric."""
-    teacher, numbers = composition.teacher, of_numbers(composition.data.load)
+    teacher, kind = composition.teacher, kind_of(composition.data.load)
     for name, node in composition.metrics.items():
         if (metric := _class_of(node)) is None:
             continue
         needs = node.requirements()
-        yield from _task_faults(f"metrics.{name}", getattr(metric, "__name__", name), needs, numbers)
+        yield from _task_faults(f"metrics.{name}", getattr(metric, "__name__", name), needs, kind)
         if "teacher.gradients" in needs and (teacher is None or teacher.access != "white"):
             offered = "teacher=none" if teacher is None else f"teacher.access={teacher.access} gives answers alone"
             yield f"metrics.{name}: follows the teacher's gradients, but {offered}: leave it out with metrics=none"
@@ -205,35 +212,60 @@ def metric_faults(composition: Composition) -> Iterator[str]:
 
 def answer_faults(composition: Composition) -> Iterator[str]:
     """One line for each network, and for a teacher's access level, that does not suit the task."""
-    teacher, numbers = composition.teacher, of_numbers(composition.data.load)
+    teacher, kind = composition.teacher, kind_of(composition.data.load)
     for path, net in {"student": composition.student, "teacher.net": teacher.net if teacher else None}.items():
         if net is not None and (network := _class_of(net)) is not None:
-            yield from _task_faults(path, getattr(network, "__name__", path), net.requirements(), numbers)
-    if numbers and teacher is not None and teacher.access in LEVELS and teacher.access not in ("white", "logits"):
+            needs = net.requirements()
+            if net.target.startswith(CLASSIFIERS) and not any(f"task.{task}" in needs for task in KINDS):
+                needs |= {"task.classification", "task.regression"}
+            yield from _task_faults(path, getattr(network, "__name__", path), needs, kind)
+    if kind == "segmentation" and teacher is not None and teacher.access in LEVELS and teacher.access != "white":
+        yield (
+            f"teacher.access={teacher.access}: a teacher that answers a class for every pixel is only had whole: set "
+            "teacher.access=white"
+        )
+    if (
+        kind == "regression"
+        and teacher is not None
+        and teacher.access in LEVELS
+        and teacher.access not in ("white", "logits")
+    ):
         yield (
             f"teacher.access={teacher.access}: a number is told whole or not at all: choose teacher.access=white, or "
             "logits for a teacher that only answers"
         )
 
 
-def of_numbers(load: Node | None) -> bool:
-    """Whether the task of a data set is regression.
+def kind_of(load: Node | None) -> str:
+    """The kind of a data set's task: ``classification``, ``regression`` or ``segmentation``.
 
     Args:
-        load: the node that reads the data set, or None.
+        load: the node that reads the data set, or None; without a setting ``task`` the labels are classes.
     """
     task = _class_of(load and Node.of(load.get("task")))
-    return inspect.isclass(task) and issubclass(task, Regression)
+    for kind, named in (("regression", Regression), ("segmentation", Segmentation)):
+        if inspect.isclass(task) and issubclass(task, named):
+            return kind
+    return "classification"
 
 
-def _task_faults(path: str, name: str, needs: Set[str], numbers: bool) -> Iterator[str]:
-    if "task.classification" in needs and numbers:
-        yield (
-            f"{path}: {name} as it is set is made for classes, but the labels of these data are numbers: use method=kd "
-            "or supervised with source=real, and controls and metrics that need no class"
-        )
-    if "task.regression" in needs and not numbers:
-        yield f"{path}: {name} is made for numbers, but the labels of these data are classes"
+def of_numbers(load: Node | None) -> bool:
+    """Whether the labels of a data set are numbers."""
+    return kind_of(load) == "regression"
+
+
+def _task_faults(path: str, name: str, needs: Set[str], kind: str) -> Iterator[str]:
+    made_for = [task for task in KINDS if f"task.{task}" in needs]
+    if not made_for or kind in made_for:
+        return
+    wanted, labels = " or ".join(KINDS[task] for task in made_for), KINDS[kind]
+    ways = {
+        "regression": ": use method=kd or supervised with source=real, and controls and metrics that need no class",
+        "segmentation": ": use method=kd or supervised with source=real, a network of segmentation such as "
+        "student=small_segmenter, and metrics=none",
+    }
+    as_set = " as it is set" if "task.classification" in needs else ""
+    yield f"{path}: {name}{as_set} is made for {wanted}, but the labels of these data are {labels}{ways.get(kind, '')}"
 
 
 def door_faults(teacher: Mapping[str, Any]) -> Iterator[str]:

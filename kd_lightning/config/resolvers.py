@@ -18,6 +18,7 @@ def register() -> None:
     """Register ``${kd.*}`` with OmegaConf, and overrides below references with Hydra."""
     references.register()
     OmegaConf.register_new_resolver("kd.count_classes", _count_classes, replace=True)
+    OmegaConf.register_new_resolver("kd.count_pixel_classes", _count_pixel_classes, replace=True)
     OmegaConf.register_new_resolver("kd.repeat", _repeat, replace=True)
     OmegaConf.register_new_resolver("kd.if", _if, replace=True)
     OmegaConf.register_new_resolver("kd.times", _times, replace=True)
@@ -33,6 +34,12 @@ def _count_classes(root: str) -> int:
     from kd_lightning.data.classes import folder_classes
 
     return len(folder_classes(root))
+
+
+def _count_pixel_classes(file: str) -> int:
+    from kd_lightning.data.classes import count_pixel_classes
+
+    return count_pixel_classes(file)
 
 
 def _sweep() -> str | None:

@@ -7,20 +7,47 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+BATCH = 500
+"""Most images of a batch."""
+PIXELS = 1 << 19
+"""Most pixels of a batch whose outputs are maps."""
+
+
+def at_once(images: Tensor) -> int:
+    """The number of images (N, C, H, W) in a batch whose outputs are maps."""
+    return max(1, min(BATCH, PIXELS // (images.shape[-2] * images.shape[-1])))
+
 
 @torch.no_grad()
 def predict(
-    net: nn.Module | Callable[[Tensor], Tensor], images: Tensor, *, batch_size: int = 500, device: str = "cpu"
+    net: nn.Module | Callable[[Tensor], Tensor],
+    images: Tensor,
+    *,
+    keep: Callable[[Tensor], Tensor] | None = None,
+    device: str = "cpu",
 ) -> Tensor:
     """Outputs (N, ...) in fp32 on the CPU, for uint8 images (N, C, H, W).
 
     A module runs in eval mode and is put back into its earlier mode.
+
+    Args:
+        net: the network.
+        images: uint8 (N, C, H, W).
+        keep: maps a batch of outputs to what is returned of it, such as masks; the memory that is needed besides does
+            then not grow with N. None returns the outputs themselves.
+        device: where the network runs.
     """
+
+    def outputs() -> Tensor:
+        batches = images.split(at_once(images) if keep else BATCH)
+        found = (net(batch.to(device).float() / 255).float() for batch in batches)
+        return torch.cat([(keep(output) if keep else output).cpu() for output in found])
+
     if not isinstance(net, nn.Module):
-        return torch.cat([net(chunk.to(device).float() / 255).float().cpu() for chunk in images.split(batch_size)])
+        return outputs()
     training = net.training
     net.eval().to(device)
     try:
-        return torch.cat([net(chunk.to(device).float() / 255).float().cpu() for chunk in images.split(batch_size)])
+        return outputs()
     finally:
         net.train(training)

@@ -8,7 +8,7 @@ converts between the two, so a loss, a metric, a picture or a stored pool always
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
 
+from kd_lightning.core.segmentation import Segmentation
 from kd_lightning.errors import ConfigError, DataError
 
 
@@ -167,7 +168,7 @@ class Regression:
             )
 
 
-Task = Classification | Regression
+Task = Classification | Regression | Segmentation
 
 
 def _places(output: Tensor) -> Tensor:
@@ -179,8 +180,19 @@ def _places(output: Tensor) -> Tensor:
 def task_of(card: Mapping[str, Any]) -> Task:
     """The task that a student's card or a result describes; classification where it has no entry ``task``."""
     described = dict(card.get("task") or {"kind": "classification", "num_classes": len(card.get("classes") or ())})
-    kind = described.pop("kind")
-    return Regression(**described) if kind == "regression" else Classification(**described)
+    kinds = {"classification": Classification, "regression": Regression, "segmentation": Segmentation}
+    return kinds[described.pop("kind")](**described)
+
+
+def kept(task: Task) -> Callable[[Tensor], Tensor] | None:
+    """What is kept of a batch of outputs when a whole set is measured: masks where they are maps, None for all."""
+    return task.kept if isinstance(task, Segmentation) else None
+
+
+def answers_to(task: Task, images: Tensor) -> tuple[int, ...]:
+    """The shape of a network's outputs for images (N, C, H, W)."""
+    maps = tuple(images.shape[2:]) if isinstance(task, Segmentation) else ()
+    return (len(images), task.outputs, *maps)
 
 
 @torch.no_grad()
@@ -191,9 +203,9 @@ def evaluate(
 
     Args:
         task: chooses the metrics.
-        output: the network's outputs, (N, ...).
-        label: the labels (N,), or None where there are none.
-        teacher_output: the teacher's outputs on the same images, or None where it must not be queried.
+        output: what :func:`kept` keeps of the network's outputs.
+        label: the labels, or None where there are none.
+        teacher_output: the same of the teacher on the same images, or None where it must not be queried.
     """
     results: dict[str, float | None] = {}
     for name, metric in task.metrics().items():

@@ -6,6 +6,7 @@ import os
 import re
 from pathlib import Path
 
+from kd_lightning.core import strangers
 from kd_lightning.errors import DataError
 
 SPLITS = {"train": ("train", "training", "trn"), "val": ("val", "valid", "validation", "dev"),
@@ -96,6 +97,48 @@ def classes_of(parts: dict[str, Path]) -> list[str]:
             f"{_EXPECTED}"
         )
     return names
+
+
+def pixel_classes(file: str | Path) -> list[tuple[str, tuple[int, int, int] | None]]:
+    """Names and colours of the classes of label maps, from a file.
+
+    Each line is ``RED GREEN BLUE NAME`` or ``NAME``. The number of the line, from 0, is the number of the class in maps
+    of numbers. Empty lines and those that begin with ``#`` do not count. A class called void, ignore or unlabelled is
+    void.
+
+    Raises:
+        DataError: there is no such file, or it has no class, one twice, or colours on some lines only.
+    """
+    path = Path(file).expanduser()
+    with strangers.reading(path, error=DataError, advice="set data.names to a file with one line for each class"):
+        lines = [line.strip() for line in strangers.read_text(path, strangers.MOST_YAML).splitlines()]
+    found = [_pixel_class(line) for line in lines if line and not line.startswith("#")]
+    names, colours = [name for name, _ in found], [colour for _, colour in found if colour is not None]
+    if len(names) < 2 or len(names) > 255:
+        raise DataError(f"{path} names {len(names)} classes, expected 2 to 255, one on each line")
+    for values in (names, colours):
+        if twice := [value for i, value in enumerate(values) if value in values[:i]]:
+            raise DataError(f"{path}: {twice[0]} is there twice")
+    if colours and len(colours) < len(names):
+        raise DataError(f"{path}: {len(colours)} of {len(names)} classes have a colour, expected all or none")
+    return found
+
+
+def _pixel_class(line: str) -> tuple[str, tuple[int, int, int] | None]:
+    words = line.replace(",", " ").split()
+    if len(words) > 3 and all(word.isdecimal() and int(word) < 256 for word in words[:3]):
+        return " ".join(words[3:]), (int(words[0]), int(words[1]), int(words[2]))
+    return line, None
+
+
+def is_void(name: str) -> bool:
+    """Whether a class of label maps stands for pixels without one."""
+    return name.lower() in ("void", "ignore", "unlabeled", "unlabelled")
+
+
+def count_pixel_classes(file: str | Path) -> int:
+    """Number of classes that a file names for label maps, without void; see :func:`pixel_classes`."""
+    return sum(not is_void(name) for name, _ in pixel_classes(file))
 
 
 _EXPECTED = "train/<class>/* and, if you have them, val/<class>/* and test/<class>/*, or only <class>/*"

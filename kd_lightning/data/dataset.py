@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kd_lightning.core.segmentation import Segmentation
 from kd_lightning.core.tasks import Classification, Regression, Task
 from kd_lightning.errors import DataError
 
 
 @dataclass(frozen=True)
 class Split:
-    """One part of a set: ``images`` uint8 (N,C,H,W) and ``labels`` (N,), int64 classes or float32 in their unit."""
+    """One part of a set: ``images`` uint8 (N,C,H,W) and ``labels``.
+
+    Labels are (N,), int64 classes or float32 in their unit, or maps (N,H,W), uint8.
+    """
 
     images: Tensor
     labels: Tensor
@@ -69,6 +73,8 @@ class Dataset:
                 continue
             if isinstance(task, Regression):
                 task.check_labels(f"{self.name}/{part}", split.labels)
+            elif isinstance(task, Segmentation):
+                task.check_labels(f"{self.name}/{part}", split.labels, split.images)
             else:
                 check_labels(f"{self.name}/{part}", split.labels, len(self.classes))
 
@@ -114,7 +120,7 @@ def hold_out(train: Split, size: int | float, *, seed: int = 0) -> tuple[Split, 
     """Split ``train`` into (train, val), stratified by class; the same split for the same seed.
 
     Both keep the original order. A class with two or more images keeps at least one for training if ``size``
-    allows it. Images whose labels are numbers count as one class.
+    allows it. Images whose labels are numbers or maps count as one class.
 
     Args:
         train: what to split.
@@ -132,7 +138,8 @@ def hold_out(train: Split, size: int | float, *, seed: int = 0) -> tuple[Split, 
             f"as a number from 1 to {total - 1}, or 0 for no validation images"
         )
     generator = torch.Generator().manual_seed(seed)
-    classes = torch.zeros(total, dtype=torch.long) if train.labels.is_floating_point() else train.labels
+    stratified = train.labels.dim() == 1 and not train.labels.is_floating_point()
+    classes = train.labels if stratified else torch.zeros(total, dtype=torch.long)
     counts = torch.bincount(classes)
     exact = [int(count) * wanted / total for count in counts]
     quota = [int(share) for share in exact]
@@ -147,16 +154,28 @@ def hold_out(train: Split, size: int | float, *, seed: int = 0) -> tuple[Split, 
     return Split(train.images[~held], train.labels[~held]), Split(train.images[held], train.labels[held])
 
 
-def fit_to(images: Tensor, *, size: int, channels: int) -> Tensor:
-    """Convert square uint8 images to (N,channels,size,size).
+def sides(size: int | Sequence[int]) -> tuple[int, int]:
+    """Height and width that ``data.size`` gives: one number for both, or the two.
+
+    Raises:
+        DataError: it is neither.
+    """
+    both = (size, size) if isinstance(size, int) else tuple(size)
+    if len(both) != 2 or min(both) < 1:
+        raise DataError(f"data.size={list(both)}: expected one number, or height and width, such as [90,120]")
+    return both[0], both[1]
+
+
+def fit_to(images: Tensor, *, size: int | Sequence[int], channels: int) -> Tensor:
+    """Convert uint8 images to (N,channels,height,width), where ``size`` is both or the two of them.
 
     Grey is 0.299 R + 0.587 G + 0.114 B; grey becomes RGB by repetition. Images are resized bilinearly with
     antialiasing, in the same fixed-point arithmetic as Pillow's (differences of at most one level of 256).
     """
     if channels == 1 and images.shape[1] == 3:
         images = torch.cat([_grey(chunk) for chunk in images.split(1024)])
-    if images.shape[-2:] != (size, size):
-        images = F.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
+    if images.shape[-2:] != sides(size):
+        images = F.interpolate(images, size=sides(size), mode="bilinear", antialias=True)
     if channels == 3 and images.shape[1] == 1:
         images = images.repeat(1, 3, 1, 1)
     return images

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 
+from kd_lightning.core.segmentation import Segmentation
 from kd_lightning.data.dataset import Dataset
 from kd_lightning.errors import DataError
 
@@ -24,6 +25,8 @@ def refuse_other_classes(dataset: Dataset, num_classes: int) -> None:
 def dataset_digest(dataset: Dataset) -> str:
     """Hash of all pixels and labels, and of their meaning (classes or task)."""
     said = [dataset.name, dataset.classes or dataset.task.described(), dataset.image_shape]
+    if isinstance(dataset.task, Segmentation):  # the same maps mean something else with another void
+        said.append(dataset.task.described())
     total = hashlib.sha256(json.dumps(said).encode())
     for split in (dataset.train, dataset.val, dataset.test):
         if split is not None:

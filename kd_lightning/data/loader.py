@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from kd_lightning.data.batches import Batch
+from kd_lightning.data.joint import moves_labels, refuse_apart
 from kd_lightning.errors import ConfigError, DataError
 
-Augmentation = Callable[[Tensor, torch.Generator], Tensor]
+Augmentation = Callable[..., Any]
 Mix = Callable[[Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]]
 
 
@@ -35,10 +36,10 @@ class TensorLoader:
 
     Args:
         images: uint8 (N,C,H,W).
-        labels: (N,...) integer labels, returned as int64, or float targets; or None.
+        labels: (N,...) integer labels or label maps, returned as int64, or float targets; or None.
         batch_size: images per batch and rank.
         shuffle: use a new order in each pass.
-        augment: augmentations of x, applied in this order.
+        augment: augmentations of x, or of x and label maps (see :mod:`kd_lightning.data.joint`), in this order.
         answers: (N,K) stored answers of a teacher.
         mix: maps a batch's images and answers to mixed ones before the augmentation; batches then have no labels.
         seed: of order and augmentation, at least 0.
@@ -49,7 +50,7 @@ class TensorLoader:
 
     Raises:
         DataError: no images.
-        ConfigError: ``drop_last`` would leave no batch.
+        ConfigError: ``drop_last`` would leave no batch, or an augmentation would move images and not their label maps.
     """
 
     def __init__(
@@ -73,6 +74,8 @@ class TensorLoader:
         for other in (labels, answers):
             if other is not None and len(other) != len(images):
                 raise ValueError(f"{len(images)} images, but {len(other)} labels or answers")
+        if labels is not None and labels.dim() == 3:
+            refuse_apart(augment)
         if len(images) == 0:
             raise DataError("a loader needs at least one image, but the set is empty")
         self.images, self.labels, self.answers = images, labels, answers
@@ -174,7 +177,10 @@ class TensorLoader:
             x, t = self.mix(x, t, rng)
             y = None
         for augmentation in self.augment:
-            x = augmentation(x, rng)
+            if moves_labels(augmentation):
+                x, y = augmentation(x, rng, y)
+            else:
+                x = augmentation(x, rng)
         return Batch(x, y, t, index)
 
 

@@ -16,9 +16,10 @@ from kd_lightning.config.composition import Training
 from kd_lightning.config.signatures import own_code, versions
 from kd_lightning.core.collapse import Collapsed
 from kd_lightning.core.file_format import FORMAT_VERSION
+from kd_lightning.core.inference import at_once
 from kd_lightning.core.notices import keep, noticing
 from kd_lightning.core.strangers import read_json, read_tensors
-from kd_lightning.core.tasks import Task
+from kd_lightning.core.tasks import Task, kept
 from kd_lightning.core.time_limit import cut_short, duration
 from kd_lightning.data.dataset import Dataset
 from kd_lightning.data.loader import TensorLoader
@@ -104,7 +105,7 @@ def fit(
         teacher_key: its digest, part of the fit's key.
         source_teacher: the source's own teacher, if it has one.
         source_teacher_key: its digest.
-        val_answers: the teacher's outputs (N, K) on the validation images, for the agreement curve.
+        val_answers: what is kept of the teacher's outputs on the validation images, for the agreement curve.
         watched: whether the run's dashboards follow this fit.
     """
     config = fit_config(training, bench, teacher_key, source_teacher_key)
@@ -235,7 +236,7 @@ def _train(
         else TensorLoader(
             *(val.images, val.labels),
             answers=val_answers,
-            batch_size=500,
+            batch_size=at_once(val.images) if kept(bench.task) else 500,
             shuffle=False,
             rank=context.rank,
             world=context.world,

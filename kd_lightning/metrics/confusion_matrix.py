@@ -7,8 +7,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from kd_lightning.core.segmentation import Segmentation
 from kd_lightning.core.tasks import Regression
 from kd_lightning.data.dataset import Dataset
+from kd_lightning.metrics.map_pictures import draw_maps
 from kd_lightning.tracking.backends import Dashboards
 from kd_lightning.tracking.image_grids import matrix, save, scatter
 
@@ -24,16 +26,20 @@ def draw_answers(
     """Write a picture of the student against the labels and, where its answers are known, one against the teacher.
 
     ``confusion_labels.png`` and ``confusion_teacher.png`` where labels are classes, ``numbers_labels.png`` and
-    ``numbers_teacher.png`` where they are numbers.
+    ``numbers_teacher.png`` where they are numbers; where they are maps, see
+    :func:`~kd_lightning.metrics.map_pictures.draw_maps`.
 
     Args:
         folder: where to write them.
         boards: dashboards that get them too.
         dataset: has the task and the class names.
-        student: outputs on the test images, (N, K).
-        labels: (N,).
-        teacher: outputs on the same images, (N, K), or None.
+        student: outputs on the test images, (N, K), or masks (N, H, W).
+        labels: (N,) or (N, H, W).
+        teacher: the same of the teacher, or None.
     """
+    if isinstance(dataset.task, Segmentation):
+        draw_maps(folder, boards, dataset, {"student": student} | ({} if teacher is None else {"teacher": teacher}))
+        return
     draw = _numbers if isinstance(dataset.task, Regression) else _confusions
     draw(folder, boards, dataset, student.cpu(), labels.cpu(), None if teacher is None else teacher.cpu())
 

@@ -18,6 +18,7 @@ from tabulate import tabulate
 from kd_lightning.config.composition import Composition
 from kd_lightning.config.node import thaw
 from kd_lightning.core.inference import predict
+from kd_lightning.core.tasks import kept
 from kd_lightning.data.load import dataset_digest
 from kd_lightning.engine.data import load_data
 from kd_lightning.engine.fit import FitResult, RunContext
@@ -146,7 +147,7 @@ def _measure(
                 step.images += planner.door.look(split.images)
     if dataset.test is not None:
         images, start = dataset.test.images[:500], now_on_device()
-        predict(student.network, images, device=composition.device)
+        predict(student.network, images, keep=kept(planner.bench.task), device=composition.device)
         step.seconds = (now_on_device() - start) * len(dataset.test) / len(images) * (networks + (teacher is not None))
     planner.steps.append(step)
 

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from kd_lightning.core import strangers
 from kd_lightning.core.file_format import FORMAT_VERSION, refuse_format
 from kd_lightning.core.inference import predict
-from kd_lightning.core.tasks import Regression, task_of
+from kd_lightning.core.segmentation import Segmentation
+from kd_lightning.core.tasks import Regression, answers_to, kept, task_of
 from kd_lightning.errors import UserError
 from kd_lightning.networks.normalized import Normalized
 from kd_lightning.networks.outputs import resized
@@ -48,7 +49,7 @@ class Student(Normalized):
     resize = False
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (N, K), or (N, 1) for regression.
+        """Logits (N, K), (N, 1) for regression, or (N, K, H, W) for segmentation.
 
         Raises:
             UserError: the images are not of the kind that it was trained on, the network fails, its answers are not
@@ -62,7 +63,7 @@ class Student(Normalized):
         except Exception as error:  # whatever the network raises
             reason = strangers.in_a_line(error)
             raise UserError(f"the student in {self.folder} fails on images {tuple(x.shape)}: {reason}") from error
-        wanted = (len(x), task_of(self.card).outputs)
+        wanted = answers_to(task_of(self.card), x)
         found = tuple(answers.shape) if isinstance(answers, Tensor) else type(answers).__name__
         if found != wanted:
             raise UserError(f"the student in {self.folder} answers {found}, its card says {wanted}")
@@ -77,15 +78,17 @@ class Student(Normalized):
             UserError: their type, shape or range is not that of the images that the student was trained on.
         """
         wanted = tuple(self.card["image_shape"])
+        free = isinstance(task_of(self.card), Segmentation)  # the network takes any height and width
         shape = "x".join(map(str, wanted))
-        said = f"the student in {self.folder} takes images (N, {', '.join(map(str, wanted))}) in [0, 1], float32"
+        asked = f"{wanted[0]}, H, W" if free else ", ".join(map(str, wanted))
+        said = f"the student in {self.folder} takes images (N, {asked}) in [0, 1], float32"
         if not isinstance(x, Tensor) or x.dtype != self.mean.dtype:
             kind = str(x.dtype).removeprefix("torch.") if isinstance(x, Tensor) else type(x).__name__
             how = ": x.float() / 255 makes them from pixels" if kind == "uint8" else ""
             raise UserError(f"{said}, got {kind}{how}")
         if x.dim() != 4 or x.shape[1] != wanted[0]:
             raise UserError(f"{said}, got {tuple(x.shape)}")
-        if tuple(x.shape[1:]) != wanted:
+        if tuple(x.shape[1:]) != wanted and not free:
             if not self.resize:
                 raise UserError(f"{said}, got {tuple(x.shape)}: student.resize = True resizes them to {shape}")
             x = resized(x, wanted[1])
@@ -120,7 +123,7 @@ def save_single(student: Student, file: Path) -> None:
 
 
 def load_student(path: str | Path, *, network: nn.Module | None = None, trust: bool = False) -> Student:
-    """The student of a run folder: images (N, C, H, W) in [0, 1] to logits (N, K), in eval mode.
+    """The student of a run folder: images (N, C, H, W) in [0, 1] to logits (N, K) or (N, K, H, W), in eval mode.
 
     Its card is ``.card``: class names, image shape, metrics. For regression it answers (N, 1), places in the range that
     the card gives; ``core.tasks.task_of(card).numbers(answers)`` converts them to numbers.
@@ -193,8 +196,12 @@ def _refuse_card(card: Mapping[str, Any], *, trust: bool) -> None:
     shape, classes, statistics = card["image_shape"], card["classes"], (card["mean"], card["std"])
     if not (isinstance(shape, list) and len(shape) == 3 and all(type(n) is int for n in shape)):
         raise ValueError("image_shape: expected three whole numbers")
-    if not 1 <= shape[0] <= 16 or shape[1] != shape[2] or not 1 <= shape[1] <= LARGEST_SIDE:
-        raise ValueError(f"image_shape: expected up to 16 channels and a square of at most {LARGEST_SIDE} pixels")
+    task = task_of(card)
+    oblong = isinstance(task, Segmentation)  # others see squares
+    fits = (oblong or shape[1] == shape[2]) and all(1 <= side <= LARGEST_SIDE for side in shape[1:])
+    if not 1 <= shape[0] <= 16 or not fits:
+        what = f"sides of at most {LARGEST_SIDE}" if oblong else f"a square of at most {LARGEST_SIDE}"
+        raise ValueError(f"image_shape: expected up to 16 channels and {what} pixels")
     if not (isinstance(classes, list) and all(isinstance(name, str) for name in classes)):
         raise ValueError("classes: expected a list of names")
     for values in statistics:
@@ -203,7 +210,6 @@ def _refuse_card(card: Mapping[str, Any], *, trust: bool) -> None:
             raise ValueError("mean and std: expected a number for each channel")
     if not isinstance(card["network"], dict) or not isinstance(card.get("metrics") or {}, dict):
         raise ValueError("network and metrics: expected mappings")
-    task = task_of(card)
     if isinstance(task, Regression):
         if classes or not isinstance(task.unit, str):
             raise ValueError("task: numbers have a unit, and no classes")
@@ -230,6 +236,8 @@ def room_for(weights: Path) -> int:
 
 def to_onnx(student: Student, file: Path, images: Tensor) -> float:
     """Write a loaded student as ONNX: ``images`` (N, C, H, W) in [0, 1], N free, to ``logits`` (N, K).
+
+    For segmentation H and W are free, too, and logits are (N, K, H, W).
 
     For regression, to ``places`` (N, 1) in the range that is part of ``task`` in the metadata. The metadata are
     ``classes``, ``task``, ``image_shape``, the headline metric, ``teacher`` and the versions.
@@ -260,7 +268,7 @@ def to_onnx(student: Student, file: Path, images: Tensor) -> float:
                 dynamo=True,
                 input_names=["images"],
                 output_names=[answer_name(student.card)],
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                dynamic_shapes=(_free(student.card),),
                 verbose=False,
             )
         except torch.onnx.errors.OnnxExporterError as error:
@@ -287,6 +295,13 @@ def to_onnx(student: Student, file: Path, images: Tensor) -> float:
         finally:
             part.unlink(missing_ok=True)
     return difference
+
+
+def _free(card: Mapping[str, Any]) -> dict[int, Any]:
+    """The sides of a batch of images that stay free."""
+    if not isinstance(task_of(card), Segmentation):
+        return {0: torch.export.Dim("batch")}
+    return {0: torch.export.Dim("batch"), 2: torch.export.Dim("height"), 3: torch.export.Dim("width")}
 
 
 def _forget_where(model: Any) -> None:
@@ -321,10 +336,17 @@ def _onnx_metadata(card: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _difference(student: nn.Module, onnxruntime: Any, content: bytes, images: Tensor) -> float:
+def _difference(student: Student, onnxruntime: Any, content: bytes, images: Tensor) -> float:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     batches = [images[:1], *images[1:].split(250)]  # at least two sizes, because N is free
-    answers = [session.run(None, {"images": (x.float() / 255).numpy()})[0] for x in batches if len(x)]
-    return float((torch.cat([torch.from_numpy(a) for a in answers]) - predict(student, images)).abs().max())
+    if kept(task_of(student.card)) is not None:  # so are height and width
+        high, wide = images.shape[2:]
+        batches = [*images[:32].split(8), images[:2, :, : high - high // 4, : wide - wide // 3]]
+    largest = 0.0
+    for x in batches:
+        if len(x):
+            answers = session.run(None, {"images": (x.float() / 255).numpy()})[0]
+            largest = max(largest, float((torch.from_numpy(answers) - predict(student, x)).abs().max()))
+    return largest

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from kd_lightning.config.composition import Composition, TeacherSettings
 from kd_lightning.config.node import Node, located
+from kd_lightning.core.segmentation import Segmentation
 from kd_lightning.core.tasks import Classification, Regression, Task
 from kd_lightning.core.user_code import code_of
 from kd_lightning.data.dataset import Dataset
@@ -91,6 +92,13 @@ def _sums_to_one(answer: Tensor) -> bool:
 
 
 def _refuse_shape(what: str, name: str, answer: Tensor, task: Task | None, mode: str) -> None:
+    if isinstance(task, Segmentation):
+        if answer.dim() != 4 or answer.shape[:2] != (2, task.outputs):
+            raise UserError(
+                f"{what}: {name} answers 2 images with {tuple(answer.shape)}, {mode}, expected {(2, task.outputs)} and "
+                "the images' height and width: a class for every pixel"
+            )
+        return
     if not isinstance(task, Classification | Regression) or tuple(answer.shape) == (2, task.outputs):
         return
     shape = tuple(answer.shape)

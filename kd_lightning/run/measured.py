@@ -14,9 +14,10 @@ from torchmetrics import Metric
 from kd_lightning.config.composition import Composition
 from kd_lightning.core.inference import predict
 from kd_lightning.core.notices import keep
+from kd_lightning.core.segmentation import Segmentation, class_ious, pixel_confusion
 from kd_lightning.core.strangers import in_a_line, read_tensors
-from kd_lightning.core.tasks import evaluate
-from kd_lightning.data.dataset import Split
+from kd_lightning.core.tasks import evaluate, kept
+from kd_lightning.data.dataset import Dataset, Split
 from kd_lightning.distributed import collectives
 from kd_lightning.engine.fit import FitResult, RunContext
 from kd_lightning.errors import ConfigError
@@ -32,7 +33,7 @@ ADAPTED = "adapted.safetensors"
 
 @dataclass(frozen=True)
 class Fits:
-    """The teachers and fits of a run, and the teacher's answers (N, K) to the test images."""
+    """The teachers and fits of a run, and what is kept of the teacher's answers to the test images."""
 
     teacher: TeacherHandle | None
     source_teacher: TeacherHandle | None
@@ -42,15 +43,20 @@ class Fits:
     controls: Mapping[str, FitResult | None]
 
 
-def tested(composition: Composition, bench: RunContext, fits: Fits, work: Path) -> dict[str, float | None]:
+def tested(
+    composition: Composition, bench: RunContext, fits: Fits, work: Path
+) -> tuple[dict[str, float | None], dict[str, dict[str, float | None]]]:
     """Metrics of teacher, student, stages that teach and controls on the test images, by ``NAME/METRIC``.
 
-    None where not measured.
+    None where not measured. And, for segmentation, the IoU of each class, by name of the network and of the class.
     """
+    ious: dict[str, dict[str, float | None]] = {}
     dataset, task, answers, student = bench.dataset, bench.task, fits.answers, fits.student
     test = dataset.test
     metrics: dict[str, float | None] = {}
     if fits.teacher is not None:
+        if answers is not None and test:
+            ious |= iou_by_class("teacher", dataset, answers)
         accuracy = evaluate(task, answers, test.labels, None) if answers is not None and test else {}
         metrics |= {f"teacher/{k}": accuracy.get(k) for k in task.metrics()}
     teaching = {name: fits.stages[name] for name in composition.teaching}
@@ -58,8 +64,9 @@ def tested(composition: Composition, bench: RunContext, fits: Fits, work: Path) 
         if fitted is None or test is None or not trained(fitted):
             measured: dict[str, float | None] = dict.fromkeys([*task.metrics(), "agreement"])
         else:
-            output = predict(fitted.network, test.images, device=composition.device)
+            output = predict(fitted.network, test.images, keep=kept(task), device=composition.device)
             measured = evaluate(task, output, test.labels, answers)
+            ious |= iou_by_class(name, dataset, output)
             if name == "test":
                 for line in shortcomings(task, output, test.labels, dataset.classes):
                     keep(line)
@@ -79,7 +86,22 @@ def tested(composition: Composition, bench: RunContext, fits: Fits, work: Path) 
         metrics |= _further(name, node.build(), student, fits.teacher, test, composition.device, work / "samples")
     metrics |= {f"gate/{name}": gate["value"] for name, gate in student.report.get("pool", {}).get("gates", {}).items()}
     told = ("generated/agreement", "chosen/")
-    return metrics | {key: value for key, value in student.report.items() if key.startswith(told)}
+    metrics |= {key: value for key, value in student.report.items() if key.startswith(told)}
+    return metrics, ious
+
+
+def iou_by_class(name: str, dataset: Dataset, masks: Tensor) -> dict[str, dict[str, float | None]]:
+    """Under ``name``, the IoU of each class of the test images; empty where labels are no maps.
+
+    Args:
+        name: of the network.
+        dataset: has the test images and the classes.
+        masks: the network's classes on the test images, (N, H, W).
+    """
+    if not isinstance(dataset.task, Segmentation) or dataset.test is None:
+        return {}
+    found = class_ious(pixel_confusion(dataset.test.labels, masks, dataset.num_classes)).tolist()
+    return {name: {c: None if iou != iou else iou for c, iou in zip(dataset.classes, found, strict=True)}}
 
 
 def _further(

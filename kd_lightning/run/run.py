@@ -162,7 +162,7 @@ def _produce(composition: Composition, bench: RunContext, clock: Clock, work: Pa
 
     # Teacher; test images are asked before validation images: a small eval_budget goes to the result, not to the curve
     teacher = obtain_teacher(composition, bench)
-    answers = teacher.answers(dataset.test) if teacher else None
+    answers = teacher.answers(dataset.test, bench.task) if teacher else None
 
     # Stages before the student, whose files later trainings refer to
     stages: dict[str, FitResult] = {}
@@ -174,7 +174,7 @@ def _produce(composition: Composition, bench: RunContext, clock: Clock, work: Pa
         composition = composition.after(name, stages[name].folder)
 
     # Student
-    val_answers = teacher.answers(dataset.val) if teacher else None
+    val_answers = teacher.answers(dataset.val, bench.task) if teacher else None
     asked = obtain_source_teacher(composition, composition, bench)
     given = handed(teacher, taught_by=stages.get(composition.taught_by or ""), source_teacher=asked)
     student = fit(composition, bench, phase="student", val_answers=val_answers, watched=True, **given)
@@ -192,7 +192,7 @@ def _produce(composition: Composition, bench: RunContext, clock: Clock, work: Pa
     # Test
     fits = Fits(teacher, asked, answers, stages, student, controls)
     with clock("test"):
-        metrics = tested(composition, bench, fits, work)
+        metrics, ious = tested(composition, bench, fits, work)
     if collectives.rank() == 0 and (weak := weak_teacher(composition.controls, metrics, bench.task)):
         notice(weak)
     bench.boards.numbers({k: v for k, v in metrics.items() if v is not None}, student.report["rounds"])
@@ -202,7 +202,7 @@ def _produce(composition: Composition, bench: RunContext, clock: Clock, work: Pa
     decisions.decided(lambda: _keep(stages, student, card, work))
     if trained(student):
         bench.boards.student(work, card)
-    return _result(composition, bench, fits, metrics, clock)
+    return _result(composition, bench, fits, metrics, clock) | ({"iou": ious} if ious else {})
 
 
 def _notice_data(dataset: Dataset) -> None:

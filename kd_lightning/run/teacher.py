@@ -14,6 +14,7 @@ from kd_lightning.config.composition import Composition, TeacherSettings, Traini
 from kd_lightning.config.node import Node, thaw
 from kd_lightning.config.signatures import own_code
 from kd_lightning.core.inference import predict
+from kd_lightning.core.tasks import Task, kept
 from kd_lightning.core.user_code import fingerprint
 from kd_lightning.data.dataset import Dataset, Split
 from kd_lightning.distributed import collectives, decisions
@@ -82,12 +83,12 @@ class TeacherHandle:
             self.door, self.described, smoothing=own.smoothing, min_coverage=own.min_coverage, budget=own.budget
         )
 
-    def answers(self, split: Split | None) -> Tensor | None:
-        """Its outputs (N, K) on a split, for metrics: free at ``white``, else None if over ``teacher.eval_budget``."""
+    def answers(self, split: Split | None, task: Task) -> Tensor | None:
+        """What is kept of its outputs on a split, for metrics; None if they would be over ``teacher.eval_budget``."""
         if split is None:
             return None
         if (net := self.reference or (self.net if self.white else None)) is not None:
-            return predict(net, split.images, device=self.device)
+            return predict(net, split.images, keep=kept(task), device=self.device)
         if not self.settings.eval_budget:
             return None
         client = self.hand_out()
@@ -282,6 +283,8 @@ def _code_of(settings: TeacherSettings) -> list[dict[str, str]]:
 
 def _some_images(dataset: Dataset, n: int = 200) -> Tensor:
     """Up to ``n`` images uint8 (N, C, H, W) to see answers to: of the data, or noise where there are none."""
+    if kept(dataset.task) is not None:
+        n = 8  # maps of outputs are large
     split = dataset.val or dataset.test or dataset.train
     rng = torch.Generator().manual_seed(0)
     if split is not None:

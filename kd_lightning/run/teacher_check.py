@@ -11,7 +11,8 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from kd_lightning.core.inference import predict
-from kd_lightning.core.tasks import Classification, Regression, Task
+from kd_lightning.core.segmentation import Segmentation, class_ious, pixel_confusion
+from kd_lightning.core.tasks import Classification, Regression, Task, kept
 from kd_lightning.data.dataset import Split
 from kd_lightning.errors import TeacherError
 from kd_lightning.networks.normalized import Normalized
@@ -100,23 +101,30 @@ def diagnose(
         trained: whether it was trained on these data as they are read: no other reading is looked for then.
 
     Returns:
-        Accuracy, in [0, 1]; for regression 1 - e / e_median, with the mean absolute errors of the teacher and of
-        the labels' median.
+        Accuracy or mean IoU, in [0, 1]; for regression 1 - e / e_median, with the mean absolute errors of the teacher
+        and of the labels' median.
 
     Raises:
         TeacherError: it is near chance, or better under another normalisation, channel order or class order, by
             ``GAIN`` and beyond sampling error; the message says which, and what to type.
     """
+    if (keep := kept(task)) is not None:
+        limit //= 10  # a map has many labels
     pick = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))[:limit]
     images, labels = split.images[pick], split.labels[pick]
-    output = predict(teacher, images, device=device)
-    measure = _of_numbers(task, labels) if isinstance(task, Regression) else _of_classes(labels, output.shape[1])
+    output = predict(teacher, images, keep=keep, device=device)
+    if isinstance(task, Regression):
+        measure = _of_numbers(task, labels)
+    elif isinstance(task, Segmentation):
+        measure = _of_maps(task, labels)
+    else:
+        measure = _of_classes(labels, output.shape[1])
     score, said = measure.score(output, labels), measure.said
-    few = slice(None, max(500, limit // 4))
+    few = slice(None, max(500, limit // 4) if keep is None else limit // 4)
     now = measure.each(output[few], labels[few])
     cause, better = "", 0.0
     if not trained:
-        cause, better = _best_reading(teacher, images[few], labels[few], now, measure, device)
+        cause, better = _best_reading(teacher, images[few], labels[few], now, measure, keep, device)
     if cause and better > measure.floor:
         raise TeacherError(
             f"the teacher {said(score)} on labelled images, but {said(better)} with {cause}. Fix that, or "
@@ -174,8 +182,28 @@ def _of_numbers(task: Regression, labels: Tensor) -> _Measure:
     return _Measure(skill, said, "their median", 0.0, GAIN, GAIN, answers)
 
 
+def _of_maps(task: Segmentation, labels: Tensor) -> _Measure:
+    counts = torch.bincount(labels.flatten().long(), minlength=task.void + 1)[: task.num_classes]
+    there = int((counts > 0).sum())
+    # of one class for all pixels: its IoU is its share, that of the others is 0
+    chance = float(counts.max()) / max(int(counts.sum()), 1) / max(there, 1)
+
+    def miou(output: Tensor, labels: Tensor) -> Tensor:
+        pairs = zip(labels[:, None], output[:, None], strict=True)
+        return torch.stack([class_ious(pixel_confusion(*pair, task.num_classes)).nanmean() for pair in pairs])
+
+    said = "reaches a mean IoU of {:.3f}".format
+    return _Measure(miou, said, "the commonest class", chance, GAIN, 2 * chance, "classes")
+
+
 def _best_reading(
-    teacher: Normalized, images: Tensor, labels: Tensor, now: Tensor, measure: _Measure, device: str
+    teacher: Normalized,
+    images: Tensor,
+    labels: Tensor,
+    now: Tensor,
+    measure: _Measure,
+    keep: Callable[[Tensor], Tensor] | None,
+    device: str,
 ) -> tuple[str, float]:
     """The reading of images or answers that is surely better than the present one, and its score; none is ``("", 0)``.
 
@@ -185,6 +213,7 @@ def _best_reading(
         labels: their labels, (N,).
         now: the present score of each, (N,).
         measure: scores answers.
+        keep: what is kept of the answers.
         device: the device it runs on.
     """
     found: dict[str, float] = {}
@@ -212,12 +241,12 @@ def _best_reading(
         if torch.allclose(torch.tensor(present), torch.tensor((mean, std)), atol=1e-3):
             continue
         other = _read_otherwise(teacher, mean, std)
-        then = measure.each(predict(other, images, device=device), labels)
+        then = measure.each(predict(other, images, keep=keep, device=device), labels)
         consider(f"{name}: teacher.mean={_typed(mean)} teacher.std={_typed(std)}", then)
     if channels == 3:
-        then = measure.each(predict(teacher, images.flip(1), device=device), labels)
+        then = measure.each(predict(teacher, images.flip(1), keep=keep, device=device), labels)
         consider("the channels in BGR order", then)
-    then = measure.each(predict(teacher, 255 - images, device=device), labels)
+    then = measure.each(predict(teacher, 255 - images, keep=keep, device=device), labels)
     consider("inverted images (white on black instead of black on white, or the reverse)", then)
     return max(found.items(), key=lambda item: item[1], default=("", 0.0))
 

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from kd_lightning.data.batches import Batch
+from kd_lightning.data.dataset import sides
 from kd_lightning.sources.context import Context
 from kd_lightning.sources.data_free import Rounds
 
@@ -16,24 +17,26 @@ class Noise:
     Args:
         rounds: batches per epoch.
         batch_size: images per batch and rank.
+        size: height and width, or one number for both; None for those of the data.
     """
 
     offers = frozenset({"source.images"})
 
-    def __init__(self, *, rounds: int, batch_size: int) -> None:
-        self.rounds, self.batch_size = rounds, batch_size
+    def __init__(self, *, rounds: int, batch_size: int, size: int | list[int] | None = None) -> None:
+        self.rounds, self.batch_size, self.size = rounds, batch_size, size
 
     def prepare(self, context: Context) -> NoiseLoader:
         """A resumable loader of unlabelled noise."""
-        return NoiseLoader(self.rounds, self.batch_size, context)
+        return NoiseLoader(self.rounds, self.batch_size, context, self.size)
 
 
 class NoiseLoader(Rounds):
     """Resumable: each batch depends only on seed, epoch, its number within the epoch and the rank."""
 
-    def __init__(self, rounds: int, batch_size: int, context: Context) -> None:
+    def __init__(self, rounds: int, batch_size: int, context: Context, size: int | list[int] | None = None) -> None:
         super().__init__(rounds)
-        self.shape = (batch_size, *context.dataset.image_shape)
+        channels, *own = context.dataset.image_shape
+        self.shape = (batch_size, channels, *(own if size is None else sides(size)))
         self.seed, self.rank = context.order_seed, context.rank
         self.rng = torch.Generator(context.device)
         self.mean = torch.tensor(context.mean, device=context.device).view(-1, 1, 1)

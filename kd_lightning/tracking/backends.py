@@ -69,6 +69,34 @@ class Dashboards:
                 board.add_image(self.prefix + key, pixels, step, dataformats="HWC")  # type: ignore[union-attr]
 
     @rank_zero_only
+    def masks(
+        self, key: str, picture: Image.Image, images: Tensor, masks: Mapping[str, Tensor], classes: Sequence[str]
+    ) -> None:
+        """Show label maps over images: their picture, and in W&B images whose masks can be switched on and off.
+
+        Args:
+            key: name on the dashboard.
+            picture: of all of them.
+            images: uint8 (N, C, H, W).
+            masks: name -> maps (N, H, W).
+            classes: names of the classes.
+        """
+        self.picture(key, picture, None)
+        for logger in self.loggers:
+            if isinstance(logger, WandbLogger):
+                import wandb
+
+                labels = dict(enumerate(classes))
+                shown = [
+                    wandb.Image(
+                        image.permute(1, 2, 0).numpy().squeeze(),
+                        masks={name: {"mask_data": m[i].numpy(), "class_labels": labels} for name, m in masks.items()},
+                    )
+                    for i, image in enumerate(images)
+                ]
+                logger.experiment.log({f"{key}_masks": shown})
+
+    @rank_zero_only
     def class_counts(self, key: str, counts: Tensor, step: int) -> None:
         """Log class counts, int64 (K,), as a histogram that dashboards draw over time."""
         for logger in self.loggers:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,9 @@ from kd_lightning.store.artifacts import writing
 
 INK, PAPER, GREY, RED = (30, 30, 30), (255, 255, 255), (140, 140, 140), (190, 30, 30)
 BAR = (54, 108, 166)
+SERIES = (BAR, (222, 140, 58), (90, 150, 90))
+"""Colours of bars that stand beside each other."""
+FAINT = (225, 225, 225)
 DEEP = (8, 48, 107)
 """Colour of a matrix cell that holds all of its row."""
 LEGIBLE = 18
@@ -129,6 +132,73 @@ def matrix(counts: Tensor, names: Sequence[str], title: str, *, rows: str, colum
     draw.rectangle((left - 1, top - 1, left + cell * k, top + cell * k), outline=GREY)
     if above:
         picture.paste(above, (left, top - 4 - above.height))
+    return picture
+
+
+def shares(values: Mapping[str, Tensor], names: Sequence[str], title: str) -> Image.Image:
+    """Bars from 0 to 1 for each class, one for each series beside the others; none for NaN.
+
+    Args:
+        values: name of the series -> values (K,).
+        names: of the classes.
+        title: above it.
+    """
+    height, left, top, head, font = 200, 44, 62, _font(14), _font(12)
+    wide = max(8 * len(values) + 6, _pitch(len(names), most=28 * len(values) + 12, room=1100))
+    labels = _labels(names, wide, hang=True)
+    width = max(left + 16 + wide * len(names), 16 + round(head.getlength(title)) + 16)
+    picture = Image.new("RGB", (width, top + height + labels.height + 20), PAPER)
+    draw = ImageDraw.Draw(picture)
+    draw.text((16, 10), title, INK, head)
+    x = left
+    for name, colour in zip(values, SERIES, strict=False):
+        draw.rectangle((x, 38, x + 10, 48), colour)
+        draw.text((x + 15, 43), name, INK, font, anchor="lm")
+        x += 32 + round(font.getlength(name))
+    for part in (0, 0.25, 0.5, 0.75, 1):
+        y = top + height - round(height * part)
+        draw.line((left, y, left + wide * len(names), y), GREY if part == 0 else FAINT)
+        draw.text((left - 6, y), f"{part:g}", GREY, font, anchor="rm")
+    bar = (wide - 6) // len(values)
+    for s, (series, colour) in enumerate(zip(values.values(), SERIES, strict=False)):
+        for i, value in enumerate(series.tolist()):
+            if value == value:
+                x = left + i * wide + 3 + s * bar
+                draw.rectangle((x, top + height - round(height * value), x + bar - 2, top + height), colour)
+    picture.paste(labels, (left, top + height + 6))
+    return picture
+
+
+def framed(columns: Mapping[str, Tensor], legend: Mapping[str, Sequence[int]]) -> Image.Image:
+    """Columns of images with their names above, enlarged to at least about 160 pixels, and a legend of colours below.
+
+    Args:
+        columns: name -> uint8 (N, 3, H, W), all of one shape.
+        legend: name -> red, green, blue.
+    """
+    n, _, height, width = next(iter(columns.values())).shape
+    zoom, gap, left, font = max(1, -(-160 // width)), 4, 16, _font(12)
+    tall, wide = height * zoom, width * zoom
+    total = left + len(columns) * (wide + gap) + left - gap
+    entries, x, y = [], left, 0
+    for name, colour in legend.items():
+        room = 32 + round(font.getlength(_cut(name)))
+        if x > left and x + room > total - left:
+            x, y = left, y + 20
+        entries.append((x, y, _cut(name), tuple(colour)))
+        x += room
+    bottom = 34 + n * (tall + gap) + 8
+    picture = Image.new("RGB", (total, bottom + y + 28), PAPER)
+    draw = ImageDraw.Draw(picture)
+    for c, (name, images) in enumerate(columns.items()):
+        x = left + c * (wide + gap)
+        draw.text((x + wide / 2, 20), name, INK, font, anchor="mm")
+        for i, image in enumerate(images):
+            small = Image.fromarray(image.permute(1, 2, 0).numpy())
+            picture.paste(small.resize((wide, tall), Image.Resampling.NEAREST), (x, 34 + i * (tall + gap)))
+    for x, y, name, colour in entries:
+        draw.rectangle((x, bottom + y, x + 12, bottom + y + 12), colour)
+        draw.text((x + 18, bottom + y + 6), name, INK, font, anchor="lm")
     return picture
 
 

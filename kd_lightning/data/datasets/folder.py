@@ -11,14 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
 from kd_lightning.core import strangers
 from kd_lightning.data.classes import class_names, classes_of, split_folders
-from kd_lightning.data.dataset import Dataset, Split, hold_out
+from kd_lightning.data.dataset import Dataset, Split, hold_out, sides
 from kd_lightning.errors import DataError
 from kd_lightning.store.artifacts import Store, digest, file_digest, remedy, write_json
 
@@ -245,25 +245,73 @@ def _decode(root: Path, paths: list[str], size: int, channels: int) -> tuple[Ten
     return (images[good] if bad else images), torch.tensor(good, dtype=torch.int64), bad
 
 
-def decode(path: Path, *, size: int, channels: int) -> np.ndarray:
-    """Read one image as uint8 (C,size,size): shorter side resized to ``size``, then the central square.
+def decode(path: Path, *, size: int | Sequence[int], channels: int) -> np.ndarray:
+    """Read one image as uint8 (C,H,W): resized until it covers ``size``, then the central part of that size.
+
+    Args:
+        path: of the image.
+        size: height and width, or one number for both: then the shorter side is resized to it.
+        channels: 1 (grey) or 3 (RGB).
 
     Raises:
         OSError, ValueError ...: the file is damaged, or its pixels are no 8- or 16-bit integers.
     """
     with opened(path) as image:
         upright = ImageOps.exif_transpose(image)  # as the camera was held
-        width, height = upright.size
-        scale = size / min(width, height)
-        shape = (max(size, round(width * scale)), max(size, round(height * scale)))
-        if shape[0] * shape[1] > MOST_PIXELS:
-            raise ValueError(f"{width}x{height} would become {shape[0]}x{shape[1]}, at most {MOST_PIXELS:,} pixels")
-        picture = _eight_bit(upright).convert("L" if channels == 1 else "RGB")
+        shape, box = covering(upright.size, size)
+        picture = eight_bit(upright).convert("L" if channels == 1 else "RGB")
     if shape != picture.size:
         picture = picture.resize(shape, RESAMPLE)
-    left, top = (shape[0] - size) // 2, (shape[1] - size) // 2
-    pixels = np.array(picture.crop((left, top, left + size, top + size)))
+    pixels = np.array(picture.crop(box))
     return pixels[None] if channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def decode_whole(path: Path, *, size: int | Sequence[int], channels: int) -> tuple[np.ndarray, tuple[int, int]]:
+    """Read one image as :func:`decode` does, without cropping it; and its own height and width.
+
+    Raises:
+        OSError, ValueError ...: as for :func:`decode`.
+    """
+    with opened(path) as image:
+        upright = ImageOps.exif_transpose(image)  # as the camera was held
+        width, height = upright.size
+        shape, _ = covering(upright.size, size)
+        picture = eight_bit(upright).convert("L" if channels == 1 else "RGB")
+    pixels = np.array(picture.resize(shape, RESAMPLE) if shape != picture.size else picture)
+    pixels = pixels[None] if channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+    return pixels, (height, width)
+
+
+def upright_size(path: Path) -> tuple[int, int]:
+    """Width and height of an image as the camera was held.
+
+    Raises:
+        OSError, ValueError: as for :func:`opened`.
+    """
+    with opened(path) as image:
+        width, height = image.size
+        turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+    return (height, width) if turned else (width, height)
+
+
+def covering(found: tuple[int, int], size: int | Sequence[int]) -> tuple[tuple[int, int], tuple[int, int, int, int]]:
+    """Width and height to resize an image to so that it covers ``size``, and the box to crop then.
+
+    Args:
+        found: width and height of the image.
+        size: height and width of the part, or one number for both.
+
+    Raises:
+        ValueError: the resized image would have too many pixels.
+    """
+    width, height = found
+    tall, wide = sides(size)
+    scale = max(wide / width, tall / height)
+    shape = (max(wide, round(width * scale)), max(tall, round(height * scale)))
+    if shape[0] * shape[1] > MOST_PIXELS:
+        raise ValueError(f"{width}x{height} would become {shape[0]}x{shape[1]}, at most {MOST_PIXELS:,} pixels")
+    left, top = (shape[0] - wide) // 2, (shape[1] - tall) // 2
+    return shape, (left, top, left + wide, top + tall)
 
 
 def opened(path: Path) -> Image.Image:
@@ -282,7 +330,12 @@ def opened(path: Path) -> Image.Image:
     return image
 
 
-def _eight_bit(image: Image.Image) -> Image.Image:
+def eight_bit(image: Image.Image) -> Image.Image:
+    """An image with 8 bits for each channel.
+
+    Raises:
+        ValueError: its pixels are 32-bit numbers.
+    """
     if image.mode.startswith("I;16"):  # convert() would clip, not scale
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):

@@ -73,7 +73,7 @@ class Distiller(ResumableModule):
     @classmethod
     def needs(cls, **settings: Any) -> set[str]:
         """What the composition must offer: ``teacher``, ``teacher.gradients``, ``teacher.batch_norm``,
-        ``source.images``, ``source.labels`` or ``source.free``, ``task.classification`` or ``task.regression``.
+        ``source.images``, ``source.labels`` or ``source.free``, and its tasks, such as ``task.segmentation``.
         """
         return set()
 

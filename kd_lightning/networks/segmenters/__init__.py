@@ -1,0 +1,1 @@
+"""Networks that answer a class for every pixel."""
