@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from PIL import Image
 
 from kd_lightning.core.tasks import Classification
 from kd_lightning.data.batches import Batch
-from kd_lightning.engine.callbacks import PhaseBar, WatchGenerator, generator_health, with_answers
+from kd_lightning.engine.callbacks import PhaseBar, WatchGenerator, with_answers
+from kd_lightning.engine.generator_health import class_counts, generator_health
 from kd_lightning.inspection import curves
 from kd_lightning.methods.base.distiller import Distiller, LastBatch
 from kd_lightning.teachers.white_box import FrozenTeacher
@@ -36,6 +38,59 @@ def test_health_closed_forms() -> None:
     assert two == pytest.approx(
         {"entropy": math.log(2) / math.log(4), "confidence": 1.0, "spread": math.sqrt(0.5)}, abs=1e-6
     )
+
+
+def scenes(*shares: float, pixels: int = 100) -> torch.Tensor:
+    """Confident answers (4, C, 10, 10) whose classes have these shares of the pixels."""
+    labels = torch.repeat_interleave(torch.arange(len(shares)), torch.tensor([round(s * pixels) for s in shares]))
+    return 50 * torch.nn.functional.one_hot(labels, len(shares)).float().T.view(1, -1, 10, 10).repeat(4, 1, 1, 1)
+
+
+CAMVID = (0.17, 0.25, 0.01, 0.26, 0.09, 0.11, 0.01, 0.02, 0.04, 0.02, 0.02)
+"""Sky and road are a quarter each, others hardly anything."""
+GROUND = (0.90, *[0.01] * 10)
+
+
+def test_health_of_maps_counts_pixels() -> None:
+    images = torch.rand(4, 3, 10, 10, generator=torch.Generator().manual_seed(0))
+    quarter = generator_health(images, scenes(0.25, 0.25, 0.5, 0.0))
+    entropy = (2 * 0.25 * math.log(4) + 0.5 * math.log(2)) / math.log(4)
+    assert quarter == pytest.approx(
+        {"entropy": entropy, "confidence": 1.0, "spread": float(images.std(0).mean())}, abs=1e-5
+    )
+    assert class_counts(scenes(0.25, 0.25, 0.5, 0.0)).tolist() == [100, 100, 200, 0]
+    assert class_counts(torch.eye(3)[[0, 0, 2]]).tolist() == [2, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("answers", "warned"),
+    [
+        (scenes(*CAMVID), False),
+        (scenes(*GROUND), False),
+        (scenes(1.0, *[0.0] * 10), True),
+        (scenes(0.99, 0.01, *[0.0] * 9), True),
+        (50 * torch.eye(11)[[0, 0, 0, 1]], True),
+    ],
+    ids=["camvid", "nine tenths ground", "one class", "hardly a second", "images of two of eleven classes"],
+)
+def test_scenes_of_unequal_shares_are_no_collapse(answers, warned, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(Distiller, "rounds_done", 0)
+    watch = WatchGenerator(tmp_path, every=1, patience=2)
+    module = Distiller(student=torch.nn.Linear(1, 1), teacher=None, task=Classification(11))
+    module.report = lambda scalars: None  # type: ignore[method-assign]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            module.seen = LastBatch(torch.rand(4, 3, 10, 10), answers)
+            watch.on_train_batch_end(None, module, None, None, 0)  # type: ignore[arg-type]
+    assert [str(w.message).startswith("the generator has collapsed") for w in caught] == [True] * warned
+    assert sum(watch.counts) == 2 * answers.argmax(1).numel()
+
+
+def test_a_generated_scene_is_captioned_by_its_commonest_class(tmp_path) -> None:
+    captions, names = WatchGenerator(tmp_path, ["sky", "road", "car"])._worded(scenes(0.25, 0.6, 0.15))
+    assert captions == ["road (0.60)"] * 4
+    assert names == ["sky", "road", "car"]
 
 
 def test_lines_without_a_terminal(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:

@@ -105,6 +105,17 @@ ONE_FAULT = {
     "a teacher": ([*KD, "teacher=none"], "method: Distill needs a teacher", "teacher=NAME"),
     "images": ([*KD, "source=free", "source.rounds=3"], "method: Distill trains on images", "source=real"),
     "labels": ([*KD, "source=noise", "controls=none"], "method: Distill trains on labels", "method.label=0"),
+    "two streams": (
+        ["method=ugan", "data=cifar10", "student=noisy_conv", "source=real"],
+        "method: Ugan trains on labelled images beside images without labels",
+        "source=labelled_and_unlabelled",
+    ),
+    "one stream": ([*KD, "source=labelled_and_unlabelled"], "method: Distill trains on images", "source=real"),
+    "a student with batch norm": (
+        ["method=bad_gan", "data=digits", "student=resnet8"],
+        "student: Ugan tells real images from generated ones",
+        "student=noisy_mlp",
+    ),
     "no batch norm": (
         [*KD, *READS, "teacher=lenet5"],
         "method: ReadsBatchNorm reads the teacher's batch-norm statistics",
@@ -126,6 +137,16 @@ ONE_FAULT = {
         [*NUMBERS, "source=few_shot"],
         "source: FewShot as it is set is made for classes",
         "source=real",
+    ),
+    "a population of one with a crossover": (
+        ["method=ce_gan", "method.mutations=[minimax]"],
+        "method.crossovers=1: a population of 1 with 1 mutation(s)",
+        "set method.population=2 or more, or method.crossovers=0",
+    ),
+    "measures of a generator that there is not": (
+        [*KD, "metrics=generation", "metrics.generation.latent=8"],
+        "metrics.generation.generator: ${method.generator} refers to nothing",
+        "",
     ),
     "a boundary between numbers": ([*NUMBERS, "metrics=boundary"], "metrics.boundary: Boundary as it", "numbers"),
     "numbers as probabilities": ([*NUMBERS, "teacher.access=probs"], "teacher.access=probs: a number", "logits"),

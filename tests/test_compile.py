@@ -13,7 +13,7 @@ from torch import nn
 from torch._dynamo.utils import counters
 
 from kd_lightning.config.check import faults
-from kd_lightning.core.feature_hooks import capture
+from kd_lightning.core.feature_hooks import Taps, capture
 from kd_lightning.losses.batch_norm import BatchNormTap
 
 
@@ -44,6 +44,16 @@ def test_what_goes_through_a_compiled_network_is_captured(net: nn.Module) -> Non
         net(x)
     assert torch.equal(taps["0"], net[0](x))  # type: ignore[index]
     assert taps["3"].shape == (5, 8)
+
+
+def test_taps_are_read_in_a_compiled_network(net: nn.Module) -> None:
+    x, taps = torch.randn(5, 1, 4, 4), Taps(net, ["0", "3:input"])
+    with torch.no_grad():
+        taps.measure(lambda: net(x))
+        seen = taps.run(lambda: net(x))
+        assert torch.equal(seen["0"], net[0](x))  # type: ignore[index]
+        assert seen["3:input"].shape == (5, 8)
+        assert taps.run(lambda: net(x), output=False).keys() == {"0", "3:input"}
 
 
 def test_a_compiled_networks_batch_norms_are_seen(net: nn.Module) -> None:

@@ -45,8 +45,11 @@ from kd_lightning.losses.moments import pooled
 from kd_lightning.methods.base.conditional_gan import ConditionalGan
 from kd_lightning.methods.base.distiller import Distiller
 from kd_lightning.methods.generators.biggan import BigGan
+from kd_lightning.methods.generators.ce_gan import CeGan
 from kd_lightning.methods.generators.cvae import Cvae
-from kd_lightning.networks.generators import biggan, sagan
+from kd_lightning.methods.real_data.distill import Distill
+from kd_lightning.methods.semi_supervised.ugan import Ugan
+from kd_lightning.networks.generators import biggan, pairs, sagan
 from kd_lightning.networks.generators.cvae import MlpDecoder, MlpEncoder
 from kd_lightning.networks.label_embedding import LabelToHidden
 from kd_lightning.sources.context import Context
@@ -97,6 +100,12 @@ class Vicinities(Rounds):
         return VicinalBatch(*(torch.cat(parts) for parts in zip(*mine, strict=True)))
 
 
+def three_streams(number: int, batch: int, context: Context) -> StreamsLoader:
+    """Labelled images, and of those without labels a batch for each of three uses."""
+    few, many = (real(n, size, context) for n, size in ((2, batch), (3 * number, 3 * batch)))
+    return StreamsLoader(few, many, batches=number)
+
+
 class OfLabel(nn.Module):
     """A generator or discriminator without batch norm: a map of its input, and a part for each label.
 
@@ -117,7 +126,11 @@ class OfLabel(nn.Module):
 
 def gan_networks(method: type[Distiller], *, batch_norm: bool) -> dict[str, nn.Module]:
     """Generator and discriminator for classes or for numbers."""
-    classes = method is BigGan
+    if batch_norm and method is Ugan:
+        shape: dict[str, Any] = {"size": 8, "hidden": (16,), "latent": LATENT}
+        good, bad = (pairs.MlpImages(num_classes=k, **shape) for k in (CLASSES, 0))
+        return {"generator": good, "bad_generator": bad, "discriminator": pairs.MlpPairs(size=8, num_classes=CLASSES)}
+    classes = method in (BigGan, CeGan, Ugan)
     small: dict[str, Any] = {"channels": 1, "size": 8}
     if batch_norm and classes:
         g: nn.Module = biggan.BigGanGenerator(num_classes=CLASSES, latent=LATENT, widths=8, **small)
@@ -136,6 +149,7 @@ def gan_networks(method: type[Distiller], *, batch_norm: bool) -> dict[str, nn.M
     return {
         "generator": OfLabel(plain_generator(), made(LATENT), first=True),
         "discriminator": OfLabel(verdict, made(1), first=False),
+        **({"bad_generator": plain_generator()} if method is Ugan else {}),
     }
 
 
@@ -164,7 +178,7 @@ def served(case: Case) -> Callable[[int, int, Context], Any]:
     if "source.free" in case.needs:
         return rounds
     if "source.two_streams" in case.needs:
-        return streams
+        return three_streams if case.target is Ugan else streams
     return partial(real, answered=case.served == "answers" or "source.answers" in case.needs)
 
 
@@ -176,11 +190,11 @@ def made(name: str, batch: int, *, batch_norm: bool) -> Distiller:
     with torch.no_grad():
         list(teacher.parameters())[-2].mul_(20)  # opinions
     given = {"latent": LATENT, "batch_size": batch, "kd_batch_size": batch, "image": (1, 8, 8), "num_classes": CLASSES}
-    given |= dict.fromkeys(
-        ("optimizer", "optimizer_g", "optimizer_d", "optimizer_t", "optimizer_head"), partial(sgd, lr=0.05)
-    )
-    given |= {"temperature": 4.0}
-    if issubclass(case.target, ConditionalGan):
+    optimizers = ("optimizer", "optimizer_g", "optimizer_d", "optimizer_b", "optimizer_t", "optimizer_head")
+    given |= dict.fromkeys(optimizers, partial(sgd, lr=0.05))
+    given |= dict.fromkeys(("made", "d_unlabelled", "b_unlabelled"), batch) | {"d_labelled": batch // 2}
+    given |= {"temperature": 4.0, "eval_size": batch}
+    if issubclass(case.target, ConditionalGan | Ugan):
         given |= gan_networks(case.target, batch_norm=batch_norm)
     elif case.target is Cvae:
         shape: dict[str, Any] = {"size": 8, "num_classes": CLASSES, "widths": (16, 8)}
@@ -188,11 +202,14 @@ def made(name: str, batch: int, *, batch_norm: bool) -> Distiller:
     elif "source.free" in case.needs:
         made_by = {"latent": (case.ranks or {}).get("hidden", LATENT)}
         given["generator"] = generator(eps=0.8, **made_by) if batch_norm else plain_generator(**made_by)
-    student = network((8, 16), batch_norm=batch_norm)
+    student = network((8, 16), batch_norm=batch_norm and "student.no_batch_norm" not in case.needs)
     settings = {key: value for key, value in given.items() if key in taken(case.target)} | (case.ranks or {})
-    return case.target(
+    method: Distiller = case.target(
         student=student, teacher=FrozenTeacher(teacher), task=Classification(CLASSES), log_every=1, **settings
     )
+    if isinstance(method, Distill):
+        method.build_terms((1, 8, 8), None)
+    return method
 
 
 def taken(method: type[Distiller]) -> set[str]:
@@ -234,7 +251,10 @@ def with_one_noise(method: Distiller, loader: Any) -> None:
     method.noise = noise  # type: ignore[method-assign]
     if isinstance(method, ConditionalGan):
         method.look = lambda: None  # type: ignore[method-assign]
-    if isinstance(method, BigGan):
+    if isinstance(method, Ugan):
+        method.latents = lambda n: noise(n, LATENT).sigmoid()  # type: ignore[method-assign]
+        method.labels = lambda n: noise(n).mul(100).long().remainder(CLASSES)  # type: ignore[method-assign]
+    if isinstance(method, BigGan | CeGan):
         method.classes = lambda n: noise(n).mul(100).long().remainder(CLASSES)  # type: ignore[method-assign]
     if isinstance(loader, GeneratedLoader):
         seeded = torch.Generator().manual_seed
@@ -246,7 +266,7 @@ def state(net: Any) -> dict[str, Tensor]:
 
 
 def learned(method: Distiller) -> dict[str, Tensor]:
-    names = ("student", "adapted", "generator", "live", "discriminator")
+    names = ("student", "adapted", "generator", "live", "discriminator", "classifier", "bad_generator", "terms")
     nets = {name: getattr(method, name) for name in names if getattr(method, name, None) is not None}
     return {f"{name}.{k}": v for name, net in nets.items() for k, v in state(net).items()}
 
@@ -434,7 +454,7 @@ def test_which_they_do_not_where_each_has_losses_of_its_own(name: str, pair: Pai
     assert furthest(as_one(name, 2 * B)["weights"], first["weights"]) > 1e-5
 
 
-@pytest.mark.parametrize("name", ["dfq", "kd"])
+@pytest.mark.parametrize("name", ["dfq", "kd", "features"])
 def test_ranks_go_on_to_the_same_bits(name: str, pair: Pair, tmp_path: Path) -> None:
     (tmp_path / "whole").mkdir()
     whole, _ = pair.both(resumed, name, str(tmp_path / "whole"), cut=None)

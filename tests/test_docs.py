@@ -8,14 +8,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import TINY
 from PIL import Image
 from safetensors.torch import save_file
 
 from kd_lightning.config import resolvers
-from kd_lightning.config.check import faults
+from kd_lightning.config.check import check, faults
 from kd_lightning.config.overrides import jobs, read, swept
+from kd_lightning.core.log_filters import quiet
 from kd_lightning.networks.classifiers.lenet import LeNet5
 from kd_lightning.networks.normalized import Normalized
+from kd_lightning.results.student_files import load_student, save_single
+from kd_lightning.run.run import run
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -70,10 +74,14 @@ def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     python = [block for page in PAGES for block in blocks(page, "python")]
     (tmp_path / "my_api.py").write_text(next(block for block in python if "def ask(images)" in block))
     (tmp_path / "my_method.py").write_text(next(block for block in python if "class Mine(Distiller)" in block))
+    (tmp_path / "my_adapter.py").write_text(next(block for block in python if "class Widened" in block))
     yaml = [block for page in PAGES for block in blocks(page, "yaml")]
-    for group, mark in (("network", "mobilenet_v3"), ("method", "my_method.Mine")):
-        (tmp_path / "my_conf" / group).mkdir(parents=True)
-        (tmp_path / "my_conf" / group / "mine.yaml").write_text(next(block for block in yaml if mark in block))
+    marks = {"network/mine": "mobilenet_v3", "method/mine": "my_method.Mine", "method/my_hint": "my_adapter.Widened"}
+    marks |= {"metrics/mine": "torchmetrics"}
+    for name, mark in marks.items():
+        file = tmp_path / "my_conf" / f"{name}.yaml"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(next(block for block in yaml if mark in block))
     return tmp_path
 
 
@@ -102,6 +110,25 @@ def test_distill_runs_as_written(reader: Path, store: Path, capsys: pytest.Captu
     code = next(block for page in PAGES for block in blocks(page, "python") if "kd_lightning.distill(" in block)
     exec(compile(code, "page", "exec"), {"__name__": "page"})
     assert "torch.Size([5, 10])" in capsys.readouterr().out
+
+
+def test_a_student_is_used_as_written(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = next(block for page in PAGES for block in blocks(page, "python") if "import load_student" in block)
+    monkeypatch.chdir(tmp_path)
+    save_single(load_student(finished), tmp_path / "student.safetensors")
+    exec(compile(code, "page", "exec"), {"__name__": "page"})
+
+
+@pytest.mark.parametrize("said", ["method.optimizer.lr=0.01", "metrics=mine", "EarlyStopping", "artifacts.scope"])
+def test_what_pages_say_of_settings_runs_as_written(said: str, reader: Path, store: Path) -> None:
+    words = next(words for _, words in ALL if any(said in word for word in words))
+    ((job, folders),) = composed_jobs(words)
+    cfg = read([*TINY, *job, "trainer.max_epochs=1", "data.recipe.epochs=1"], folders)
+    assert not cfg.problems
+    quiet()
+    result = run(check(cfg.cfg, {}), reader / "run")
+    assert result["status"] == "ok"
+    assert ("f1" in result["metrics"]) == (said == "metrics=mine")
 
 
 def test_links_lead_somewhere() -> None:

@@ -26,8 +26,9 @@ from kd_lightning.data.datasets import rotated_digits
 from kd_lightning.data.load import dataset_digest
 from kd_lightning.data.loader import TensorLoader
 from kd_lightning.data.module import Images
-from kd_lightning.engine.callbacks import BINS, WatchGenerator, generator_health
+from kd_lightning.engine.callbacks import BINS, WatchGenerator
 from kd_lightning.engine.data import load_data
+from kd_lightning.engine.generator_health import generator_health
 from kd_lightning.errors import DataError, TeacherError, UserError
 from kd_lightning.losses.soft_labels import imitation
 from kd_lightning.methods.base.distiller import LastBatch

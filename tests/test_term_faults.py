@@ -81,6 +81,21 @@ def test_a_wrong_term_is_one_line(cfg: DictConfig, changes: Any, said: list[str]
     assert all(part in lines[0] for part in said), lines
 
 
+def test_modules_that_are_named_exist(cfg: DictConfig) -> None:
+    assert found(cfg, **hint(), method__freeze=["features.-2"], method__lr_of={"head": 0.1, "terms.hint": 0.1}) == []
+    wrong = found(cfg, **hint(), method__freeze=["feature.0"], method__lr_of={"terms.hnt": 0.1})
+    assert len(wrong) == 2
+    assert "method.freeze: SmallConvNet has no feature.0; did you mean features.0" in wrong[0]
+    assert "method.lr_of: there is no terms.hnt; known: terms.response, terms.hint" in wrong[1]
+
+
+def test_a_stage_keeps_the_files_that_are_given(chain: DictConfig) -> None:
+    given = hint(given={".": "stage:assistant/hnt.safetensors"})
+    lines = [line for line in found(chain, **given) if "stage assistant keeps no" in line]
+    assert len(lines) == 1  # the assistant has the student's method, and so the student's fault
+    assert lines[0].endswith("it keeps student.safetensors, hint.safetensors")
+
+
 def test_who_looks_inside_needs_a_teacher_that_is_here(cfg: DictConfig) -> None:
     (line,) = found(cfg, **hint(), teacher__access="probs")
     assert "Distill looks inside the teacher, but teacher.access=probs gives answers alone" in line

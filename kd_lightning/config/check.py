@@ -27,10 +27,10 @@ from kd_lightning.errors import ConfigError
 
 FORBIDDEN_TRAINER = {
     "max_steps": "it counts every optimiser's steps together; set trainer.max_epochs and source.rounds",
-    "gradient_clip_val": "methods optimise by hand and clip, where their paper does, by a setting of their own",
+    "gradient_clip_val": "methods optimise by hand and clip by a setting of their own, such as method.clip",
     "logger": "dashboards are a group of their own, such as logger=tensorboard or logger=wandb",
     "default_root_dir": "a run writes to hydra.run.dir=DIR, and keeps its work in artifacts.root=DIR",
-    "accumulate_grad_batches": "methods optimise by hand; raise the batch size instead",
+    "accumulate_grad_batches": "methods optimise by hand; raise the batch size, or method.accumulate where it exists",
 }
 
 OWN = ("own", "tune")

@@ -217,6 +217,11 @@ def _explain_missing(override: str, file: str) -> str:
     key, _, value = override.partition("=")
     group = key.lstrip("+~").partition("@")[0]
     typed = file == f"{group}/{value}"
+    if group in ("student", "teacher", "network") and re.fullmatch(r"[A-Za-z_]\w*(\.\w+)+", value):
+        return (
+            f"{override}: a network of your own is one file, my_conf/network/mine.yaml with _target_: {value} and its "
+            f"settings, and then --config-dir my_conf {group}=mine"
+        )
     if not typed:
         group, _, value = file.rpartition("/")
     hint = _nearest_member(group, value)

@@ -48,7 +48,7 @@ def reference_above(cfg: DictConfig, key: str) -> tuple[DictConfig | ListConfig,
         raw = node._get_node(place)
         if raw is None:
             return None
-        if raw._is_interpolation():  # type: ignore[union-attr]
+        if raw._is_interpolation():
             return node, place
         node = raw
     return None

@@ -15,10 +15,11 @@ from kd_lightning.config.composition import Composition, TeacherSettings, Traini
 from kd_lightning.config.node import UNKNOWN, Node, located, thaw
 from kd_lightning.config.overrides import nearest
 from kd_lightning.config.signatures import as_dict
-from kd_lightning.config.term_faults import term_faults
+from kd_lightning.config.term_faults import given_faults, module_faults, term_faults
 from kd_lightning.core.segmentation import Segmentation
 from kd_lightning.core.tasks import Regression
 from kd_lightning.distributed.device import fast_precision
+from kd_lightning.errors import ConfigError
 from kd_lightning.methods.base.distiller import Distiller
 from kd_lightning.networks import classifiers
 from kd_lightning.teachers.access import LEVELS
@@ -33,10 +34,12 @@ def fit_faults(composition: Composition) -> Iterator[str]:
     """One line for each unmet requirement of the method of any fit."""
     teacher, kind = composition.teacher, kind_of(composition.data.load)
     yield from needs_faults("method", composition, _teacher_of(composition, composition), kind=kind)
+    yield from given_faults("method", composition, composition.stages)
     if teacher is not None and teacher.training is not None:
         yield from needs_faults("teacher.fit.method", teacher.training, None, kind=kind)
     for number, stage in enumerate(composition.stages.values()):
         yield from needs_faults(f"stages[{number}].method", stage, _teacher_of(stage, composition), kind=kind)
+        yield from given_faults(f"stages[{number}].method", stage, composition.stages)
     asked = teacher is not None and teacher.access == "white"
     for name, control in composition.controls.items():
         if asked or not control.asks or control.taught_by:  # the run leaves out the others
@@ -78,11 +81,22 @@ def needs_faults(path: str, fit: Training, teacher: Answering | None, *, kind: s
         base = f"{Distiller.__module__}.{Distiller.__name__}"
         yield f"{path}._target_: {getattr(method, '__name__', method)} is not a method: expected a subclass of {base}"
         return
-    needs, name = fit.method.requirements(), method.__name__
+    try:
+        needs, name = fit.method.requirements(), method.__name__
+    except ConfigError as fault:
+        yield str(fault).replace("method.", f"{path}.")
+        return
     yield from _teacher_faults(path, name, needs, teacher, method.instead_of_gradients)
     yield from _task_faults(path, name, needs, kind)
+    if "student.no_batch_norm" in needs and _has_batch_norm(fit.student):
+        yield (
+            f"{path.removesuffix('method')}student: {name} tells real images from generated ones by what its student "
+            f"makes of them, which batch norm hides, and {fit.student.target.rpartition('.')[2]} as it is set has one: "
+            "choose student=noisy_mlp or noisy_conv, or a network without"
+        )
     yield from _block_faults(path, fit, teacher)
     yield from term_faults(path, fit, teacher.net if teacher else None)
+    yield from module_faults(path, fit)
     if method.clips_gradients or fit.method.get("clip") is not None:
         yield from _clip_faults(path, fit)
     if method.idle_epochs:
@@ -100,7 +114,9 @@ def needs_faults(path: str, fit: Training, teacher: Answering | None, *, kind: s
         "source.images": "trains on images: use source=real, few_shot, noise or queried",
         "source.vicinity": "trains on images of labels near those it wants: use source=vicinal",
         "source.counterfactuals": "trains on counterfactual images, too: use source=real_and_counterfactual",
-        "source.two_streams": "trains on labelled images beside images without labels: use source=two_domains",
+        "source.two_streams": (
+            "trains on labelled images beside images without labels: use source=labelled_and_unlabelled, or two_domains"
+        ),
         "source.latents": "learns what a teacher draws of latents: use source=drawn",
         "source.labels": "trains on labels: use source=real or few_shot, or set method.label=0",
         "source.index": "keeps something for every image, and this source makes them anew: use source=real or queried",
@@ -308,5 +324,8 @@ def _class_of(node: Node | None) -> Any:
 
 
 def _has_batch_norm(net: Node) -> bool:
-    with torch.device("meta"):
-        return any(isinstance(m, _BatchNorm) for m in net.build().modules())
+    try:
+        with torch.device("meta"):
+            return any(isinstance(m, _BatchNorm) for m in net.build().modules())
+    except Exception:  # it reads its weights, or is a fault that is reported elsewhere
+        return True

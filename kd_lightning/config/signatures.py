@@ -47,8 +47,18 @@ def signature_faults(path: str, node: Mapping[str, Any], everywhere: list[str]) 
         return  # a builtin without a signature
     given = {k: v for k, v in node.items() if not (isinstance(k, str) and k.startswith("_"))}
     name = getattr(target, "__qualname__", str(target))
+    strange = [key for key in given if key not in parameters and not _settled(f"{path}.{key}")]
+    many = len(strange) > 1 and not open_ended and code_of(target, node["_target_"]) is not None
+    if many:  # the settings of another class that it was put in the place of
+        yield (
+            f"{path}: {name} has none of the settings {', '.join(strange)}, which are another class's: a network of "
+            f"your own is one file, my_conf/network/mine.yaml with _target_: {node['_target_']}, and then "
+            "--config-dir my_conf teacher=mine or student=mine"
+        )
     for key, value in given.items():
         full = f"{path}.{key}"
+        if many and key in strange:
+            continue
         ours = next((hint for end, hint in SETTLED.items() if full.endswith(end)), None)
         if ours is not None and fits(value, ours):
             continue
@@ -62,10 +72,17 @@ def signature_faults(path: str, node: Mapping[str, Any], everywhere: list[str]) 
             yield wrong(full, value, hints[key])
     if node.get("_partial_") or "_args_" in node:
         return
-    for key, parameter in parameters.items():
+    certain = inspect.signature(target).parameters if open_ended else parameters  # it may fill in what it forwards
+    for key, parameter in certain.items():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            continue
         expected = parameter.default is parameter.empty and parameter.kind is not parameter.VAR_POSITIONAL
         if expected and key not in given and key not in GIVEN:
             yield f"{path}.{key}: required by {name}, give it with +{path}.{key}=..."
+
+
+def _settled(full: str) -> bool:
+    return any(full.endswith(end) for end in SETTLED)
 
 
 def versions(node: Any) -> dict[str, int]:

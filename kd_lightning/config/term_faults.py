@@ -64,8 +64,13 @@ def _fitting_faults(path: str, fit: Training, teacher: Node | None, terms: Mappi
             wrong += [
                 f"{path}.terms.{name}.{side}: {error}"
                 for name, term in built.items()
+                if (error := _error(term.place, side, net))
+            ]
+            wrong += [
+                f"{path}.terms.{name}.{side}: {error}"
+                for name, term in built.items()
                 for tap in term.taps(side)
-                if tap != OUTPUT and (error := _error(find, net, tap))
+                if tap != OUTPUT and not tap.startswith("@") and (error := _error(find, net, tap))
             ]
             if not wrong:
                 every = [tap for term in built.values() for tap in term.taps(side)]
@@ -131,3 +136,30 @@ def _measured(net: Any, paths: list[str], fit: Training) -> tuple[Mapping[str, A
         return {}, str(error)
     except Exception:
         return {}, None  # the fit itself will measure
+
+
+def module_faults(path: str, fit: Training) -> Iterator[str]:
+    """One line for each path of ``freeze`` and ``lr_of`` that names no module of the student and no term."""
+    named = {key: thaw(fit.method.get(key)) or () for key in ("freeze", "lr_of")}
+    if not _distils(fit.method) or not any(named.values()) or (net := _without_weights(fit.student)) is None:
+        return
+    terms = [f"terms.{name}" for name in as_dict(thaw(fit.method.get("terms")))]
+    for key, paths in named.items():
+        for module in paths if isinstance(paths, list | dict) else ():
+            if str(module).startswith("terms.") and module not in terms:
+                yield f"{path}.{key}: there is no {module}; known: {', '.join(terms) or 'no term'}"
+            elif module not in terms and (error := _error(find, net, str(module))):
+                yield f"{path}.{key}: {error}"
+
+
+def given_faults(path: str, fit: Training, stages: Mapping[str, Training]) -> Iterator[str]:
+    """One line for each file of ``given`` that the stage it is named after does not keep."""
+    for name, term in as_dict(thaw(fit.method.get("terms"))).items() if _distils(fit.method) else ():
+        for part, file in as_dict(as_dict(term).get("given")).items():
+            stage, _, kept = str(file).removeprefix("stage:").partition("/")
+            if str(file).startswith("stage:") and stage in stages and _distils(stages[stage].method):
+                own = {key: as_dict(each) for key, each in as_dict(thaw(stages[stage].method.get("terms"))).items()}
+                there = [f"{key}.safetensors" for key, each in own.items() if each.get("adapt")]
+                if kept not in ("student.safetensors", *there, *(f"{key}_loss.safetensors" for key in own)):
+                    has = ", ".join(["student.safetensors", *there])
+                    yield f"{path}.terms.{name}.given.{part}={file}: stage {stage} keeps no {kept}; it keeps {has}"

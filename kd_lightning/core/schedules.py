@@ -16,6 +16,16 @@ def piecewise(optimizer: Optimizer, *, epochs: Sequence[int], factors: Sequence[
     return LambdaLR(optimizer, lambda epoch: steps[bisect_right(epochs, epoch)])
 
 
+def late_linear(optimizer: Optimizer, *, epochs: int, last: float = 1 / 3) -> LambdaLR:
+    """The initial learning rate, and in the ``last`` share of ``epochs`` a line from there to 0."""
+    return LambdaLR(optimizer, lambda epoch: min(1.0, max(0.0, 1 - epoch / epochs) / last))
+
+
+def late_exponential(optimizer: Optimizer, *, start: int, gamma: float) -> LambdaLR:
+    """The initial learning rate, and from epoch ``start`` on ``gamma`` times that of the epoch before."""
+    return LambdaLR(optimizer, lambda epoch: gamma ** max(0, epoch + 1 - start))
+
+
 class Stretched(LRScheduler):
     """A schedule in which each epoch of another lasts ``by`` epochs: milestones and warm-ups are stretched too.
 

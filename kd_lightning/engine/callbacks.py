@@ -21,6 +21,7 @@ from kd_lightning.core.tasks import Regression, Task
 from kd_lightning.core.user_code import code_of
 from kd_lightning.data.batches import Batch
 from kd_lightning.distributed import decisions
+from kd_lightning.engine.generator_health import class_counts, generator_health, least_entropy
 from kd_lightning.engine.restart import REMEDY
 from kd_lightning.methods.base.distiller import Distiller, LastBatch
 from kd_lightning.methods.base.protocols import Teacher
@@ -126,10 +127,11 @@ def _numbers(trainer: L.Trainer, method: L.LightningModule) -> str:
 class WatchGenerator(Callback):
     """Detects a collapsed generator during a fit, and saves grids of the images it generates.
 
-    A generator is healthy if the teacher predicts all classes about equally often (entropy of its batch-mean
-    prediction near ln C) and the images differ from each other; for regression only the second is checked. After
-    ``patience`` checks in a row with an entropy below half of ln C, or with nearly identical images, a warning is
-    given once. With the method's ``on_collapse="restart"`` training stops instead, and ``collapsed`` holds the reason.
+    A generator is healthy if the teacher predicts many classes (entropy of its batch-mean prediction) and the images
+    differ from each other; for regression only the second is checked. After ``patience`` checks in a row with an
+    entropy below :func:`~kd_lightning.engine.generator_health.least_entropy`, or with nearly identical images, a
+    warning is given once. With the method's ``on_collapse="restart"`` training stops instead, and ``collapsed`` holds
+    the reason. In segmentation every pixel counts as one prediction.
 
     Args:
         folder: images are written to ``samples/`` in it.
@@ -192,7 +194,7 @@ class WatchGenerator(Callback):
         self.counts = [a + b for a, b in zip(self.counts or [0] * len(counts), counts, strict=True)]
         health = generator_health(*pl_module.seen, numbers=self.numbers)
         pl_module.report({f"generated/{k}": v for k, v in health.items()})
-        collapsed = self._judge(health, pl_module)
+        collapsed = self._judge(health, pl_module, least_entropy(answers))
         if pl_module.on_collapse == "restart":
             self.collapsed = decisions.decided(lambda: collapsed)
             trainer.should_stop = trainer.should_stop or self.collapsed is not None
@@ -201,8 +203,8 @@ class WatchGenerator(Callback):
             self.said = f"{collapsed}. The student will not learn from this. {collapsed.remedy}"
             notice(self.said)
 
-    def _judge(self, health: dict[str, float], method: Distiller) -> Collapsed | None:
-        bad = health.get("entropy", 1.0) < 0.5 or health["spread"] < 0.02
+    def _judge(self, health: dict[str, float], method: Distiller, least: float = 0.5) -> Collapsed | None:
+        bad = health.get("entropy", 1.0) < least or health["spread"] < 0.02
         self.bad = self.bad + 1 if bad else 0
         if self.bad < self.patience:
             return None
@@ -223,7 +225,7 @@ class WatchGenerator(Callback):
     def _counted(self, answers: torch.Tensor) -> torch.Tensor:
         """How often the teacher predicted each class (K,), or a number in each of ``BINS`` parts of the range."""
         if self.numbers is None:
-            return torch.bincount(answers.argmax(1), minlength=answers.shape[1])
+            return class_counts(answers)
         places = self.numbers.normalise(self.numbers.numbers(answers))
         return torch.bincount((places * BINS).long().clamp(max=BINS - 1), minlength=BINS)
 
@@ -231,7 +233,11 @@ class WatchGenerator(Callback):
         """A caption for each image, and a name for each class or bin."""
         if self.numbers is None:
             names = list(self.classes) or [str(i) for i in range(answers.shape[1])]
-            confidence, label = answers.float().softmax(1).max(1)
+            if answers.dim() == 4:  # an image has many classes: its commonest one, and how much of it that is
+                shares = torch.stack([class_counts(each[None]) for each in answers]) / answers[0, 0].numel()
+                confidence, label = shares.max(1)
+            else:
+                confidence, label = answers.float().softmax(1).max(1)
             pairs = zip(label.tolist(), confidence.tolist(), strict=True)
             return [f"{names[c]} ({p:.2f})" for c, p in pairs], names
         captions = [f"{number:.4g} {self.numbers.unit}" for number in self.numbers.numbers(answers).tolist()]
@@ -249,7 +255,8 @@ class WatchGenerator(Callback):
         counts, total = torch.tensor(self.counts), sum(self.counts)
         method.report({"generated/rarest": min(self.counts) / total, "generated/commonest": max(self.counts) / total})
         by = "class" if self.numbers is None else f"number ({self.numbers.unit}, from ...)"
-        title = f"{total:,} generated images by the teacher's {by}, up to round {method.rounds_done + 1:,}"
+        what = "pixels" if method.seen.teacher.dim() == 4 else "images"
+        title = f"{total:,} generated {what} by the teacher's {by}, up to round {method.rounds_done + 1:,}"
         picture = bars(counts, names, title)
         save(picture, self.folder / "samples" / f"classes_{number}.png")
         self.boards.picture("classes", picture, method.rounds_done)
@@ -273,27 +280,3 @@ def with_answers(batch: Batch, teacher: Teacher | None) -> LastBatch | None:
     if batch.t is not None:
         return LastBatch(batch.x, batch.t)
     return LastBatch(batch.x, teacher.net(batch.x)) if isinstance(teacher, FrozenTeacher) else None
-
-
-@torch.no_grad()
-def generator_health(images: torch.Tensor, logits: torch.Tensor, numbers: Regression | None = None) -> dict[str, float]:
-    """Statistics of a batch of generated images that show whether the generator has collapsed.
-
-    Args:
-        images: (N, C, H, W) in data units.
-        logits: the teacher's answers, (N, K).
-        numbers: the task, for regression.
-
-    Returns:
-        ``entropy`` of the batch-mean prediction as a fraction of ln K and mean ``confidence``, or for regression
-        ``mean`` and ``deviation`` of the answers in their unit; and ``spread``: the standard deviation over the batch,
-        averaged over pixels, in data units.
-    """
-    if numbers is not None:
-        said = numbers.numbers(logits)
-        three = torch.stack([said.mean(), said.std(), images.float().std(0).mean()])
-        return dict(zip(("mean", "deviation", "spread"), three.tolist(), strict=True))
-    probs = logits.float().softmax(1)
-    entropy = torch.special.entr(probs.mean(0)).sum() / math.log(probs.shape[1])
-    values = torch.stack([entropy, probs.max(1).values.mean(), images.float().std(0).mean()])
-    return dict(zip(("entropy", "confidence", "spread"), values.tolist(), strict=True))

@@ -10,7 +10,7 @@ def kl(
     student: Tensor,
     teacher: Tensor,
     *,
-    temperature: float = 1.0,
+    temperature: float | Tensor = 1.0,
     reduction: Literal["batchmean", "mean"] = "batchmean",
 ) -> Tensor:
     """T^2 KL(softmax(teacher/T) || softmax(student/T)), the loss of Hinton et al. (2015).
@@ -18,7 +18,7 @@ def kl(
     Args:
         student: logits (N,K) or (N,K,...); dense outputs count as one sample per position.
         teacher: logits of the same shape. Gradients flow into it too: detach it where the method does.
-        temperature: T.
+        temperature: T, which may be learned.
         reduction: "batchmean" sums over classes and averages over samples; "mean" also divides by K
             (ZSKT's code).
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 import torch.fx
@@ -31,7 +31,8 @@ def one_tensor(output: Any) -> Tensor:
     """
     if isinstance(output, Tensor | torch.fx.Proxy):
         # a map of one pixel, as of a network that ends in a convolution
-        return output.flatten(1) if isinstance(output, Tensor) and output.shape[2:] == (1, 1) else output
+        of_one_pixel = isinstance(output, Tensor) and output.shape[2:] == (1, 1)
+        return cast(Tensor, output.flatten(1) if of_one_pixel else output)
     if isinstance(output, Mapping):
         named = [output[key] for key in NAMED if key in output]
         tensors = named or [value for value in output.values() if isinstance(value, Tensor)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -74,6 +74,25 @@ def fitted(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> tuple[d
     return {**{name: value for name, value in fresh.items() if name not in kept}, **kept}, sorted(
         [*(name if name in found else name.removeprefix("net.") for name in extra), *others]
     )
+
+
+def translated(
+    found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], published: Iterable[tuple[str, str]]
+) -> Mapping[str, Tensor]:
+    """The file's tensors in the network's words if that makes more names the network's own, else as they are.
+
+    Args:
+        found: as the file names them.
+        wanted: the network's state dict.
+        published: patterns of names in others' files, and what stands for each here.
+    """
+    ours = {}
+    for name, value in found.items():
+        for pattern, word in published:
+            name = re.sub(pattern, word, name)
+        ours[name] = value
+    known = {name.removeprefix("net.") for name in wanted}
+    return ours if len(ours.keys() & known) > len(found.keys() & known) else found
 
 
 def _prefixes(found: Mapping[str, Tensor], wanted: int) -> list[str]:

@@ -196,6 +196,8 @@ def odd_kind(value: Tensor) -> str:
 def load_weights(net: nn.Module, path: str | Path) -> None:
     """Load a file into ``net`` strictly, with or without the usual prefixes of names.
 
+    A network may have ``published``, pairs of a pattern and what stands for it here: names in files of others.
+
     Args:
         net: a module, or a :class:`~kd_lightning.networks.normalized.Normalized` one, which keeps its statistics if the
             file has none.
@@ -207,7 +209,8 @@ def load_weights(net: nn.Module, path: str | Path) -> None:
     found = read_weights(path)
     wanted = net.state_dict()
     statistics = {k: v for k, v in wanted.items() if k in ("mean", "std")}
-    fitting, left_out = weight_names.fitted(found, wanted)
+    published = getattr(getattr(net, "net", net), "published", ())
+    fitting, left_out = weight_names.fitted(weight_names.translated(found, wanted, published), wanted)
     best = statistics | fitting
     refuse_misfits(best, wanted, path, into=_name(net))
     if left_out:

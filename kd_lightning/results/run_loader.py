@@ -15,6 +15,7 @@ from kd_lightning.config.record import resolved
 from kd_lightning.core import strangers
 from kd_lightning.core.tasks import Regression, Task, task_of
 from kd_lightning.data.dataset import Dataset, Split
+from kd_lightning.data.domains import moved_to
 from kd_lightning.data.load import refuse_other_classes
 from kd_lightning.engine.checkpoint_reader import read_checkpoint
 from kd_lightning.errors import UserError
@@ -156,7 +157,7 @@ def own_store() -> Store:
 
 
 def data_of(run: Finished) -> Dataset:
-    """The data set of a run.
+    """The data set of a run; of two domains, with the test of the second.
 
     Raises:
         UserError: it is not available here, or loaded by code outside this package (``open_run(..., trust=True)``).
@@ -169,7 +170,11 @@ def data_of(run: Finished) -> Dataset:
         if not isinstance(dataset, Dataset):
             raise TypeError(f"it makes a {type(dataset).__name__}, expected a data set")
         refuse_other_classes(dataset, _part(run, "data.num_classes"))
+    if not isinstance(target := _part(run, "source.target"), dict):
         return dataset
+    with _building(run, "source.target"):
+        plain = {key: value for key, value in target.items() if key != "_partial_"}
+        return moved_to(dataset, trusted.data(plain, trust=run.trust, store=own_store(), val=0))
 
 
 def real_images(run: Finished) -> Split:

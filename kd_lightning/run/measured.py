@@ -9,16 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from torchmetrics import Metric
 
 from kd_lightning.config.composition import Composition
 from kd_lightning.core.inference import predict
 from kd_lightning.core.notices import keep
 from kd_lightning.core.segmentation import Segmentation, class_ious, pixel_confusion
-from kd_lightning.core.strangers import read_tensors
+from kd_lightning.core.strangers import in_a_line, read_tensors
 from kd_lightning.core.tasks import evaluate, kept
 from kd_lightning.data.dataset import Dataset, Split
 from kd_lightning.distributed import collectives
 from kd_lightning.engine.fit import FitResult, RunContext
+from kd_lightning.errors import ConfigError
 from kd_lightning.metrics.confusion_matrix import draw_answers
 from kd_lightning.metrics.shortcomings import shortcomings
 from kd_lightning.networks.normalized import Normalized
@@ -83,8 +85,8 @@ def tested(
     for name, node in composition.metrics.items():
         metrics |= _further(name, node.build(), student, fits.teacher, test, composition.device, work / "samples")
     metrics |= {f"gate/{name}": gate["value"] for name, gate in student.report.get("pool", {}).get("gates", {}).items()}
-    if "generated/agreement" in student.report:
-        metrics["generated/agreement"] = student.report["generated/agreement"]
+    told = ("generated/agreement", "chosen/")
+    metrics |= {key: value for key, value in student.report.items() if key.startswith(told)}
     return metrics, ious
 
 
@@ -112,11 +114,36 @@ def _further(
     samples: Path,
 ) -> dict[str, float | None]:
     """Values of one of the further ``metrics``; empty without test images or the teacher that it needs."""
+    if isinstance(measure, Metric):
+        return {} if test is None or not trained(student) else _counted(name, measure, student, test, device)
     if test is None or ("teacher.gradients" in measure.needs and (teacher is None or teacher.net is None)):
         return {}
     network = student.network if trained(student) else None
-    found = measure(network, teacher and teacher.net, test, device=device, samples=samples)
+    where: dict[str, Any] = {"device": device, "samples": samples}
+    if "generator" in measure.needs:
+        where["weights"] = student.folder / "generator.safetensors"
+    found = measure(network, teacher and teacher.net, test, **where)
     return {f"{name}/{k}" if k else name: v for k, v in found.items()}
+
+
+def _counted(name: str, metric: Metric, student: FitResult, test: Split, device: str) -> dict[str, float | None]:
+    """Values of a torchmetrics metric of the student's outputs against the labels."""
+    output = predict(student.network, test.images, device=device)
+    try:
+        metric.update(output, test.labels)
+        value = metric.compute()
+    except Exception as error:  # torchmetrics raises many kinds of errors on outputs that it does not take
+        kind = type(metric).__name__
+        raise ConfigError(
+            f"metrics.{name}: {kind} does not take outputs {tuple(output.shape)} and labels "
+            f"{tuple(test.labels.shape)}: {in_a_line(error)}"
+        ) from error
+    parts = value if isinstance(value, Mapping) else {"": value}
+    return {
+        "/".join(filter(None, [name, str(key)])): float(part)
+        for key, part in parts.items()
+        if isinstance(part, Tensor | float | int) and (not isinstance(part, Tensor) or part.numel() == 1)
+    }
 
 
 def _adapted(fits: Fits) -> dict[str, Normalized]:

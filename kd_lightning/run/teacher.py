@@ -25,7 +25,7 @@ from kd_lightning.networks.normalized import Normalized
 from kd_lightning.networks.weights import load_weights
 from kd_lightning.results.student_files import load_student
 from kd_lightning.run.teacher_check import diagnose, recognise, refuse_constant
-from kd_lightning.store.artifacts import Store, digest, file_digest
+from kd_lightning.store.artifacts import Store, by_content, digest, file_digest
 from kd_lightning.teachers.answer_types import Described, TeacherClient
 from kd_lightning.teachers.black_box import QueryClient, QueryTeacher
 from kd_lightning.teachers.remote.client import LedgerClient, QueryTerms
@@ -266,7 +266,7 @@ def load_net(settings: TeacherSettings) -> tuple[Normalized, str]:
     assert settings.weights is not None
     as_read = {k: getattr(settings, k) for k in ("mean", "std", "class_order", "outputs", "size")}
     net = Normalized(settings.net.build(), **as_read)
-    kept = {"net": thaw(settings.net), **{k: thaw(v) for k, v in as_read.items()}}
+    kept = {"net": by_content(thaw(settings.net), ""), **{k: thaw(v) for k, v in as_read.items()}}
     if settings.weights == OWN:
         kept["weights"] = fingerprint(net.net)
     else:

@@ -74,6 +74,11 @@ def few_places(split: Split, per_class: int, *, seed: int, classes: Sequence[str
     chosen = []
     for label, name in enumerate(classes):
         members = (split.labels == label).nonzero().squeeze(1)
+        if not len(members):
+            raise DataError(
+                f"class {name} has no training image, but source.per_class={per_class} of each class are wanted: leave "
+                "the class out of the data, or add images of it"
+            )
         if len(members) < per_class:
             raise DataError(
                 f"source.per_class={per_class}, but class {name} has {len(members)} training images. "

@@ -19,8 +19,8 @@ from kd_lightning.store.artifacts import Store
 class TwoDomains:
     """Batches of the run's data with labels, and of ``target`` without; the run is then tested on ``target``.
 
-    An epoch is a pass over the labelled images, which is all that methods see that do not take two streams. The labels of the target's training images are not read: neither by
-    training nor by a choice of images that keeps classes in proportion.
+    An epoch is a pass over the labelled images, and a method that does not take two streams sees only those. The labels
+    of the target's training images are not read: neither by training nor by a choice of images, class by class.
 
     Args:
         target: function that loads the other domain: a node like that of a ``data`` group member, with
@@ -60,7 +60,7 @@ class TwoDomains:
         taken = inspect.signature(self.target).parameters
         if "train" in taken and taken["train"].default is not None:
             raise ConfigError(
-                f"source.target.train={taken['train'].default}: such a choice reads labels, to keep classes in proportion. "
+                f"source.target.train={taken['train'].default}: it is chosen by reading labels, class by class. "
                 "Set source.target.train=null and source.images to the number of images"
             )
         given = {"val": 0} if "val" in taken else {}

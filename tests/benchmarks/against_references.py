@@ -72,6 +72,7 @@ SYSTEMS = {
     "dafl_cifar": System("DAFL", dafl.cifar10, (1, 2), batch=16, most=(0.85, 0.40)),
     "rdskd": System("RDSKD", rdskd.generator, batch=128, most=(0.95, 0.40)),
     "dfad": System("DFAD", dfad.dfad, (6, 6), batch=128, most=(0.95, 0.40)),
+    "dfad_dense": System("DFAD", dfad.dense, (6, 6), batch=2, most=(0.90, None)),
     "fast": System("Fast", fast.inner, cycle=(fast.INNER, fast.INNER), pause=fast.INNER, most=(0.95, 0.40)),
     "memory": System("Fast", fast.memory, cycle=(fast.PASS, 10), most=(0.50, 0.40)),
     "dafl": System("DAFL", dafl.mnist, (1, 2), batch=128),

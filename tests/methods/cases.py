@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from torch.nn import functional as F
 from toy import (
     CLASSES,
     adam,
@@ -28,8 +29,10 @@ from toy import (
 )
 
 from kd_lightning.data.augment import RandomResizedCrop
+from kd_lightning.data.dataset import Split
 from kd_lightning.data.loader import TensorLoader
 from kd_lightning.data.streams import StreamsLoader
+from kd_lightning.losses.logits import dist
 from kd_lightning.losses.response import kl
 from kd_lightning.losses.soft_labels import answer_cross_entropy
 from kd_lightning.methods.data_free.adaptive_deep_inversion import AdaptiveDeepInversion
@@ -45,15 +48,19 @@ from kd_lightning.methods.domain_adaptation.dan import Dan
 from kd_lightning.methods.domain_adaptation.uda_kd import UdaKd
 from kd_lightning.methods.generators.biggan import BigGan
 from kd_lightning.methods.generators.ccgan import CcGan
+from kd_lightning.methods.generators.ce_gan import CeGan
 from kd_lightning.methods.generators.cvae import Cvae
 from kd_lightning.methods.real_data.bss import Bss
 from kd_lightning.methods.real_data.distill import Distill
+from kd_lightning.methods.semi_supervised.ugan import Ugan
 from kd_lightning.networks.generators.cvae import MlpDecoder, MlpEncoder
+from kd_lightning.networks.generators.pairs import MlpImages, MlpPairs
 from kd_lightning.sources.active_mixup import ActiveMixup
 from kd_lightning.sources.data_impressions import DataImpressions
 from kd_lightning.sources.deep_inversion import DeepInversion
 from kd_lightning.sources.frozen_generator import GeneratedLoader
 from kd_lightning.sources.fs_bbt import MixupCvae
+from kd_lightning.sources.real import few_places
 
 
 def real_images(teacher: nn.Module) -> TensorLoader:
@@ -181,6 +188,29 @@ def cmi(lr_g: float, **settings: Any) -> Callable[..., Cmi]:
         latent=16,
         batch_size=64,
     )
+
+
+def ugan(**settings: Any) -> Callable[..., Ugan]:
+    """With networks of its own at every call."""
+    small = {"size": 8, "num_classes": CLASSES}
+    players = {
+        "discriminator": MlpPairs(**small, widths=(32, 16), noise=(0.0, 0.0)),
+        "generator": MlpImages(**small, latent=16, hidden=(32,)),
+        "bad_generator": MlpImages(size=8, num_classes=0, latent=16, hidden=(32,)),
+    }
+    players |= dict.fromkeys(("optimizer", "optimizer_d", "optimizer_g", "optimizer_b"), partial(adam, lr=2e-3))
+    sizes = {"latent": 16, "made": 16, "d_labelled": 8, "d_unlabelled": 32, "good_from": 0, "ema": 0.9}
+    return partial(Ugan, **{**players, **sizes, **settings})
+
+
+def few_streams(teacher: nn.Module, *, right: bool = True) -> StreamsLoader:
+    """Sixteen labelled images, with wrong labels unless ``right``, and five hundred without labels."""
+    images, labels = patterns(512, seed=3)
+    places = few_places(Split(images, labels), 4, seed=0, classes="abcd")
+    labels = labels if right else labels[torch.randperm(512, generator=torch.Generator().manual_seed(0))]
+    pixels = (images * 255).byte()
+    few = TensorLoader(pixels[places], labels[places], batch_size=16, shuffle=True)
+    return StreamsLoader(few, TensorLoader(pixels, batch_size=64, shuffle=True))
 
 
 def rdskd(lr_g: float) -> Callable[..., RdskdGenerator]:
@@ -314,6 +344,36 @@ class Case:
 
 HINTON = partial(kl, temperature=4.0)
 TERMS = {"response": {"weight": 0.9, "loss": HINTON}}
+
+
+class Widened(nn.Module):
+    """An adapter of the student's map, without batch norm."""
+
+    def __init__(self, *, student_shapes: Any, teacher_shapes: Any) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(student_shapes[0][0], teacher_shapes[0][0], 1)
+
+    def forward(self, student: torch.Tensor, teacher: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.conv(student), teacher
+
+
+def similarity(student: torch.Tensor, teacher: torch.Tensor, *, labels: torch.Tensor) -> torch.Tensor:
+    """Squared distance between the products of all images with each other, of those of one class only."""
+    own, wanted = (F.normalize(x.float().flatten(1)) @ F.normalize(x.float().flatten(1)).T for x in (student, teacher))
+    return ((own - wanted).square() * (labels[:, None] == labels)).mean()
+
+
+FEATURES = {
+    "similarity": {
+        "weight": 30.0,
+        "student": "features.-1",
+        "teacher": "features.-1",
+        "adapt": Widened,
+        "loss": similarity,
+        "global_batch": True,
+    }
+}
+CORRELATED = {"correlation": {"weight": 0.02, "loss": partial(dist, temperature=4.0), "global_batch": True}}
 POOLED = {"kd_steps": 2, "per_batch": 1}
 SCHEDULED = "method.scheduler={_target_: torch.optim.lr_scheduler.ExponentialLR, _partial_: true, gamma: 0.5}"
 CROPPED = "data.recipe.augment=[{_target_: kd_lightning.data.augment.RandomCrop, padding: 1}]"
@@ -334,8 +394,10 @@ CASES = {
     "kd-noise-pool": Case(
         lambda: distill(HINTON), lambda: distill(HINTON), loader=real_images, broken_loader=noise_images, epochs=6
     ),
+    "dist": Case(method=Distill, ranks={"label": 0.1, "terms": CORRELATED}, gathers=True),
     "queried": Case(method=Distill, ranks={"label": 0.0, "terms": TERMS}, served="answers"),
     "generated": Case(method=Distill, ranks={"label": 0.0, "terms": TERMS}, served="generated"),
+    "features": Case(method=Distill, ranks={"label": 0.1, "terms": FEATURES, "accumulate": 3}, gathers=True),
     "bss": Case(
         bss,
         lambda: bss(alpha=(-4.0, -4.0)),
@@ -477,9 +539,25 @@ CASES = {
         broken_loader=lambda teacher: of_another(few_and_doubtful(teacher)),
         epochs=40,
     ),
+    "ugan": Case(
+        ugan,
+        ugan,
+        loader=few_streams,
+        broken_loader=partial(few_streams, right=False),
+        epochs=12,
+        ranks={"pull_away": 0.8, "manifold": 1e-3, "good_from": 0, "balance": 0.1},
+        gathers=True,
+        tiny=(
+            *("source.per_class=3", "source.batch_size=20", "source.unlabelled_batch_size=400", CROPPED),
+            *("method.d_unlabelled=150", "method.made=16", "method.latent=8", "method.good_from=1", "method.ema=0.9"),
+            *(f"method.{g}.hidden=[8]" for g in ("generator", "bad_generator")),
+            *("method.discriminator.widths=[8]", "student.widths=[16,8]"),
+        ),
+    ),
     "cvae": Case(method=Cvae, ranks={}),
     "biggan": Case(method=BigGan, ranks={"ema": 0.5, "d_steps": 2}),
     "ccgan": Case(method=CcGan, ranks={"d_steps": 2}),
+    "ce_gan": Case(method=CeGan, ranks={"conditional": True, "prior": "normal", "penalty": 0.0}),
 }
 TOY = {name: case for name, case in CASES.items() if case.broken}
 """Those whose student solves the toy problem."""

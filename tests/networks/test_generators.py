@@ -80,6 +80,16 @@ def test_parameter_count_at_the_papers_size() -> None:
     assert generator(torch.randn(2, 100)).shape == (2, 1, 32, 32)
 
 
+def test_height_and_width_are_free() -> None:
+    torch.manual_seed(0)
+    generator = ConvGenerator(**{**SMALL, "size": (8, 12)}, **STATISTICS)
+    x = generator(torch.randn(4, 5))
+    assert x.shape == (4, 3, 8, 12)
+    square, wide = ConvGenerator(**SMALL, **STATISTICS), generator
+    assert wide.project.out_features == square.project.out_features * 3 // 2
+    wide.body.load_state_dict(square.body.state_dict())
+
+
 GENERATORS: dict[str, tuple[dict[str, Any], int, float]] = {
     "dafl and rdskd, grey": ({"latent": 100, "channels": 1}, 1_049_985, 114.7),
     "dafl and rdskd, colour": ({"latent": 1000, "channels": 3}, 8_423_939, 123.2),
@@ -134,7 +144,7 @@ def test_without_conv_bias_only_the_last_convolution_has_one() -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"size": 30}, {"size": 0}, {"tail": "relu"}, {"mean": None}, {"std": [1.0]}],
+    [{"size": 30}, {"size": 0}, {"size": (8, 6)}, {"tail": "relu"}, {"mean": None}, {"std": [1.0]}],
 )
 def test_impossible_generators_are_refused(change: dict) -> None:
     with pytest.raises(ValueError, match=r"multiple of 4|unknown tail|one mean|one std"):

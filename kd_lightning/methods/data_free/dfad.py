@@ -37,6 +37,11 @@ class Dfad(GeneratorPair):
         super().__init__(**generative)
         self.student_steps, self.log_distance = student_steps, log_distance
 
+    @classmethod
+    def needs(cls, **settings: Any) -> set[str]:
+        """As every method of a generator; classes of images or of pixels."""
+        return super().needs(**settings) | {"task.segmentation"}
+
     def student_updates_per_round(self) -> int:
         """``student_steps``, k."""
         return self.student_steps

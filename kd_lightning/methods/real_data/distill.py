@@ -25,6 +25,7 @@ from torch.optim import Optimizer
 from kd_lightning.core.feature_hooks import OUTPUT, Taps, find
 from kd_lightning.data.batches import Batch
 from kd_lightning.errors import ConfigError
+from kd_lightning.losses.dense import adaptation, affinity, channel_wise, dist_pixels
 from kd_lightning.losses.response import kl
 from kd_lightning.losses.soft_labels import answer_cross_entropy, soft_cross_entropy
 from kd_lightning.methods.base.distiller import Distiller, OptimizerFactory, SchedulerFactory
@@ -33,6 +34,8 @@ from kd_lightning.networks.normalized import Normalized
 
 FOR_CLASSES = {f"{loss.__module__}.{loss.__name__}" for loss in (kl, soft_cross_entropy, answer_cross_entropy)}
 """Losses that expect logits of classes; :func:`~kd_lightning.losses.soft_labels.imitation` suits regression, too."""
+FOR_MAPS = (channel_wise, dist_pixels, adaptation, affinity)
+"""Losses that expect logits of every pixel, unless a term shows them features."""
 
 
 class Distill(Distiller):
@@ -75,8 +78,11 @@ class Distill(Distiller):
         self.label, self.views = label, views
         self.lr_of, self.clip, self.accumulate = dict(lr_of or {}), clip, accumulate
         self.held = 0  # batches whose gradients wait for the next update
-        self.frozen = [self.at(path).requires_grad_(False) for path in freeze]
+        self.frozen = list(freeze)
+        for path in freeze:
+            self.at(path).requires_grad_(False)
         self.terms = nn.ModuleDict({name: Term(**term) for name, term in (terms or {}).items() if term is not None})
+        self._place_terms()
         self.trains_student = bool(label) or any(term.taps("student") for term in self._terms())
         self.seen_in = {"student": Taps(bare(self.student), self._paths("student"))}
         if (teacher := getattr(self.teacher, "net", None)) is not None and self._paths("teacher"):
@@ -103,6 +109,8 @@ class Distill(Distiller):
             need |= {"source.index"} if "index" in asked else set()
             if isinstance(term.get("loss"), Mapping) and term["loss"].get("_target_") in FOR_CLASSES:
                 need |= {"task.classification", "task.segmentation"}
+            elif term.get("student", OUTPUT) == OUTPUT and target in FOR_MAPS:
+                need.add("task.segmentation")
         return need
 
     def build_terms(self, image_shape: Sequence[int], num_images: int | None) -> None:
@@ -120,7 +128,7 @@ class Distill(Distiller):
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             shapes = {side: self._measured(side, image_shape) for side in self.seen_in}
             shapes.setdefault("teacher", {OUTPUT: shapes["student"][OUTPUT]})
-            for name, term in self.terms.items():
+            for name, term in self._named():
                 try:
                     term.build(shapes["student"], shapes["teacher"], num_images)
                 except ConfigError as error:
@@ -128,7 +136,7 @@ class Distill(Distiller):
 
     def kept_modules(self) -> dict[str, nn.Module]:
         """The terms' modules, by the name of the file that a fit keeps each in."""
-        return {key: net for name, term in self.terms.items() for key, net in term.kept(name).items()}
+        return {key: net for name, term in self._named() for key, net in term.kept(name).items()}
 
     def configure_optimizers(self) -> Any:
         """One optimiser, at most one schedule."""
@@ -156,8 +164,8 @@ class Distill(Distiller):
     def train(self, mode: bool = True) -> Distill:
         """Keep frozen modules in eval mode."""
         super().train(mode)
-        for module in self.frozen:
-            module.eval()
+        for path in self.frozen:
+            self.at(path).eval()
         return self
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
@@ -225,8 +233,16 @@ class Distill(Distiller):
             return self.look("teacher", x, output=output)
         return self.look("teacher", x, output=False) | {OUTPUT: stored}
 
+    def _named(self) -> list[tuple[str, Term]]:
+        return list(self.terms.items())  # type: ignore[arg-type]
+
     def _terms(self) -> list[Term]:
         return list(self.terms.values())  # type: ignore[arg-type]
+
+    def _place_terms(self) -> None:
+        for side, net in (("student", self.student), ("teacher", getattr(self.teacher, "net", None))):
+            for term in self._terms() if net is not None else []:
+                term.place(side, bare(net))
 
     def _paths(self, side: str) -> list[str]:
         return [path for term in self._terms() for path in term.taps(side)]

@@ -8,8 +8,9 @@
         adapt: {_target_: ..., _partial_: true}
         loss: {_target_: ..., _partial_: true}
 
-Taps are paths relative to the bare network (:func:`~kd_lightning.core.feature_hooks.find`); ``output`` is the logits,
-and the default.
+Taps are paths relative to the bare network (:func:`~kd_lightning.core.feature_hooks.find`), or names of places that fit
+any of our networks, such as ``@blocks`` (:mod:`~kd_lightning.networks.places`). ``output`` is the logits, and the
+default.
 
 **A loss** is called as ``loss(student, teacher, **wanted)`` and returns a scalar. ``student`` and ``teacher`` are a
 tensor for one tap, a list for a list of taps, None for null; ``wanted`` are those of ``OFFERED`` that its signature
@@ -44,6 +45,7 @@ from torch import Tensor, nn
 from kd_lightning.core.feature_hooks import OUTPUT, at
 from kd_lightning.core.strangers import in_a_line
 from kd_lightning.errors import ConfigError
+from kd_lightning.networks.places import spread
 from kd_lightning.networks.weights import load_weights
 
 Paths: TypeAlias = str | Sequence[str] | None
@@ -104,6 +106,14 @@ class Term(nn.Module):
         named = {*listed(self.student), *listed(self.teacher)}
         modules = self.make_adapter is not None or is_class(self.make_loss)
         return named <= {OUTPUT} and not modules and "index" not in self.wanted
+
+    def place(self, side: str, net: nn.Module) -> None:
+        """Replace the names of places in the taps of ``student`` or ``teacher`` by the paths of that network.
+
+        Raises:
+            ConfigError: the network has no place of that name.
+        """
+        setattr(self, side, spread(net, getattr(self, side)))
 
     def taps(self, side: str) -> list[str]:
         """Paths of one side, ``student`` or ``teacher``, including ``output`` where the loss asks for logits."""
@@ -170,8 +180,9 @@ class Term(nn.Module):
     def train(self, mode: bool = True) -> Term:
         """Keep the given parts in eval mode."""
         super().train(mode)
-        for part in self.given if self.adapt is not None else ():
-            (self.adapt if part == "." else self.adapt.get_submodule(part)).eval()
+        if self.adapt is not None:
+            for part in self.given:
+                (self.adapt if part == "." else self.adapt.get_submodule(part)).eval()
         return self
 
     def kept(self, name: str) -> dict[str, nn.Module]:
@@ -222,7 +233,8 @@ def is_class(loss: Any) -> bool:
 def wanted(loss: Any) -> list[str]:
     """The names of ``OFFERED`` that a loss asks for: parameters of a function, or of a module's ``forward``."""
     target: Any = loss.func if isinstance(loss, partial) else loss
-    target = target.forward if inspect.isclass(target) or isinstance(target, nn.Module) else target
+    if is_class(target) or isinstance(target, nn.Module):
+        target = target.forward
     try:
         names = inspect.signature(target).parameters
     except (TypeError, ValueError):

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from kd_lightning.networks.classifiers.small import relus
+
 
 class LeNet5(nn.Module):
     """LeNet-5 for images of 32x32: (N,in_channels,32,32) -> (N,num_classes).
@@ -40,6 +42,10 @@ class LeNet5(nn.Module):
             raise ValueError(f"LeNet5 takes images of 32x32, got {x.shape[-2]}x{x.shape[-1]}: set data.size=32")
         logits: Tensor = self.head(self.features(x).flatten(1))
         return logits
+
+    def places(self) -> dict[str, list[str]]:
+        """Taps by name, see :mod:`~kd_lightning.networks.places`."""
+        return relus(self.features)
 
 
 class FsbbtLeNet5(nn.Module):

@@ -59,6 +59,11 @@ class MobileNetV2(nn.Module):
         logits: Tensor = self.head(self.pool(self.conv2(self.groups(self.conv1(x)))).flatten(1))
         return logits
 
+    def places(self) -> dict[str, list[str]]:
+        """Taps by name, see :mod:`~kd_lightning.networks.places`; its blocks end without an activation."""
+        blocks = [f"groups.{number}" for number in (1, 2, 4, 6)]
+        return {"stem": ["conv1"], "blocks": blocks, "before": blocks}
+
 
 class _InvertedResidual(nn.Module):
     """Expand by a 1x1 convolution, convolve each channel separately, project back without ReLU."""

@@ -1,13 +1,15 @@
 """Residual networks (He et al., CVPR 2016): thin ones for CIFAR, and ResNet-18/34/50 with a stem for 32x32."""
 
 from collections.abc import Sequence
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import resnet as torchvision_resnet
 
 from kd_lightning.networks.classifiers.stem import Stem, stem_conv, stem_pool
+from kd_lightning.networks.weights import read_weights, refuse_misfits
 
 _BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
 
@@ -32,6 +34,9 @@ class CifarResNet(nn.Module):
     Raises:
         ValueError: a depth that is not 6n+2, an unknown shortcut, not four widths.
     """
+
+    published = ((r"^fc\.", "head."),)
+    """Names in RepDistiller's checkpoints, as patterns -> ours."""
 
     def __init__(
         self,
@@ -71,6 +76,10 @@ class CifarResNet(nn.Module):
         logits: Tensor = self.head(self.pool(x).flatten(1))
         return logits
 
+    def places(self) -> dict[str, list[str]]:
+        """Taps by name, see :mod:`~kd_lightning.networks.places`."""
+        return _places(3, "shrink")
+
 
 class ResNet(torchvision_resnet.ResNet):
     """ResNet-18, -34 or -50 for small images: torchvision's, with a 3x3 stem of stride 1 and without max pooling.
@@ -84,17 +93,30 @@ class ResNet(torchvision_resnet.ResNet):
         in_channels: channels of the image.
         stem: for images larger than 32x32, see `stem.py`.
         first_stride: of the first group; 2 halves the map, as in the other groups.
+        backbone: file of torchvision's weights of that depth for ``stem="imagenet"``, read but for the last layer;
+            None for fresh weights.
 
     Raises:
         ValueError: another depth.
+        TeacherError: there is no such file, or it holds another network.
     """
 
+    published = ((r"\.shortcut\.", ".downsample."), (r"^linear\.", "fc."))
+    """Names in RepDistiller's checkpoints, as patterns -> ours."""
+
     def __init__(
-        self, *, depth: int, num_classes: int, in_channels: int = 3, stem: Stem = "full", first_stride: int = 1
+        self,
+        *,
+        depth: int,
+        num_classes: int,
+        in_channels: int = 3,
+        stem: Stem = "full",
+        first_stride: int = 1,
+        backbone: str | None = None,
     ) -> None:
         if depth not in _BLOCKS:
             raise ValueError(f"ResNet for small images has depth 18, 34 or 50, got {depth}")
-        kind = torchvision_resnet.Bottleneck if depth == 50 else torchvision_resnet.BasicBlock
+        kind: Any = _Bottleneck if depth == 50 else _Basic
         super().__init__(kind, list(_BLOCKS[depth]), num_classes=num_classes)
         self.conv1 = stem_conv(in_channels, 64, stem)
         nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
@@ -105,6 +127,51 @@ class ResNet(torchvision_resnet.ResNet):
             for module in self.layer1.modules():
                 if isinstance(module, nn.Conv2d):
                     nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        if backbone is not None:
+            found, own = (
+                {k: v for k, v in weights.items() if not k.startswith("fc.")}
+                for weights in (read_weights(backbone), self.state_dict())
+            )
+            refuse_misfits(found, own, Path(backbone), into="the backbone")
+            self.load_state_dict(found, strict=False)
+
+    def places(self) -> dict[str, list[str]]:
+        """Taps by name, see :mod:`~kd_lightning.networks.places`."""
+        return _places(4, "maxpool")
+
+
+class _Basic(torchvision_resnet.BasicBlock):
+    """torchvision's block, whose last activation is a module of its own, so that one can look before it."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.last = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        residual = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        residual += x if self.downsample is None else self.downsample(x)
+        active: Tensor = self.last(residual)
+        return active
+
+
+class _Bottleneck(torchvision_resnet.Bottleneck):
+    """The same of torchvision's block with three convolutions."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.last = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        reduced = self.relu(self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x))))))
+        residual = self.bn3(self.conv3(reduced))
+        residual += x if self.downsample is None else self.downsample(x)
+        active: Tensor = self.last(residual)
+        return active
+
+
+def _places(groups: int, stem: str) -> dict[str, list[str]]:
+    blocks = [f"layer{number + 1}" for number in range(groups)]
+    return {"stem": [stem], "blocks": blocks, "before": [f"{block}.-1.last:input" for block in blocks]}
 
 
 class _Subsample(nn.Module):
@@ -132,4 +199,4 @@ def _block(inputs: int, outputs: int, stride: int, shortcut: str) -> nn.Module:
         down = _Subsample(stride, outputs - inputs)
     elif changes:
         down = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
-    return torchvision_resnet.BasicBlock(inputs, outputs, stride, down)
+    return _Basic(inputs, outputs, stride, down)

@@ -35,6 +35,10 @@ class ShuffleNetV1(nn.Module):
         logits: Tensor = self.head(self.pool(self.layer3(self.layer2(self.layer1(self.stem(x))))).flatten(1))
         return logits
 
+    def places(self) -> dict[str, list[str]]:
+        """Taps by name, see :mod:`~kd_lightning.networks.places`; its last activations are no modules."""
+        return {"stem": ["stem"], "blocks": ["layer1", "layer2", "layer3"], "before": ["layer1", "layer2", "layer3"]}
+
 
 class ShuffleNetV2(nn.Module):
     """Half of the channels skips each block: (N,in_channels,H,W) -> (N,num_classes), 1,024 features.
@@ -62,6 +66,10 @@ class ShuffleNetV2(nn.Module):
         x = self.conv5(self.layer3(self.layer2(self.layer1(self.stem(x)))))
         logits: Tensor = self.head(self.pool(x).flatten(1))
         return logits
+
+    def places(self) -> dict[str, list[str]]:
+        """Taps by name, see :mod:`~kd_lightning.networks.places`; its last activations are no modules."""
+        return {"stem": ["stem"], "blocks": ["layer1", "layer2", "layer3"], "before": ["layer1", "layer2", "layer3"]}
 
 
 class _Grouped(nn.Module):

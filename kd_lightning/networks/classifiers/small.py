@@ -41,3 +41,13 @@ class SmallConvNet(nn.Module):
         """Logits (N,num_classes) of images (N,in_channels,H,W)."""
         logits: Tensor = self.head(self.pool(self.features(x)).flatten(1))
         return logits
+
+    def places(self) -> dict[str, list[str]]:
+        """Taps by name, see :mod:`~kd_lightning.networks.places`: the ReLUs, and the first convolution as stem."""
+        return relus(self.features)
+
+
+def relus(features: nn.Sequential) -> dict[str, list[str]]:
+    """Taps at each ReLU of a sequence that is called ``features``, and at its first layer."""
+    found = [f"features.{place}" for place, layer in enumerate(features) if isinstance(layer, nn.ReLU)]
+    return {"stem": ["features.0"], "blocks": found, "before": [f"{relu}:input" for relu in found]}

@@ -1,7 +1,7 @@
 """VGG (Simonyan and Zisserman, ICLR 2015) with BatchNorm, for images of 32x32 and larger."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -31,6 +31,9 @@ class VGG(nn.Module):
     Raises:
         ValueError: another depth, or more pools than stages.
     """
+
+    published = ((r"^block(\d)\.", r"features.\1."), (r"^classifier\.", "head."))
+    """Names in RepDistiller's checkpoints, as patterns -> ours."""
 
     def __init__(
         self,
@@ -69,6 +72,13 @@ class VGG(nn.Module):
         """Logits (N,num_classes) of images (N,in_channels,H,W)."""
         logits: Tensor = self.head(self.pool(self.features(x)).flatten(1))
         return logits
+
+    def places(self) -> dict[str, list[str]]:
+        """Taps by name, see :mod:`~kd_lightning.networks.places`: of each stage the last ReLU, before the pooling."""
+        stages: list[Any] = list(self.features)
+        last = [max(i for i, layer in enumerate(stage) if isinstance(layer, nn.ReLU)) for stage in stages]
+        relus = [f"features.{stage}.{place}" for stage, place in enumerate(last)]
+        return {"stem": relus[:1], "blocks": relus[1:], "before": [f"{relu}:input" for relu in relus[1:]]}
 
 
 def _head(inputs: int, hidden: Sequence[int], outputs: int) -> nn.Module:

@@ -24,6 +24,14 @@ class WideResNet(nn.Module):
         ValueError: a depth that is not 6n+4, or a factor below 1.
     """
 
+    published = (
+        (r"^(block\d)\.layer\.", r"\1."),
+        (r"\.convShortcut\.", ".shortcut."),
+        (r"^bn1\.", "bn."),
+        (r"^fc\.", "head."),
+    )
+    """Names in RepDistiller's checkpoints, as patterns -> ours."""
+
     def __init__(
         self,
         *,
@@ -59,6 +67,11 @@ class WideResNet(nn.Module):
         x = self.block3(self.block2(self.block1(self.shrink(self.conv1(x)))))
         logits: Tensor = self.head(self.pool(F.relu(self.bn(x))).flatten(1))
         return logits
+
+    def places(self) -> dict[str, list[str]]:
+        """Taps by name, see :mod:`~kd_lightning.networks.places`; the next layer's batch norm is what is activated."""
+        before = ["block2.0.bn1", "block3.0.bn1", "bn"]
+        return {"stem": ["shrink"], "blocks": ["block1", "block2", "block3"], "before": before}
 
 
 class _PreActivationBlock(nn.Module):

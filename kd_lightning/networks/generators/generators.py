@@ -33,7 +33,7 @@ class UpConv(nn.Conv2d):
 
 
 class ConvGenerator(nn.Module):
-    """Latent (N,latent) -> image (N,channels,size,size) in data units, not clamped.
+    """Latent (N,latent) -> image (N,channels,H,W) in data units, not clamped.
 
     The generator of DAFL (Chen et al., ICCV 2019) and of its successors, which differ in the last layers:
 
@@ -49,7 +49,7 @@ class ConvGenerator(nn.Module):
     Args:
         latent: length of z.
         channels: channels of the image.
-        size: height and width of the image, a multiple of 4.
+        size: height and width of the image, or one number for both; multiples of 4.
         ngf: channels of the last hidden map; the maps before it have twice as many.
         tail: see above.
         eps: of the two BatchNorms that follow the hidden convolutions. DAFL wrote `BatchNorm2d(128, 0.8)`,
@@ -61,7 +61,7 @@ class ConvGenerator(nn.Module):
         fast: see `UpConv`.
 
     Raises:
-        ValueError: a size that is not a multiple of 4, an unknown tail, statistics that do not fit the
+        ValueError: a height or width that is not a multiple of 4, an unknown tail, statistics that do not fit the
             channels.
     """
 
@@ -73,7 +73,7 @@ class ConvGenerator(nn.Module):
         *,
         latent: int,
         channels: int,
-        size: int,
+        size: int | Sequence[int],
         ngf: int = 64,
         tail: Literal["tanh_bn", "bn", "sigmoid"] = "tanh_bn",
         eps: float = 0.8,
@@ -83,11 +83,12 @@ class ConvGenerator(nn.Module):
         fast: bool = True,
     ) -> None:
         super().__init__()
-        if size < 4 or size % 4:
+        height, width = (size, size) if isinstance(size, int) else size
+        if height < 4 or width < 4 or height % 4 or width % 4:
             raise ValueError(f"Generator doubles its map twice: size must be a multiple of 4, got {size}")
         self.latent = latent
-        self.shape = (2 * ngf, size // 4, size // 4)
-        self.project = nn.Linear(latent, 2 * ngf * (size // 4) ** 2)
+        self.shape = (2 * ngf, height // 4, width // 4)
+        self.project = nn.Linear(latent, 2 * ngf * (height // 4) * (width // 4))
         self.body = nn.Sequential(
             nn.BatchNorm2d(2 * ngf),
             UpConv(2 * ngf, 2 * ngf, bias=conv_bias, fast=fast),

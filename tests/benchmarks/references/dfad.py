@@ -1,4 +1,4 @@
-"""DFAD (VainF): ``train`` of ``DFAD_mnist.py``."""
+"""DFAD (VainF): ``train`` of ``DFAD_mnist.py`` and of ``DFAD_camvid_deeplab.py``."""
 
 from __future__ import annotations
 
@@ -10,9 +10,13 @@ import torch
 
 from kd_lightning.methods.data_free.dfad import Dfad
 from kd_lightning.networks.classifiers.lenet import LeNet5
+from kd_lightning.networks.generators.dcgan import DcganGenerator
 from kd_lightning.networks.generators.generators import ConvGenerator
+from kd_lightning.networks.segmenters.deeplab import DeepLab
 from references.observed import Trace, copied, importable, traced
 from references.sides import GREY, MANY, At, Ours, adam, method, sgd
+
+HALVES = {"mean": [0.5] * 3, "std": [0.5] * 3}
 
 
 def dfad(at: At) -> tuple[Trace, Ours]:
@@ -39,4 +43,37 @@ def dfad(at: At) -> tuple[Trace, Ours]:
         args = SimpleNamespace(epoch_itrs=MANY, batch_size=at.batch, nz=100, verbose=False)
         with traced(theirs, at.limit):
             main.train(args, *his, generator, "cpu", opts, 0)
+    return theirs, Ours(made)
+
+
+def dense(at: At) -> tuple[Trace, Ours]:
+    """DeepLabv3 on ResNet-50 to its student, scenes of 128x128; without dropout where losses are compared."""
+    theirs = Trace()
+    settings = {"num_classes": 11, "rates": (12, 24, 32)}
+    dropout = 0.0 if at.checking else 0.5
+    with importable(at.folder, "dataloader", "torchvision.models.utils", "utils.visualizer"):
+        main = importlib.import_module("DFAD_camvid_deeplab")
+        made_by = main.network.segmentation.deeplabv3
+        teacher = made_by.deeplabv3_resnet50(num_classes=11, pretrained_backbone=False)
+        student = made_by.deeplabv3_mobilenet(num_classes=11, dropout_p=dropout, pretrained_backbone=False)
+        generator = main.network.gan.GeneratorB(nz=256, img_size=128)
+        made = method(
+            Dfad,
+            copied(teacher, DeepLab(**settings, dropout=0.0)),
+            copied(student, DeepLab(**settings, backbone="mobilenet_v2", dropout=dropout)),
+            HALVES,
+            generator=copied(generator, DcganGenerator()),
+            latent=256,
+            batch_size=at.batch,
+            log_distance=True,
+            optimizer=partial(sgd, lr=0.1, weight_decay=5e-4),
+            optimizer_g=partial(adam, lr=1e-3),
+        )
+        opts = (
+            torch.optim.SGD(student.parameters(), lr=0.1, weight_decay=5e-4, momentum=0.9),
+            torch.optim.Adam(generator.parameters(), lr=1e-3),
+        )
+        args = SimpleNamespace(epoch_itrs=MANY, batch_size=at.batch, nz=256, log_interval=MANY)
+        with traced(theirs, at.limit):
+            main.train(args, teacher, student, generator, "cpu", opts, 0)
     return theirs, Ours(made)

@@ -1,0 +1,318 @@
+"""Our losses beside those of RepDistiller, mdistiller and torchdistill, on the same tensors.
+
+    python tests/benchmarks/losses_against_references.py [--repdistiller DIR] [--mdistiller DIR] [--torchdistill DIR]
+
+Each DIR is a checkout, which nothing here fetches: HobbitLong/RepDistiller, megvii-research/mdistiller,
+yoshitomo-matsubara/torchdistill. Their functions are imported as they are. Printed are both values and the difference,
+relative where they exceed 1; where it is larger than 1e-5 there is a reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from tabulate import tabulate
+from torch import Tensor, nn
+
+from kd_lightning.losses import feature_maps, feature_vectors, logits, relations
+from kd_lightning.losses.contrastive_memory import ContrastiveMemory
+from kd_lightning.losses.response import kl
+from kd_lightning.losses.variational import VariationalInformation
+from kd_lightning.networks.adapters import AttentionFusion, MeanRegressors
+
+Row = tuple[str, Callable[[], Any], Callable[[], Any], str]
+"""Name, ours, theirs, and why they differ."""
+N, K = 16, 10
+
+
+class Given:
+    """The tensors of one comparison."""
+
+    def __init__(self) -> None:
+        rng = torch.Generator().manual_seed(0)
+
+        def randn(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=rng)
+
+        self.maps = (
+            [randn(N, 4, 16, 16), randn(N, 6, 8, 8), randn(N, 8, 4, 4)],
+            [
+                randn(N, 4, 16, 16),
+                randn(N, 6, 8, 8),
+                randn(N, 8, 4, 4),
+            ],
+        )
+        self.wide = [randn(N, 12, 8, 8), randn(N, 16, 4, 4), randn(N, 20, 4, 4)]
+        self.vectors = randn(N, 32), randn(N, 32)
+        self.logits = 3 * randn(N, K), 3 * randn(N, K)
+        self.labels = torch.randint(K, (N,), generator=rng)
+
+
+def repdistiller(g: Given) -> list[Row]:
+    """RepDistiller's losses."""
+    zoo: Any = importlib.import_module("distiller_zoo")
+    memory: Any = importlib.import_module("crd.memory")
+    memory.AliasMethod.cuda = lambda self: None
+    criterion: Any = importlib.import_module("crd.criterion")
+    (s, t), (u, v), (a, b) = g.maps, g.vectors, g.logits
+    vid = zoo.VIDLoss(4, 12, 12)
+    regressors = MeanRegressors(student_shapes=[(4, 16, 16)], teacher_shapes=[(12, 8, 8)])
+    for ours, theirs in zip(regressors.parameters(), vid.regressor.parameters(), strict=True):
+        ours.data.copy_(theirs.data)
+    bound = VariationalInformation(teacher_shapes=[(12, 8, 8)])
+    return [
+        ("KD", lambda: kl(a, b, temperature=4.0), lambda: zoo.DistillKL(4)(a, b), ""),
+        ("FitNet", lambda: feature_maps.squared_difference(s[1], t[1]), lambda: zoo.HintLoss()(s[1], t[1]), ""),
+        ("AT", lambda: feature_maps.attention(s, g.wide), lambda: sum(zoo.Attention()(s, g.wide)), ""),
+        ("SP", lambda: relations.similarity_preserving(s, t), lambda: sum(zoo.Similarity()(s, t)), ""),
+        ("CC", lambda: relations.correlation_congruence(u, v), lambda: zoo.Correlation()(u, v), ""),
+        ("VID", lambda: bound(*regressors(s[0], g.wide[0])), lambda: vid(s[0], g.wide[0]), ""),
+        ("RKD", lambda: relations.relational(u, v), lambda: zoo.RKDLoss()(u, v), ""),
+        ("PKT", lambda: relations.probabilistic_transfer(u, v), lambda: zoo.PKT()(u, v), ""),
+        ("AB", lambda: feature_maps.activation_boundary(s, t), lambda: sum(zoo.ABLoss(3)(s, t)), ""),
+        (
+            "FT, code",
+            lambda: feature_maps.factor_transfer(s[1], t[1], variant="code"),
+            lambda: zoo.FactorTransfer()(s[1], t[1]),
+            "",
+        ),
+        (
+            "FSP",
+            lambda: feature_maps.solution_flow(s, t),
+            lambda: sum(zoo.FSP([m.shape for m in s], [m.shape for m in t])(s, t)),
+            "",
+        ),
+        ("NST", lambda: feature_maps.neuron_selectivity(s, g.wide), lambda: sum(zoo.NSTLoss()(s, g.wide)), ""),
+        *contrast(g, criterion),
+    ]
+
+
+def contrast(g: Given, criterion: Any) -> list[Row]:
+    """CRD over three steps: the same projections, memory and negatives."""
+    (u, v), images, negatives, width = g.vectors, 64, 20, 8
+    settings = {"s_dim": 32, "t_dim": 32, "feat_dim": width, "nce_k": negatives, "nce_t": 0.07, "nce_m": 0.5}
+    theirs = criterion.CRDLoss(SimpleNamespace(**settings, n_data=images))
+    ours = ContrastiveMemory(num_images=images, width=width, negatives=negatives)
+    ours.student_memory.copy_(theirs.contrast.memory_v1)
+    ours.teacher_memory.copy_(theirs.contrast.memory_v2)
+    rng = torch.Generator().manual_seed(1)
+    index = [torch.randperm(images, generator=rng)[:N] for _ in range(3)]
+    drawn = [torch.randint(images, (N, negatives), generator=rng) for _ in range(3)]
+    embed_s, embed_t = theirs.embed_s.linear, theirs.embed_t.linear
+
+    def our_steps() -> Tensor:
+        losses = []
+        for i in range(3):
+            ours.draw = lambda _, i=i: drawn[i]  # type: ignore[method-assign, misc]
+            losses.append(ours(embed_s(u), embed_t(v), index=index[i]))
+        return torch.stack(losses)
+
+    def their_steps() -> Tensor:
+        picked = [torch.cat([index[i][:, None], drawn[i]], 1) for i in range(3)]
+        return torch.cat([theirs(u, v, index[i], picked[i]) for i in range(3)])
+
+    return [("CRD, 3 steps", our_steps, their_steps, "")]
+
+
+def mdistiller(g: Given) -> list[Row]:
+    """The losses that mdistiller has and RepDistiller has not."""
+    of = "mdistiller.distillers."
+    dkd, review, ofd = (importlib.import_module(of + name) for name in ("DKD", "ReviewKD", "OFD"))
+    (s, t), (a, b) = g.maps, g.logits
+    shapes = [tuple(m.shape[1:]) for m in s], [tuple(m.shape[1:]) for m in g.wide]
+    fusion = AttentionFusion(student_shapes=shapes[0], teacher_shapes=shapes[1])
+    theirs = [review.ABF(m[0], 8, w[0], i < 2) for i, (m, w) in enumerate(zip(*shapes, strict=True))]
+    for i, abf in enumerate(theirs):
+        fusion.squeeze[i].load_state_dict(abf.conv1.state_dict())
+        fusion.expand[i].load_state_dict(abf.conv2.state_dict())
+        if i < 2:
+            fusion.weigh[i].load_state_dict(abf.att_conv.state_dict())
+
+    def fused() -> list[Tensor]:
+        out, later = theirs[2](s[2], out_shape=4)
+        found = [out]
+        for i in (1, 0):
+            out, later = theirs[i](s[i], later, s[i].shape[2], g.wide[i].shape[2])
+            found.insert(0, out)
+        return found
+
+    norms = []
+    for m in t:
+        norm = nn.BatchNorm2d(m.shape[1])
+        nn.init.uniform_(norm.weight, 0.5, 2)
+        nn.init.uniform_(norm.bias, -1, 1)
+        norms.append(norm)
+    margins = [feature_maps.expected_negative(n.bias.detach(), n.weight.detach()) for n in norms]
+    connected: Any = ofd.OFD.__new__(ofd.OFD)
+    nn.Module.__init__(connected)
+    connected.init_ofd_modules([m.shape[1] for m in t], [m.shape[1] for m in s], norms)
+    connected.connectors.connectors = nn.ModuleList(nn.Identity() for _ in s)
+    return [
+        (
+            "DKD",
+            lambda: logits.decoupled(a, b, labels=g.labels),
+            lambda: dkd.dkd_loss(a, b, g.labels, 1.0, 8.0, 4.0),
+            "",
+        ),
+        (
+            "ReviewKD",
+            lambda: feature_maps.hierarchical_context(*fusion(s, g.wide)),
+            lambda: review.hcl_loss(fused(), g.wide),
+            "",
+        ),
+        (
+            "OFD",
+            lambda: feature_maps.partial_l2(s, t, margins=margins),
+            lambda: connected.ofd_loss(s, t),
+            "",
+        ),
+    ]
+
+
+def torchdistill(g: Given) -> list[Row]:
+    """Losses of torchdistill, whose arguments are dicts of what was tapped."""
+    mid: Any = importlib.import_module("torchdistill.losses.mid_level")
+    (s, t), (u, v), (a, b) = g.maps, g.vectors, g.logits
+
+    def told(theirs: Any, student: Any, teacher: Any) -> Any:
+        names = "abc"[: len(student)]
+        taps = [{n: {"output": m} for n, m in zip(names, side, strict=True)} for side in (student, teacher)]
+        return theirs(*taps, g.labels)
+
+    def pairs(**more: Any) -> dict[str, Any]:
+        tap = {n: {"io": "output", "path": n, **more} for n in "abc"}
+        return {n: {"student": tap[n], "teacher": tap[n]} for n in tap}
+
+    flow = {}
+    for first, second in ("ab", "bc"):
+        taps = {"first": {"io": "output", "path": first}, "second": {"io": "output", "path": second}}
+        flow[first] = {f"{side}_{place}": tap for side in ("student", "teacher") for place, tap in taps.items()}
+    one = {"student_module_path": "a", "student_module_io": "output"}
+    one |= {"teacher_module_path": "a", "teacher_module_io": "output"}
+    kernel = {"type": "gaussian", "gamma": 0.4, "max_p": 2}
+    rkd = mid.RKDLoss("a", "a", 1.0, 2.0, "mean")
+    boundary = mid.AltActTransferLoss({"a": pairs()["a"]}, 1.0, "mean")
+    channels = mid.ChSimLoss({"b": pairs()["b"]})
+    context = mid.HierarchicalContextLoss("a", "output", "a", "output")
+    variance = nn.Sequential(nn.Linear(32, 32), nn.BatchNorm1d(32))
+    pad = feature_vectors.PredictedVariance(student_shapes=[(32,)])
+    pad.log_variance.load_state_dict(variance.state_dict())
+
+    def predicted() -> Any:
+        return mid.PADL2Loss("a", "a")(
+            {"a": {"output": u}, "var_estimator": {"output": variance(u)}}, {"a": {"output": v}}
+        )
+
+    def same_sd(rows: Tensor) -> Tensor:
+        return torch.nn.functional.batch_norm(rows, None, None, training=True, eps=1e-4)
+
+    return [
+        ("AT, code", lambda: feature_maps.attention(s, t), lambda: told(mid.ATLoss(pairs()), s, t), ""),
+        (
+            "AT, paper",
+            lambda: feature_maps.attention(s, t, variant="paper"),
+            lambda: told(mid.ATLoss(pairs(), "paper"), s, t),
+            "",
+        ),
+        (
+            "FSP, paper",
+            lambda: feature_maps.solution_flow(s, t, variant="paper"),
+            lambda: told(mid.FSPLoss(flow), s, t),
+            "theirs adds the lengths of the matrices' columns, the paper squares",
+        ),
+        (
+            "PKT",
+            lambda: relations.probabilistic_transfer(u, v),
+            lambda: told(mid.PKTLoss("a", "output", "a", "output"), [u.clone()], [v.clone()]),
+            "",
+        ),
+        (
+            "FT, paper",
+            lambda: feature_maps.factor_transfer(s[1], t[1]),
+            lambda: mid.FTLoss()({"translator": {"output": s[1]}}, {"paraphraser": {"output": t[1]}}),
+            "",
+        ),
+        (
+            "AB, one layer",
+            lambda: feature_maps.activation_boundary(s[0], t[0], scale=1.0),
+            lambda: told(boundary, s[:1], t[:1]),
+            "",
+        ),
+        ("RKD", lambda: relations.relational(u, v, distance=1.0, angle=2.0), lambda: told(rkd, [u], [v]), ""),
+        (
+            "CC, paper",
+            lambda: relations.correlation_congruence(u, v, variant="paper"),
+            lambda: told(mid.CCKDLoss("a", "a", kernel, "batchmean"), [u], [v]),
+            "",
+        ),
+        (
+            "SP",
+            lambda: relations.similarity_preserving(u, v),
+            lambda: told(mid.SPKDLoss("a", "a", "batchmean"), [u], [v]),
+            "theirs gives rows a sum of 1 (p=1), the paper and RepDistiller unit length",
+        ),
+        ("PAD", lambda: pad(u, v), predicted, ""),
+        (
+            "ReviewKD, one layer",
+            lambda: feature_maps.hierarchical_context(s[0], t[0]),
+            lambda: context({"a": {"output": (s[0], None)}}, {"a": {"output": t[0]}}),
+            "",
+        ),
+        (
+            "ICKD, pairs",
+            lambda: feature_maps.channel_correlation(s[1], t[1], divisor="pairs"),
+            lambda: told(channels, s, t),
+            "",
+        ),
+        ("DIST", lambda: logits.dist(a, b, temperature=4.0), lambda: told(mid.DISTLoss(**one, tau=4.0), [a], [b]), ""),
+        (
+            "SRD + KL",
+            lambda: 2 * feature_vectors.standardised_power(u, v) + kl(a, b),
+            lambda: mid.SRDLoss("f", "output", "f", "output", "a", "output", "a", "output", exponent=4.0)(
+                {"f": {"output": same_sd(u)}, "a": {"output": a}}, {"f": {"output": same_sd(v)}, "a": {"output": b}}
+            ),
+            "",
+        ),
+        (
+            "LogitStd",
+            lambda: 9 * logits.standardised_kl(a, b) + 0.1 * torch.nn.functional.cross_entropy(a, g.labels),
+            lambda: told(mid.LogitStdKDLoss(**one, temperature=2.0, alpha=0.1, beta=9.0), [a], [b]),
+            "",
+        ),
+    ]
+
+
+def main() -> None:
+    """Compare with the checkouts given."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    sides: dict[str, Callable[[Given], list[Row]]] = {
+        "repdistiller": repdistiller,
+        "mdistiller": mdistiller,
+        "torchdistill": torchdistill,
+    }
+    for name in sides:
+        parser.add_argument(f"--{name}", metavar="DIR")
+    given = vars(parser.parse_args())
+    rows = []
+    for name, side in sides.items():
+        if given[name] is None:
+            continue
+        sys.path.insert(0, given[name])
+        torch.manual_seed(0)
+        for loss, ours, theirs, why in side(Given()):
+            a, b = (torch.as_tensor(one()).detach().double() for one in (ours, theirs))
+            difference = float(((a - b).abs() / b.abs().clamp(min=1)).max())
+            told = [f"{float(x.flatten()[-1]):.6g}" for x in (a, b)]
+            rows.append([name, loss, *told, f"{difference:.1e}", why or ("" if difference <= 1e-5 else "UNEXPLAINED")])
+        sys.path.remove(given[name])
+    print(tabulate(rows, ["of", "loss", "ours", "theirs", "difference", "why"], disable_numparse=True))
+
+
+if __name__ == "__main__":
+    main()

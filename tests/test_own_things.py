@@ -1,0 +1,55 @@
+"""Networks, metrics and classes of somebody's own in a configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import composition
+from torch import nn
+from torchmetrics.classification import MulticlassF1Score
+
+from kd_lightning.config.check import faults
+from kd_lightning.config.overrides import read
+from kd_lightning.errors import ConfigError
+
+
+class Own(nn.Module):
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+
+
+class Forwards(MulticlassF1Score):
+    """Forwards what it is given, as torchmetrics' and transformers' classes do."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+
+
+def test_a_network_in_the_place_of_another_is_refused_in_one_line() -> None:
+    with pytest.raises(ConfigError) as refusal:
+        composition("method=kd", "controls=none", f"student._target_={__name__}.Own")
+    (line,) = str(refusal.value).splitlines()[1:]
+    assert "has none of the settings widths, batch_norm, in_channels" in line
+    assert "my_conf/network/mine.yaml" in line
+    (line,) = read(["student=my_net.Net"]).problems
+    assert "my_conf/network/mine.yaml with _target_: my_net.Net" in line
+
+
+F1 = f"+metrics.f1={{_target_: {__name__}.Forwards, num_classes: 10, average: macro}}"
+
+
+def test_classes_that_forward_their_settings_are_accepted() -> None:
+    assert composition("method=kd", "controls=none", F1).metrics["f1"]["average"] == "macro"
+
+
+def test_any_torchmetrics_metric_is_in_the_result(tiny: Callable[..., Any], tmp_path: Path) -> None:
+    result = tiny("method=supervised", "teacher=none", "trainer.max_epochs=1", F1)
+    assert 0 <= result["metrics"]["f1"] <= 1
+
+
+def test_one_class_is_nothing_to_tell_apart() -> None:
+    wrong = faults(read(["data=none", "data.num_classes=1", "method=dafl", "teacher=none"]).cfg)
+    assert any("data.num_classes=1: with one class" in line for line in wrong)
