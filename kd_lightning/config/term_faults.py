@@ -15,6 +15,7 @@ from kd_lightning.config.composition import Training
 from kd_lightning.config.node import UNKNOWN, Node, located, thaw
 from kd_lightning.config.signatures import as_dict, signature_faults
 from kd_lightning.core.feature_hooks import OUTPUT, Taps, find
+from kd_lightning.data.dataset import sides
 from kd_lightning.errors import ConfigError
 from kd_lightning.methods.real_data.distill import Distill
 from kd_lightning.methods.real_data.terms import Term
@@ -128,7 +129,7 @@ def _without_weights(node: Node) -> Any:
 
 def _measured(net: Any, paths: list[str], fit: Training) -> tuple[Mapping[str, Any], str | None]:
     """Shapes at the taps of a network without weights, and what is wrong with them; none if it cannot be run so."""
-    image = fit.data.channels, fit.data.size, fit.data.size
+    image = fit.data.channels, *sides(fit.data.size)
     try:
         with torch.no_grad():
             return Taps(net, paths).measure(lambda: net(torch.empty(2, *image, device="meta"))), None

@@ -184,7 +184,7 @@ def task_of(card: Mapping[str, Any]) -> Task:
     return kinds[described.pop("kind")](**described)
 
 
-def kept(task: Task) -> Callable[[Tensor], Tensor] | None:
+def kept(task: Task | None) -> Callable[[Tensor], Tensor] | None:
     """What is kept of a batch of outputs when a whole set is measured: masks where they are maps, None for all."""
     return task.kept if isinstance(task, Segmentation) else None
 

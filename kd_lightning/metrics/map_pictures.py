@@ -34,7 +34,7 @@ def draw_maps(folder: Path, boards: Dashboards, dataset: Dataset, masks: Mapping
     assert isinstance(task, Segmentation)
     assert test is not None
     chosen = spread(test, task)
-    shown = {"label": test.labels[chosen], **{name: masks[name][chosen] for name in reversed(masks)}}
+    shown = {"label": test.labels[chosen], **{name: masks[name][chosen] for name in reversed(list(masks))}}
     picture = overlays(test.images[chosen], shown, classes)
     save(picture, folder / "overlays.png")
     boards.masks("overlays", picture, test.images[chosen], shown, classes)

@@ -15,7 +15,7 @@ from kd_lightning.config.check import examined, faults, key_of
 from kd_lightning.config.composition import Composition
 from kd_lightning.config.node import thaw
 from kd_lightning.config.overrides import read, refusal, suggest
-from kd_lightning.config.requirements import of_numbers
+from kd_lightning.config.requirements import KINDS, kind_of
 from kd_lightning.config.signatures import fits, wrong
 from kd_lightning.core.tasks import Classification
 from kd_lightning.data.datasets.none import load as describe_data
@@ -97,8 +97,8 @@ def _own_faults(cfg: DictConfig) -> list[str]:
         lines.append(f"port={cfg.port}: expected 0 to 65535")
     if cfg.teacher.net is None:
         lines.append("teacher.net: there is no network to serve: choose one with teacher=NAME, such as teacher=lenet5")
-    elif of_numbers(_composition(cfg).data.load):
-        lines.append("data: a service tells classes, but the labels of these data are numbers")
+    elif (kind := kind_of(_composition(cfg).data.load)) != "classification":
+        lines.append(f"data: a service tells classes, but the labels of these data are {KINDS[kind]}")
     elif cfg.teacher.access in ("white", "logits"):
         lines.append(
             f"teacher.access: a service tells no more than probabilities, got {cfg.teacher.access}: "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from kd_lightning.core.segmentation import VOID, Segmentation
 from kd_lightning.data.classes import SPLITS, is_void, pixel_classes
@@ -64,5 +65,6 @@ def load(
     for part, share in (("test", test), ("val", val)):
         if found.train is not None and part not in parts and share:
             train, held = hold_out(found.train, share)
-            found = replace(found, train=train, **{part: held})
+            parts_held: dict[str, Any] = {"train": train, part: held}
+            found = replace(found, **parts_held)
     return found
