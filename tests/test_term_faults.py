@@ -94,6 +94,7 @@ def test_a_stage_keeps_the_files_that_are_given(chain: DictConfig) -> None:
     lines = [line for line in found(chain, **given) if "stage assistant keeps no" in line]
     assert len(lines) == 1  # the assistant has the student's method, and so the student's fault
     assert lines[0].endswith("it keeps student.safetensors, hint.safetensors")
+    assert lines[0].startswith("method.terms.hint.given..=stage:assistant/hnt.safetensors: stage assistant keeps no")
 
 
 def test_who_looks_inside_needs_a_teacher_that_is_here(cfg: DictConfig) -> None:
