@@ -13,7 +13,8 @@ from torch import nn
 from torch._dynamo.utils import counters
 
 from kd_lightning.config.check import faults
-from kd_lightning.core.feature_hooks import Taps, capture
+from kd_lightning.core.feature_hooks import capture
+from kd_lightning.core.taps import Taps
 from kd_lightning.losses.batch_norm import BatchNormTap
 
 

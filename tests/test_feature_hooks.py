@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kd_lightning.core.feature_hooks import Taps, capture, find
+from kd_lightning.core.feature_hooks import capture
+from kd_lightning.core.taps import Taps, find
 from kd_lightning.errors import ConfigError
 
 

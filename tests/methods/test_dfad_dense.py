@@ -21,7 +21,7 @@ from kd_lightning.data.joint import CropTogether
 from kd_lightning.data.module import Images
 from kd_lightning.methods.base.distiller import Distiller
 from kd_lightning.methods.data_free.dfad import Dfad
-from kd_lightning.networks.generators.dcgan import DcganGenerator
+from kd_lightning.networks.generators.dcgan import GeneratorB
 from kd_lightning.networks.normalized import Normalized
 from kd_lightning.networks.segmenters.encoder_decoder import EncoderDecoder
 from kd_lightning.networks.segmenters.small import SmallSegmenter
@@ -89,7 +89,7 @@ def fit(teacher: Any, rounds: int, *, dropout: float = 0.0, lr_g: float = 1e-3, 
         student=Normalized(student, **STATISTICS),
         teacher=FrozenTeacher(teacher),
         task=Segmentation(classes),
-        generator=DcganGenerator(latent=8, size=(48, 64) if real else (16, 32), ngf=4),
+        generator=GeneratorB(latent=8, size=(48, 64) if real else (16, 32), ngf=4),
         latent=8,
         batch_size=B,
         optimizer=partial(sgd, lr=0.05),

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torchvision.models import resnet as torchvision_resnet
 
-from kd_lightning.core.feature_hooks import Taps
+from kd_lightning.core.taps import Taps
 from kd_lightning.errors import ConfigError
 from kd_lightning.networks.classifiers.lenet import LeNet5
 from kd_lightning.networks.classifiers.mobilenet import MobileNetV2

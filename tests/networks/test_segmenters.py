@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.models.segmentation import deeplabv3_resnet50, lraspp_mobilenet_v3_large
 
-from kd_lightning.networks.generators.dcgan import DcganGenerator
+from kd_lightning.networks.generators.dcgan import GeneratorB
 from kd_lightning.networks.segmenters.deeplab import DeepLab
 from kd_lightning.networks.segmenters.encoder_decoder import EncoderDecoder
 from kd_lightning.networks.segmenters.lraspp import LrAspp
@@ -141,7 +141,7 @@ def reference_b(latent: int, channels: int, start: tuple[int, int], ngf: int) ->
 
 def test_generator_b_equals_the_papers_layers_in_data_units_for_any_shape() -> None:
     torch.manual_seed(0)
-    net = DcganGenerator(latent=5, channels=3, size=(32, 48), ngf=2)
+    net = GeneratorB(latent=5, channels=3, size=(32, 48), ngf=2)
     linear, rest = reference_b(5, 3, (2, 3), 2)
     with torch.no_grad():
         values = iter(net.parameters())
@@ -156,7 +156,7 @@ def test_generator_b_equals_the_papers_layers_in_data_units_for_any_shape() -> N
 
 def test_generator_b_has_the_papers_size_and_first_weights() -> None:
     torch.manual_seed(0)
-    net = DcganGenerator()
+    net = GeneratorB()
     convolutions = 16 * 64 * 64 * (8 * 4 + 4 * 2 + 2 + 1)
     assert parameters(net) == 257 * 8**2 * 512 + 2 * 64 * (8 + 4 + 2 + 1 + 1) + convolutions + (9 * 64 + 1) * 3
     assert net.project.weight.std().item() == pytest.approx(0.02, rel=0.01)
@@ -169,4 +169,4 @@ def test_generator_b_has_the_papers_size_and_first_weights() -> None:
 @pytest.mark.parametrize("size", [24, 0, (32, 40)])
 def test_generator_b_refuses_sizes_that_it_cannot_double_to(size) -> None:
     with pytest.raises(ValueError, match="multiples of 16"):
-        DcganGenerator(size=size)
+        GeneratorB(size=size)

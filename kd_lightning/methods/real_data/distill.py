@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from kd_lightning.core.feature_hooks import OUTPUT, Taps, find
+from kd_lightning.core.taps import OUTPUT, Taps, find
 from kd_lightning.data.batches import Batch
 from kd_lightning.errors import ConfigError
 from kd_lightning.losses.dense import adaptation, affinity, channel_wise, dist_pixels

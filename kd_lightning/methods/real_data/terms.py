@@ -8,7 +8,7 @@
         adapt: {_target_: ..., _partial_: true}
         loss: {_target_: ..., _partial_: true}
 
-Taps are paths relative to the bare network (:func:`~kd_lightning.core.feature_hooks.find`), or names of places that fit
+Taps are paths relative to the bare network (:func:`~kd_lightning.core.taps.find`), or names of places that fit
 any of our networks, such as ``@blocks`` (:mod:`~kd_lightning.networks.places`). ``output`` is the logits, and the
 default.
 
@@ -42,8 +42,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from kd_lightning.core.feature_hooks import OUTPUT, at
 from kd_lightning.core.strangers import in_a_line
+from kd_lightning.core.taps import OUTPUT, at
 from kd_lightning.errors import ConfigError
 from kd_lightning.networks.places import spread
 from kd_lightning.networks.weights import load_weights

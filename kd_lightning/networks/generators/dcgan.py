@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 
-class DcganGenerator(nn.Module):
+class GeneratorB(nn.Module):
     """Latent (N, latent) -> image (N, channels, H, W) in [0, 1]; "generator B" of DFAD's code.
 
     Four transposed convolutions double the map, each followed by BatchNorm and LeakyReLU, then a 3x3 convolution and
@@ -37,7 +37,7 @@ class DcganGenerator(nn.Module):
         super().__init__()
         height, width = (size, size) if isinstance(size, int) else size
         if height < 16 or width < 16 or height % 16 or width % 16:
-            raise ValueError(f"DcganGenerator doubles its map four times: size must be multiples of 16, got {size}")
+            raise ValueError(f"GeneratorB doubles its map four times: size must be multiples of 16, got {size}")
         self.latent = latent
         self.shape = (8 * ngf, height // 16, width // 16)
         self.project = nn.Linear(latent, self.shape[0] * self.shape[1] * self.shape[2])

@@ -10,7 +10,7 @@ import torch
 
 from kd_lightning.methods.data_free.dfad import Dfad
 from kd_lightning.networks.classifiers.lenet import LeNet5
-from kd_lightning.networks.generators.dcgan import DcganGenerator
+from kd_lightning.networks.generators.dcgan import GeneratorB
 from kd_lightning.networks.generators.generators import ConvGenerator
 from kd_lightning.networks.segmenters.deeplab import DeepLab
 from references.observed import Trace, copied, importable, traced
@@ -62,7 +62,7 @@ def dense(at: At) -> tuple[Trace, Ours]:
             copied(teacher, DeepLab(**settings, dropout=0.0)),
             copied(student, DeepLab(**settings, backbone="mobilenet_v2", dropout=dropout)),
             HALVES,
-            generator=copied(generator, DcganGenerator()),
+            generator=copied(generator, GeneratorB()),
             latent=256,
             batch_size=at.batch,
             log_distance=True,
