@@ -107,7 +107,7 @@ ONE_FAULT = {
     "labels": ([*KD, "source=noise", "controls=none"], "method: Distill trains on labels", "method.label=0"),
     "two streams": (
         ["method=ugan", "data=cifar10", "student=noisy_conv", "source=real"],
-        "method: Ugan learns from labelled images and others without labels",
+        "method: Ugan trains on labelled images beside images without labels",
         "source=labelled_and_unlabelled",
     ),
     "one stream": ([*KD, "source=labelled_and_unlabelled"], "method: Distill trains on images", "source=real"),
@@ -137,6 +137,16 @@ ONE_FAULT = {
         [*NUMBERS, "source=few_shot"],
         "source: FewShot as it is set is made for classes",
         "source=real",
+    ),
+    "a population of one with a crossover": (
+        ["method=ce_gan", "method.mutations=[minimax]"],
+        "method.crossovers=1: a population of 1 with 1 mutation(s)",
+        "set method.population=2 or more, or method.crossovers=0",
+    ),
+    "measures of a generator that there is not": (
+        [*KD, "metrics=generation", "metrics.generation.latent=8"],
+        "metrics.generation.generator: ${method.generator} refers to nothing",
+        "",
     ),
     "a boundary between numbers": ([*NUMBERS, "metrics=boundary"], "metrics.boundary: Boundary as it", "numbers"),
     "numbers as probabilities": ([*NUMBERS, "teacher.access=probs"], "teacher.access=probs: a number", "logits"),

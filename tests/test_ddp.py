@@ -45,6 +45,7 @@ from kd_lightning.losses.moments import pooled
 from kd_lightning.methods.base.conditional_gan import ConditionalGan
 from kd_lightning.methods.base.distiller import Distiller
 from kd_lightning.methods.generators.biggan import BigGan
+from kd_lightning.methods.generators.ce_gan import CeGan
 from kd_lightning.methods.generators.cvae import Cvae
 from kd_lightning.methods.real_data.distill import Distill
 from kd_lightning.methods.semi_supervised.ugan import Ugan
@@ -129,7 +130,7 @@ def gan_networks(method: type[Distiller], *, batch_norm: bool) -> dict[str, nn.M
         shape: dict[str, Any] = {"size": 8, "hidden": (16,), "latent": LATENT}
         good, bad = (pairs.MlpImages(num_classes=k, **shape) for k in (CLASSES, 0))
         return {"generator": good, "bad_generator": bad, "discriminator": pairs.MlpPairs(size=8, num_classes=CLASSES)}
-    classes = method in (BigGan, Ugan)
+    classes = method in (BigGan, CeGan, Ugan)
     small: dict[str, Any] = {"channels": 1, "size": 8}
     if batch_norm and classes:
         g: nn.Module = biggan.BigGanGenerator(num_classes=CLASSES, latent=LATENT, widths=8, **small)
@@ -192,7 +193,7 @@ def made(name: str, batch: int, *, batch_norm: bool) -> Distiller:
     optimizers = ("optimizer", "optimizer_g", "optimizer_d", "optimizer_b", "optimizer_t", "optimizer_head")
     given |= dict.fromkeys(optimizers, partial(sgd, lr=0.05))
     given |= dict.fromkeys(("made", "d_unlabelled", "b_unlabelled"), batch) | {"d_labelled": batch // 2}
-    given |= {"temperature": 4.0}
+    given |= {"temperature": 4.0, "eval_size": batch}
     if issubclass(case.target, ConditionalGan | Ugan):
         given |= gan_networks(case.target, batch_norm=batch_norm)
     elif case.target is Cvae:
@@ -253,7 +254,7 @@ def with_one_noise(method: Distiller, loader: Any) -> None:
     if isinstance(method, Ugan):
         method.latents = lambda n: noise(n, LATENT).sigmoid()  # type: ignore[method-assign]
         method.labels = lambda n: noise(n).mul(100).long().remainder(CLASSES)  # type: ignore[method-assign]
-    if isinstance(method, BigGan):
+    if isinstance(method, BigGan | CeGan):
         method.classes = lambda n: noise(n).mul(100).long().remainder(CLASSES)  # type: ignore[method-assign]
     if isinstance(loader, GeneratedLoader):
         seeded = torch.Generator().manual_seed

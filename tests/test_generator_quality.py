@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import poly_mmd
 
+from kd_lightning.data.dataset import Split
+from kd_lightning.metrics.generation import Generation
 from kd_lightning.metrics.generator_quality import (
     extractor,
     fid,
@@ -236,3 +240,83 @@ def test_a_student_that_equals_its_teacher_cannot_be_told_from_it() -> None:
     assert ssim(t[1], s[1]) == pytest.approx(1)
     assert mask_iou(t[0], o[0]) < 0.8
     assert fid(images[0], images[2]) > 1e-4
+
+
+# a generator that a run has trained
+
+
+class Shades(nn.Module):
+    """Images of 4x4 as bright as z says, or as the label says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, z: Tensor, y: Tensor | None = None) -> Tensor:
+        level = z[:, 0] / 2 + 0.5 if y is None else y / 4 + 0.125
+        return (self.scale * level)[:, None, None, None].expand(-1, 1, 4, 4)
+
+
+class Reader(nn.Module):
+    """Classes of quarters of the range, from three features of an image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+        self.head = nn.Linear(3, 4)
+        with torch.no_grad():
+            for p in self.parameters():
+                p.zero_()
+            self.features[1].weight[0] = 1 / 16  # type: ignore[index]
+            self.head.weight[:, 0] = torch.arange(4.0)
+            self.head.bias.copy_(-torch.tensor([0.0, 0.25, 0.75, 1.5]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x))
+
+
+def levels(n: int = 400, seed: int = 0) -> Split:
+    x = torch.rand(n, generator=rng(seed))
+    return Split((255 * x).byte()[:, None, None, None].expand(-1, 1, 4, 4), (4 * x).long().clamp(max=3))
+
+
+def measured(folder: Path, scale: float = 1.0, **settings: Any) -> dict[str, float | None]:
+    file = folder / "generator.safetensors"
+    save_file({"scale": torch.tensor(scale)}, file)
+    metric = Generation(**{"generator": Shades(), "latent": 2, "prior": "uniform", "name": "reader", **settings})
+    return metric(None, Reader(), levels(), weights=file, samples=folder)
+
+
+def test_a_generator_of_the_real_distribution_is_near_it(tmp_path: Path) -> None:
+    found = measured(tmp_path)
+    assert list(found) == ["FID-reader", "KID-reader", "classes", "entropy"]
+    assert found["FID-reader"] == pytest.approx(0.0, abs=0.01)
+    assert found["KID-reader"] == pytest.approx(0.0, abs=0.01)
+    assert found["classes"] == 4
+    assert found["entropy"] == pytest.approx(1.0, abs=0.02)
+    assert (tmp_path / "drawn.png").is_file()
+
+
+def test_one_of_a_single_class_is_not(tmp_path: Path) -> None:
+    """Its weights are those of the file."""
+    found = measured(tmp_path, scale=0.2)
+    assert found["classes"] == 1
+    assert found["entropy"] == 0.0
+    mean = levels().images.float().mean() / 255
+    assert found["FID-reader"] == pytest.approx(float((0.8 * mean) ** 2), rel=0.5)
+
+
+def test_labels_are_drawn_evenly_and_a_seed_draws_the_same(tmp_path: Path) -> None:
+    assert measured(tmp_path, conditional=True)["entropy"] == pytest.approx(1.0)
+    assert measured(tmp_path) == measured(tmp_path) != measured(tmp_path, seed=1)
+    assert measured(tmp_path, images=100)["FID-reader"] != measured(tmp_path)["FID-reader"]
+
+
+def test_a_classifier_of_its_own_takes_the_place_of_the_teacher(tmp_path: Path) -> None:
+    save_file(Reader().state_dict(), tmp_path / "reader.safetensors")
+    own = {"network": Reader(), "weights": str(tmp_path / "reader.safetensors")}
+    file = tmp_path / "generator.safetensors"
+    save_file({"scale": torch.tensor(1.0)}, file)
+    metric = Generation(generator=Shades(), latent=2, prior="uniform", name="reader", classifier=own)
+    assert metric(None, None, levels(), weights=file) == measured(tmp_path)
+    assert Generation(generator=Shades(), latent=2)(None, None, levels(), weights=file) == {}

@@ -141,7 +141,12 @@ def test_a_network_in_memory_counts_by_code_settings_and_weights(monkeypatch: py
     hooked = Scaled(1.0)
     hooked.register_forward_hook(lambda net, args, output: -output)
     assert fingerprint(hooked) != first
-    monkeypatch.setattr(Scaled, "forward", lambda self, x: -x)
+
+    def forward(self: Scaled, x: torch.Tensor) -> torch.Tensor:
+        return x / self.by / self.weight
+
+    forward.__qualname__ = Scaled.forward.__qualname__  # nothing but its code is another
+    monkeypatch.setattr(Scaled, "forward", forward)
     assert fingerprint(Scaled(1.0)) != first
 
 

@@ -84,6 +84,32 @@ ROWS: dict[str, dict[str, Any]] = {
         }
         for row in ("cifar100", "tiny_imagenet")
     },
+    # CE-GAN's and E-GAN's scripts for CIFAR-10
+    "experiment=ce_gan/cifar10": {
+        "source.batch_size": 96,
+        "source.augment": [{"_target_": FLIP}],
+        "method.d_steps": 3,
+        "method.eval_size": 256,
+        "method.population": 1,
+        "method.crossovers": 1,
+        "method.mutations": ["heuristic", "least_squares", "minimax"],
+        "method.fitness": "logit",
+        "method.penalty": 10.0,
+        "method.draws": "two",
+        "method.child_adam": "inherit",
+        "method.mutation_grad": "raw",
+        "method.optimizer_g.lr": 1e-4,
+        "method.discriminator.norm": "batch",
+        "data.val": 0,
+    },
+    "experiment=ce_gan/cifar10 method=e_gan": {
+        "method.crossovers": 0,
+        "method.fitness": "quality_diversity",
+        "method.gamma": 0.01,
+        "method.penalty": 0.0,
+        "method.draws": "fresh",
+        "method.optimizer_d.lr": 2e-4,
+    },
     # SKDCGN's code for digits
     **{
         f"experiment=skdcgn/{row}": {
@@ -175,3 +201,13 @@ def test_a_students_mechanism_is_as_large_as_released(experiment: str, parameter
     side = net.reduced or 32
     assert side == 32
     assert net(torch.zeros(2, net.latent), torch.arange(2)).shape == (2, 3, *([64, 64] if net.reduced else [32, 32]))
+
+
+def test_the_networks_of_evolution_are_as_large_as_the_authors() -> None:
+    """Widths of 128, 256 and 512: 4x4 convolutions with biases, batch norm on two layers of the discriminator."""
+    method = composed("experiment=ce_gan/cifar10").method
+    nets = [instantiate(method[name], _convert_="all") for name in ("generator", "discriminator")]
+    g = 100 * 512 * 16 + 512 + 512 * 256 * 16 + 256 + 256 * 128 * 16 + 128 + 128 * 3 * 16 + 3
+    d = 3 * 128 * 16 + 128 + 128 * 256 * 16 + 256 + 256 * 512 * 16 + 512 + 2 * (256 + 512) + 512 * 16 + 1
+    assert [sum(p.numel() for p in net.parameters()) for net in nets] == [g, d]
+    assert nets[0](torch.zeros(2, 100)).shape == (2, 3, 32, 32)

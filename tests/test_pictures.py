@@ -9,6 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
+from kd_lightning.core.segmentation import Segmentation
+from kd_lightning.data.dataset import Split
+from kd_lightning.metrics.map_pictures import spread
 from kd_lightning.tracking.image_grids import BAR, DEEP, PAPER, RED, bars, matrix
 
 
@@ -71,3 +74,11 @@ def test_names_are_written_and_long_ones_cut() -> None:
     assert narrow.width < wide.width
     assert longer.width <= wide.width + 10
     assert longer.height <= wide.height + 10
+
+
+def test_overlays_show_images_of_all_parts_of_a_set_and_rare_classes() -> None:
+    labels = torch.zeros(40, 4, 4, dtype=torch.uint8)
+    labels[13, 0, 0], labels[14, 0, 0], labels[39, 0, 0] = 1, 255, 2
+    split = Split(torch.zeros(40, 1, 4, 4, dtype=torch.uint8), labels)
+    assert spread(split, Segmentation(3), 4).tolist() == [0, 13, 20, 39]
+    assert spread(Split(split.images[:2], labels[:2]), Segmentation(3), 4).tolist() == [0, 1]

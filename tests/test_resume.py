@@ -159,11 +159,17 @@ MECHANISMS = (
     *(f"{im}.{key}" for im in ("shape", "fg", "bg") for key in ("source.pairs=60", "source.batch_size=30")),
     *("shape.trainer.max_epochs=2", "shape.method.n_critic=2", "fg.trainer.max_epochs=1", "bg.trainer.max_epochs=1"),
 )
+EVOLUTION = (
+    *("method=ce_gan", "teacher=none", "metrics=none", "source.batch_size=400", "method.population=2"),
+    *("method.eval_size=40", "method.latent=4", "method.generator.widths=[8]", "method.discriminator.widths=[8]"),
+    *("method.fitness=quality_diversity", "method.child_adam=inherit", "trainer.max_epochs=3"),
+)
 STAGE_OF = {
     "gan": (STAGES, "generator"),
     "ratio": (STAGES, "ratio"),
     "cgn": (MECHANISMS, "generator"),
     "shape": (MECHANISMS, "generator"),
+    "student": (EVOLUTION, "generator"),
 }
 
 
@@ -186,6 +192,48 @@ def test_a_stage_killed_after_every_checkpoint(phase: str, tmp_path: Path) -> No
         assert kills < 30, "does not get on"
     assert kills >= 4
     assert_same(*(stage_left(tmp_path / root, phase, net) for root in ("a", "b")))
+
+
+def evolve_until_killed(folder: Path, root: Path, name: str, calls: int) -> None:
+    """Evolve generators in this process, which ends in a phase of a generation."""
+    os.environ["KD_CHECKPOINT_SECONDS"] = "0"
+    torch.set_num_threads(1)
+    from kd_lightning.methods.generators.ce_gan import CeGan
+
+    done, phase = iter(range(calls)), getattr(CeGan, name)
+
+    def dying(self: Any, *args: Any) -> Any:
+        if next(done, None) is None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return phase(self, *args)
+
+    setattr(CeGan, name, dying)
+    tiny_run(folder, *EVOLUTION, root=root)
+
+
+@pytest.fixture(scope="module")
+def evolved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The store of a whole evolution."""
+    root = tmp_path_factory.mktemp("evolved")
+    tiny_run(root / "run", *EVOLUTION, root=root / "store")
+    return root / "store"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("phase", "calls"), [("mutant", 20), ("judged", 25), ("child", 3), ("replayed", 3), ("verdicts", 10), ("keep", 4)]
+)
+def test_an_evolution_killed_in_a_phase_of_a_generation(phase: str, calls: int, evolved: Path, tmp_path: Path) -> None:
+    """In its fourth or fifth of six; every generation has six mutants, a child, and three steps against them."""
+    child = FORKS.Process(target=evolve_until_killed, args=(tmp_path / "cut", tmp_path / "b", phase, calls))
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+    (checkpoint,) = (tmp_path / "b").glob("fit-*.unfinished/last.ckpt")
+    (rank,) = torch.load(checkpoint, weights_only=True)["rng"]
+    assert len(rank["own"]["population"]) == 2
+    tiny_run(tmp_path / "cut", *EVOLUTION, root=tmp_path / "b")
+    assert_same(*(stage_left(store, "student", "generator") for store in (evolved, tmp_path / "b")))
 
 
 @pytest.mark.slow

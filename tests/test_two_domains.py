@@ -79,8 +79,8 @@ def test_what_a_run_was_measured_on_is_read_again_from_its_record(run: Outcome) 
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (("method=uda_kd", "source=real"), "use source=two_domains"),
-        (("method=dan", "source=few_shot"), "use source=two_domains"),
+        (("method=uda_kd", "source=real"), "two_domains"),
+        (("method=dan", "source=few_shot"), "two_domains"),
         (("method=uda_kd", "teacher.access=probs"), "set teacher.access=white"),
         (("method=uda_kd", "teacher=none"), "needs a teacher"),
         (("method=uda_kd", "data=rotated_digits", "data.base=digits", "data.size=8"), "made for classes"),

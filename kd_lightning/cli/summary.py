@@ -9,7 +9,7 @@ from typing import Any
 from tabulate import tabulate
 
 from kd_lightning.results.run_index import NOTHING, pick
-from kd_lightning.results.table import BOUNDARY, CONTROLS, cut_short, headline_key, measured_in, unit_of
+from kd_lightning.results.table import CONTROLS, OWN, cut_short, headline_key, measured_in, unit_of
 
 
 def summary(result: Mapping[str, Any], paths: Sequence[str | Path] = ()) -> str:
@@ -59,9 +59,11 @@ def summary(result: Mapping[str, Any], paths: Sequence[str | Path] = ()) -> str:
     if cut := cut_short(result):
         lines += ["", f"cut short: {cut}"]
     lines += ["", *(f"warning: {line}" for line in told)] if (told := result.get("warnings")) else []
-    near = {key.removeprefix(BOUNDARY): v for key, v in metrics.items() if key.startswith(BOUNDARY) and v is not None}
-    if near:
-        lines += ["", "boundary: " + ", ".join(f"{name} {value:.4f}" for name, value in near.items())]
+    for prefix in (*OWN, "chosen/"):
+        found = {key.removeprefix(prefix): v for key, v in metrics.items() if key.startswith(prefix) and v is not None}
+        if found:
+            told = ", ".join(f"{k} {v:,}" if isinstance(v, int) else f"{k} {v:.4f}" for k, v in found.items())
+            lines += ["", f"{prefix.removesuffix('/')}: {told}"]
     if "compression" in metrics:
         told = {key.removeprefix("mechanisms/"): v for key, v in metrics.items() if key.startswith("mechanisms/")}
         small = f"{metrics['compression/parameters']:,.0f}"

@@ -19,6 +19,7 @@ from kd_lightning.config.term_faults import given_faults, module_faults, term_fa
 from kd_lightning.core.segmentation import Segmentation
 from kd_lightning.core.tasks import Regression
 from kd_lightning.distributed.device import fast_precision
+from kd_lightning.errors import ConfigError
 from kd_lightning.methods.base.distiller import Distiller
 from kd_lightning.networks import classifiers
 from kd_lightning.teachers.access import LEVELS
@@ -80,7 +81,11 @@ def needs_faults(path: str, fit: Training, teacher: Answering | None, *, kind: s
         base = f"{Distiller.__module__}.{Distiller.__name__}"
         yield f"{path}._target_: {getattr(method, '__name__', method)} is not a method: expected a subclass of {base}"
         return
-    needs, name = fit.method.requirements(), method.__name__
+    try:
+        needs, name = fit.method.requirements(), method.__name__
+    except ConfigError as fault:
+        yield str(fault).replace("method.", f"{path}.")
+        return
     yield from _teacher_faults(path, name, needs, teacher, method.instead_of_gradients)
     yield from _task_faults(path, name, needs, kind)
     if "student.no_batch_norm" in needs and _has_batch_norm(fit.student):

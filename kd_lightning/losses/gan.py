@@ -46,3 +46,32 @@ def least_squares_d(real: Tensor, fake: Tensor) -> Tensor:
 def least_squares_g(fake: Tensor) -> Tensor:
     """Mean (D(fake) - 1)^2, the generator's loss that goes with :func:`least_squares_d`."""
     return (fake.float() - 1).square().mean()
+
+
+def logistic_d(real: Tensor, fake: Tensor) -> Tensor:
+    """mean(softplus(-D(real))) + mean(softplus(D(fake))), the discriminator's cross-entropy; 2 ln 2 at scores of 0.
+
+    Goodfellow et al., NeurIPS 2014; scores are logits of any shape, D(x) = 1 being real.
+    """
+    return F.softplus(-real.float()).mean() + F.softplus(fake.float()).mean()
+
+
+def minimax_g(fake: Tensor) -> Tensor:
+    """Mean log(1 - sigmoid(D(fake))): the generator's side of :func:`logistic_d`, which saturates at low scores."""
+    return -F.softplus(fake.float()).mean()
+
+
+def heuristic_g(fake: Tensor) -> Tensor:
+    """-mean(log sigmoid(D(fake))): the generator's loss of Goodfellow et al. that does not saturate at low scores."""
+    return F.softplus(-fake.float()).mean()
+
+
+def gradient_penalty(scores: Tensor, points: Tensor) -> Tensor:
+    """Mean (||gradient of D at a point|| - 1)^2 of WGAN-GP (Gulrajani et al., NeurIPS 2017), unweighted.
+
+    Args:
+        scores: of the points, (N,); a point's score must not depend on another point.
+        points: (N, ...), usually between a real and a generated image each; they require gradients.
+    """
+    (gradient,) = torch.autograd.grad(scores.float().sum(), points, create_graph=True)
+    return (gradient.float().flatten(1).norm(dim=1) - 1).square().mean()

@@ -61,17 +61,15 @@ def percent(counts: Tensor) -> Tensor:
 
 
 def spread(split: Split, task: Segmentation, most: int = SHOWN) -> Tensor:
-    """Places of up to ``most`` images that show all classes: each next one has most classes that were not yet there."""
-    there = torch.stack(
-        [torch.bincount(m.flatten().long(), minlength=256)[: task.num_classes] > 0 for m in split.labels]
-    )
+    """Places of up to ``most`` images, one of each equal stretch of the set: that with most classes not yet shown."""
+    counts = [torch.bincount(labels.flatten().long(), minlength=256) for labels in split.labels]
+    there = torch.stack(counts)[:, : task.num_classes] > 0
     lacking, chosen = torch.ones(task.num_classes, dtype=torch.bool), list[int]()
-    for _ in range(min(most, len(split))):
-        gain = (there & lacking).sum(1) * 1000 + there.sum(1)
-        gain[chosen] = -1
-        chosen.append(int(gain.argmax()))
+    for stretch in torch.arange(len(split)).tensor_split(min(most, len(split))):
+        gain = (there & lacking)[stretch].sum(1) * 1000 + there[stretch].sum(1)
+        chosen.append(int(stretch[gain.argmax()]))
         lacking &= ~there[chosen[-1]]
-    return torch.tensor(sorted(chosen))
+    return torch.tensor(chosen)
 
 
 def overlays(images: Tensor, masks: Mapping[str, Tensor], classes: Sequence[str]) -> Image.Image:

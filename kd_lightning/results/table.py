@@ -21,6 +21,9 @@ __all__ = ["Table", "collect", "fold", "headline", "render", "write_table"]
 CONTROLS = {"scratch": "real data"}
 BOUNDARY = "boundary/"
 """Prefix of the metrics of ``metrics=boundary``."""
+GENERATION = "generation/"
+"""Prefix of the metrics of ``metrics=generation``."""
+OWN = (BOUNDARY, GENERATION)
 
 Cell = str | int | float | Stat | Difference | None
 
@@ -78,7 +81,7 @@ def metric_columns(groups: Sequence[Group]) -> dict[str, str]:
         if metric in judged:
             label = CONTROLS.get(name, name)
             columns[f"{name}/{metric}"] = label if len(judged) == 1 else f"{label} {metric}"
-    return columns | {key: key.removeprefix(BOUNDARY) for key in measured if key.startswith(BOUNDARY)}
+    return columns | {key: key.partition("/")[2] for key in measured if key.startswith(OWN)}
 
 
 def _seed_note(groups: Sequence[Group]) -> list[str]:
@@ -117,7 +120,7 @@ def fold(runs: Sequence[Run], against: str | None = None) -> Table:
         if header in names:  # a sweep over teachers has a column of their names, too
             header = key.replace("/", " ")
         stats = [at.stat(key) for at in groups]
-        if not key.startswith(("test/", BOUNDARY)):
+        if not key.startswith(("test/", *OWN)):
             # A teacher or control that all seeds share has no spread.
             stats = [stat and stat._replace(std=stat.std or None) for stat in stats]
         if any(stats):

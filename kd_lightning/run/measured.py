@@ -85,8 +85,8 @@ def tested(
     for name, node in composition.metrics.items():
         metrics |= _further(name, node.build(), student, fits.teacher, test, composition.device, work / "samples")
     metrics |= {f"gate/{name}": gate["value"] for name, gate in student.report.get("pool", {}).get("gates", {}).items()}
-    if "generated/agreement" in student.report:
-        metrics["generated/agreement"] = student.report["generated/agreement"]
+    told = ("generated/agreement", "chosen/")
+    metrics |= {key: value for key, value in student.report.items() if key.startswith(told)}
     return metrics, ious
 
 
@@ -119,7 +119,10 @@ def _further(
     if test is None or ("teacher.gradients" in measure.needs and (teacher is None or teacher.net is None)):
         return {}
     network = student.network if trained(student) else None
-    found = measure(network, teacher and teacher.net, test, device=device, samples=samples)
+    where: dict[str, Any] = {"device": device, "samples": samples}
+    if "generator" in measure.needs:
+        where["weights"] = student.folder / "generator.safetensors"
+    found = measure(network, teacher and teacher.net, test, **where)
     return {f"{name}/{k}" if k else name: v for k, v in found.items()}
 
 

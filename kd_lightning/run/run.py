@@ -183,7 +183,8 @@ def _produce(composition: Composition, bench: RunContext, clock: Clock, work: Pa
     controls: dict[str, FitResult | None] = {}
     for name, control in composition.controls.items():
         controls[name] = None
-        if (own := control_of(control, dataset, teacher, student)) is not None:
+        own = control_of(control, dataset, teacher, student) if trained(student) else None
+        if own is not None:
             its = obtain_source_teacher(own, composition, bench)
             given = handed(teacher, asks=own.asks, taught_by=stages.get(own.taught_by or ""), source_teacher=its)
             controls[name] = fit(own, bench, phase=name, **given)
@@ -249,7 +250,7 @@ def _result(
             for line in f.report.get("warnings", ())
         ],
         "restarts": {f.report["phase"]: f.report["restarts"] for f in trainings if f.report.get("restarts")},
-        "objective": metrics[f"test/{bench.task.headline}"],
+        "objective": objective(metrics, bench.task.headline),
         "metrics": metrics,
         "result_name": composition.result_name,
         "task": bench.task.described(),
@@ -278,6 +279,12 @@ def _result(
         **{key: student.report.get(key) for key in ("precision", "memory_format", "compile", "fold_batchnorm")},
         "device": torch.cuda.get_device_name() if device != "cpu" else f"cpu x{torch.get_num_threads()}",
     }
+
+
+def objective(metrics: Mapping[str, float | None], headline: str) -> float | None:
+    """What a search optimises: the student's headline metric, or the FID of a run that trains only a generator."""
+    student = metrics[f"test/{headline}"]
+    return student if student is not None else next((v for k, v in metrics.items() if "/FID-" in k), None)
 
 
 class Clock:

@@ -48,6 +48,7 @@ from kd_lightning.methods.domain_adaptation.dan import Dan
 from kd_lightning.methods.domain_adaptation.uda_kd import UdaKd
 from kd_lightning.methods.generators.biggan import BigGan
 from kd_lightning.methods.generators.ccgan import CcGan
+from kd_lightning.methods.generators.ce_gan import CeGan
 from kd_lightning.methods.generators.cvae import Cvae
 from kd_lightning.methods.real_data.bss import Bss
 from kd_lightning.methods.real_data.distill import Distill
@@ -556,6 +557,7 @@ CASES = {
     "cvae": Case(method=Cvae, ranks={}),
     "biggan": Case(method=BigGan, ranks={"ema": 0.5, "d_steps": 2}),
     "ccgan": Case(method=CcGan, ranks={"d_steps": 2}),
+    "ce_gan": Case(method=CeGan, ranks={"conditional": True, "prior": "normal", "penalty": 0.0}),
 }
 TOY = {name: case for name, case in CASES.items() if case.broken}
 """Those whose student solves the toy problem."""

@@ -17,6 +17,7 @@ from kd_lightning.config.resolvers import conf_dir
 from kd_lightning.core.tasks import Classification
 from kd_lightning.data.loader import TensorLoader
 from kd_lightning.data.module import Images
+from kd_lightning.errors import ConfigError
 from kd_lightning.methods.real_data.distill import Distill
 from kd_lightning.teachers.white_box import FrozenTeacher
 
@@ -26,7 +27,6 @@ ONE_STAGE = (
     *("label_smoothing", "tf_kd", "kd_ls", "mlkd", "ctkd", "dkd", "dist", "srd", "l2", "pad", "pkt", "sp", "cc", "rkd"),
     *("crd", "fitnet", "at", "vid", "nst", "ofd", "ickd", "reviewkd"),
 )
-TWO_STAGES = {"ab": "boundary", "fsp": "flow", "ft": "factors", "pad": "features"}
 
 
 def settings(name: str, *, first: bool = False) -> dict[str, Any]:
@@ -36,6 +36,8 @@ def settings(name: str, *, first: bool = False) -> dict[str, Any]:
     terms = {}
     for term, given in node["terms"].items():
         kept = {key: instantiate(value) if isinstance(value, dict) else value for key, value in given.items()}
+        if name.startswith("crd") and term == "contrast":
+            kept["loss"] = partial(kept["loss"], negatives=64)
         terms[term] = {key: value for key, value in kept.items() if key not in ("warm_up", "given")}
     return {"label": 0.0, "terms": terms}
 
@@ -99,6 +101,14 @@ def test_its_first_stage_trains_only_what_it_is_for(name: str) -> None:
 )
 def test_it_composes_for_these_networks(overrides: str) -> None:
     check(composed(*overrides.split()))
+
+
+def test_a_wrong_place_is_refused_before_data_is_read() -> None:
+    wrong = "method.terms.hint.student='@block'"
+    with pytest.raises(
+        ConfigError, match=r"method.terms.hint.student: SmallConvNet names no place @block; it has @stem"
+    ):
+        check(composed("problem=mnist_500", "method=fitnet", wrong))
 
 
 PAIRS = sorted(file.stem for file in (conf_dir() / "problem").glob("cifar100_*_*.yaml"))

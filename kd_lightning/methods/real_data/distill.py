@@ -78,7 +78,9 @@ class Distill(Distiller):
         self.label, self.views = label, views
         self.lr_of, self.clip, self.accumulate = dict(lr_of or {}), clip, accumulate
         self.held = 0  # batches whose gradients wait for the next update
-        self.frozen = [self.at(path).requires_grad_(False) for path in freeze]
+        self.frozen = list(freeze)
+        for path in freeze:
+            self.at(path).requires_grad_(False)
         self.terms = nn.ModuleDict({name: Term(**term) for name, term in (terms or {}).items() if term is not None})
         self._place_terms()
         self.trains_student = bool(label) or any(term.taps("student") for term in self._terms())
@@ -126,7 +128,7 @@ class Distill(Distiller):
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             shapes = {side: self._measured(side, image_shape) for side in self.seen_in}
             shapes.setdefault("teacher", {OUTPUT: shapes["student"][OUTPUT]})
-            for name, term in self.terms.items():
+            for name, term in self._named():
                 try:
                     term.build(shapes["student"], shapes["teacher"], num_images)
                 except ConfigError as error:
@@ -134,7 +136,7 @@ class Distill(Distiller):
 
     def kept_modules(self) -> dict[str, nn.Module]:
         """The terms' modules, by the name of the file that a fit keeps each in."""
-        return {key: net for name, term in self.terms.items() for key, net in term.kept(name).items()}
+        return {key: net for name, term in self._named() for key, net in term.kept(name).items()}
 
     def configure_optimizers(self) -> Any:
         """One optimiser, at most one schedule."""
@@ -162,8 +164,8 @@ class Distill(Distiller):
     def train(self, mode: bool = True) -> Distill:
         """Keep frozen modules in eval mode."""
         super().train(mode)
-        for module in self.frozen:
-            module.eval()
+        for path in self.frozen:
+            self.at(path).eval()
         return self
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
@@ -230,6 +232,9 @@ class Distill(Distiller):
         if not output or stored is None or len(stored) < len(x):
             return self.look("teacher", x, output=output)
         return self.look("teacher", x, output=False) | {OUTPUT: stored}
+
+    def _named(self) -> list[tuple[str, Term]]:
+        return list(self.terms.items())  # type: ignore[arg-type]
 
     def _terms(self) -> list[Term]:
         return list(self.terms.values())  # type: ignore[arg-type]

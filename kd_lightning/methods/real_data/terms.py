@@ -180,8 +180,9 @@ class Term(nn.Module):
     def train(self, mode: bool = True) -> Term:
         """Keep the given parts in eval mode."""
         super().train(mode)
-        for part in self.given if self.adapt is not None else ():
-            (self.adapt if part == "." else self.adapt.get_submodule(part)).eval()
+        if self.adapt is not None:
+            for part in self.given:
+                (self.adapt if part == "." else self.adapt.get_submodule(part)).eval()
         return self
 
     def kept(self, name: str) -> dict[str, nn.Module]:
@@ -232,7 +233,8 @@ def is_class(loss: Any) -> bool:
 def wanted(loss: Any) -> list[str]:
     """The names of ``OFFERED`` that a loss asks for: parameters of a function, or of a module's ``forward``."""
     target: Any = loss.func if isinstance(loss, partial) else loss
-    target = target.forward if inspect.isclass(target) or isinstance(target, nn.Module) else target
+    if is_class(target) or isinstance(target, nn.Module):
+        target = target.forward
     try:
         names = inspect.signature(target).parameters
     except (TypeError, ValueError):
