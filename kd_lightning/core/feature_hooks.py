@@ -52,5 +52,5 @@ def capture(
 def hook(module: nn.Module, side: str, keep: Callable[[Tensor], None]) -> RemovableHandle:
     """Hand what a module gets (``side`` is ``input``) or returns (``output``) to ``keep`` in every forward pass."""
     if side == "input":
-        return module.register_forward_prehook(lambda _module, args: keep(args[0]))
-    return module.register_forwardhook(lambda _module, _args, output: keep(output))
+        return module.register_forward_pre_hook(lambda _module, args: keep(args[0]))
+    return module.register_forward_hook(lambda _module, _args, output: keep(output))
