@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from kd_lightning.core.inference import predict
 from kd_lightning.core.notices import notice
-from kd_lightning.core.tasks import Classification, Task
+from kd_lightning.core.tasks import Classification, Regression, Task
 from kd_lightning.data.batches import rounded
 from kd_lightning.errors import TrainingError
 from kd_lightning.losses.density_ratio import CONSTANT, softplus_ratio
@@ -103,4 +103,5 @@ def errors_of(task: Task, answers: Tensor, labels: Tensor) -> Tensor:
     """The teacher's error on each image, (N,): cross-entropy, or the absolute difference in the labels' unit."""
     if isinstance(task, Classification):
         return F.cross_entropy(answers.float(), labels, reduction="none")
+    assert isinstance(task, Regression)
     return (task.numbers(answers) - labels.float()).abs()

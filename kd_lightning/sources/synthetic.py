@@ -29,7 +29,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from kd_lightning.core.strangers import read_tensors
-from kd_lightning.core.tasks import Classification
+from kd_lightning.core.tasks import Classification, Regression
 from kd_lightning.data.batches import rounded
 from kd_lightning.data.loader import Augmentation, TensorLoader
 from kd_lightning.errors import ConfigError, DataError
@@ -134,6 +134,7 @@ class Synthetic:
                 "say source.keep=null source.relabel=false"
             )
         task = context.dataset.task
+        assert isinstance(task, Classification | Regression)
         load_weights(self.generator, self.weights)
         self.generator.eval().requires_grad_(False).to(context.device)
         if self.ratio is not None and self.ratio_weights is not None:
@@ -205,6 +206,7 @@ class Synthetic:
             return torch.arange(task.num_classes)
         if self.labels is None:
             return context.real().labels.unique()
+        assert isinstance(task, Regression)
         return torch.linspace(task.low, task.high, self.labels)
 
     def of_label(

@@ -18,6 +18,7 @@ from kd_lightning.config.overrides import read, refusal, suggest
 from kd_lightning.config.requirements import KINDS, kind_of
 from kd_lightning.config.signatures import fits, wrong
 from kd_lightning.core.tasks import Classification
+from kd_lightning.data.dataset import sides
 from kd_lightning.data.datasets.none import load as describe_data
 from kd_lightning.data.load import dataset_digest
 from kd_lightning.engine.data import load_data
@@ -174,20 +175,21 @@ def described(cfg: DictConfig, composition: Composition, obtained: TeacherHandle
     assert obtained.net is not None
     assert composition.teacher is not None
     settings, data = composition.teacher, composition.data
-    bytes_of_one = data.size * data.size * data.channels
+    height, width = sides(data.size)
+    bytes_of_one = height * width * data.channels
     most = [cfg.max_batch, cfg.images_per_minute, cfg.max_body and cfg.max_body // bytes_of_one]
     max_batch = int(min(number for number in most if number is not None))
     decimals = settings.decimals if settings.access in ("probs", "topk") else None
     k = min(settings.k, data.num_classes)
     tells = [settings.access, decimals, k if settings.access == "topk" else None, settings.abstain_below]
     if max_batch < 1:
-        raise ConfigError(f"max_body={cfg.max_body}: an image of {data.size}x{data.size} has {bytes_of_one} bytes")
+        raise ConfigError(f"max_body={cfg.max_body}: an image of {height}x{width} has {bytes_of_one} bytes")
     return Described(
         name=cfg.name or type(obtained.net.net).__name__,
         version=digest([obtained.key, *tells]),
         access=cast(Any, settings.access),
         num_classes=data.num_classes,
-        image=(data.size, data.size, data.channels),
+        image=(height, width, data.channels),
         max_batch=max_batch,
         decimals=decimals,
         k=k,

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kd_lightning.data.dataset import Dataset
+from kd_lightning.data.dataset import Dataset, sides
 
 
-def load(*, classes: Sequence[str] | int, channels: int, size: int) -> Dataset:
+def load(*, classes: Sequence[str] | int, channels: int, size: int | Sequence[int]) -> Dataset:
     """Describe a data set without images, for methods that need none.
 
     Args:
         classes: their names, or their number.
         channels: of the teacher's images, 1 or 3.
-        size: their side in pixels.
+        size: their side in pixels, or height and width.
     """
     names = [str(i) for i in range(classes)] if isinstance(classes, int) else list(classes)
     return Dataset(
@@ -24,5 +24,5 @@ def load(*, classes: Sequence[str] | int, channels: int, size: int) -> Dataset:
         test=None,
         layout="none",
         encoding="none",
-        shape=(channels, size, size),
+        shape=(channels, *sides(size)),
     )

@@ -240,7 +240,8 @@ class Distill(Distiller):
         return list(self.terms.values())  # type: ignore[arg-type]
 
     def _place_terms(self) -> None:
-        for side, net in (("student", self.student), ("teacher", getattr(self.teacher, "net", None))):
+        nets: dict[str, Any] = {"student": self.student, "teacher": getattr(self.teacher, "net", None)}
+        for side, net in nets.items():
             for term in self._terms() if net is not None else []:
                 term.place(side, bare(net))
 
