@@ -155,7 +155,16 @@ ONE_FAULT = {
     "a range": ([*NUMBERS, "data.task.low=east"], "data.task.low: expected a number", "got 'east'"),
     "channels": ([*KD, "student.in_channels=3"], "student.in_channels=3", "the data has 1 channels"),
     "statistics": ([*KD, "data.mean=[0.1,0.2]"], "data.mean: 2 values", "1 channel"),
-    "a class order": ([*KD, "teacher.class_order=[1,0]"], "teacher.class_order: 2 values", "10 classes"),
+    "a class order of a teacher to train": (
+        [*KD, "teacher.class_order=[1,0,2,3,4,5,6,7,8,9]"],
+        "teacher.class_order: this teacher is trained here",
+        "teacher.weights=FILE",
+    ),
+    "a class order": (
+        [*KD, "teacher.class_order=[1,0]", "teacher.weights=own"],
+        "teacher.class_order: 2 values",
+        "10 classes",
+    ),
     "max_steps": ([*KD, "trainer.max_steps=9"], "trainer.max_steps=9", "set trainer.max_epochs"),
     "clipping": ([*KD, "+trainer.gradient_clip_val=1"], "trainer.gradient_clip_val=1", "by hand"),
     "a file": ([*KD, "teacher.weights=gone.safetensors"], "teacher.weights", "no file gone.safetensors"),

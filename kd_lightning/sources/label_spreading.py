@@ -16,7 +16,7 @@ from kd_lightning.sources.real import few_places
 
 
 class SpreadLabels:
-    """Every training image, labelled by a graph on pixels from ``per_class`` labels of each class.
+    """Every training image that the graph reaches, labelled by a graph on pixels from ``per_class`` labels of each class.
 
     Args:
         per_class: labelled images of each class, those of ``source=few_shot`` with the same ``seed``.
@@ -44,7 +44,7 @@ class SpreadLabels:
         self.augment, self.seed = augment, seed
 
     def prepare(self, context: Context) -> TensorLoader:
-        """A loader of all training images with the labels found; notes the share of right ones.
+        """A loader of the images with the labels found; notes the share of right ones, and how many got none.
 
         Raises:
             DataError: a class has too few images.
@@ -55,6 +55,8 @@ class SpreadLabels:
         known[places] = split.labels[places]
         spread = LabelSpreading(kernel="knn", n_neighbors=self.neighbours, alpha=self.alpha, max_iter=1000)
         spread.fit(split.images.flatten(1).float().div(255).numpy(), known.numpy())
-        found = torch.from_numpy(spread.transduction_).long()
-        context.notes["spread_labels_right"] = float((found == split.labels).float().mean())
-        return context.serve(split.images, found, batch_size=self.batch_size, augment=self.augment)
+        reached = torch.from_numpy(spread.label_distributions_.sum(1) > 0)  # others would be given the first class
+        images, found = split.images[reached], torch.from_numpy(spread.transduction_).long()[reached]
+        context.notes["spread_labels_right"] = float((found == split.labels[reached]).float().mean())
+        context.notes["spread_labels_missing"] = int((~reached).sum())
+        return context.serve(images, found, batch_size=self.batch_size, augment=self.augment)

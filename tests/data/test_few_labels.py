@@ -74,3 +74,16 @@ def test_labels_spread_to_their_neighbours(tmp_path: Path) -> None:
     wrong = context(tmp_path, dataset=Dataset("toy", ["a", "b", "c"], mixed, None, None, "none", "none"))
     SpreadLabels(per_class=1, neighbours=15, batch_size=60).prepare(wrong)
     assert wrong.notes["spread_labels_right"] < 0.7
+
+
+def test_images_that_no_label_reaches_are_left_out(tmp_path: Path) -> None:
+    """Three heaps of twenty, of which two are of one class: its only label lies in one of them."""
+    heap = torch.arange(60) % 3
+    drawn = torch.randint(20, (60, 16), generator=torch.Generator().manual_seed(0))
+    images = (80 * heap[:, None] + drawn).to(torch.uint8).view(60, 1, 4, 4)
+    data = Dataset("toy", ["a", "b"], Split(images, heap % 2), None, None, "none", "none")
+    at = context(tmp_path, dataset=data)
+    loader = SpreadLabels(per_class=1, neighbours=15, batch_size=40).prepare(at)
+    assert len(loader.images) == 40
+    assert at.notes["spread_labels_right"] == 1.0
+    assert at.notes["spread_labels_missing"] == 20
