@@ -222,8 +222,8 @@ def _shape_faults(cfg: Mapping[str, Any]) -> Iterator[str]:
         yield f"teacher.class_order: {len(order)} values for {classes} classes"
     if isinstance(order, list) and at(cfg, "teacher.net") and at(cfg, "teacher.weights") in (None, "tune"):
         yield (
-            "teacher.class_order: this teacher is trained here, and learns the data's own order; it is for weights that "
-            "are there: add teacher.weights=FILE, or leave it out"
+            "teacher.class_order: this teacher is trained here, and learns the data's own order; it is for "
+            "weights that are there: add teacher.weights=FILE, or leave it out"
         )
     if classes == 1 and not of_numbers(Node.of(at(cfg, "data.load"))):
         yield "data.num_classes=1: with one class there is nothing to tell apart; give two or more"

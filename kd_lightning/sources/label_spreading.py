@@ -16,7 +16,7 @@ from kd_lightning.sources.real import few_places
 
 
 class SpreadLabels:
-    """Every training image that the graph reaches, labelled by a graph on pixels from ``per_class`` labels of each class.
+    """Every training image that a graph on pixels reaches, labelled by it from ``per_class`` labels of each class.
 
     Args:
         per_class: labelled images of each class, those of ``source=few_shot`` with the same ``seed``.
