@@ -61,7 +61,7 @@ CYCLE = "{_target_: torch.optim.lr_scheduler.OneCycleLR, _partial_: true, max_lr
             "method.scheduler={_target_: torch.optim.lr_scheduler.ReduceLROnPlateau, _partial_: true}",
             "ReduceLROnPlateau asks for metrics at every step",
         ),
-        ("seed=-1", "expected 0 or more"),
+        ("seed=-1", "expected a number from 0"),
     ],
 )
 def test_a_setting_that_would_be_dropped_is_refused(override: str, said: str) -> None:

@@ -7,30 +7,34 @@ same stays as it is. Such overrides are applied last, so that the copy has the v
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-_HYDRAS = ConfigLoaderImpl._apply_overrides_to_config
+Apply = Callable[[list[Any], DictConfig], None]
 
 
 def register() -> None:
     """Let Hydra, and thereby every launcher and sweeper, apply overrides below references."""
-    ConfigLoaderImpl._apply_overrides_to_config = staticmethod(_applied)  # type: ignore[method-assign]
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+
+    own = ConfigLoaderImpl._apply_overrides_to_config
+    if not isinstance(own, partial):
+        ConfigLoaderImpl._apply_overrides_to_config = staticmethod(partial(_applied, own))  # type: ignore[method-assign]
 
 
-def _applied(overrides: list[Any], cfg: DictConfig) -> None:
+def _applied(hydras: Apply, overrides: list[Any], cfg: DictConfig) -> None:
     below = [each for each in overrides if reference_above(cfg, each.key_or_group) is not None]
-    _HYDRAS([each for each in overrides if each not in below], cfg)
+    hydras([each for each in overrides if each not in below], cfg)
     for override in below:
         while (place := reference_above(cfg, override.key_or_group)) is not None:
             if not _detached(*place, cfg):
                 break
-        _HYDRAS([override], cfg)
+        hydras([override], cfg)
 
 
 def reference_above(cfg: DictConfig, key: str) -> tuple[DictConfig | ListConfig, Any] | None:

@@ -35,9 +35,9 @@ def settings(name: str, *, first: bool = False) -> dict[str, Any]:
     node = read[f"{name}_first"]["method"] if first else read["method"]
     terms = {}
     for term, given in node["terms"].items():
-        kept = {key: instantiate(value) if isinstance(value, dict) else value for key, value in given.items()}
         if name.startswith("crd") and term == "contrast":
-            kept["loss"] = partial(kept["loss"], negatives=64)
+            given["loss"]["negatives"] = 64
+        kept = {key: instantiate(value) if isinstance(value, dict) else value for key, value in given.items()}
         terms[term] = {key: value for key, value in kept.items() if key not in ("warm_up", "given")}
     return {"label": 0.0, "terms": terms}
 
