@@ -24,6 +24,7 @@ def files(group):
     return sorted(str(file.relative_to(folder).with_suffix("")) for file in folder.rglob("*.yaml"))
 
 
+FOR_KD = ("problem=mnist_500", "stages=assistant", "stages=born_again", "sweep=classic")
 MAPS = ("camvid", "cityscapes", "dense_digits", "nyuv2", "voc2012")
 SEGMENTERS = ("teacher=small_segmenter", "student=small_segmenter_narrow")
 DENSE = ("cwd", "dist_dense", "ktaad")
@@ -94,6 +95,8 @@ def companions(group, name):
         return ["method=kd"]
     if (group, name) == ("teacher", "none"):
         return ["method=supervised"]
+    if f"{group}={name}" in FOR_KD:
+        return ["method=kd"]
     if group == "data" and name in MAPS:
         return [*SEGMENTERS, "method=kd"]
     if group == "method" and name in DENSE:
