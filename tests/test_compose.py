@@ -27,13 +27,17 @@ def files(group):
 FOR_KD = ("problem=mnist_500", "stages=assistant", "stages=born_again", "sweep=classic")
 MAPS = ("camvid", "cityscapes", "dense_digits", "nyuv2", "voc2012")
 SEGMENTERS = ("teacher=small_segmenter", "student=small_segmenter_narrow")
+TAKE_NUMBERS = {"kd", "supervised", "cgan_kd_regression"} | {
+    *("ab", "at", "cc", "crd", "crd_kd", "fitnet", "fsp", "ft", "ickd", "l2"),  # those of features
+    *("nst", "ofd", "pad", "pkt", "reviewkd", "rkd", "sp", "vid"),
+}
 DENSE = ("cwd", "dist_dense", "ktaad")
 """Methods of segmentation alone."""
 OF_OTHERS = ("hydra", "generator", "recipe")  # members of which the files of other groups choose
 GROUPS = sorted(folder.name for folder in conf_dir().iterdir() if folder.is_dir() and folder.name not in OF_OTHERS)
 NEED_MORE = {
     "data": {"image_folder", "segmentation_folder"},
-    "teacher": {"callable", "file", "http"},
+    "teacher": {"callable", "exported", "file", "http", "huggingface", "onnx", "timm", "torchscript", "torchvision"},
     "source": {"generated"},
 }
 TARGETS = sorted(
@@ -164,13 +168,16 @@ def test_an_experiment_of_each_paper_checks_with_another_method(name):
 )
 @pytest.mark.parametrize("method", files("method"))
 def test_every_method_data_and_teacher_checks_or_says_why_not(method, data, teacher):
-    cfg = composed(f"method={method}", f"data={data}", f"teacher={teacher}")
+    cfg = composed(
+        f"method={method}", f"data={data}", f"teacher={teacher}", *([f"student={teacher}"] * (data != "digits"))
+    )
     lines = faults(cfg)
     if lines:
         with pytest.raises(ConfigError, match="this composition cannot run"):
             check(cfg)
         why = r"needs a teacher" if teacher == "none" else r"reads the teacher's batch-norm statistics"
         why += "|is made for numbers" if method == "cgan_kd_regression" else ""
+        why += "|tells real images from generated ones" if "gan" in method else ""
         if method in DENSE:
             assert any("is made for maps of classes, but" in line for line in lines)
             return
@@ -180,7 +187,7 @@ def test_every_method_data_and_teacher_checks_or_says_why_not(method, data, teac
 @pytest.mark.parametrize("method", files("method"))
 def test_every_method_takes_numbers_or_says_why_not(method):
     lines = faults(composed(f"method={method}", "data=rotated_digits", "teacher=resnet8"))
-    takes = method in ("kd", "supervised", "cgan_kd_regression")
+    takes = method in TAKE_NUMBERS
     assert bool(lines) != takes, lines
     if method not in DENSE:
         assert all("as it is set is made for classes" in line for line in lines)

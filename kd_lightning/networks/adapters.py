@@ -38,7 +38,7 @@ class Regressors(nn.Module):
     ) -> None:
         super().__init__()
         self.layers = nn.ModuleList()
-        for s, t in zip(student_shapes, teacher_shapes, strict=True):
+        for s, t in _paired(student_shapes, teacher_shapes):
             if where_needed and tuple(s) == tuple(t):
                 self.layers.append(nn.Identity())
             else:
@@ -67,7 +67,7 @@ class Widened(nn.Module):
     ) -> None:
         super().__init__()
         self.layers = nn.ModuleList()
-        for s, t in zip(student_shapes, teacher_shapes, strict=True):
+        for s, t in _paired(student_shapes, teacher_shapes):
             if len(s) < 3 or tuple(s[1:]) == (1, 1):
                 self.layers.append(nn.Sequential(nn.Flatten(), nn.Linear(prod(s), prod(t))))
                 continue
@@ -91,7 +91,7 @@ class MeanRegressors(nn.Module):
     def __init__(self, *, student_shapes: Shapes, teacher_shapes: Shapes) -> None:
         super().__init__()
         self.layers = nn.ModuleList()
-        for s, t in zip(student_shapes, teacher_shapes, strict=True):
+        for s, t in _paired(student_shapes, teacher_shapes):
             widths = (s[0], t[0], t[0], t[0])
             convolutions = [nn.Conv2d(a, b, 1, bias=False) for a, b in pairwise(widths)]
             self.layers.append(nn.Sequential(convolutions[0], nn.ReLU(), convolutions[1], nn.ReLU(), convolutions[2]))
@@ -142,7 +142,7 @@ class AttentionFusion(nn.Module):
         super().__init__()
         middle = min(widest, student_shapes[-1][0])
         self.squeeze, self.expand, self.weigh = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
-        for s, t in zip(student_shapes, teacher_shapes, strict=True):
+        for s, t in _paired(student_shapes, teacher_shapes):
             self.squeeze.append(nn.Sequential(nn.Conv2d(s[0], middle, 1, bias=False), nn.BatchNorm2d(middle)))
             self.expand.append(nn.Sequential(nn.Conv2d(middle, t[0], 3, padding=1, bias=False), nn.BatchNorm2d(t[0])))
             for convolution in (self.squeeze[-1], self.expand[-1]):
@@ -248,3 +248,14 @@ def _leaky(
     for a, b in pairwise(widths):
         layers += [kind(a, b, 3, padding=1), *([nn.BatchNorm2d(b)] if batch_norm else []), nn.LeakyReLU(0.1)]
     return nn.Sequential(*layers)
+
+
+def _paired(student: Shapes, teacher: Shapes) -> list[tuple[Sequence[int], Sequence[int]]]:
+    """The shapes of each layer of both.
+
+    Raises:
+        ValueError: one has more layers.
+    """
+    if len(student) != len(teacher):
+        raise ValueError(f"each layer of the student needs one of the teacher, got {len(student)} and {len(teacher)}")
+    return list(zip(student, teacher, strict=True))

@@ -25,6 +25,7 @@ from torch.optim import Optimizer
 from kd_lightning.core.taps import OUTPUT, Taps, find
 from kd_lightning.data.batches import Batch
 from kd_lightning.errors import ConfigError
+from kd_lightning.losses import learned_temperature, logits
 from kd_lightning.losses.dense import adaptation, affinity, channel_wise, dist_pixels
 from kd_lightning.losses.response import kl
 from kd_lightning.losses.soft_labels import answer_cross_entropy, soft_cross_entropy
@@ -34,6 +35,8 @@ from kd_lightning.networks.normalized import Normalized
 
 FOR_CLASSES = {f"{loss.__module__}.{loss.__name__}" for loss in (kl, soft_cross_entropy, answer_cross_entropy)}
 """Losses that expect logits of classes; :func:`~kd_lightning.losses.soft_labels.imitation` suits regression, too."""
+FOR_VECTORS = (logits.__name__, learned_temperature.__name__)
+"""Files of losses that expect one vector of logits for an image."""
 FOR_MAPS = (channel_wise, dist_pixels, adaptation, affinity)
 """Losses that expect logits of every pixel, unless a term shows them features."""
 
@@ -109,6 +112,8 @@ class Distill(Distiller):
             need |= {"source.index"} if "index" in asked else set()
             if isinstance(term.get("loss"), Mapping) and term["loss"].get("_target_") in FOR_CLASSES:
                 need |= {"task.classification", "task.segmentation"}
+            elif getattr(target, "__module__", None) in FOR_VECTORS:
+                need.add("task.classification")
             elif term.get("student", OUTPUT) == OUTPUT and target in FOR_MAPS:
                 need.add("task.segmentation")
         return need
