@@ -232,10 +232,10 @@ def test_a_sweep_that_is_not_there(refused):
 def test_a_sweep_of_the_users_own_is_read_before_it_starts(refused, my_conf):
     (my_conf / "sweep").mkdir()
     (my_conf / "sweep" / "mine.yaml").write_text(
-        "# @package _global_\nhydra: {mode: MULTIRUN, sweeper: {params: {method: 'soft,sofd'}}}\n"
+        "# @package _global_\nhydra: {mode: MULTIRUN, sweeper: {params: {method: 'soft,softt'}}}\n"
     )
     assert refused("--config-dir", str(my_conf), "sweep=mine") == [
-        "method=sofd: there is no method called sofd; did you mean method=soft?"
+        "method=softt: there is no method called softt; did you mean method=soft?"
     ]
 
 

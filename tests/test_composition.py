@@ -204,7 +204,3 @@ def test_omegaconf_stays_where_configurations_are_read() -> None:
     found = {file.relative_to(PACKAGE) for file in PACKAGE.rglob("*.py") if words.search(file.read_text())}
     assert {file for file in found if file.parts[0] not in ("config", "cli", "plugins")} == set()
     assert Path("config/derive.py") in found
-
-
-def test_nothing_of_hydras_own_is_used() -> None:
-    assert not [file for file in PACKAGE.rglob("*.py") if "hydra._internal" in file.read_text()]

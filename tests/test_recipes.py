@@ -32,7 +32,7 @@ def pulled_in_by(method: str, name: str) -> list[str]:
     data = name.removesuffix(scale).rstrip("_") or "digits"
     if data in ("camvid", "dense_digits", "nyuv2"):
         return [f"method={method}", f"data={data}", f"scale={scale}", *SEGMENTERS]
-    own_teacher = next((name for name in ("resnet34", "small_conv") if data.endswith(f"_{name}")), None)
+    own_teacher = next((name for name in ("resnet34", "resnet110", "small_conv") if data.endswith(f"_{name}")), None)
     teacher = [f"teacher={own_teacher}"] if own_teacher else NEED_MORE.get(method, [])
     data = data.removesuffix(f"_{own_teacher}")
     own = {"cifar_small": "svhn", "cifar_paper": "cifar10"} if method not in ("deep_inversion",) else {}

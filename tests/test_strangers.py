@@ -428,6 +428,8 @@ def test_strange_images_are_named_or_skipped(case: str, tmp_path: Path) -> None:
     write, expected = STRANGE_IMAGES[case]
     (tmp_path / "set" / "train" / "ant").mkdir(parents=True)
     Image.new("L", (8, 8), 200).save(tmp_path / "set" / "train" / "ant" / "sound.png")
+    (tmp_path / "set" / "train" / "bee").mkdir()
+    Image.new("L", (8, 8), 100).save(tmp_path / "set" / "train" / "bee" / "another.png")
     bad = tmp_path / "set" / "train" / "ant" / "bad.png"
     write(bad)
     load: dict[str, Any] = {"root": tmp_path / "set", "size": 64, "channels": 1, "val": 0}

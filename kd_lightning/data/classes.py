@@ -86,8 +86,7 @@ def classes_of(parts: dict[str, Path]) -> list[str]:
         )
     if len(names) == 1:
         inner = folder / names[0]
-        with os.scandir(inner) as entries:
-            below = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+        below = sorted(path.name for path in inner.iterdir() if path.is_dir() and not path.name.startswith("."))
         if len(below) > 1:
             raise DataError(
                 f"{folder} holds one folder, {names[0]}, with {', '.join(below[:5])} in it: set data.root={inner}"
