@@ -110,6 +110,13 @@ def test_generated_images_are_fresh_in_every_batch_epoch_rank_and_seed() -> None
     assert later.notes["images_synthesised"] == 7 * 8
 
 
+def test_a_generator_may_end_in_a_batch_norm() -> None:
+    bright = loader()
+    with torch.no_grad():
+        list(bright.generator.parameters())[-1].add_(5)
+    assert next(iter(bright)).x.max() > 1
+
+
 @pytest.mark.parametrize("stop", [1, 4])
 def test_generated_images_go_on_where_they_stopped(stop: int) -> None:
     whole, first, second = loader(), loader(), loader()
