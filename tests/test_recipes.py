@@ -19,6 +19,7 @@ NEED_MORE = {
     "nayer": ["teacher=lenet5", "teacher.net.batch_norm=true"],
     "fs_bbt": ["source=few_asked", "teacher.access=probs", "teacher.budget=100000"],
 }
+NETWORKS = [file.stem for file in (conf_dir() / "network").glob("*.yaml")]
 SEGMENTERS = ("teacher=small_segmenter", "student=small_segmenter_narrow")
 
 
@@ -32,7 +33,7 @@ def pulled_in_by(method: str, name: str) -> list[str]:
     data = name.removesuffix(scale).rstrip("_") or "digits"
     if data in ("camvid", "dense_digits", "nyuv2"):
         return [f"method={method}", f"data={data}", f"scale={scale}", *SEGMENTERS]
-    own_teacher = next((name for name in ("resnet34", "resnet110", "small_conv") if data.endswith(f"_{name}")), None)
+    own_teacher = next((name for name in NETWORKS if data.endswith(f"_{name}")), None)
     teacher = [f"teacher={own_teacher}"] if own_teacher else NEED_MORE.get(method, [])
     data = data.removesuffix(f"_{own_teacher}")
     own = {"cifar_small": "svhn", "cifar_paper": "cifar10"} if method not in ("deep_inversion",) else {}
