@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import os
-from pathlib import Path
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
