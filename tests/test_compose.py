@@ -129,10 +129,13 @@ def class_of(method):
     return found[1] if found else method
 
 
+FIRSTS = {class_of(name): name for name in reversed(files("method"))}.values()
+
+
 @pytest.mark.parametrize(
     ("group", "name"),
     [
-        (g, n)
+        (g, n) if g != "method" or n in FIRSTS else pytest.param(g, n, marks=SLOW)
         for g in GROUPS
         if g not in ("experiment", "network")
         for n in files(g)
