@@ -180,8 +180,8 @@ class Paraphraser(nn.Module):
         super().__init__()
         channels = teacher_shapes[0][0]
         factors = int(channels * rate)
-        self.encoder = _leaky(nn.Conv2d, (channels, channels, factors, factors), batch_norm=batch_norm)
-        self.decoder = _leaky(nn.ConvTranspose2d, (factors, factors, channels, channels), batch_norm=batch_norm)
+        self.encoder = leaky_layers(nn.Conv2d, (channels, channels, factors, factors), batch_norm=batch_norm)
+        self.decoder = leaky_layers(nn.ConvTranspose2d, (factors, factors, channels, channels), batch_norm=batch_norm)
 
     def forward(self, student: Any, teacher: Tensor) -> tuple[Tensor, Tensor]:
         """The maps again (N, C, H, W), and the maps; nothing of the student."""
@@ -209,7 +209,7 @@ class Translator(nn.Module):
         super().__init__()
         (s, *_), (t, *_) = student_shapes, teacher_shapes
         factors = int(t[0] * rate)
-        self.student = _leaky(nn.Conv2d, (s[0], s[0], factors, factors), batch_norm=batch_norm)
+        self.student = leaky_layers(nn.Conv2d, (s[0], s[0], factors, factors), batch_norm=batch_norm)
         self.paraphraser = Paraphraser(teacher_shapes=teacher_shapes, rate=rate).eval().requires_grad_(False)
 
     def forward(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
@@ -240,7 +240,7 @@ def _resizing(student: Sequence[int], teacher: Sequence[int]) -> nn.Module:
     raise ValueError(f"no convolution enlarges the student's map {tuple(student)} to the teacher's {tuple(teacher)}")
 
 
-def _leaky(
+def leaky_layers(
     kind: type[nn.Conv2d] | type[nn.ConvTranspose2d], widths: Sequence[int], *, batch_norm: bool
 ) -> nn.Sequential:
     """3x3 convolutions, each with a leaky ReLU."""

@@ -78,7 +78,11 @@ def without_paths(text: str) -> str:
 
 def command_of(run: Run) -> str:
     """The command of a run, without settings that only say where or when it ran, and without absolute paths."""
-    kept = [f"{key}={value}" for key, value in run.settings.items() if not _OF_THE_MACHINE.fullmatch(key)]
+    kept = [
+        key if key.startswith("~") and not value else f"{key}={value}"
+        for key, value in run.settings.items()
+        if not _OF_THE_MACHINE.fullmatch(key)
+    ]
     quoted = [f"'{entry}'" if re.search(r"[\s\[\]{}()*$&|;<>]", entry) else entry for entry in map(without_paths, kept)]
     return " ".join(["kd-lightning", *quoted])
 

@@ -59,6 +59,7 @@ def tested(
             ious |= iou_by_class("teacher", dataset, answers)
         accuracy = evaluate(task, answers, test.labels, None) if answers is not None and test else {}
         metrics |= {f"teacher/{k}": accuracy.get(k) for k in task.metrics()}
+    outputs: Tensor | None = None
     teaching = {name: fits.stages[name] for name in composition.teaching}
     for name, fitted in {"test": student, **teaching, **fits.controls}.items():
         if fitted is None or test is None or not trained(fitted):
@@ -68,6 +69,7 @@ def tested(
             measured = evaluate(task, output, test.labels, answers)
             ious |= iou_by_class(name, dataset, output)
             if name == "test":
+                outputs = output
                 for line in shortcomings(task, output, test.labels, dataset.classes):
                     keep(line)
             if name == "test" and collectives.rank() == 0:
@@ -83,7 +85,11 @@ def tested(
         )
         metrics |= {f"{name}/{k}": measured.get(k) for k in task.metrics()}
     for name, node in composition.metrics.items():
-        metrics |= _further(name, node.build(), student, fits.teacher, test, composition.device, work / "samples")
+        measure = node.build()
+        if isinstance(measure, Metric):
+            metrics |= {} if outputs is None or test is None else _counted(name, measure, outputs, test.labels)
+        else:
+            metrics |= _further(name, measure, student, fits.teacher, test, composition.device, work / "samples")
     metrics |= {f"gate/{name}": gate["value"] for name, gate in student.report.get("pool", {}).get("gates", {}).items()}
     told = ("generated/agreement", "chosen/")
     metrics |= {key: value for key, value in student.report.items() if key.startswith(told)}
@@ -114,8 +120,6 @@ def _further(
     samples: Path,
 ) -> dict[str, float | None]:
     """Values of one of the further ``metrics``; empty without test images or the teacher that it needs."""
-    if isinstance(measure, Metric):
-        return {} if test is None or not trained(student) else _counted(name, measure, student, test, device)
     if test is None or ("teacher.gradients" in measure.needs and (teacher is None or teacher.net is None)):
         return {}
     network = student.network if trained(student) else None
@@ -126,17 +130,16 @@ def _further(
     return {f"{name}/{k}" if k else name: v for k, v in found.items()}
 
 
-def _counted(name: str, metric: Metric, student: FitResult, test: Split, device: str) -> dict[str, float | None]:
-    """Values of a torchmetrics metric of the student's outputs against the labels."""
-    output = predict(student.network, test.images, device=device)
+def _counted(name: str, metric: Metric, output: Tensor, labels: Tensor) -> dict[str, float | None]:
+    """Values of a torchmetrics metric of what is kept of the student's outputs against the labels."""
     try:
-        metric.update(output, test.labels)
+        metric.update(output, labels)
         value = metric.compute()
     except Exception as error:  # torchmetrics raises many kinds of errors on outputs that it does not take
         kind = type(metric).__name__
         raise ConfigError(
             f"metrics.{name}: {kind} does not take outputs {tuple(output.shape)} and labels "
-            f"{tuple(test.labels.shape)}: {in_a_line(error)}"
+            f"{tuple(labels.shape)}: {in_a_line(error)}"
         ) from error
     parts = value if isinstance(value, Mapping) else {"": value}
     return {

@@ -124,7 +124,7 @@ def diagnose(
     now = measure.each(output[few], labels[few])
     cause, better = "", 0.0
     if not trained:
-        cause, better = _best_reading(teacher, images[few], labels[few], now, measure, keep, device)
+        cause, better = _best_reading(teacher, images[few], labels[few], output[few], now, measure, keep, device)
     if cause and better > measure.floor:
         raise TeacherError(
             f"the teacher {said(score)} on labelled images, but {said(better)} with {cause}. Fix that, or "
@@ -200,6 +200,7 @@ def _best_reading(
     teacher: Normalized,
     images: Tensor,
     labels: Tensor,
+    logits: Tensor,
     now: Tensor,
     measure: _Measure,
     keep: Callable[[Tensor], Tensor] | None,
@@ -211,7 +212,8 @@ def _best_reading(
         teacher: the network as the settings read it.
         images: uint8 (N, C, H, W).
         labels: their labels, (N,).
-        now: the present score of each, (N,).
+        logits: its present answers.
+        now: the score of each, (N,).
         measure: scores answers.
         keep: what is kept of the answers.
         device: the device it runs on.
@@ -225,7 +227,6 @@ def _best_reading(
             found[said] = float(then.mean())
 
     if measure.each is _right:
-        logits = predict(teacher, images, device=device)
         # any class may take any output, so the best order fits by chance a little: half for choosing, half for judging
         half = len(labels) // 2
         tried, order = _assignment(logits[:half], labels[:half]), _assignment(logits, labels)

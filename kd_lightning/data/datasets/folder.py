@@ -202,7 +202,7 @@ def _kept(
         write_json(folder / "bad.json", bad)
 
     with ThreadPoolExecutor() as threads:
-        contents = list(threads.map(_content, files))
+        contents = list(threads.map(content_of, files))
     key = {
         "files": digest(list(zip(paths, contents, strict=True))),
         "count": len(files),
@@ -215,7 +215,7 @@ def _kept(
     return tensors["images"], tensors["good"], strangers.read_json(folder / "bad.json", advice=remedy(folder))
 
 
-def _content(file: Path) -> str:
+def content_of(file: Path) -> str:
     """Hash of the content; size and time do not identify it. Unreadable files are reported when decoded."""
     try:
         return file_digest(file) if file.is_file() else "no file"

@@ -6,14 +6,12 @@ adapters bring the student's map to its code, one for each loss of :mod:`kd_ligh
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-Shapes = Sequence[tuple[int, ...]]
+from kd_lightning.networks.adapters import Shapes, leaky_layers
 
 
 class LogitParaphraser(nn.Module):
@@ -28,8 +26,8 @@ class LogitParaphraser(nn.Module):
         super().__init__()
         (channels, *_), *_ = teacher_shapes
         code = code_channels(channels, rate)
-        self.encoder = _layers(nn.Conv2d, (channels, channels, code, code))
-        self.decoder = _layers(nn.ConvTranspose2d, (code, code, channels, channels))
+        self.encoder = leaky_layers(nn.Conv2d, (channels, channels, code, code), batch_norm=True)
+        self.decoder = leaky_layers(nn.ConvTranspose2d, (code, code, channels, channels), batch_norm=True)
 
     def forward(self, student: Any, teacher: Tensor) -> tuple[list[Tensor], Tensor]:
         """The map again and the code, beside the map; nothing of the student."""
@@ -67,10 +65,3 @@ class LogitAdapter(nn.Module):
 def code_channels(channels: int, rate: float) -> int:
     """Channels of the code, at least one: 10 of 21."""
     return max(1, int(rate * channels))
-
-
-def _layers(kind: type[nn.Conv2d] | type[nn.ConvTranspose2d], widths: Sequence[int]) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for a, b in pairwise(widths):
-        layers += [kind(a, b, 3, padding=1), nn.BatchNorm2d(b), nn.LeakyReLU(0.1)]
-    return nn.Sequential(*layers)

@@ -21,11 +21,12 @@ from torch import Tensor
 from kd_lightning.core import strangers
 from kd_lightning.core.segmentation import VOID, Segmentation
 from kd_lightning.data.dataset import Dataset, Split, hold_out, sides
-from kd_lightning.data.datasets.folder import ENCODINGS, covering, decode, opened, upright_size
+from kd_lightning.data.datasets.folder import ENCODINGS, content_of, covering, decode, opened, upright_size
 from kd_lightning.errors import DataError
-from kd_lightning.store.artifacts import Store, digest, file_digest, remedy
+from kd_lightning.store.artifacts import Store, digest, remedy
 
 VERSION = 1  # raise when the same files would give different pixels
+ADVICE = "correct the file, or leave it out"
 INDEXED = ("P", "L", "1", "I;16")
 """Modes of images whose pixels are numbers, and not colours."""
 
@@ -137,7 +138,7 @@ def _read(
         save_file({"images": images, "labels": labels}, folder / "maps.safetensors")
 
     with ThreadPoolExecutor() as threads:
-        contents = list(threads.map(lambda p: [_content(p.image), _content(p.mask)], pairs))
+        contents = list(threads.map(lambda p: [content_of(p.image), content_of(p.mask)], pairs))
     key = {
         "files": digest([[str(p.image.relative_to(root)), str(p.mask.relative_to(root))] for p in pairs]),
         "contents": digest(contents),
@@ -156,13 +157,6 @@ def _plain(table: Mapping) -> list:
     return sorted([list(key) if isinstance(key, tuple) else key, value] for key, value in table.items())
 
 
-def _content(file: Path) -> str:
-    try:
-        return file_digest(file) if file.is_file() else "no file"
-    except OSError as error:
-        return str(error)
-
-
 def _decode(pairs: Sequence[Pair], classes: Classes, size: int | Sequence[int], channels: int) -> tuple[Tensor, Tensor]:
     height, width = sides(size)
     images = torch.empty(len(pairs), channels, height, width, dtype=torch.uint8)
@@ -170,30 +164,15 @@ def _decode(pairs: Sequence[Pair], classes: Classes, size: int | Sequence[int], 
 
     def one(i: int) -> None:
         pair = pairs[i]
-        with _naming(pair.image):
+        with strangers.reading(pair.image, error=DataError, advice=ADVICE):
             images[i] = torch.from_numpy(decode(pair.image, size=size, channels=channels))
             wanted = upright_size(pair.image)
-        with _naming(pair.mask):
+        with strangers.reading(pair.mask, error=DataError, advice=ADVICE):
             labels[i] = torch.from_numpy(read_mask(pair.mask, classes, of=wanted, size=size))
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for _ in pool.map(one, range(len(pairs))):
-            pass
+        list(pool.map(one, range(len(pairs))))
     return images, labels
-
-
-class _naming:
-    """Turn whatever fails on a file into a DataError of one line that names it."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, Exception) and not isinstance(error, DataError):  # Pillow's plugins raise nearly anything
-            raise DataError(f"{self.path}: {strangers.in_a_line(error)}. Correct the file, or leave it out") from error
 
 
 def read_mask(path: Path, classes: Classes, *, of: tuple[int, int], size: int | Sequence[int]) -> np.ndarray:
@@ -217,8 +196,8 @@ def read_mask(path: Path, classes: Classes, *, of: tuple[int, int], size: int | 
         else:
             if classes.colours is None:
                 raise ValueError(
-                    f"its pixels are colours ({file.mode}), and there is no palette: give one line 'RED GREEN BLUE "
-                    "NAME' for each class with data.names=FILE, or save it with one number for each class"
+                    f"its pixels are colours ({file.mode}), and there is no palette: give data.names=FILE with a line "
+                    "'RED GREEN BLUE NAME' for each class"
                 )
             channels = np.asarray(file.convert("RGB")).astype(np.int64)
             packed = (channels[..., 0] << 16) + (channels[..., 1] << 8) + channels[..., 2]
