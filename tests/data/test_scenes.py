@@ -262,9 +262,7 @@ def test_a_colour_outside_the_palette_is_named(tmp_path: Path, mine: Callable[..
     (tmp_path / "classes.txt").write_text("128 0 0 wall\n0 64 128 door\n")
     for i in range(8):
         put(tmp_path / "masks" / f"{i}.png", np.full((6, 8, 3), (128, 0, 1 if i == 5 else 0)))
-    with pytest.raises(
-        DataError, match=r"masks/5\.png .*the colour \[128, 0, 1\] on 48 pixels is no class"
-    ):
+    with pytest.raises(DataError, match=r"masks/5\.png .*the colour \[128, 0, 1\] on 48 pixels is no class"):
         mine()
 
 
