@@ -1,25 +1,15 @@
-"""Digests of code outside this package: edited code makes other results, so it is part of their key.
-
-A module counts as somebody's own if it lies neither in Python, nor in this package, nor in an installed distribution.
-Of installed distributions those that this package does not depend on count by the files that they recorded.
-"""
+"""Digests of code outside this package: edited code makes other results, so it is part of their key."""
 
 from __future__ import annotations
 
-import ast
 import functools
 import hashlib
-import importlib.util
 import inspect
 import os
-import re
-import site
 import sys
-import sysconfig
 import types
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-PACKAGE = __name__.partition(".")[0]
+from kd_lightning.core.module_sources import distribution, interactive, owned, prefixes, short, sources
+
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 INTERNAL = frozenset(vars(nn.Module())) - set(HOOKS)
 SCALARS = (str, bytes, int, float, complex, bool, types.NoneType, types.EllipsisType, torch.dtype, torch.Size, range)
-
-_READ: dict[str, tuple[Any, str]] = {}
-"""Name of a module -> its spec and the digest of its source when it was first seen: the code that this process runs."""
 
 
 def code_of(thing: Any, path: str = "") -> str | None:
@@ -49,24 +37,19 @@ def code_of(thing: Any, path: str = "") -> str | None:
     thing = inspect.unwrap(getattr(thing, "__func__", thing))  # Model.from_pretrained has its class's code
     name = getattr(thing, "__module__", None) or type(thing).__module__
     found: dict[str, str] = {}
-    for each in {name, *_prefixes(path)}:
+    for each in {name, *prefixes(path)}:
         module = sys.modules.get(each)
-        if module is None or _interactive(module):
+        if module is None or interactive(module):
             continue
-        if _owned(module):
-            found |= _sources(module)
-        elif each == name and (recorded := _distribution(each.partition(".")[0])) is not None:
+        if owned(module):
+            found |= sources(module)
+        elif each == name and (recorded := distribution(each.partition(".")[0])) is not None:
             found[each.partition(".")[0]] = recorded
     parts = [f"{name} {digest}" for name, digest in sorted(found.items())]
     module = sys.modules.get(name)
-    if module is not None and _interactive(module):
-        return _short([*parts, *_behaviour(thing)])
-    return _short(parts) if parts else None
-
-
-def _prefixes(path: str) -> list[str]:
-    parts = path.split(".")
-    return [".".join(parts[: i + 1]) for i in range(len(parts))]
+    if module is not None and interactive(module):
+        return short([*parts, *_behaviour(thing)])
+    return short(parts) if parts else None
 
 
 def folder_digest(folder: str | Path) -> str:
@@ -84,130 +67,12 @@ def folder_digest(folder: str | Path) -> str:
 
 def fingerprint(net: nn.Module) -> str:
     """First 12 hex digits of a hash of a network's code, settings and tensors: the same in another process."""
-    return _short(_behaviour(net))
+    return short(_behaviour(net))
 
 
 def architecture(net: nn.Module | None) -> str | None:
     """The same without the values of its tensors: for a network whose weights are known by their file."""
-    return None if net is None else _short(_told(_Shapes(net), {}))
-
-
-def _short(parts: Iterable[str | bytes]) -> str:
-    total = hashlib.sha256()
-    for part in parts:
-        total.update(part.encode() if isinstance(part, str) else part)
-        total.update(b"\n")
-    return total.hexdigest()[:12]
-
-
-def _interactive(module: types.ModuleType) -> bool:
-    """Whether a module is a script or a notebook, of which only what is used counts."""
-    return module.__name__ == "__main__" or (getattr(module, "__file__", None) is None and module.__spec__ is None)
-
-
-@functools.cache
-def _not_owned() -> tuple[str, ...]:
-    paths = sysconfig.get_paths()
-    places = [paths[key] for key in ("stdlib", "platstdlib", "purelib", "platlib")]
-    places += [*site.getsitepackages(), site.getusersitepackages()]
-    package = Path(__file__).parents[1]
-    places += [str(package), *(str(p.parent / "hydra_plugins") for p in (package, package / "plugins" / "x"))]
-    return tuple(os.path.realpath(place) + os.sep for place in places)
-
-
-def _owned(module: types.ModuleType) -> bool:
-    file = getattr(module, "__file__", None)
-    return file is not None and not os.path.realpath(file).startswith(_not_owned())
-
-
-def _sources(module: types.ModuleType) -> dict[str, str]:
-    """Name -> digest of the source of a module and of all of the same kind that it imports, at whatever distance."""
-    found: dict[str, str] = {}
-    ahead = [module]
-    while ahead:
-        module = ahead.pop()
-        if module.__name__ in found:
-            continue
-        file = Path(str(module.__file__))
-        spec = module.__spec__
-        known = _READ.get(module.__name__)
-        content = b""
-        with suppress(OSError):
-            content = file.read_bytes()
-        if known is None or known[0] is not spec:
-            known = _READ[module.__name__] = spec, hashlib.sha256(content).hexdigest()
-        found[module.__name__] = known[1]
-        ahead += [there for name in _imported(content, module) if (there := _module(name)) is not None]
-    return found
-
-
-def _module(name: str) -> types.ModuleType | None:
-    """A module of somebody's own, of which an unimported one is not run."""
-    there = sys.modules.get(name)
-    if there is None:
-        with suppress(Exception):  # a parent may raise anything
-            if (spec := importlib.util.find_spec(name)) is not None and spec.has_location:
-                there = importlib.util.module_from_spec(spec)
-    return there if there is not None and _owned(there) else None
-
-
-def _imported(content: bytes, module: types.ModuleType) -> Iterator[str]:
-    """Yield the names that may be modules in a module's imports, also those inside functions."""
-    try:
-        tree = ast.parse(content)
-    except (SyntaxError, ValueError):
-        return
-    package = module.__name__ if hasattr(module, "__path__") else module.__name__.rpartition(".")[0]
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
-            base = ".".join(filter(None, [*above, node.module or ""]))
-            names = [base, *(f"{base}.{alias.name}" for alias in node.names)]
-        elif isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) == "import_module":
-            names = [str(a.value) for a in node.args[:1] if isinstance(a, ast.Constant)]
-        else:
-            continue
-        for name in names:
-            yield from _prefixes(name)
-
-
-@functools.cache
-def _distribution(top: str) -> str | None:
-    """Digest of what an installed distribution recorded of its files; None for one that this package depends on."""
-    if top in sys.stdlib_module_names or top in (PACKAGE, "hydra_plugins"):
-        return None
-    names = [top] if _version(top) else metadata.packages_distributions().get(top, [])
-    if not names or _plain(names[0]) in _dependencies():
-        return None
-    recorded = metadata.distribution(names[0]).read_text("RECORD") or ""
-    lines = [line for line in recorded.splitlines() if not re.search(r"\.dist-info/|\.pyc,", line)]
-    return _short([names[0], _version(names[0]), *sorted(lines)])
-
-
-def _version(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return ""
-
-
-@functools.cache
-def _dependencies() -> frozenset[str]:
-    found, ahead = {"pytorch-lightning"}, ["kd-lightning"]
-    while ahead:
-        with suppress(metadata.PackageNotFoundError):
-            for required in metadata.requires(ahead.pop()) or ():
-                name = _plain(re.split(r"[^\w.-]", required, maxsplit=1)[0])
-                if name not in found and "extra ==" not in required:
-                    found.add(name)
-                    ahead.append(name)
-    return frozenset(found)
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
+    return None if net is None else short(_told(_Shapes(net), {}))
 
 
 class _Shapes:
@@ -241,8 +106,8 @@ def _told(thing: Any, seen: dict[int, Any]) -> Iterator[str | bytes]:
     seen[id(thing)] = thing  # kept, so that no other gets its id
     if isinstance(thing, types.ModuleType):
         yield f"module {thing.__name__}"
-        if _owned(thing) and not _interactive(thing):
-            yield from (f"{name} {digest}" for name, digest in sorted(_sources(thing).items()))
+        if owned(thing) and not interactive(thing):
+            yield from (f"{name} {digest}" for name, digest in sorted(sources(thing).items()))
     elif isinstance(thing, types.CodeType):
         yield from _told_code(thing, seen)
     elif isinstance(thing, types.FunctionType):
@@ -279,7 +144,7 @@ def _told(thing: Any, seen: dict[int, Any]) -> Iterator[str | bytes]:
 
 def _of_somebody(thing: Any) -> bool:
     module = sys.modules.get(getattr(thing, "__module__", None) or "")
-    return module is not None and (_interactive(module) or _owned(module))
+    return module is not None and (interactive(module) or owned(module))
 
 
 def _told_code(code: types.CodeType, seen: dict[int, Any]) -> Iterator[str | bytes]:
@@ -318,8 +183,8 @@ def _told_class(kind: type, seen: dict[int, Any]) -> Iterator[str | bytes]:
             if not _of_somebody(each):
                 continue
             module = sys.modules[each.__module__]
-            if not _interactive(module):
-                yield from (f"{name} {digest}" for name, digest in sorted(_sources(module).items()))
+            if not interactive(module):
+                yield from (f"{name} {digest}" for name, digest in sorted(sources(module).items()))
             for name, value in sorted(vars(each).items()):
                 if name not in ("__module__", "__dict__", "__weakref__", "__firstlineno__", "__static_attributes__"):
                     yield name
