@@ -8,13 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import TINY, composition
 from safetensors.torch import load_file
 
 from kd_lightning.cli.summary import summary
 from kd_lightning.core.log_filters import quiet
+from kd_lightning.errors import ConfigError
+from kd_lightning.networks.generators.cgn import CgnGenerator
 from kd_lightning.planning.dry_run import KEPT
 from kd_lightning.planning.plan import plan
+from kd_lightning.teachers.generator import DrawingTeacher
 
 DATA = (
     *("data=double_colored_mnist", "student=digits_cnn", "data.base=digits"),
@@ -35,6 +39,37 @@ CHAIN = (
 @pytest.fixture
 def chain(tiny: Callable[..., Any]) -> Any:
     return tiny("method=skdcgn", "teacher=digits_cnn", *CHAIN)
+
+
+def released(file: Path) -> CgnGenerator:
+    """A CGN's weights in the layout of its authors' file for MNIST, and the network that has them."""
+    torch.manual_seed(3)
+    net = CgnGenerator(ngf=4)
+    torch.save({theirs: net.state_dict()[ours] for theirs, ours in net.published.items()}, file)
+    return net
+
+
+def test_a_released_cgn_takes_the_place_of_its_stage(tmp_path: Path) -> None:
+    net = released(tmp_path / "ckp.pth")
+    words = (f"cgn.weights={tmp_path / 'ckp.pth'}", "cgn.method.generator.flat=false")
+    own = composition(*TINY, "method=skdcgn", *CHAIN, *words).stages["fg"].source
+    teacher = DrawingTeacher(own.build().generator, own.settings["weights"])
+    z, y = torch.randn(8, 32), torch.arange(8)
+    assert torch.equal(teacher.sample("fg", z, y), net.eval().draw("fg", z, y))
+
+
+def test_a_stage_of_a_file_has_nothing_but_its_generator(tmp_path: Path) -> None:
+    released(tmp_path / "ckp.pth")
+    file = f"cgn.weights={tmp_path / 'ckp.pth'}"
+    made = composition(*TINY, "method=skdcgn", *CHAIN, file)
+    assert list(made.stages) == ["shape", "fg", "bg", "digits"]
+    assert made.stages["shape"].source.settings["weights"] == str(tmp_path / "ckp.pth")
+    with pytest.raises(ConfigError, match=r"cgn\.weights: there is no file gone\.pth"):
+        composition(*TINY, "method=skdcgn", *CHAIN, "cgn.weights=gone.pth")
+    with pytest.raises(ConfigError, match=r"cgn\.weights: required, give it with cgn\.weights=FILE"):
+        composition(*TINY, "experiment=skdcgn/double_colored_released_small", *CHAIN)
+    with pytest.raises(ConfigError, match="the stage cgn, of cgn.weights, has only generator.safetensors"):
+        composition(*TINY, "method=skdcgn", *CHAIN, file, "shape.source.weights=stage:cgn/student.safetensors")
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from kd_lightning.config.composition import Composition
-from kd_lightning.config.derive import MERGED, REPLACED, draft
+from kd_lightning.config.derive import GENERATOR, MERGED, REPLACED, draft, files_of_stages
 from kd_lightning.config.node import UNKNOWN, Node
 from kd_lightning.config.overrides import dotted, refusal, suggest
 from kd_lightning.config.ranks import rank_faults
@@ -280,11 +280,17 @@ def _teacher_faults(path: str, teacher: Any, before: list[Any]) -> Iterator[str]
 
 def _file_faults(cfg: Mapping[str, Any]) -> Iterator[str]:
     stages = [as_dict(stage).get("name") for stage in cfg.get("stages") or []]
+    taken = files_of_stages(cfg)
+    for name, file in taken.items():
+        if not Path(file).expanduser().is_file():
+            yield f"{name}.weights: there is no file {file}; give that of the stage's generator, or null to train it"
     for key, file in {"init": at(cfg, "init"), **dict(_weights(cfg))}.items():
         if not isinstance(file, str) or not file:
             continue
         if file.startswith("stage:"):
             name = file.removeprefix("stage:").partition("/")[0]
+            if name in taken and file != f"stage:{name}/{GENERATOR}":
+                yield f"{key}={file}: the stage {name}, of {name}.weights, has only {GENERATOR}; expected that one"
             if name not in stages:
                 yield f"{key}={file}: there is no stage {name}{suggest(name, filter(None, stages))}"
         elif not (key == "teacher.weights" and file in OWN) and not Path(file).expanduser().is_file():

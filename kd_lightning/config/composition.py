@@ -150,6 +150,10 @@ class Training:
 
         return _with_texts(self, found)
 
+    def with_file(self, text: str, file: str) -> Self:
+        """A copy with ``file`` in place of every setting that is ``text``, such as ``stage:NAME/FILE``."""
+        return _with_texts(self, lambda found: file if found == text else found)
+
     def stretched(self, updates: int, images: int | None, world: int) -> Self:
         """A copy with as many updates as the student, by more rounds or epochs; ``self`` if ``stretch`` is empty.
 

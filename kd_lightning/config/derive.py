@@ -38,6 +38,9 @@ PROBE = 99_991
 
 STRETCHED = ("source", "student", "method", "trainer")
 
+GENERATOR = "generator.safetensors"
+"""What a stage that trains a generator keeps, to which ``stage:NAME/generator.safetensors`` refers."""
+
 T = TypeVar("T")
 
 
@@ -51,7 +54,7 @@ def draft(cfg: DictConfig, plain: Mapping[str, Any], reader: Reader) -> Composit
     """
     teacher = as_dict(plain.get("teacher"))
     nobody = teacher.get("net", UNKNOWN) is None and teacher.get("client") is None
-    return Composition(
+    composition = Composition(
         **_words(plain),
         taught_by=_taught(plain.get("taught_by"))["taught_by"],
         source_teacher=_source_teacher(cfg, "source.teacher", reader),
@@ -67,6 +70,15 @@ def draft(cfg: DictConfig, plain: Mapping[str, Any], reader: Reader) -> Composit
         artifacts=_record(Artifacts, as_dict(plain.get("artifacts"))),
         record=freeze({key: value for key, value in plain.items() if key != "main"}),
     )
+    for name, file in files_of_stages(plain).items():
+        composition = composition.with_file(f"stage:{name}/{GENERATOR}", file)
+    return composition
+
+
+def files_of_stages(plain: Mapping[str, Any]) -> dict[str, str]:
+    """The stages that are not trained, because their generator is in a file (``weights``): name -> file."""
+    stages = [as_dict(stage) for stage in plain.get("stages") or []]
+    return {str(stage.get("name")): str(stage["weights"]) for stage in stages if stage.get("weights")}
 
 
 def _teachers_training(cfg: DictConfig, teacher: Mapping[str, Any], reader: Reader) -> Training | None:
@@ -82,6 +94,10 @@ def _teachers_training(cfg: DictConfig, teacher: Mapping[str, Any], reader: Read
 def _stages(cfg: DictConfig, reader: Reader) -> Iterator[tuple[str, Training]]:
     for i, node in enumerate(cfg.get("stages") or []):
         with suppress(OmegaConfBaseException):
+            if OmegaConf.is_missing(node, "weights"):
+                reader.found[f"{node.name}.weights: required, give it with {node.name}.weights=FILE"] = None
+            elif node.get("weights"):
+                continue
             own = _training(_own(cfg, node), f"stages[{i}]", reader, **_taught(node.get("teacher", True)))
             yield str(node.get("name")), own
 
@@ -118,7 +134,7 @@ def _source_teacher(cfg: DictConfig, path: str, reader: Reader) -> TeacherSettin
 
 
 def _own(cfg: DictConfig, node: DictConfig) -> DictConfig:
-    return variant(cfg, {str(k): v for k, v in node.items() if k not in ("name", "updates", "teacher")})
+    return variant(cfg, {str(k): v for k, v in node.items() if k not in ("name", "updates", "teacher", "weights")})
 
 
 def _taught(teacher: Any) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 For each, a function maps the names in the network to those in the file, so that messages use the file's names. Nothing
 is downloaded, files that hold more than tensors are refused, and every name and shape must fit. The two vectors of
 spectral norm are loaded, not estimated again: call ``eval()`` before the first forward pass, because each one in
-training mode changes them.
+training mode changes them. CGNs have their names as ``published``, which :func:`~.weights.load_weights` reads.
 
     * BigGAN-deep: Hugging Face's ``biggan-deep-{128,256,512}-pytorch_model.bin`` (506, 602 and 698 names).
     * U2-Net: ``u2net.pth`` and ``u2netp.pth`` of its authors (798 names each).
@@ -60,52 +60,6 @@ def load_u2net(net: nn.Module, path: str | Path) -> None:
             The two sizes have the same names.
     """
     _load({"": (net, u2net_names(net))}, _read(path), path, into="U2-Net")
-
-
-def load_cgn_imagenet(
-    path: str | Path,
-    *,
-    shape: nn.Module | None = None,
-    fg: nn.Module | None = None,
-    bg: nn.Module | None = None,
-    u2net: nn.Module | None = None,
-    biggan: nn.Module | None = None,
-) -> None:
-    """Load the given parts of a CGN for ImageNet; parts that are None are skipped.
-
-    Args:
-        path: the file.
-        shape: BigGAN-deep of 256 pixels for the images that become masks.
-        fg: the same, for the foreground's texture.
-        bg: the same, for the background.
-        u2net: the large U2-Net.
-        biggan: BigGAN-deep of 256 pixels that gave the pseudo ground truth in training.
-
-    Raises:
-        TeacherError: there is no such file, it holds more than tensors, or names or shapes do not fit.
-    """
-    found = _read(path)
-    parts: dict[str, tuple[nn.Module, dict[str, str]]] = {}
-    for prefix, net in {"biggan_GT.": biggan, "f_shape.": shape, "f_text.": fg, "f_bg.": bg, "u2net.": u2net}.items():
-        if net is None:
-            found = {name: value for name, value in found.items() if not name.startswith(prefix)}
-        else:
-            parts[prefix] = net, u2net_names(net) if net is u2net else biggan_deep_names(net)
-    _load(parts, found, path, into="CGN for ImageNet")
-
-
-def load_cgn_mnist(net: nn.Module, path: str | Path) -> None:
-    """Load the authors' file into a CGN for MNIST.
-
-    Args:
-        net: has an embedding ``label_emb`` and the sequences ``shape``, ``fg`` and ``bg``.
-        path: the file.
-
-    Raises:
-        TeacherError: there is no such file, it holds more than tensors, or names, shapes or numbers of
-            layers do not fit.
-    """
-    _load({"": (net, cgn_mnist_names(net))}, _read(path), path, into="CGN for MNIST")
 
 
 def load_tiny_gan(

@@ -77,15 +77,24 @@ def fitted(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> tuple[d
 
 
 def translated(
-    found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], published: Iterable[tuple[str, str]]
+    found: Mapping[str, Tensor],
+    wanted: Mapping[str, Tensor],
+    published: Iterable[tuple[str, str]] | Mapping[str, str],
 ) -> Mapping[str, Tensor]:
     """The file's tensors in the network's words if that makes more names the network's own, else as they are.
 
     Args:
         found: as the file names them.
         wanted: the network's state dict.
-        published: patterns of names in others' files, and what stands for each here.
+        published: patterns of names in others' files, and what stands for each here; or every such
+            name and its own, which is empty for what the network leaves out.
     """
+    if isinstance(published, Mapping):
+        plain = {name.removeprefix("module."): value for name, value in found.items()}
+        if len(plain.keys() & published.keys()) <= len(found.keys() & wanted.keys()):
+            return found
+        named = {published.get(name, name): value for name, value in plain.items()}
+        return {name: _shaped(value, wanted.get(name)) for name, value in named.items() if name}
     ours = {}
     for name, value in found.items():
         for pattern, word in published:
@@ -93,6 +102,11 @@ def translated(
         ours[name] = value
     known = {name.removeprefix("net.") for name in wanted}
     return ours if len(ours.keys() & known) > len(found.keys() & known) else found
+
+
+def _shaped(value: Tensor, wanted: Tensor | None) -> Tensor:
+    """One number is one with or without dimensions."""
+    return value.reshape(wanted.shape) if wanted is not None and value.numel() == wanted.numel() == 1 else value
 
 
 def _prefixes(found: Mapping[str, Tensor], wanted: int) -> list[str]:

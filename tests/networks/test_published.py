@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import cache, partial
@@ -10,19 +11,21 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kd_lightning.errors import TeacherError
 from kd_lightning.networks.generators import biggan_deep, tiny_gan
+from kd_lightning.networks.generators.cgn_imagenet import ImageNetCgn
 from kd_lightning.networks.generators.u2net import U2Net
 from kd_lightning.networks.pretrained import (
+    cgn_mnist_names,
     load_biggan_deep,
-    load_cgn_imagenet,
-    load_cgn_mnist,
     load_tiny_gan,
     load_u2net,
 )
+from kd_lightning.networks.weights import load_weights
 
 Named = dict[str, Tensor]
 STEPS = ((False, 16, 8), (True, 8, 4), (True, 4, 2), (False, 2, 1))
@@ -143,6 +146,10 @@ class Reference(nn.Module):
 class Ours(nn.Module):
     """The same layers at other indices, some of them a level deeper."""
 
+    @property
+    def published(self) -> dict[str, str]:
+        return {theirs: ours for ours, theirs in cgn_mnist_names(self).items()}
+
     def __init__(self, ngf: int = 3) -> None:
         super().__init__()
         theirs = Reference(ngf)
@@ -204,18 +211,22 @@ def test_a_u2net_of_another_size_is_told_by_its_shapes(tmp_path: Path) -> None:
     assert unchanged(authors(ours), before)
 
 
+def cgn(seed: int) -> ImageNetCgn:
+    shape, text, behind = (copy.deepcopy(biggan(seed + i)) for i in range(3))
+    return ImageNetCgn(f_shape=shape, f_text=text, f_bg=behind, u2net=copy.deepcopy(u2net(seed)))
+
+
 def test_cgn_for_imagenet(tmp_path: Path) -> None:
     named, theirs = cgn_file()
     torch.save(named, tmp_path / "cgn.pth")
-    nets = (biggan(6), biggan(7), biggan(8), biggan(9))
-    ours: dict[str, Any] = dict(zip(("biggan", "shape", "fg", "bg"), nets, strict=True)) | {"u2net": u2net(6)}
-    load_cgn_imagenet(tmp_path / "cgn.pth", **ours)
-    for mine, yours in zip(ours.values(), theirs.values(), strict=True):
-        assert same(mine, yours)
-    fg, saliency = biggan(0), u2net(0)
-    load_cgn_imagenet(tmp_path / "cgn.pth", fg=fg, u2net=saliency)
-    assert same(fg, theirs["f_text"])
-    assert same(saliency, theirs["u2net"])
+    ours = cgn(6)
+    load_weights(ours, tmp_path / "cgn.pth")
+    for part in ("f_shape", "f_text", "f_bg", "u2net"):
+        assert same(ours.get_submodule(part), theirs[part])
+    save_file(ours.state_dict(), tmp_path / "generator.safetensors")
+    again = cgn(0)
+    load_weights(again, tmp_path / "generator.safetensors")
+    assert same(again, ours), "a file of ours, too"
 
 
 def test_of_a_cgn_for_imagenet_all_parts_are_loaded_or_none(tmp_path: Path) -> None:
@@ -223,17 +234,18 @@ def test_of_a_cgn_for_imagenet_all_parts_are_loaded_or_none(tmp_path: Path) -> N
     del named["u2net.side3.bias"]
     named["f_extra.weight"] = torch.zeros(1)
     torch.save(named, tmp_path / "cgn.pth")
-    shape, before = biggan(0), huggingface(biggan(0))
-    with pytest.raises(TeacherError, match=r"(?s)u2net\.side3\.bias: missing.*f_extra\.weight: not in the network"):
-        load_cgn_imagenet(tmp_path / "cgn.pth", shape=shape, u2net=u2net(0))
-    assert unchanged(huggingface(shape), before)
+    ours = cgn(0)
+    before = huggingface(biggan(0))
+    with pytest.raises(TeacherError, match=r"(?s)u2net\.sides\.2\.bias: missing.*f_extra\.weight: not in the network"):
+        load_weights(ours, tmp_path / "cgn.pth")
+    assert unchanged(huggingface(ours.f_shape), before)
 
 
 def test_cgn_for_mnist(tmp_path: Path) -> None:
     theirs, ours = shaken(Reference(), 0), Ours()
     assert len(theirs.state_dict()) == 57
     torch.save(theirs.state_dict(), tmp_path / "ckp.pth")
-    load_cgn_mnist(ours, tmp_path / "ckp.pth")
+    load_weights(ours, tmp_path / "ckp.pth")
     assert torch.equal(ours.label_emb.weight, theirs.label_emb.weight)
     x = torch.rand(2, 14)
     for part, their_part in (("shape", "f_shape"), ("fg", "f_text1"), ("bg", "f_text2")):
@@ -247,7 +259,7 @@ def test_cgn_for_mnist_of_another_depth(tmp_path: Path) -> None:
     ours: Any = Ours()
     ours.fg.append(nn.BatchNorm2d(3))
     with pytest.raises(TeacherError, match="has 7 layers with weights in f_text1, the network has 8 in fg"):
-        load_cgn_mnist(ours, tmp_path / "ckp.pth")
+        load_weights(ours, tmp_path / "ckp.pth")
 
 
 def test_textures_in_place_of_a_shape_are_named(tmp_path: Path) -> None:
@@ -255,11 +267,11 @@ def test_textures_in_place_of_a_shape_are_named(tmp_path: Path) -> None:
     named["f_shape.4.weight"], named["f_text1.7.weight"] = named["f_shape.9.weight"], named["f_shape.4.weight"]
     torch.save(named, tmp_path / "ckp.pth")
     with pytest.raises(TeacherError) as refusal:
-        load_cgn_mnist(Ours(), tmp_path / "ckp.pth")
+        load_weights(Ours(), tmp_path / "ckp.pth")
     said = str(refusal.value)
-    assert "f_shape.4.weight: shape (1, 3, 3, 3), the network has (3, 6, 3, 3)" in said
+    assert "shape.2.1.weight: shape (1, 3, 3, 3), the network has (3, 6, 3, 3)" in said
     assert "All names match" in said
-    assert "f_text1.7" not in said, "of the same shape"
+    assert "fg.4" not in said, "of the same shape"
 
 
 def tiny_pair(seed: int) -> tuple[Any, Any]:
@@ -321,12 +333,11 @@ def test_a_missing_name_is_given_with_the_nearest(tmp_path: Path) -> None:
 )
 def test_what_is_no_dict_of_tensors_is_refused(tmp_path: Path, content: object, said: str) -> None:
     torch.save(content, tmp_path / "w.pth")
-    for load in (load_biggan_deep, load_u2net, load_cgn_mnist):
+    for load in (load_biggan_deep, load_u2net, load_weights):
         with pytest.raises(TeacherError, match=said):
             load(Ours(), tmp_path / "w.pth")
-    for several in (load_cgn_imagenet, partial(load_tiny_gan, generator=Ours())):
-        with pytest.raises(TeacherError, match=said):
-            several(tmp_path / "w.pth")
+    with pytest.raises(TeacherError, match=said):
+        load_tiny_gan(tmp_path / "w.pth", generator=Ours())
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from kd_lightning.losses.counterfactual import HIGHEST, LOWEST, MECHANISMS, compose
 from kd_lightning.networks.generators import tiny_gan
 from kd_lightning.networks.generators.generators import UpConv
+from kd_lightning.networks.pretrained import cgn_mnist_names
 
 
 class CgnGenerator(nn.Module):
@@ -43,6 +44,11 @@ class CgnGenerator(nn.Module):
     """
 
     mechanisms = MECHANISMS
+
+    @property
+    def published(self) -> dict[str, str]:
+        """Names in the authors' file, and what stands for each here."""
+        return {theirs: ours for ours, theirs in cgn_mnist_names(self).items()}
 
     def __init__(
         self,

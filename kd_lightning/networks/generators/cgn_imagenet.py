@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from kd_lightning.losses.counterfactual import HIGHEST, LOWEST, MECHANISMS, compose
+from kd_lightning.networks.pretrained import biggan_deep_names, u2net_names
 
 
 class ImageNetCgn(nn.Module):
     """Three generators and a frozen saliency net, which stays in eval mode; gradients pass through it.
 
-    Its parts have the names of the authors' file: ``load_cgn_imagenet(path, shape=net.f_shape, fg=net.f_text,
-    bg=net.f_bg, u2net=net.u2net)`` reads one.
+    The authors' file ``cgn.pth`` (3,206 names) is read wherever weights are.
 
     Args:
         f_shape: latents (N, latent) and classes (N,) to images (N, C, H, W) in [0, 1], from which the mask is computed.
@@ -34,6 +34,14 @@ class ImageNetCgn(nn.Module):
     """
 
     mechanisms = MECHANISMS
+
+    @property
+    def published(self) -> dict[str, str]:
+        """Names in the authors' file ``cgn.pth``, and what stands for each here; ``""`` for the fourth generator."""
+        parts = {part: biggan_deep_names(self.get_submodule(part)) for part in ("f_shape", "f_text", "f_bg")}
+        parts["u2net"] = u2net_names(self.u2net)
+        names = {f"{part}.{theirs}": f"{part}.{ours}" for part in parts for ours, theirs in parts[part].items()}
+        return names | {f"biggan_GT.{theirs}": "" for theirs in parts["f_shape"].values()}
 
     def __init__(
         self,
