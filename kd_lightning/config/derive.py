@@ -94,9 +94,7 @@ def _teachers_training(cfg: DictConfig, teacher: Mapping[str, Any], reader: Read
 def _stages(cfg: DictConfig, reader: Reader) -> Iterator[tuple[str, Training]]:
     for i, node in enumerate(cfg.get("stages") or []):
         with suppress(OmegaConfBaseException):
-            if OmegaConf.is_missing(node, "weights"):
-                reader.found[f"{node.name}.weights: required, give it with {node.name}.weights=FILE"] = None
-            elif node.get("weights"):
+            if node.get("weights"):
                 continue
             own = _training(_own(cfg, node), f"stages[{i}]", reader, **_taught(node.get("teacher", True)))
             yield str(node.get("name")), own
