@@ -66,7 +66,7 @@ def test_a_stage_of_a_file_has_nothing_but_its_generator(tmp_path: Path) -> None
     assert made.stages["shape"].source.settings["weights"] == str(tmp_path / "ckp.pth")
     with pytest.raises(ConfigError, match=r"cgn\.weights: there is no file gone\.pth"):
         composition(*TINY, "method=skdcgn", *CHAIN, "cgn.weights=gone.pth")
-    with pytest.raises(ConfigError, match="the stage cgn, of cgn.weights, has only generator.safetensors"):
+    with pytest.raises(ConfigError, match=r"the stage cgn, of cgn\.weights, has only generator\.safetensors"):
         composition(*TINY, "method=skdcgn", *CHAIN, file, "shape.source.weights=stage:cgn/student.safetensors")
 
 

@@ -23,11 +23,16 @@ class RatioMlp(nn.Sequential):
 
     Args:
         inputs: length of the vectors.
-        widths: of the hidden layers, multiples of 8.
+        widths: of the hidden layers, multiples of 8 and at least 16.
         dropout: after each of them.
+
+    Raises:
+        ValueError: another width: a norm over groups of one value makes it 0.
     """
 
     def __init__(self, inputs: int, *, widths: Sequence[int], dropout: float = 0.5) -> None:
+        if bad := [width for width in widths if width % 8 or width < 16]:
+            raise ValueError(f"ratio.widths: expected multiples of 8 from 16 on, got {bad[0]}; such as [256, 128, 64]")
         layers: list[nn.Module] = []
         for a, b in zip((inputs, *widths), widths, strict=False):
             layers += [nn.Linear(a, b), nn.GroupNorm(8, b), nn.ReLU(), nn.Dropout(dropout)]

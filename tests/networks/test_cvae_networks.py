@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -42,14 +44,18 @@ def test_the_convolutional_one_has_their_layers_and_ends_at_32x32() -> None:
 @pytest.mark.parametrize(
     ("encoder", "decoder"),
     [
-        (MlpEncoder(**MLP), MlpDecoder(**MLP)),
-        (MlpEncoder(size=8, widths=(16, 8)), MlpDecoder(size=8, widths=(16, 8))),
-        (ConvEncoder(**CONV), ConvDecoder(**CONV)),
-        (ConvEncoder(size=64), ConvDecoder(size=64)),
+        (partial(MlpEncoder, **MLP), partial(MlpDecoder, **MLP)),
+        (partial(MlpEncoder, size=8, widths=(16, 8)), partial(MlpDecoder, size=8, widths=(16, 8))),
+        (partial(ConvEncoder, **CONV), partial(ConvDecoder, **CONV)),
+        (partial(ConvEncoder, size=64), partial(ConvDecoder, size=64)),
     ],
+    ids=["mlp", "mlp of 8 pixels", "conv", "conv of 64 pixels"],
 )
-def test_images_are_in_the_unit_range_and_follow_their_label(encoder: Encoder, decoder: Decoder) -> None:
+def test_images_are_in_the_unit_range_and_follow_their_label(
+    encoder: Callable[[], Encoder], decoder: Callable[[], Decoder]
+) -> None:
     torch.manual_seed(0)
+    encoder, decoder = encoder(), decoder()
     z, label = 3 * torch.randn(6, 2), torch.tensor([0, 1, 2, 7, 8, 9])
     x = decoder(z, label)
     assert 0 <= x.min() <= x.max() <= 1

@@ -212,7 +212,7 @@ def test_a_fresh_t1_is_not_dead() -> None:
 def small_ratio() -> RatioNetwork:
     torch.manual_seed(0)
     phi = FeatureClassifier(ConvTrunk(in_channels=1, size=8, widths=(4, 8)), num_classes=3, features=12, hidden=(8,))
-    settings: dict[str, Any] = {"mean": [0.3], "std": [0.4], "widths": (16, 8), "dropout": 0.5}
+    settings: dict[str, Any] = {"mean": [0.3], "std": [0.4], "widths": (32, 32), "dropout": 0.5}
     return RatioNetwork(features=phi, feature_dim=12, labels=nn.Embedding(3, 3), label_dim=3, **settings)
 
 
@@ -229,4 +229,9 @@ def test_a_fresh_ratio_is_near_one_and_its_extractor_rests() -> None:
     assert all(p.grad is not None for p in [*net.psi.parameters(), *net.labels.parameters()])
     assert all(torch.equal(v, before[k]) for k, v in net.features.state_dict().items())
     net.eval()
-    assert not torch.equal(net(x, y), net(x, (y + 1) % 3))
+    assert (net(x, y) - net(x, (y + 1) % 3)).abs().max() > 1e-2
+
+
+def test_a_ratio_of_groups_of_one_value_is_refused() -> None:
+    with pytest.raises(ValueError, match="multiples of 8 from 16 on, got 8"):
+        RatioMlp(4, widths=(16, 8))
