@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,7 +27,9 @@ from kd_lightning.sources.context import Context
 from kd_lightning.sources.few_shot_queried import kept_pool
 from kd_lightning.sources.queried_once import ask, require
 from kd_lightning.sources.structured_images import (
+    CHUNK,
     cropped,
+    different,
     hierarchical,
     masks,
     mixed,
@@ -37,10 +38,6 @@ from kd_lightning.sources.structured_images import (
     standardised,
     warped,
 )
-from kd_lightning.tracking.image_grids import to_uint8
-
-CHUNK = 250
-"""Images made at a time; another number makes other images."""
 
 
 class ImagePriors:
@@ -52,7 +49,7 @@ class ImagePriors:
     Args:
         images: their number.
         batch_size: images per batch and rank.
-        coarsest: d of the coarsest noise, which has 2^d x 2^d values; that of the image's own pixels leaves plain noise.
+        coarsest: d of the coarsest noise, 2^d x 2^d values; that of the image's own pixels leaves plain noise.
         warp: whether to turn and bend the noise.
         degrees: largest angle of turning.
         elastic: strength of bending, in pixels.
@@ -119,13 +116,12 @@ class ImagePriors:
         return context.serve(images[places], answers=answers, batch_size=self.batch_size, augment=self.augment)
 
     def made(self, context: Context) -> Tensor:
-        """The images, uint8 (images, C, H, W)."""
-        chunks = []
-        for number in range(-(-self.images // CHUNK)):
-            words = np.random.SeedSequence((self.seed, number))
-            rng = torch.Generator().manual_seed(int(words.generate_state(1, np.uint64)[0]))
-            chunks.append(to_uint8(self._chunk(context, rng)))
-        return torch.cat(chunks)[: self.images]
+        """The images, uint8 (images, C, H, W), all different.
+
+        Raises:
+            ConfigError: these settings make too few different ones.
+        """
+        return different(self.images, lambda rng: self._chunk(context, rng), self.seed)
 
     def _chunk(self, context: Context, rng: torch.Generator) -> Tensor:
         channels, height, width = context.dataset.image_shape

@@ -1,4 +1,4 @@
-"""Random images that have the structure of photographs, and mixes of two images, for questions where no data are at hand.
+"""Random images with the structure of photographs, and mixes of two images: questions where no data are at hand.
 
 DIP-KD (arXiv 2604.25794, 2026) sums noise of all scales, bends the sum, and puts two such images together along random
 shapes. Everything here is computed on the CPU from a generator, for images of any height and width.
@@ -7,14 +7,48 @@ shapes. Everything here is computed on the CPU from a generator, for images of a
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from hashlib import sha256
+from itertools import count
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kd_lightning.data.loader import mixed_seed
+from kd_lightning.errors import ConfigError
+from kd_lightning.tracking.image_grids import to_uint8
+
+CHUNK = 250
+"""Images made at a time; another number makes other images."""
 LOWEST_STD = 0.02
 """An image that varies less is divided by this, so that rounding is not blown up to structure."""
+
+
+def different(images: int, make: Callable[[torch.Generator], Tensor], seed: int) -> Tensor:
+    """The first ``images`` different ones of all that ``make`` returns, as uint8.
+
+    Args:
+        images: their number.
+        make: a generator to ``CHUNK`` images (CHUNK, C, H, W); values outside [0, 1] are clamped.
+        seed: of the generators; one for each chunk, so that fewer images are the first of more.
+
+    Raises:
+        ConfigError: a chunk holds nothing new.
+    """
+    found: dict[bytes, Tensor] = {}
+    for number in count():
+        before = len(found)
+        for image in to_uint8(make(torch.Generator().manual_seed(mixed_seed(seed, number)))):
+            found.setdefault(sha256(image.numpy()).digest(), image)
+        if len(found) >= images:
+            break
+        if len(found) == before:
+            raise ConfigError(
+                f"source.images={images}: these settings make {before} different images only. Ask about fewer, or "
+                "lower source.mono"
+            )
+    return torch.stack(list(found.values())[:images])
 
 
 def side_of(height: int, width: int) -> int:
@@ -65,8 +99,7 @@ def cropped(x: Tensor, height: int, width: int, rng: torch.Generator) -> Tensor:
     """A part of each image (N, C, H, W) at a random place: (N, C, height, width), of the same type."""
     n, channels, *whole = x.shape
     top, left = (
-        torch.randint(have - want + 1, (n, 1), generator=rng)
-        for have, want in zip(whole, (height, width), strict=True)
+        torch.randint(have - want + 1, (n, 1), generator=rng) for have, want in zip(whole, (height, width), strict=True)
     )
     rows, columns = top + torch.arange(height), left + torch.arange(width)
     place = torch.arange(n).view(-1, 1, 1, 1), torch.arange(channels).view(1, -1, 1, 1)
