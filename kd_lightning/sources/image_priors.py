@@ -17,27 +17,16 @@ Deviations (paper / - / here):
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from kd_lightning.data.loader import Augmentation, TensorLoader
+from kd_lightning.data.structured_images import priors
 from kd_lightning.errors import ConfigError
 from kd_lightning.sources.context import Context
 from kd_lightning.sources.few_shot_queried import kept_pool
 from kd_lightning.sources.queried_once import ask, require
-from kd_lightning.sources.structured_images import (
-    CHUNK,
-    cropped,
-    different,
-    hierarchical,
-    masks,
-    mixed,
-    side_of,
-    single_colours,
-    standardised,
-    warped,
-)
 
 
 class ImagePriors:
@@ -90,21 +79,30 @@ class ImagePriors:
         if images < 1:
             raise ConfigError(f"source.images={images}: expected the number of images to ask about, 1 or more")
         self.images, self.batch_size, self.augment, self.seed = images, batch_size, augment, seed
-        self.standardise, self.warp, self.cut = standardise, warp, cut
-        self.noise = {"coarsest": coarsest}
-        self.bend = {"degrees": degrees, "elastic": elastic, "smoothness": smoothness}
-        self.shapes = {"mono": mono, "blur": blur, "iterations": iterations}
+        self.settings: dict[str, Any] = {
+            "coarsest": coarsest,
+            "warp": warp,
+            "degrees": degrees,
+            "elastic": elastic,
+            "smoothness": smoothness,
+            "cut": cut,
+            "mono": mono,
+            "blur": blur,
+            "iterations": iterations,
+            "standardise": standardise,
+        }
 
     def prepare(self, context: Context) -> TensorLoader:
         """Make and ask, or read earlier images and answers; raises what :func:`ask` does.
 
         Raises:
             BudgetExceeded: ``teacher.budget`` is smaller than the number of images; none is made.
+            ConfigError: the settings make too few different images.
         """
         require(context, self.images)
         made_of = {
-            "priors": {**self.noise, **self.bend, **self.shapes, "warp": self.warp, "cut": self.cut},
-            "like": [context.mean, context.std] if self.standardise else None,
+            "priors": self.settings,
+            "like": [context.mean, context.std] if self.settings["standardise"] else None,
             "shape": list(context.dataset.image_shape),
             "images": self.images,
             "seed": self.seed,
@@ -116,23 +114,6 @@ class ImagePriors:
         return context.serve(images[places], answers=answers, batch_size=self.batch_size, augment=self.augment)
 
     def made(self, context: Context) -> Tensor:
-        """The images, uint8 (images, C, H, W), all different.
-
-        Raises:
-            ConfigError: these settings make too few different ones.
-        """
-        return different(self.images, lambda rng: self._chunk(context, rng), self.seed)
-
-    def _chunk(self, context: Context, rng: torch.Generator) -> Tensor:
-        channels, height, width = context.dataset.image_shape
-        x = hierarchical(CHUNK, channels, side_of(height, width), rng, **self.noise)
-        if self.warp:
-            x = warped(x, rng, **self.bend)
-        x = cropped(x, height, width, rng)
-        if self.cut:
-            shapes = dict(self.shapes)
-            share = shapes.pop("mono")
-            other = x[torch.randperm(CHUNK, generator=rng)]
-            x, other = (single_colours(images, share, rng) for images in (x, other))
-            x = mixed(x, other, masks(CHUNK, height, width, rng, **shapes))
-        return standardised(x, context.mean, context.std) if self.standardise else x
+        """The images, uint8 (images, C, H, W)."""
+        statistics = {"mean": context.mean, "std": context.std}
+        return priors(self.images, context.dataset.image_shape, **statistics, seed=self.seed, **self.settings)

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from kd_lightning.data.dataset import Dataset, fit_to
 from kd_lightning.data.loader import Augmentation, TensorLoader
+from kd_lightning.data.structured_images import CHUNK, cropped, different, masks, mixed, standardised
 from kd_lightning.errors import ConfigError, DataError
 from kd_lightning.sources.context import Context
 from kd_lightning.sources.few_shot_queried import kept_pool, pixels
 from kd_lightning.sources.queried_once import ask, require
-from kd_lightning.sources.structured_images import CHUNK, cropped, different, masks, mixed, standardised
 
 
 class Other:

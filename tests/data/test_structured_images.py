@@ -6,8 +6,7 @@ import pytest
 import torch
 from torchvision.transforms.functional import gaussian_blur
 
-from kd_lightning.errors import ConfigError
-from kd_lightning.sources.structured_images import (
+from kd_lightning.data.structured_images import (
     CHUNK,
     blurring,
     cropped,
@@ -21,6 +20,7 @@ from kd_lightning.sources.structured_images import (
     standardised,
     warped,
 )
+from kd_lightning.errors import ConfigError
 
 
 def rng(seed: int = 0) -> torch.Generator:

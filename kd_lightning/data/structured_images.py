@@ -17,7 +17,6 @@ from torch import Tensor
 
 from kd_lightning.data.loader import mixed_seed
 from kd_lightning.errors import ConfigError
-from kd_lightning.tracking.image_grids import to_uint8
 
 CHUNK = 250
 """Images made at a time; another number makes other images."""
@@ -39,7 +38,8 @@ def different(images: int, make: Callable[[torch.Generator], Tensor], seed: int)
     found: dict[bytes, Tensor] = {}
     for number in count():
         before = len(found)
-        for image in to_uint8(make(torch.Generator().manual_seed(mixed_seed(seed, number)))):
+        made = make(torch.Generator().manual_seed(mixed_seed(seed, number)))
+        for image in (made.clamp(0, 1) * 255).round().to(torch.uint8):
             found.setdefault(sha256(image.numpy()).digest(), image)
         if len(found) >= images:
             break
@@ -49,6 +49,62 @@ def different(images: int, make: Callable[[torch.Generator], Tensor], seed: int)
                 "lower source.mono"
             )
     return torch.stack(list(found.values())[:images])
+
+
+def priors(
+    images: int,
+    shape: Sequence[int],
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    seed: int = 0,
+    coarsest: int = 0,
+    warp: bool = True,
+    degrees: float = 45.0,
+    elastic: float = 50.0,
+    smoothness: float = 5.0,
+    cut: bool = True,
+    mono: float = 0.5,
+    blur: float = 1.5,
+    iterations: int = 10,
+    standardise: bool = True,
+) -> Tensor:
+    """Structured random images uint8 (images, C, H, W), all different; fewer of them are the first of more.
+
+    Args:
+        images: their number.
+        shape: (C, H, W).
+        mean: of the data per channel, for ``standardise``.
+        std: likewise.
+        seed: of the images.
+        coarsest: d of the coarsest noise, 2^d x 2^d values; that of the image's own pixels leaves plain noise.
+        warp: whether to turn and bend the noise.
+        degrees: largest angle of turning.
+        elastic: strength of bending, in pixels.
+        smoothness: standard deviation of the bending's blur, in pixels.
+        cut: whether to put two images together.
+        mono: share of single colours among what is put together.
+        blur: standard deviation of the shapes' blur, in pixels; its kernel has 5 values.
+        iterations: times that the shapes are blurred and driven apart.
+        standardise: whether each image gets the mean and deviation of the data.
+
+    Raises:
+        ConfigError: these settings make too few different images.
+    """
+    channels, height, width = shape
+
+    def chunk(rng: torch.Generator) -> Tensor:
+        x = hierarchical(CHUNK, channels, side_of(height, width), rng, coarsest=coarsest)
+        if warp:
+            x = warped(x, rng, degrees=degrees, elastic=elastic, smoothness=smoothness)
+        x = cropped(x, height, width, rng)
+        if cut:
+            other = x[torch.randperm(CHUNK, generator=rng)]
+            x, other = (single_colours(each, mono, rng) for each in (x, other))
+            x = mixed(x, other, masks(CHUNK, height, width, rng, blur=blur, iterations=iterations))
+        return standardised(x, mean, std) if standardise else x
+
+    return different(images, chunk, seed)
 
 
 def side_of(height: int, width: int) -> int:
