@@ -187,7 +187,7 @@ class Planner:
                 counted, teacher.asked = teacher.asked - before, before
             # the same images in every epoch: none is asked about twice
             same = isinstance(loader, TensorLoader) and not loader.augment and self.door is not None
-            self.most = len(loader.images) if same else sys.maxsize
+            self.most = len(loader.images) if same else training.method.get("questions") or sys.maxsize
             if self.door is not None and (new := len(self.door.unpaid) - unpaid):
                 self.steps.append(Step(f"{phase}'s answers", MISSING, seconds=new * self.door.seconds, images=new))
             return short, 1.0, counted, None
