@@ -176,6 +176,7 @@ class Disguide(GeneratorPair):
 
     def findings(self) -> dict[str, Any]:
         """How many of the images the teacher put in each class."""
+        self.go_on()  # a fit that had ended before does not start again
         each = torch.stack(collectives.of_each(self.counts)).sum(0)
         told = {"rarest": int(each.min()), "commonest": int(each.max()), "each": each.tolist()}
         return {"class_counts": {"images": told}}
