@@ -159,13 +159,14 @@ class Training:
 
         Args:
             updates: number of the student's updates.
-            images: number of real training images; None if there are none.
+            images: number of real training images, for a source that does not say how many it has; None if there are
+                none.
             world: number of ranks that share them.
         """
         if self.stretch[:1] == (ROUNDS,):
             each = self.trainer["max_epochs"]
-        elif self.stretch and images is not None:
-            each = max(1, images // (self.source["batch_size"] * world))
+        elif self.stretch and (number := self.source.get("images") or images) is not None:
+            each = max(1, number // (self.source["batch_size"] * world))
         else:
             return self
         length = max(1, round(updates / each))

@@ -53,7 +53,11 @@ class ImageBuffer:
 
     def sample(self, n: int, rng: torch.Generator) -> Tensor:
         """``n`` rows drawn with replacement; images as float in [0, 1]."""
-        drawn = self.rows.index_select(0, torch.randint(len(self), (n,), generator=rng, device=self.rows.device))
+        return self.at(torch.randint(len(self), (n,), generator=rng, device=self.rows.device))
+
+    def at(self, places: Tensor) -> Tensor:
+        """The rows at these places; images as float in [0, 1]."""
+        drawn = self.rows.index_select(0, places)
         return drawn.float() / 255 if self.dtype == torch.uint8 else drawn
 
     def save(self, file: Path) -> dict[str, Any]:

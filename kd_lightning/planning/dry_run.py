@@ -20,7 +20,6 @@ from kd_lightning.methods.base.protocols import Teacher
 from kd_lightning.planning.dry_run_store import Missing, Overlay, Probe, now_on_device
 from kd_lightning.planning.pool_cost import TRIED, Outlook, outlook, shortened
 from kd_lightning.sources.context import Context
-from kd_lightning.sources.few_shot_queried import FewAsked
 from kd_lightning.sources.synthetic import Synthetic, answers_config
 from kd_lightning.store.artifacts import Store, digest, size_of
 from kd_lightning.teachers.remote.dry_run import Planned
@@ -173,7 +172,7 @@ class Planner:
         short = training.derive(trainer=trainer)
         source = training.source.build()
         context = self._context(training, teacher, teacher_key)
-        if isinstance(source, FewAsked):  # takes seconds, and determines what is asked
+        if getattr(source, "quick", False):
             context.store = self.bench.store
         before = 0 if teacher is None else teacher.asked
         unpaid = 0 if self.door is None else len(self.door.unpaid)
@@ -188,7 +187,7 @@ class Planner:
                 counted, teacher.asked = teacher.asked - before, before
             # the same images in every epoch: none is asked about twice
             same = isinstance(loader, TensorLoader) and not loader.augment and self.door is not None
-            self.most = len(loader.images) if same else sys.maxsize
+            self.most = len(loader.images) if same else training.method.get("questions") or sys.maxsize
             if self.door is not None and (new := len(self.door.unpaid) - unpaid):
                 self.steps.append(Step(f"{phase}'s answers", MISSING, seconds=new * self.door.seconds, images=new))
             return short, 1.0, counted, None

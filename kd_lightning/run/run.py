@@ -269,6 +269,7 @@ def _result(
             **({"asking": spent, "price": sum(bucket["cost"] for bucket in spent.values())} if spent else {}),
         },
         **(teacher.told(fits.answers is not None, {**stages, "student": student}) if teacher else {}),
+        **_class_counts({**stages, "student": student, **controls}),
         "dataset": {
             "layout": dataset.layout,
             "encoding": dataset.encoding,
@@ -279,6 +280,12 @@ def _result(
         **{key: student.report.get(key) for key in ("precision", "memory_format", "compile", "fold_batchnorm")},
         "device": torch.cuda.get_device_name() if device != "cpu" else f"cpu x{torch.get_num_threads()}",
     }
+
+
+def _class_counts(fits: Mapping[str, FitResult | None]) -> dict[str, Any]:
+    """How many images the teacher put in each class, of every fit whose source asked it; nothing if none did."""
+    told = {name: f.report["class_counts"] for name, f in fits.items() if f and "class_counts" in f.report}
+    return {"class_counts": told} if told else {}
 
 
 def objective(metrics: Mapping[str, float | None], headline: str) -> float | None:

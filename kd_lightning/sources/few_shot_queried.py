@@ -53,6 +53,8 @@ class FewAsked:
     offers = frozenset({"source.images", "source.index", "source.labels", "source.answers"})
     version = 1
     needs = frozenset({"task.classification"})
+    quick = True
+    """Preparing takes seconds and decides what is asked, so a plan does it."""
 
     def __init__(
         self,

@@ -12,6 +12,16 @@ from kd_lightning.sources.context import Context
 from kd_lightning.teachers.black_box import QueryTeacher
 
 
+def require(context: Context, images: int) -> None:
+    """Check, before they are made, that this many images fit into the teacher's budget.
+
+    Raises:
+        BudgetExceeded: ``teacher.budget`` is smaller.
+    """
+    if isinstance(context.teacher, QueryTeacher):
+        context.teacher.require(images)
+
+
 def ask(context: Context, images: Tensor, *, called: str = "images") -> tuple[Tensor, Tensor]:
     """The teacher's answers to images, queried now or earlier.
 
@@ -36,6 +46,7 @@ def ask(context: Context, images: Tensor, *, called: str = "images") -> tuple[Te
         spent = teacher.asked
         answers = predict(teacher, images, device=context.device)
         teacher.asked = spent + len(images)  # counted once, though every rank computes them
+        count_classes(context, called, answers)
         return torch.arange(len(images)), answers
     told = teacher.about(images)
     noted = context.notes.setdefault("answers", {}).setdefault(called, {"asked": 0, "abstained": 0, "failed": 0})
@@ -52,4 +63,13 @@ def ask(context: Context, images: Tensor, *, called: str = "images") -> tuple[Te
     if len(told.positions) < len(images) and collectives.rank() == 0:
         print(f"training on {len(told.positions):,} of {len(images):,} {called}: "
               f"the teacher abstained on {told.abstained:,} and failed on {told.failed:,}")  # fmt: skip
+    count_classes(context, called, told.answers)
     return told.positions, told.answers
+
+
+def count_classes(context: Context, called: str, answers: Tensor) -> None:
+    """Note how many images the teacher put in each class; answers (N, K) of one number or of pixels have no class."""
+    if answers.dim() == 2 and answers.shape[1] > 1:
+        counts = answers.argmax(1).bincount(minlength=answers.shape[1])
+        told = {"rarest": int(counts.min()), "commonest": int(counts.max()), "each": counts.tolist()}
+        context.notes.setdefault("class_counts", {})[called] = told

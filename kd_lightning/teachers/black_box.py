@@ -93,15 +93,33 @@ class QueryTeacher:
             BudgetExceeded: the batch does not fit into the remaining budget; nothing is queried.
             TeacherError: the teacher abstained or failed on some of the images.
         """
-        each = collectives.of_each(to_bytes(x))
-        told = self._told(np.concatenate(each))
+        told, _, answers = self._of_ranks(x)
         if told.abstained or told.failed:
             raise TeacherError(
                 f"the teacher abstained on {told.abstained} images of a batch and failed on {told.failed}, and a "
                 "method that queries in every step cannot leave them out: query once, with source=queried"
             )
+        return answers
+
+    def answered(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Ask about this rank's batch (N, C, H, W) in [0, 1], and leave out what got no answer. A collective call.
+
+        Returns:
+            Positions (M,) in the batch, and the answers (M, K), usable as logits.
+
+        Raises:
+            BudgetExceeded: the batch does not fit into the remaining budget; nothing is queried.
+        """
+        _, positions, answers = self._of_ranks(x)
+        return positions, answers
+
+    def _of_ranks(self, x: Tensor) -> tuple[Answered, Tensor, Tensor]:
+        """What all ranks were told; and positions and answers of this rank's batch."""
+        each = collectives.of_each(to_bytes(x))
+        told = self._told(np.concatenate(each))
         before = sum(len(images) for images in each[: collectives.rank()])
-        return told.answers[before : before + len(x)].to(x.device)
+        mine = (told.positions >= before) & (told.positions < before + len(x))
+        return told, (told.positions[mine] - before).to(x.device), told.answers[mine].to(x.device)
 
     def about(self, images: Tensor) -> Answered:
         """Answers to uint8 images (N, C, H, W), the same on all ranks; duplicates are queried once. A collective call.

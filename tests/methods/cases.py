@@ -35,6 +35,7 @@ from kd_lightning.data.streams import StreamsLoader
 from kd_lightning.losses.logits import dist
 from kd_lightning.losses.response import kl
 from kd_lightning.losses.soft_labels import answer_cross_entropy
+from kd_lightning.methods.black_box.disguide import Disguide
 from kd_lightning.methods.data_free.adaptive_deep_inversion import AdaptiveDeepInversion
 from kd_lightning.methods.data_free.cmi import Cmi
 from kd_lightning.methods.data_free.dafl import Dafl
@@ -154,6 +155,20 @@ def nayer(lr_g: float, **settings: Any) -> Callable[..., Nayer]:
         optimizer=partial(sgd, lr=0.02),
         optimizer_g=partial(adam, lr=lr_g, betas=(0.5, 0.999)),
         temperature=4.0,
+    )
+
+
+def disguide(lr_g: float, **settings: Any) -> Callable[..., Disguide]:
+    """With a second student of its own at every call."""
+    chosen = {"twin": network((8, 16)).net, "questions": 1920, "replay": 3, "diversity": 0.2, "loss": "kl"}
+    return partial(
+        Disguide,
+        **{**chosen, **settings},
+        generator=generator(eps=0.8),
+        optimizer=partial(adam, lr=5e-3),
+        optimizer_g=partial(adam, lr=lr_g),
+        latent=16,
+        batch_size=64,
     )
 
 
@@ -504,6 +519,17 @@ CASES = {
             *TINY_POOL,
             *("method.warmup=1", "method.warmup_loops=2", "method.g_loops=1", "method.g_steps=2", "method.g_life=1"),
             *("method.kd_steps=4", "method.dim=8", "method.hidden=8"),
+        ),
+    ),
+    "disguide": Case(
+        lambda: disguide(2e-2),
+        order="gssss",
+        images=1,
+        ranks={"twin": network((8, 16)).net, "questions": 96, "replay": 1},
+        own=True,
+        tiny=(
+            *("method.questions=48", "method.start=16", "method.replay=1", "method.batch_size=16", "method.latent=8"),
+            *("method.generator.ngf=4", "source.rounds=2", "teacher.access=probs", "teacher.budget=48"),
         ),
     ),
     "zskd": Case(

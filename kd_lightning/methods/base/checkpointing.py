@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
@@ -84,6 +85,10 @@ class ResumableModule(L.LightningModule):
 
     def load_rank_state(self, state: dict[str, Any]) -> None:
         """Restore what ``rank_state`` returned when the checkpoint was saved; the tensors are on the CPU."""
+
+    def beside(self, name: str) -> Path:
+        """This rank's file for rows that are too large for checkpoints."""
+        return Path(self.trainer.default_root_dir) / f"{name}_{self.global_rank}.bin"
 
     def on_train_start(self) -> None:
         """Restore the state of this rank if the fit resumes from a checkpoint."""

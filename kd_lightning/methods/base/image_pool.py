@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -110,7 +109,3 @@ class ImagePool(Distiller):
         self.pool.load(self.beside("pool"), state["pool"], self.device)
         if "seen" in state:
             self.seen = LastBatch(*(tensor.to(self.device) for tensor in state["seen"]))
-
-    def beside(self, name: str) -> Path:
-        """This rank's file for rows that are too large for checkpoints."""
-        return Path(self.trainer.default_root_dir) / f"{name}_{self.global_rank}.bin"

@@ -33,6 +33,17 @@ class WhiteTeacher(Teacher, Protocol):
         """Images x as normalised for the network, the space in which papers take losses on pixels."""
 
 
+@runtime_checkable
+class AskedTeacher(Teacher, Protocol):
+    """A teacher that only answers, for methods that ask it while they train."""
+
+    def answered(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Positions (M,) of the images of this rank's batch that it answered, and its answers (M, K)."""
+
+    def require(self, images: int) -> None:
+        """Check that so many images in all fit into its budget; BudgetExceeded if not."""
+
+
 class Task(Protocol):
     """What a network's output means."""
 

@@ -1,0 +1,1 @@
+"""Methods for a teacher that only answers, asked while they train."""
