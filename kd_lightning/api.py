@@ -53,7 +53,7 @@ def distill(
         teacher: images (N, C, H, W), in [0, 1] or normalised by ``mean`` and ``std``, to logits (N, num_classes).
             It is copied and stays as it is.
         num_classes: K.
-        image: (C, H, W) of its images, H equal to W.
+        image: (C, H, W) of its images.
         method: name of a method, as ``kd-lightning method=NAME`` takes it.
         student: name of a network, as ``kd-lightning student=NAME`` takes it, or a network, of which a copy is
             trained, starting from its weights.
@@ -166,7 +166,11 @@ def _overrides(
     """The arguments of the call as overrides of the command line."""
     said: dict[str, Any] = {"method": method, "data": "none", "teacher": "none", "controls": "none"}
     said |= {"student": student} if isinstance(student, str) else {}
-    said |= {"data.num_classes": num_classes, "data.channels": image[0], "data.size": image[1]}
+    said |= {
+        "data.num_classes": num_classes,
+        "data.channels": image[0],
+        "data.size": image[1] if image[1] == image[2] else list(image[1:]),
+    }
     said |= {"data.mean": list(mean), "data.std": list(std)} if mean is not None and std is not None else {}
     said |= {key.replace("__", "."): value for key, value in settings.items()}
     return [f"{key}={_spelled(value)}" for key, value in said.items()]
@@ -249,8 +253,8 @@ def _refuse_shapes(
     std: Sequence[float] | None,
     classes: Sequence[str] | None,
 ) -> None:
-    if len(image) != 3 or image[1] != image[2]:
-        raise UserError(f"image={tuple(image)}: expected (channels, height, width) with equal height and width")
+    if len(image) != 3 or not all(type(n) is int and n > 0 for n in image):
+        raise UserError(f"image={tuple(image)}: expected three whole numbers, (channels, height, width)")
     if (mean is None) != (std is None):
         raise UserError("mean and std belong together: give both, or none if the teacher takes images in [0, 1]")
     if classes is not None and len(classes) != num_classes:

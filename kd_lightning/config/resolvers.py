@@ -22,6 +22,7 @@ def register() -> None:
     OmegaConf.register_new_resolver("kd.repeat", _repeat, replace=True)
     OmegaConf.register_new_resolver("kd.if", _if, replace=True)
     OmegaConf.register_new_resolver("kd.times", _times, replace=True)
+    OmegaConf.register_new_resolver("kd.image", _image, replace=True)
     OmegaConf.register_new_resolver("kd.plus", _plus, replace=True)
     OmegaConf.register_new_resolver("kd.merged", _merged, replace=True)
     OmegaConf.register_new_resolver("kd.flips", _flips, replace=True)
@@ -62,8 +63,17 @@ def _if(condition: bool, yes: Any, no: Any) -> Any:
     return yes if condition else no
 
 
-def _times(value: float, factor: float) -> float:
+def _times(value: Any, factor: float) -> Any:
+    """A number, or each of a list, times ``factor``."""
+    if isinstance(value, ListConfig | list):
+        return OmegaConf.create([_times(each, factor) for each in value])
     return type(value)(value * factor)
+
+
+def _image(channels: int, size: Any) -> ListConfig:
+    """[C, H, W] of images whose ``size`` is one number, or height and width."""
+    both = list(size) if isinstance(size, ListConfig | list) else [size, size]
+    return OmegaConf.create([channels, *both])
 
 
 def _plus(value: float | None, more: float | None) -> float:
@@ -73,7 +83,9 @@ def _plus(value: float | None, more: float | None) -> float:
 
 
 def _by_size(size: Any, small: Any, middle: Any, large: Any) -> Any:
-    """The value for images of about 32, 64 or 128 pixels, whichever is nearest."""
+    """The value for images whose shorter side is about 32, 64 or 128 pixels, whichever is nearest."""
+    if isinstance(size, ListConfig | list) and all(isinstance(side, int) for side in size):
+        size = min(size, default=0)
     if not isinstance(size, int) or size < 48:  # an invalid size is reported elsewhere
         return small
     return middle if size < 96 else large

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kd_lightning.core.segmentation import Segmentation
+from kd_lightning.core.sides import Size, sides
 from kd_lightning.core.tasks import Classification, Regression, Task
 from kd_lightning.errors import DataError
 
@@ -154,19 +155,7 @@ def hold_out(train: Split, size: int | float, *, seed: int = 0) -> tuple[Split, 
     return Split(train.images[~held], train.labels[~held]), Split(train.images[held], train.labels[held])
 
 
-def sides(size: int | Sequence[int]) -> tuple[int, int]:
-    """Height and width that ``data.size`` gives: one number for both, or the two.
-
-    Raises:
-        DataError: it is neither.
-    """
-    both = (size, size) if isinstance(size, int) else tuple(size)
-    if len(both) != 2 or min(both) < 1:
-        raise DataError(f"data.size={list(both)}: expected one number, or height and width, such as [90,120]")
-    return both[0], both[1]
-
-
-def fit_to(images: Tensor, *, size: int | Sequence[int], channels: int) -> Tensor:
+def fit_to(images: Tensor, *, size: Size, channels: int) -> Tensor:
     """Convert uint8 images to (N,channels,height,width), where ``size`` is both or the two of them.
 
     Grey is 0.299 R + 0.587 G + 0.114 B; grey becomes RGB by repetition. Images are resized bilinearly with

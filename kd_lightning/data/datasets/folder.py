@@ -17,8 +17,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from kd_lightning.core import strangers
+from kd_lightning.core.sides import Size, sides
 from kd_lightning.data.classes import class_names, classes_of, split_folders
-from kd_lightning.data.dataset import Dataset, Split, hold_out, sides
+from kd_lightning.data.dataset import Dataset, Split, hold_out
 from kd_lightning.errors import DataError
 from kd_lightning.store.artifacts import Store, digest, file_digest, remedy, write_json
 
@@ -53,7 +54,7 @@ def load(
     *,
     root: str | Path,
     name: str = "image_folder",
-    size: int,
+    size: Size,
     channels: int = 3,
     val: int | float = 0.1,
     store: Store | None = None,
@@ -62,13 +63,13 @@ def load(
 ) -> Dataset:
     """Load ``root/train/<class>/*`` and any ``val`` and ``test``, or only ``test``, or ``root/<class>/*``.
 
-    The shorter side is resized to ``size`` and the image cropped to the central square. Folders inside a class
+    Images are resized until they cover ``size`` and cropped to its central part. Folders inside a class
     folder belong to its class.
 
     Args:
         root: the folder.
         name: of the set, in messages and tables.
-        size: side in pixels.
+        size: height and width in pixels, or one number for both.
         channels: 1 (grey) or 3 (RGB).
         val: number or share of training images held out if there is no ``val`` folder; 0 for none.
         store: keeps decoded images; None decodes at each call.
@@ -160,20 +161,20 @@ def _split(images: Tensor, files: list[File], part: str) -> Split:
 
 
 def decoded(
-    root: Path, files: Sequence[Path], *, size: int, channels: int, store: Store | None, skip_bad: bool
+    root: Path, files: Sequence[Path], *, size: Size, channels: int, store: Store | None, skip_bad: bool
 ) -> tuple[Tensor, Tensor, dict[str, str]]:
     """Decode files, or read the stored result of an earlier decoding.
 
     Args:
         root: of the set.
         files: in the order of the images.
-        size: side in pixels.
+        size: height and width in pixels, or one number for both.
         channels: 1 (grey) or 3 (RGB).
         store: keeps decoded images, or None.
         skip_bad: leave out files that cannot be decoded instead of raising.
 
     Returns:
-        Images uint8 (M,C,S,S), their indices in ``files`` int64 (M,), and the errors of the other files.
+        Images uint8 (M,C,H,W), their indices in ``files`` int64 (M,), and the errors of the other files.
 
     Raises:
         DataError: a file cannot be decoded.
@@ -190,7 +191,7 @@ def decoded(
 
 
 def _kept(
-    root: Path, files: Sequence[Path], *, size: int, channels: int, store: Store | None
+    root: Path, files: Sequence[Path], *, size: Size, channels: int, store: Store | None
 ) -> tuple[Tensor, Tensor, dict[str, str]]:
     paths = [str(file.relative_to(root)) for file in files]
     if store is None:
@@ -206,7 +207,7 @@ def _kept(
     key = {
         "files": digest(list(zip(paths, contents, strict=True))),
         "count": len(files),
-        "size": size,
+        "size": size if isinstance(size, int) else list(size),
         "channels": channels,
         "version": VERSION,
     }
@@ -223,8 +224,8 @@ def content_of(file: Path) -> str:
         return str(error)
 
 
-def _decode(root: Path, paths: list[str], size: int, channels: int) -> tuple[Tensor, Tensor, dict[str, str]]:
-    images = torch.empty(len(paths), channels, size, size, dtype=torch.uint8)
+def _decode(root: Path, paths: list[str], size: Size, channels: int) -> tuple[Tensor, Tensor, dict[str, str]]:
+    images = torch.empty(len(paths), channels, *sides(size), dtype=torch.uint8)
     bad: dict[str, str] = {}
     good: list[int] = []
 
@@ -245,7 +246,7 @@ def _decode(root: Path, paths: list[str], size: int, channels: int) -> tuple[Ten
     return (images[good] if bad else images), torch.tensor(good, dtype=torch.int64), bad
 
 
-def decode(path: Path, *, size: int | Sequence[int], channels: int) -> np.ndarray:
+def decode(path: Path, *, size: Size, channels: int) -> np.ndarray:
     """Read one image as uint8 (C,H,W): resized until it covers ``size``, then the central part of that size.
 
     Args:
@@ -266,7 +267,7 @@ def decode(path: Path, *, size: int | Sequence[int], channels: int) -> np.ndarra
     return pixels[None] if channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
-def decode_whole(path: Path, *, size: int | Sequence[int], channels: int) -> tuple[np.ndarray, tuple[int, int]]:
+def decode_whole(path: Path, *, size: Size, channels: int) -> tuple[np.ndarray, tuple[int, int]]:
     """Read one image as :func:`decode` does, without cropping it; and its own height and width.
 
     Raises:
@@ -294,7 +295,7 @@ def upright_size(path: Path) -> tuple[int, int]:
     return (height, width) if turned else (width, height)
 
 
-def covering(found: tuple[int, int], size: int | Sequence[int]) -> tuple[tuple[int, int], tuple[int, int, int, int]]:
+def covering(found: tuple[int, int], size: Size) -> tuple[tuple[int, int], tuple[int, int, int, int]]:
     """Width and height to resize an image to so that it covers ``size``, and the box to crop then.
 
     Args:
