@@ -23,7 +23,7 @@ from kd_lightning.core.palette import colours
 from kd_lightning.core.segmentation import Segmentation
 from kd_lightning.core.strangers import in_a_line
 from kd_lightning.core.tasks import Regression, task_of
-from kd_lightning.data.datasets.folder import ENCODINGS, decode, decode_whole
+from kd_lightning.data.datasets.image_files import ENCODINGS, decode, decode_whole
 from kd_lightning.errors import UserError
 from kd_lightning.results.student_files import Student, load_student
 from kd_lightning.store.artifacts import writing

@@ -13,12 +13,19 @@ from kd_lightning.config import references
 from kd_lightning.config.groups import members
 from kd_lightning.errors import ConfigError
 
+NUMBERS = "numbers"
+
 
 def register() -> None:
     """Register ``${kd.*}`` with OmegaConf, and overrides below references with Hydra."""
     references.register()
     OmegaConf.register_new_resolver("kd.count_classes", _count_classes, replace=True)
     OmegaConf.register_new_resolver("kd.count_pixel_classes", _count_pixel_classes, replace=True)
+    OmegaConf.register_new_resolver("kd.count_labels", _count_labels, replace=True)
+    OmegaConf.register_new_resolver("kd.count_named", _count_named, replace=True)
+    OmegaConf.register_new_resolver("kd.numbers", _numbers, replace=True)
+    OmegaConf.register_new_resolver("kd.first_of", _first_of, replace=True)
+    OmegaConf.register_new_resolver("kd.length", _length, replace=True)
     OmegaConf.register_new_resolver("kd.repeat", _repeat, replace=True)
     OmegaConf.register_new_resolver("kd.if", _if, replace=True)
     OmegaConf.register_new_resolver("kd.times", _times, replace=True)
@@ -41,6 +48,39 @@ def _count_pixel_classes(file: str) -> int:
     from kd_lightning.data.classes import count_pixel_classes
 
     return count_pixel_classes(file)
+
+
+def _count_labels(file: str, column: str | None, classes: Any, labels: str) -> int:
+    """Outputs of a network for the labels in a table: one for numbers, else the classes given or found."""
+    from kd_lightning.data.table_rows import label_names
+
+    return 1 if labels == NUMBERS else len(classes or label_names(file, column))
+
+
+def _count_named(root: str, pattern: str, classes: Any, labels: str) -> int:
+    """The same for labels in the names of files."""
+    from kd_lightning.data.table_rows import pattern_names
+
+    return 1 if labels == NUMBERS else len(classes or pattern_names(root, pattern))
+
+
+def _numbers(labels: str, low: Any, high: Any, unit: str) -> DictConfig | None:
+    """The task of labels that are numbers, None where they are classes."""
+    if labels not in ("classes", NUMBERS):
+        raise ConfigError(f"data.labels={labels}: expected classes or numbers")
+    if labels != NUMBERS:
+        return None
+    if low is None or high is None:
+        raise ConfigError("data.labels=numbers: say which there can be, with data.low=... and data.high=...")
+    return OmegaConf.create({"_target_": "kd_lightning.core.tasks.Regression", "low": low, "high": high, "unit": unit})
+
+
+def _first_of(value: Any, other: Any) -> Any:
+    return other if value is None else value
+
+
+def _length(value: Any, other: int) -> int:
+    return other if value is None else len(value)
 
 
 def _sweep() -> str | None:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from kd_lightning.data.batches import CounterfactualBatch
-from kd_lightning.data.datasets.folder import decoded
+from kd_lightning.data.datasets.decoding import decoded
 from kd_lightning.data.loader import Augmentation, TensorLoader
 from kd_lightning.errors import DataError
 from kd_lightning.sources.context import Context

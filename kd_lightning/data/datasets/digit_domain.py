@@ -19,7 +19,8 @@ from torch import Tensor
 from kd_lightning.core.sides import Size, sides
 from kd_lightning.data.dataset import Dataset, Split, fit_to
 from kd_lightning.data.datasets.biased_digits import crops
-from kd_lightning.data.datasets.folder import ENCODINGS, decoded
+from kd_lightning.data.datasets.decoding import decoded
+from kd_lightning.data.datasets.image_files import ENCODINGS
 from kd_lightning.data.datasets.pools import pools
 from kd_lightning.data.datasets.rotated_digits import turned
 from kd_lightning.data.datasets.textures import drawn_textures

@@ -15,7 +15,8 @@ from kd_lightning.core.sides import Size
 from kd_lightning.core.tasks import Regression
 from kd_lightning.data.dataset import Dataset, Split, hold_out
 from kd_lightning.data.datasets import h5
-from kd_lightning.data.datasets.folder import ENCODINGS, decoded
+from kd_lightning.data.datasets.decoding import decoded
+from kd_lightning.data.datasets.image_files import ENCODINGS
 from kd_lightning.errors import DataError
 from kd_lightning.store.artifacts import Store
 
