@@ -23,6 +23,7 @@ def register() -> None:
     OmegaConf.register_new_resolver("kd.count_pixel_classes", _count_pixel_classes, replace=True)
     OmegaConf.register_new_resolver("kd.count_labels", _count_labels, replace=True)
     OmegaConf.register_new_resolver("kd.count_named", _count_named, replace=True)
+    OmegaConf.register_new_resolver("kd.count_saved", _count_saved, replace=True)
     OmegaConf.register_new_resolver("kd.numbers", _numbers, replace=True)
     OmegaConf.register_new_resolver("kd.first_of", _first_of, replace=True)
     OmegaConf.register_new_resolver("kd.length", _length, replace=True)
@@ -62,6 +63,13 @@ def _count_named(root: str, pattern: str, classes: Any, labels: str) -> int:
     from kd_lightning.data.table_rows import pattern_names
 
     return 1 if labels == NUMBERS else len(classes or pattern_names(root, pattern))
+
+
+def _count_saved(root: str, classes: Any) -> int:
+    """Classes of a folder that Hugging Face's ``datasets`` saved, given or found."""
+    from kd_lightning.data.table_rows import saved_names
+
+    return len(classes or saved_names(root))
 
 
 def _numbers(labels: str, low: Any, high: Any, unit: str) -> DictConfig | None:

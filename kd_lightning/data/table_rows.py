@@ -115,3 +115,21 @@ def label_names(file: str | Path, column: str | None) -> list[str]:
 def pattern_names(root: str | Path, pattern: str) -> list[str]:
     """The classes in the names of files; see :func:`named`."""
     return class_names_of([label for _, label in named(root, pattern)])
+
+
+def saved_names(root: str | Path) -> list[str]:
+    """The classes that a folder of Hugging Face's ``save_to_disk`` tells.
+
+    Raises:
+        DataError: it is no such folder, or does not tell them.
+    """
+    folder = Path(root).expanduser()
+    files = [folder / "dataset_info.json", *sorted(folder.glob("*/dataset_info.json"))]
+    if not (there := [file for file in files if file.is_file()]):
+        raise DataError(f"{folder} holds no dataset_info.json: expected a folder that save_to_disk wrote")
+    told = strangers.read_json(there[0], error=DataError)
+    features = told.get("features") if isinstance(told, dict) else None
+    for feature in (features or {}).values():
+        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and feature.get("names"):
+            return [str(name) for name in feature["names"]]
+    raise DataError(f"{there[0]} names no classes: set data.classes=[NAME,...] in the order of the labels")

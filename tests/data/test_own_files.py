@@ -79,9 +79,7 @@ def test_labels_are_refused_where_there_are_none(tmp_path: Path) -> None:
     data = Dataset("mine", ["a", "b"], images, None, None, "files", "png")
     context = Context(data, None, Store(tmp_path), {}, [0.5], [0.5])
     assert context.real(labels=False) is images
-    with pytest.raises(
-        DataError, match=r"data=mine has no labels, and these are trained on: .* method\.label=0"
-    ):
+    with pytest.raises(DataError, match=r"data=mine has no labels, and these are trained on: .* method\.label=0"):
         context.real()
 
 

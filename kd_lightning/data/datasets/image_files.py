@@ -65,9 +65,18 @@ def decode(path: Path, *, size: Size, channels: int, resize: Resize = "crop") ->
         OSError, ValueError ...: the file is damaged, or its pixels are no 8- or 16-bit integers.
     """
     with opened(path) as image:
-        upright = ImageOps.exif_transpose(image)  # as the camera was held
-        shape, box = placed(upright.size, size, resize)
-        picture = eight_bit(upright).convert("L" if channels == 1 else "RGB")
+        return pixels_of(image, size=size, channels=channels, resize=resize)
+
+
+def pixels_of(image: Image.Image, *, size: Size, channels: int, resize: Resize = "crop") -> np.ndarray:
+    """The pixels of an open picture, uint8 (C,H,W); arguments as for :func:`decode`.
+
+    Raises:
+        OSError, ValueError ...: as for :func:`decode`.
+    """
+    upright = ImageOps.exif_transpose(image)  # as the camera was held
+    shape, box = placed(upright.size, size, resize)
+    picture = eight_bit(upright).convert("L" if channels == 1 else "RGB")
     if shape != picture.size:
         picture = picture.resize(shape, RESAMPLE)
     pixels = np.array(picture.crop(box))  # black where the box is larger
