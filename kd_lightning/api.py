@@ -14,18 +14,21 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from kd_lightning.config import resolvers
 from kd_lightning.config.check import examined
 from kd_lightning.config.overrides import read, refusal
 from kd_lightning.config.record import chosen, leave, put
 from kd_lightning.core.user_code import fingerprint
-from kd_lightning.data.dataset import Dataset, Split, check_labels
+from kd_lightning.data.dataset import Dataset
+from kd_lightning.data.datasets.in_memory import split_of
 from kd_lightning.errors import UserError
 from kd_lightning.results.student_files import DATA_IN_MEMORY, IN_MEMORY, Student, load_student
 from kd_lightning.store.artifacts import Store, writing
 
+EPOCHS = 60
+"""Passes over the images of a call, unless its settings say ``data__recipe__epochs`` or ``trainer__max_epochs``."""
 _HELD: dict[str, Any] = {}
 """Networks and data that a composition refers to by fingerprint during a call."""
 
@@ -40,12 +43,13 @@ def distill(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     classes: Sequence[str] | None = None,
-    data: tuple[Tensor, Tensor] | None = None,
+    data: Any = None,
+    train: Any = None,
     folder: str | Path | None = None,
     config_dir: str | Path | None = None,
     **settings: Any,
 ) -> Student:
-    """Distil ``teacher`` into a small network without training images.
+    """Distil ``teacher`` into a small network, without training images or with yours.
 
     Repeating an interrupted call resumes it; repeating a finished one returns its stored student.
 
@@ -53,7 +57,7 @@ def distill(
         teacher: images (N, C, H, W), in [0, 1] or normalised by ``mean`` and ``std``, to logits (N, num_classes).
             It is copied and stays as it is.
         num_classes: K.
-        image: (C, H, W) of its images, H equal to W.
+        image: (C, H, W) of its images.
         method: name of a method, as ``kd-lightning method=NAME`` takes it.
         student: name of a network, as ``kd-lightning student=NAME`` takes it, or a network, of which a copy is
             trained, starting from its weights.
@@ -61,7 +65,11 @@ def distill(
             takes images as they are.
         std: per channel, what it is divided by.
         classes: names of the K classes; None for 0 to K - 1.
-        data: images uint8 (N, C, H, W) and labels int64 (N,) to test on; they are not used for training.
+        data: images and labels to test on, which are not used for training: a pair of arrays or tensors, uint8 or
+            floats in [0, 1], or a ``torch.utils.data.Dataset`` or ``DataLoader`` of such pairs. Without labels only
+            agreement with the teacher is measured.
+        train: images to train on, of the same kinds, for methods that take them: ``method="kd"``. Without labels,
+            ``method__label=0`` trains on the teacher's answers only.
         folder: the run folder; default is one named after method and time in ``runs``.
         config_dir: a folder with groups of your own, such as ``network/mine.yaml`` for ``student="mine"``.
         **settings: any other setting of the command, a dot written as two underscores: ``seed=1``,
@@ -84,12 +92,12 @@ def distill(
             "kd-lightning teacher=callable teacher.function=my_module.ask"
         )
     _refuse_shapes(num_classes, image, mean, std, classes)
-    if data is not None:
-        _refuse_data(data, num_classes, image)
-    overrides = _overrides(num_classes, image, method, student, mean, std, settings)
+    parts = {"train": train, "data": data}
+    splits = {what: split_of(part, image, num_classes, what=what) for what, part in parts.items() if part is not None}
+    overrides = _overrides(num_classes, image, method, student, mean, std, settings, trains=train is not None)
     resolvers.register()
     found = read(overrides, [str(config_dir)] if config_dir is not None else [])
-    with _holding(teacher=teacher, student=student, data=data) as keys, warnings.catch_warnings():
+    with _holding(teacher=teacher, student=student, data=splits or None) as keys, warnings.catch_warnings():
         quiet()
         cfg = put(
             found.cfg, _in_memory(keys, Store(chosen(found.cfg, "artifacts.root")), teacher, image, mean, classes)
@@ -98,6 +106,8 @@ def distill(
         wrong, composition = examined(cfg, names)
         if found.problems or wrong or composition is None:
             raise refusal(list(dict.fromkeys([*found.problems, *wrong])))
+        if train is not None and not {"source.images", "source.labels"} & composition.method.requirements():
+            raise UserError(f"train: method={method} makes its own images and would not see them; method='kd' does")
         folder = Path(folder) if folder is not None else _fresh_folder(method, names["data"], composition.seed)
         leave(cfg, overrides, names, folder)
         with running(folder):
@@ -117,24 +127,25 @@ def held(key: str) -> nn.Module:
     return copy.deepcopy(_HELD[key]).cpu()
 
 
-def held_data(key: str, classes: Sequence[str] | int) -> Dataset:
-    """The test images with this fingerprint; a composition's ``_target_`` for data in memory.
+def held_data(key: str, classes: Sequence[str] | int, image: Sequence[int]) -> Dataset:
+    """The images with this fingerprint; a composition's ``_target_`` for data in memory.
 
     Args:
         key: the fingerprint.
         classes: names of the classes, or their number.
+        image: (C, H, W).
     """
     if key not in _HELD:
         raise UserError(f"the data {key} were handed over in memory and are gone")
     names = [str(i) for i in range(classes)] if isinstance(classes, int) else list(classes)
-    test = Split(*_HELD[key])
-    return Dataset(name="in_memory", classes=names, train=None, val=None, test=test, layout="none", encoding="raw")
+    splits = _HELD[key]
+    return Dataset("in_memory", names, splits.get("train"), None, splits.get("data"), "none", "raw", shape=tuple(image))
 
 
 @contextmanager
 def _holding(**things: Any) -> Iterator[dict[str, str]]:
-    """Make networks and pairs of tensors available to ``held``; yields the fingerprint of each."""
-    keys = {name: _fingerprint(thing) for name, thing in things.items() if isinstance(thing, nn.Module | tuple)}
+    """Make networks and images available to ``held`` and ``held_data``; yields the fingerprint of each."""
+    keys = {name: _fingerprint(thing) for name, thing in things.items() if isinstance(thing, nn.Module | dict)}
     _HELD.update({key: things[name] for name, key in keys.items()})
     try:
         yield keys
@@ -144,13 +155,14 @@ def _holding(**things: Any) -> Iterator[dict[str, str]]:
 
 
 def _fingerprint(thing: Any) -> str:
-    """First 12 hex digits of a hash of a network's code and state, or of tensors: the same in another process."""
+    """First 12 hex digits of a hash of a network's code and state, or of images and labels, equal in every process."""
     if isinstance(thing, nn.Module):
         return fingerprint(thing)
     total = hashlib.sha256()
-    for i, tensor in enumerate(thing):
-        total.update(f"{i} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    for name, split in thing.items():
+        for tensor in (split.images, split.labels if split.labelled else torch.empty(0)):
+            total.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            total.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
     return total.hexdigest()[:12]
 
 
@@ -162,11 +174,18 @@ def _overrides(
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
     settings: Mapping[str, Any],
+    *,
+    trains: bool,
 ) -> list[str]:
     """The arguments of the call as overrides of the command line."""
     said: dict[str, Any] = {"method": method, "data": "none", "teacher": "none", "controls": "none"}
     said |= {"student": student} if isinstance(student, str) else {}
-    said |= {"data.num_classes": num_classes, "data.channels": image[0], "data.size": image[1]}
+    said |= {
+        "data.num_classes": num_classes,
+        "data.channels": image[0],
+        "data.size": image[1] if image[1] == image[2] else list(image[1:]),
+    }
+    said |= {"data.recipe.epochs": EPOCHS} if trains else {}
     said |= {"data.mean": list(mean), "data.std": list(std)} if mean is not None and std is not None else {}
     said |= {key.replace("__", "."): value for key, value in settings.items()}
     return [f"{key}={_spelled(value)}" for key, value in said.items()]
@@ -204,7 +223,8 @@ def _in_memory(
     if "student" in keys:
         values["student"] = {"_target_": IN_MEMORY, "key": keys["student"]}
     if "data" in keys:
-        values["data.load"] = {"_target_": DATA_IN_MEMORY, "key": keys["data"], "classes": "${data.num_classes}"}
+        what = {"key": keys["data"], "classes": "${data.num_classes}", "image": list(image)}
+        values["data.load"] = {"_target_": DATA_IN_MEMORY, **what}
     if classes is not None:
         values["data.load.classes"] = list(classes)
     return values
@@ -249,24 +269,9 @@ def _refuse_shapes(
     std: Sequence[float] | None,
     classes: Sequence[str] | None,
 ) -> None:
-    if len(image) != 3 or image[1] != image[2]:
-        raise UserError(f"image={tuple(image)}: expected (channels, height, width) with equal height and width")
+    if len(image) != 3 or not all(type(n) is int and n > 0 for n in image):
+        raise UserError(f"image={tuple(image)}: expected three whole numbers, (channels, height, width)")
     if (mean is None) != (std is None):
         raise UserError("mean and std belong together: give both, or none if the teacher takes images in [0, 1]")
     if classes is not None and len(classes) != num_classes:
         raise UserError(f"classes: {len(classes)} names for num_classes={num_classes}")
-
-
-def _refuse_data(data: tuple[Tensor, Tensor], num_classes: int, image: tuple[int, int, int]) -> None:
-    images, labels = data
-    if images.dtype != torch.uint8 or tuple(images.shape[1:]) != tuple(image):
-        raise UserError(
-            f"data: images are {str(images.dtype).removeprefix('torch.')} {tuple(images.shape)}, expected uint8 images "
-            f"(N, {', '.join(map(str, image))}); (x * 255).round().byte() makes them from x in [0, 1]"
-        )
-    if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
-        raise UserError(
-            f"data: labels are {str(labels.dtype).removeprefix('torch.')} {tuple(labels.shape)}, expected labels int64 "
-            f"(N,) for {len(images)} images"
-        )
-    check_labels("data", labels, num_classes)

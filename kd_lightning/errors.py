@@ -17,6 +17,10 @@ class DataError(UserError):
     """A data set is missing, incomplete or unreadable."""
 
 
+class SizeError(DataError, ValueError):
+    """A network takes or makes no images of this height and width."""
+
+
 class TeacherError(UserError):
     """A teacher's weights do not fit, or it does not know what it should."""
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from kd_lightning.cli import evaluate, predict
-from kd_lightning.data.datasets import folder as folders
+from kd_lightning.data.datasets import image_files
 from kd_lightning.data.datasets.digits import load as load_digits
 from kd_lightning.errors import UserError
 from kd_lightning.results.student_files import load_student
@@ -54,7 +54,7 @@ def test_images_are_cut_as_training_images_are(finished: Path, tmp_path: Path) -
     file = tmp_path / "wide.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (30, 50, 3), dtype=np.uint8)).save(file)
     student = load_student(finished)
-    pixels = torch.from_numpy(folders.decode(file, size=8, channels=1))[None].float() / 255
+    pixels = torch.from_numpy(image_files.decode(file, size=8, channels=1))[None].float() / 255
     (prediction,) = predict.predictions(student, [file])
     assert prediction.confidence == pytest.approx(float(student(pixels).detach().softmax(1).max()), abs=1e-5)
 

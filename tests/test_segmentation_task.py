@@ -12,8 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from kd_lightning.core.inference import at_once, predict
 from kd_lightning.core.segmentation import Segmentation, class_ious, pixel_confusion
+from kd_lightning.core.sides import sides
 from kd_lightning.core.tasks import evaluate, kept, task_of
-from kd_lightning.data.dataset import Dataset, Split, hold_out, sides
+from kd_lightning.data.dataset import Dataset, Split, hold_out
 from kd_lightning.data.load import dataset_digest
 from kd_lightning.errors import ConfigError, DataError
 

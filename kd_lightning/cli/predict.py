@@ -23,7 +23,7 @@ from kd_lightning.core.palette import colours
 from kd_lightning.core.segmentation import Segmentation
 from kd_lightning.core.strangers import in_a_line
 from kd_lightning.core.tasks import Regression, task_of
-from kd_lightning.data.datasets.folder import ENCODINGS, decode, decode_whole
+from kd_lightning.data.datasets.image_files import ENCODINGS, decode, decode_whole
 from kd_lightning.errors import UserError
 from kd_lightning.results.student_files import Student, load_student
 from kd_lightning.store.artifacts import writing
@@ -74,8 +74,7 @@ def predictions(student: Student, files: Sequence[Path], *, batch_size: int = 25
         files: images of any format and size.
         batch_size: number of files decoded and predicted at a time.
     """
-    channels, *shape = student.card["image_shape"]
-    size = shape[0]
+    channels, *size = student.card["image_shape"]
     device = "cuda" if torch.cuda.is_available() else "cpu"
 
     def pixels(file: Path) -> np.ndarray | str:
@@ -84,7 +83,7 @@ def predictions(student: Student, files: Sequence[Path], *, batch_size: int = 25
         except Exception as error:  # Pillow's plugins raise nearly anything on damaged files
             return in_a_line(error)
 
-    batch_size = max(1, min(batch_size, PIXELS // (channels * size * size)))
+    batch_size = max(1, min(batch_size, PIXELS // (channels * size[0] * size[1])))
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         for start in range(0, len(files), batch_size):
             chunk = files[start : start + batch_size]

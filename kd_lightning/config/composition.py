@@ -53,7 +53,7 @@ class TeacherSettings:
     std: tuple[float, ...]
     class_order: tuple[int, ...] | None
     outputs: str
-    size: int | None
+    size: int | tuple[int, int] | None
     access: str
     decimals: int | None
     k: int

@@ -13,15 +13,24 @@ from kd_lightning.config import references
 from kd_lightning.config.groups import members
 from kd_lightning.errors import ConfigError
 
+NUMBERS = "numbers"
+
 
 def register() -> None:
     """Register ``${kd.*}`` with OmegaConf, and overrides below references with Hydra."""
     references.register()
     OmegaConf.register_new_resolver("kd.count_classes", _count_classes, replace=True)
     OmegaConf.register_new_resolver("kd.count_pixel_classes", _count_pixel_classes, replace=True)
+    OmegaConf.register_new_resolver("kd.count_labels", _count_labels, replace=True)
+    OmegaConf.register_new_resolver("kd.count_named", _count_named, replace=True)
+    OmegaConf.register_new_resolver("kd.count_saved", _count_saved, replace=True)
+    OmegaConf.register_new_resolver("kd.numbers", _numbers, replace=True)
+    OmegaConf.register_new_resolver("kd.first_of", _first_of, replace=True)
+    OmegaConf.register_new_resolver("kd.length", _length, replace=True)
     OmegaConf.register_new_resolver("kd.repeat", _repeat, replace=True)
     OmegaConf.register_new_resolver("kd.if", _if, replace=True)
     OmegaConf.register_new_resolver("kd.times", _times, replace=True)
+    OmegaConf.register_new_resolver("kd.image", _image, replace=True)
     OmegaConf.register_new_resolver("kd.plus", _plus, replace=True)
     OmegaConf.register_new_resolver("kd.merged", _merged, replace=True)
     OmegaConf.register_new_resolver("kd.flips", _flips, replace=True)
@@ -40,6 +49,46 @@ def _count_pixel_classes(file: str) -> int:
     from kd_lightning.data.classes import count_pixel_classes
 
     return count_pixel_classes(file)
+
+
+def _count_labels(file: str, column: str | None, classes: Any, labels: str) -> int:
+    """Outputs of a network for the labels in a table: one for numbers, else the classes given or found."""
+    from kd_lightning.data.table_rows import label_names
+
+    return 1 if labels == NUMBERS else len(classes or label_names(file, column))
+
+
+def _count_named(root: str, pattern: str, classes: Any, labels: str) -> int:
+    """The same for labels in the names of files."""
+    from kd_lightning.data.table_rows import pattern_names
+
+    return 1 if labels == NUMBERS else len(classes or pattern_names(root, pattern))
+
+
+def _count_saved(root: str, classes: Any) -> int:
+    """Classes of a folder that Hugging Face's ``datasets`` saved, given or found."""
+    from kd_lightning.data.table_rows import saved_names
+
+    return len(classes or saved_names(root))
+
+
+def _numbers(labels: str, low: Any, high: Any, unit: str) -> DictConfig | None:
+    """The task of labels that are numbers, None where they are classes."""
+    if labels not in ("classes", NUMBERS):
+        raise ConfigError(f"data.labels={labels}: expected classes or numbers")
+    if labels != NUMBERS:
+        return None
+    if low is None or high is None:
+        raise ConfigError("data.labels=numbers: say which there can be, with data.low=... and data.high=...")
+    return OmegaConf.create({"_target_": "kd_lightning.core.tasks.Regression", "low": low, "high": high, "unit": unit})
+
+
+def _first_of(value: Any, other: Any) -> Any:
+    return other if value is None else value
+
+
+def _length(value: Any, other: int) -> int:
+    return other if value is None else len(value)
 
 
 def _sweep() -> str | None:
@@ -62,8 +111,17 @@ def _if(condition: bool, yes: Any, no: Any) -> Any:
     return yes if condition else no
 
 
-def _times(value: float, factor: float) -> float:
+def _times(value: Any, factor: float) -> Any:
+    """A number, or each of a list, times ``factor``."""
+    if isinstance(value, ListConfig | list):
+        return OmegaConf.create([_times(each, factor) for each in value])
     return type(value)(value * factor)
+
+
+def _image(channels: int, size: Any) -> ListConfig:
+    """[C, H, W] of images whose ``size`` is one number, or height and width."""
+    both = list(size) if isinstance(size, ListConfig | list) else [size, size]
+    return OmegaConf.create([channels, *both])
 
 
 def _plus(value: float | None, more: float | None) -> float:
@@ -73,7 +131,9 @@ def _plus(value: float | None, more: float | None) -> float:
 
 
 def _by_size(size: Any, small: Any, middle: Any, large: Any) -> Any:
-    """The value for images of about 32, 64 or 128 pixels, whichever is nearest."""
+    """The value for images whose shorter side is about 32, 64 or 128 pixels, whichever is nearest."""
+    if isinstance(size, ListConfig | list) and all(isinstance(side, int) for side in size):
+        size = min(size, default=0)
     if not isinstance(size, int) or size < 48:  # an invalid size is reported elsewhere
         return small
     return middle if size < 96 else large

@@ -49,7 +49,7 @@ KEYS: dict[str, Any] = {
     "teacher.std": list[float],
     "teacher.class_order": list[int] | None,
     "teacher.outputs": Literal[KINDS],
-    "teacher.size": int | None,
+    "teacher.size": int | list[int] | None,
     "teacher.access": Literal[LEVELS],
     "teacher.decimals": int | None,
     "teacher.k": int,

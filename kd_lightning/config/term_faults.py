@@ -14,8 +14,8 @@ import torch
 from kd_lightning.config.composition import Training
 from kd_lightning.config.node import UNKNOWN, Node, located, thaw
 from kd_lightning.config.signatures import as_dict, signature_faults
+from kd_lightning.core.sides import sides
 from kd_lightning.core.taps import OUTPUT, Taps, find
-from kd_lightning.data.dataset import sides
 from kd_lightning.errors import ConfigError
 from kd_lightning.methods.real_data.distill import Distill
 from kd_lightning.methods.real_data.terms import Term

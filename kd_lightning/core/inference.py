@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from kd_lightning.core.mapped import let_go
+
 BATCH = 500
 """Most images of a batch."""
 PIXELS = 1 << 19
@@ -40,8 +42,12 @@ def predict(
 
     def outputs() -> Tensor:
         batches = images.split(at_once(images) if keep else BATCH)
-        found = (net(batch.to(device).float() / 255).float() for batch in batches)
-        return torch.cat([(keep(output) if keep else output).cpu() for output in found])
+        found = []
+        for batch in batches:
+            output = net(batch.to(device).float() / 255).float()
+            found.append((keep(output) if keep else output).cpu())
+            let_go(batch)
+        return torch.cat(found)
 
     if not isinstance(net, nn.Module):
         return outputs()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kd_lightning.core.segmentation import Segmentation
+from kd_lightning.core.sides import Size, sides
 from kd_lightning.core.tasks import Classification, Regression, Task
 from kd_lightning.errors import DataError
 
@@ -18,11 +19,16 @@ from kd_lightning.errors import DataError
 class Split:
     """One part of a set: ``images`` uint8 (N,C,H,W) and ``labels``.
 
-    Labels are (N,), int64 classes or float32 in their unit, or maps (N,H,W), uint8.
+    Labels are (N,), int64 classes or float32 in their unit, or maps (N,H,W), uint8; None where nobody gave any.
     """
 
     images: Tensor
-    labels: Tensor
+    labels: Tensor = None  # type: ignore[assignment]  # what needs them asks ``labelled`` first
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the images have labels."""
+        return self.labels is not None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -69,7 +75,7 @@ class Dataset:
         task = self.task or Classification(len(self.classes))
         object.__setattr__(self, "task", task)
         for part in ("train", "val", "test"):
-            if (split := getattr(self, part)) is None:
+            if (split := getattr(self, part)) is None or not split.labelled:
                 continue
             if isinstance(task, Regression):
                 task.check_labels(f"{self.name}/{part}", split.labels)
@@ -130,16 +136,33 @@ def hold_out(train: Split, size: int | float, *, seed: int = 0) -> tuple[Split, 
     Raises:
         DataError: ``size`` leaves one of the two parts without images.
     """
-    total = len(train)
+    held = held_out(train.labels if train.labelled else None, len(train), size, seed=seed)
+    kept, left = (Split(train.images[rows], train.labels[rows] if train.labelled else None) for rows in (~held, held))  # type: ignore[arg-type]
+    return kept, left
+
+
+def held_out(labels: Tensor | None, total: int, size: int | float, *, seed: int = 0, key: str = "val") -> Tensor:
+    """Which of ``total`` images :func:`hold_out` takes, bool (total,).
+
+    Args:
+        labels: (total,) classes, which are then held out in proportion; numbers, maps or None count as one class.
+        total: number of images.
+        size: their number (int) or their share (float in (0,1)).
+        seed: of the choice within each class.
+        key: setting of ``data`` that gives the size, for the message.
+
+    Raises:
+        DataError: ``size`` leaves one of the two parts without images.
+    """
     wanted = round(size * total) if isinstance(size, float) else size
     if not 0 < wanted < total:
         raise DataError(
-            f"cannot hold out {size} of {total} training images: choose data.val as a share between 0 and 1, "
-            f"as a number from 1 to {total - 1}, or 0 for no validation images"
+            f"cannot hold out {size} of {total} training images: choose data.{key} as a share between 0 and 1, "
+            f"as a number from 1 to {total - 1}, or 0 for none"
         )
     generator = torch.Generator().manual_seed(seed)
-    stratified = train.labels.dim() == 1 and not train.labels.is_floating_point()
-    classes = train.labels if stratified else torch.zeros(total, dtype=torch.long)
+    stratified = labels is not None and labels.dim() == 1 and not labels.is_floating_point()
+    classes = labels if labels is not None and stratified else torch.zeros(total, dtype=torch.long)
     counts = torch.bincount(classes)
     exact = [int(count) * wanted / total for count in counts]
     quota = [int(share) for share in exact]
@@ -151,22 +174,10 @@ def hold_out(train: Split, size: int | float, *, seed: int = 0) -> tuple[Split, 
     for label, take in enumerate(quota):
         members = (classes == label).nonzero().squeeze(1)
         held[members[torch.randperm(len(members), generator=generator)[:take]]] = True
-    return Split(train.images[~held], train.labels[~held]), Split(train.images[held], train.labels[held])
+    return held
 
 
-def sides(size: int | Sequence[int]) -> tuple[int, int]:
-    """Height and width that ``data.size`` gives: one number for both, or the two.
-
-    Raises:
-        DataError: it is neither.
-    """
-    both = (size, size) if isinstance(size, int) else tuple(size)
-    if len(both) != 2 or min(both) < 1:
-        raise DataError(f"data.size={list(both)}: expected one number, or height and width, such as [90,120]")
-    return both[0], both[1]
-
-
-def fit_to(images: Tensor, *, size: int | Sequence[int], channels: int) -> Tensor:
+def fit_to(images: Tensor, *, size: Size, channels: int) -> Tensor:
     """Convert uint8 images to (N,channels,height,width), where ``size`` is both or the two of them.
 
     Grey is 0.299 R + 0.587 G + 0.114 B; grey becomes RGB by repetition. Images are resized bilinearly with

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 
+from kd_lightning.core.mapped import let_go
 from kd_lightning.core.segmentation import Segmentation
 from kd_lightning.data.dataset import Dataset
 from kd_lightning.errors import DataError
@@ -30,8 +31,11 @@ def dataset_digest(dataset: Dataset) -> str:
     total = hashlib.sha256(json.dumps(said).encode())
     for split in (dataset.train, dataset.val, dataset.test):
         if split is not None:
-            total.update(split.images.contiguous().numpy().data)
-            total.update(split.labels.contiguous().numpy().data)
+            for images in split.images.split(1024):
+                total.update(images.contiguous().numpy().data)
+                let_go(images)
+            if split.labelled:
+                total.update(split.labels.contiguous().numpy().data)
     if dataset.unlabelled is not None:
         total.update(dataset.unlabelled.contiguous().numpy().data)
     return total.hexdigest()[:12]

@@ -1,4 +1,4 @@
-"""Batches from tensors on the device: shuffled, sharded and augmented there, and resumable at any batch."""
+"""Batches from tensors on the device or in a file: shuffled, sharded and augmented, and resumable at any batch."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kd_lightning.core.mapped import is_mapped, let_go
 from kd_lightning.data.batches import Batch
 from kd_lightning.data.joint import moves_labels, refuse_apart
 from kd_lightning.errors import ConfigError, DataError
@@ -19,7 +20,7 @@ Mix = Callable[[Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]]
 
 
 class TensorLoader:
-    """A loader for data sets that fit in memory.
+    """A loader for data sets that fit in memory, or whose images are mapped from a file.
 
     The order of a pass over the set depends on the seed, the epoch and the number of the pass in that epoch; the
     augmentation of a batch depends on these, the batch's number and the rank. So the state is a few numbers, and
@@ -46,7 +47,7 @@ class TensorLoader:
         rank: of this process.
         world: number of processes.
         drop_last: leave out the last batch if it is smaller.
-        device: where the tensors are kept and batches are made.
+        device: where the tensors are kept and batches are made; mapped images stay in their file.
 
     Raises:
         DataError: no images.
@@ -79,6 +80,7 @@ class TensorLoader:
         if len(images) == 0:
             raise DataError("a loader needs at least one image, but the set is empty")
         self.images, self.labels, self.answers = images, labels, answers
+        self.streamed = is_mapped(images)
         self.batch_size, self.shuffle, self.drop_last = batch_size, shuffle, drop_last
         self.augment, self.mix = tuple(augment), mix
         self.seed, self.rank, self.world = seed, rank, world
@@ -94,7 +96,7 @@ class TensorLoader:
     def to(self, device: torch.device | str) -> TensorLoader:
         """Move the tensors to ``device``, where batches are made."""
         self.device = torch.device(device)
-        self.images = self.images.to(self.device)
+        self.images = self.images if self.streamed else self.images.to(self.device)
         self.labels = None if self.labels is None else self.labels.to(self.device)
         self.answers = None if self.answers is None else self.answers.to(self.device)
         return self
@@ -168,7 +170,9 @@ class TensorLoader:
         return self.seed, self.epoch, self.turn
 
     def _batch(self, index: Tensor, rng: torch.Generator) -> Batch:
-        x = self.images.index_select(0, index).float().div_(255)
+        x = self.images.index_select(0, index.to(self.images.device)).to(self.device).float().div_(255)
+        if self.streamed:
+            let_go(self.images)
         y = None if self.labels is None else self.labels.index_select(0, index)
         if y is not None and not y.is_floating_point():
             y = y.long()

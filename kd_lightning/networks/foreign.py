@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kd_lightning.core.sides import Size
 from kd_lightning.core.strangers import in_a_line
 from kd_lightning.errors import TeacherError
 from kd_lightning.networks.outputs import resized
@@ -26,13 +27,13 @@ class Foreign(nn.Module):
         net: the network.
         mean: per channel.
         std: per channel.
-        size: pixels; None for images of any size.
+        size: height and width in pixels, or one number for both; None for images of any size.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, net: nn.Module, *, mean: Sequence[float], std: Sequence[float], size: int | None) -> None:
+    def __init__(self, net: nn.Module, *, mean: Sequence[float], std: Sequence[float], size: Size | None) -> None:
         super().__init__()
         self.net, self.size = net, size
         self.register_buffer("mean", torch.tensor(list(mean)).view(-1, 1, 1))
@@ -110,7 +111,7 @@ def timm(name: str, pretrained: bool = True, **settings: Any) -> nn.Module:
     """
     net = _library("timm").create_model(name, pretrained=pretrained, **settings)
     config: Any = net.pretrained_cfg
-    return Foreign(net, mean=config["mean"], std=config["std"], size=config["input_size"][-1])
+    return Foreign(net, mean=config["mean"], std=config["std"], size=config["input_size"][-2:])
 
 
 def huggingface(name: str, **settings: Any) -> nn.Module:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 from torchvision.models.resnet import ResNet as TorchvisionResNet
 
+from kd_lightning.core.sides import Size, sides
 from kd_lightning.networks.classifiers.stem import Stem, stem_conv, stem_pool
 
 
@@ -50,21 +51,22 @@ def feature_trunk(*, in_channels: int = 3, stem: Stem = "full") -> ResNetTrunk:
 class ConvTrunk(nn.Sequential):
     """3x3 convolutions of stride 2 with BatchNorm and ReLU, flattened; for digits.
 
-    (N, in_channels, size, size) -> (N, features), with ``features`` = widths[-1] * (size / 2^len(widths))^2.
+    (N, in_channels, H, W) -> (N, features), with ``features`` = widths[-1] * H * W / 4^len(widths).
 
     Args:
         in_channels: of the image.
-        size: height and width.
+        size: height and width, or one number for both.
         widths: of the convolutions.
     """
 
-    def __init__(self, *, in_channels: int = 1, size: int = 16, widths: Sequence[int] = (32, 64)) -> None:
+    def __init__(self, *, in_channels: int = 1, size: Size = 16, widths: Sequence[int] = (32, 64)) -> None:
+        tall, wide = sides(size)
         layers: list[nn.Module] = []
         for inputs, outputs in zip((in_channels, *widths), widths, strict=False):
             layers += [nn.Conv2d(inputs, outputs, 3, 2, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
-            size = -(-size // 2)
+            tall, wide = -(-tall // 2), -(-wide // 2)
         super().__init__(*layers, nn.Flatten())
-        self.features = widths[-1] * size**2
+        self.features = widths[-1] * tall * wide
 
 
 class ImageToLabel(nn.Module):

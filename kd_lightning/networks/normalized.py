@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from kd_lightning.core.sides import Size
 from kd_lightning.networks.outputs import as_logits, one_tensor, resized
 
 
@@ -22,7 +23,8 @@ class Normalized(nn.Module):
         class_order: ``class_order[i]`` is the index of the output of ``net`` for class i; None keeps the order.
         outputs: what ``net`` answers with, see :func:`~kd_lightning.networks.outputs.as_logits`; its output may be
             any that :func:`~kd_lightning.networks.outputs.one_tensor` takes.
-        size: pixels of the images that ``net`` takes; others are resized. None leaves them.
+        size: height and width of the images that ``net`` takes, or one number for both; others are resized. None
+            leaves them.
     """
 
     mean: Tensor
@@ -36,7 +38,7 @@ class Normalized(nn.Module):
         std: Sequence[float],
         class_order: Sequence[int] | None = None,
         outputs: str = "logits",
-        size: int | None = None,
+        size: Size | None = None,
     ) -> None:
         super().__init__()
         self.net = net

@@ -10,6 +10,7 @@ import torch.fx
 import torch.nn.functional as F
 from torch import Tensor
 
+from kd_lightning.core.sides import Size, sides
 from kd_lightning.errors import TeacherError
 
 Kind = Literal["logits", "probabilities", "sigmoid", "one_logit"]
@@ -84,8 +85,13 @@ def kind_of(output: Tensor, classes: int) -> Kind:
     return "sigmoid" if within and saturated else "logits"
 
 
-def resized(x: Tensor, size: int | None) -> Tensor:
-    """Images (N, C, H, W) at ``size`` pixels, bilinear with antialiasing; unchanged if None or if they have it."""
-    if size is None or tuple(x.shape[2:]) == (size, size):
+def resized(x: Tensor, size: Size | None) -> Tensor:
+    """Images (N, C, H, W) resized to ``size``, bilinear with antialiasing; unchanged if None or if they have it.
+
+    Args:
+        x: the images.
+        size: height and width, or one number for both.
+    """
+    if size is None or tuple(x.shape[2:]) == sides(size):
         return x
-    return F.interpolate(x, (size, size), mode="bilinear", antialias=True, align_corners=False)
+    return F.interpolate(x, sides(size), mode="bilinear", antialias=True, align_corners=False)

@@ -199,7 +199,7 @@ class Planner:
         many = "pairs" if "pairs" in node else "images"
         if kind != "pool" or many not in node:
             raise UserError(f"plan: {node.target} makes {kind}, and no plan knows how long that takes")
-        number = node[many] or len(context.real())
+        number = node[many] or len(context.real(labels=False))
         each = tried = 0  # queries per image; none for a generator
         few = max([node.get(key) or 0 for key in ("inverted", "impressions", "batch_size")])
         if "steps" in node:

@@ -91,7 +91,7 @@ class Student(Normalized):
         if tuple(x.shape[1:]) != wanted and not free:
             if not self.resize:
                 raise UserError(f"{said}, got {tuple(x.shape)}: student.resize = True resizes them to {shape}")
-            x = resized(x, wanted[1])
+            x = resized(x, wanted[1:])
         if len(x):
             low, high = (float(v) for v in x.detach().aminmax())
             if not (low >= -FAR and high <= 1 + FAR):  # false for NaN as well
@@ -197,11 +197,8 @@ def _refuse_card(card: Mapping[str, Any], *, trust: bool) -> None:
     if not (isinstance(shape, list) and len(shape) == 3 and all(type(n) is int for n in shape)):
         raise ValueError("image_shape: expected three whole numbers")
     task = task_of(card)
-    oblong = isinstance(task, Segmentation)  # others see squares
-    fits = (oblong or shape[1] == shape[2]) and all(1 <= side <= LARGEST_SIDE for side in shape[1:])
-    if not 1 <= shape[0] <= 16 or not fits:
-        what = f"sides of at most {LARGEST_SIDE}" if oblong else f"a square of at most {LARGEST_SIDE}"
-        raise ValueError(f"image_shape: expected up to 16 channels and {what} pixels")
+    if not 1 <= shape[0] <= 16 or not all(1 <= side <= LARGEST_SIDE for side in shape[1:]):
+        raise ValueError(f"image_shape: expected up to 16 channels and sides of at most {LARGEST_SIDE} pixels")
     if not (isinstance(classes, list) and all(isinstance(name, str) for name in classes)):
         raise ValueError("classes: expected a list of names")
     for values in statistics:

@@ -70,9 +70,9 @@ def tested(
             ious |= iou_by_class(name, dataset, output)
             if name == "test":
                 outputs = output
-                for line in shortcomings(task, output, test.labels, dataset.classes):
+                for line in shortcomings(task, output, test.labels, dataset.classes) if test.labelled else ():
                     keep(line)
-            if name == "test" and collectives.rank() == 0:
+            if name == "test" and test.labelled and collectives.rank() == 0:
                 draw_answers(work / "plots", bench.boards, dataset, output, test.labels, answers)
         metrics |= {f"{name}/{k}": v for k, v in measured.items()}
         if name == "test" and composition.result_name:
@@ -80,16 +80,17 @@ def tested(
     for name, net in _adapted(fits).items():
         measured = (
             {}
-            if test is None
+            if test is None or not test.labelled
             else evaluate(task, predict(net, test.images, device=composition.device), test.labels, None)
         )
         metrics |= {f"{name}/{k}": measured.get(k) for k in task.metrics()}
+    labelled = test if test is not None and test.labelled else None
     for name, node in composition.metrics.items():
         measure = node.build()
         if isinstance(measure, Metric):
-            metrics |= {} if outputs is None or test is None else _counted(name, measure, outputs, test.labels)
+            metrics |= {} if outputs is None or labelled is None else _counted(name, measure, outputs, labelled.labels)
         else:
-            metrics |= _further(name, measure, student, fits.teacher, test, composition.device, work / "samples")
+            metrics |= _further(name, measure, student, fits.teacher, labelled, composition.device, work / "samples")
     metrics |= {f"gate/{name}": gate["value"] for name, gate in student.report.get("pool", {}).get("gates", {}).items()}
     told = ("generated/agreement", "chosen/")
     metrics |= {key: value for key, value in student.report.items() if key.startswith(told)}

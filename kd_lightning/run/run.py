@@ -21,7 +21,7 @@ from kd_lightning.config.signatures import own_code, versions
 from kd_lightning.core.notices import keep, notice, noticing
 from kd_lightning.core.strangers import read_json
 from kd_lightning.data.dataset import Dataset
-from kd_lightning.data.datasets.folder import counted
+from kd_lightning.data.datasets.image_files import counted
 from kd_lightning.data.load import dataset_digest
 from kd_lightning.distributed import collectives, decisions
 from kd_lightning.distributed.device import fast_precision
@@ -211,6 +211,8 @@ def _notice_data(dataset: Dataset) -> None:
         keep(f"files of kinds that are not read were left out: {counted(dataset.unread)}; convert them to .png or .jpg")
     if dataset.skipped:
         keep(f"{dataset.skipped:,} files that cannot be decoded were left out (data.skip_bad=true)")
+    if dataset.test is not None and not dataset.test.labelled:
+        keep(f"the test images of data={dataset.name} have no labels: only agreement with the teacher is measured")
     if dataset.test is None:
         keep(f"data={dataset.name} has no test images, so nothing is measured on them: add a folder test")
 

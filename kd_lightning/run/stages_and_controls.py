@@ -18,7 +18,7 @@ from kd_lightning.teachers.white_box import FrozenTeacher
 def control_of(
     control: Training, dataset: Dataset, teacher: TeacherHandle | None, student: FitResult
 ) -> Training | None:
-    """The training of a control; None where it is impossible, such as on real labels without data.
+    """The training of a control; None where it is impossible, such as on real labels without data or without labels.
 
     Args:
         control: from the composition.
@@ -29,6 +29,9 @@ def control_of(
     if control.asks and control.taught_by is None and (teacher is None or not teacher.white):
         return None
     if not control.asks and dataset.train is None:
+        return None
+    unlabelled = dataset.train is not None and not dataset.train.labelled
+    if unlabelled and "source.labels" in control.method.requirements() and "load" not in control.source:
         return None
     images = None if dataset.train is None else len(dataset.train)
     return control.stretched(student.report["student_updates"], images, collectives.world())

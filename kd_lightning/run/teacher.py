@@ -158,7 +158,7 @@ def obtain_teacher(
         if settings.access == "white":
             dataset = bench.dataset  # the test of two domains is not of the images it knows
             labelled = dataset.val or (dataset.test if dataset.unlabelled is None else dataset.train)
-            if settings.check and labelled is not None:
+            if settings.check and labelled is not None and labelled.labelled:
                 diagnose(net, labelled, task=bench.task, device=device, trained=kept is not None)
             if settings.check and kept is None:
                 refuse_constant(net, _some_images(bench.dataset), device=device)
@@ -299,6 +299,11 @@ def _trained(
         raise TeacherError(
             f"data={bench.dataset.name} has no training images to train a teacher on: "
             "give the teacher's weights with teacher.weights=FILE"
+        )
+    if not bench.dataset.train.labelled:
+        raise TeacherError(
+            f"data={bench.dataset.name} has no labels to train a teacher on: give the teacher's weights with "
+            "teacher.weights=FILE"
         )
     assert settings.training is not None
     fitted = train(settings.training, bench, phase="teacher")

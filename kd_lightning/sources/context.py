@@ -63,16 +63,24 @@ class Context:
         layout = torch.channels_last if self.memory_format == "channels_last" else torch.contiguous_format
         return net.to(self.device, memory_format=layout)  # type: ignore[call-overload]
 
-    def real(self) -> Split:
+    def real(self, *, labels: bool = True) -> Split:
         """The training images.
 
+        Args:
+            labels: whether they need labels.
+
         Raises:
-            DataError: there are none.
+            DataError: there are none, or they have no labels.
         """
         if self.dataset.train is None:
             raise DataError(
                 f"data={self.dataset.name} has no training images, but this source needs them. "
                 "Use a method that generates its own (method=dafl), or give the data a train folder"
+            )
+        if labels and not self.dataset.train.labelled:
+            raise DataError(
+                f"data={self.dataset.name} has no labels, and these are trained on: method=kd method.label=0 needs the "
+                "teacher's answers only, data=image_folder and data=table read labels"
             )
         return self.dataset.train
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from kd_lightning.core.sides import sides
 from kd_lightning.data.batches import Batch
-from kd_lightning.data.dataset import sides
 from kd_lightning.sources.context import Context
 from kd_lightning.sources.data_free import Rounds
 

@@ -30,14 +30,14 @@ class Queried:
 
     def prepare(self, context: Context) -> TensorLoader:
         """Query, or read earlier answers; raises what :func:`ask` does."""
-        split = context.real()
+        split = context.real(labels="source.labels" in context.needs)
         order = torch.randperm(len(split), generator=torch.Generator().manual_seed(self.seed))
         index = order[: self.images].sort().values
         answered, answers = ask(context, split.images[index])
         index = index[answered]
         return context.serve(
             split.images[index],
-            split.labels[index],
+            split.labels[index] if split.labelled else None,
             answers=answers,
             batch_size=self.batch_size,
             augment=self.augment,

@@ -27,8 +27,8 @@ class Real:
         self.batch_size, self.augment = batch_size, augment
 
     def prepare(self, context: Context) -> TensorLoader:
-        """A loader of labelled images."""
-        split = context.real()
+        """A loader of the images, with labels where there are any."""
+        split = context.real(labels="source.labels" in context.needs)
         return context.serve(split.images, split.labels, batch_size=self.batch_size, augment=self.augment)
 
 

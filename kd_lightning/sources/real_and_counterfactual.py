@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from kd_lightning.data.batches import CounterfactualBatch
-from kd_lightning.data.datasets.folder import decoded
+from kd_lightning.data.datasets.decoding import decoded
 from kd_lightning.data.loader import Augmentation, TensorLoader
 from kd_lightning.errors import DataError
 from kd_lightning.sources.context import Context
@@ -51,7 +51,7 @@ class RealAndCounterfactual:
         """A resumable loader of both."""
         split = context.real()
         real = context.serve(split.images, split.labels, batch_size=self.batch_size, augment=self.augment)
-        channels, size, _ = context.dataset.image_shape
+        channels, *size = context.dataset.image_shape
         files, causes = labelled(self.folder, context.dataset.num_classes)
         images, _, _ = decoded(self.folder, files, size=size, channels=channels, store=context.store, skip_bad=False)
         return PairedLoader(real, images.to(context.device), causes.to(context.device), self)

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from kd_lightning.data.classes import folder_classes
-from kd_lightning.data.datasets import folder
+from kd_lightning.data.datasets import decoding, folder, image_files
 from kd_lightning.errors import DataError
 from kd_lightning.store.artifacts import Store
 
@@ -67,18 +67,18 @@ def test_the_middle_square_of_the_resized_image_is_kept(tmp_path):
     picture[:, 8:16] = (0, 255, 0)
     (tmp_path / "wide").mkdir()
     Image.fromarray(picture).save(tmp_path / "wide" / "a.png")
-    pixels = folder.decode(tmp_path / "wide" / "a.png", size=8, channels=3)
+    pixels = image_files.decode(tmp_path / "wide" / "a.png", size=8, channels=3)
     assert pixels.shape == (3, 8, 8)
     assert (pixels[1] == 255).all()
     assert pixels[0].max() == 0
-    small = folder.decode(tmp_path / "wide" / "a.png", size=4, channels=1)
+    small = image_files.decode(tmp_path / "wide" / "a.png", size=4, channels=1)
     assert small.shape == (1, 4, 4)
     assert (small[0, :, 1:3] == 150).all()  # 0.587 * 255, away from the blurred border
 
 
 def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path):
     Image.fromarray(np.full((4, 4), 0x8000, dtype=np.uint16)).save(tmp_path / "deep.png")
-    assert (folder.decode(tmp_path / "deep.png", size=4, channels=1) == 128).all()
+    assert (image_files.decode(tmp_path / "deep.png", size=4, channels=1) == 128).all()
 
 
 def truncate(path):
@@ -111,8 +111,8 @@ def test_a_truncated_jpeg_is_skipped_and_counted_when_asked(tmp_path):
 def test_a_class_without_a_readable_image_is_not_silently_lost(tmp_path):
     fill(tmp_path / "train", n=1)
     (tmp_path / "train" / "cat" / "0.png").write_bytes(b"")
-    with pytest.raises(DataError, match=r"no image in the class folder .*train/cat can be decoded"):
-        folder.load(root=tmp_path, size=8, skip_bad=True)
+    with pytest.raises(DataError, match=r"no image of class cat in the part train can be decoded"):
+        folder.load(root=tmp_path, size=8, skip_bad=True, val=0)
 
 
 def test_an_empty_class_folder_is_named(tmp_path):
@@ -153,8 +153,8 @@ def test_what_was_found_instead_of_class_folders_is_said(tmp_path, read):
 
 def test_decoded_images_are_kept_until_a_file_changes(tmp_path, monkeypatch):
     decoded = []
-    original = folder.decode
-    monkeypatch.setattr(folder, "decode", lambda path, **k: decoded.append(path.name) or original(path, **k))
+    original = image_files.decode
+    monkeypatch.setattr(decoding, "decode", lambda path, **k: decoded.append(path.name) or original(path, **k))
     fill(tmp_path / "data" / "train")
     store = Store(tmp_path / "store")
 
@@ -267,5 +267,5 @@ def test_a_picture_is_read_as_the_camera_was_held(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 3  # upside down
     picture.save(tmp_path / "a.png", exif=exif)
-    assert folder.decode(tmp_path / "a.png", size=8, channels=1)[0, 0, 0] == 0
-    assert folder.decode(tmp_path / "a.png", size=8, channels=1)[0, 7, 0] == 255
+    assert image_files.decode(tmp_path / "a.png", size=8, channels=1)[0, 0, 0] == 0
+    assert image_files.decode(tmp_path / "a.png", size=8, channels=1)[0, 7, 0] == 255

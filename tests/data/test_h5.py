@@ -109,7 +109,10 @@ def test_chunks_make_no_difference(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 WRONG = {
     "no labels": ({"labels_train": None}, r"has no labels_train: found images_test, images_train, labels_test"),
     "channels last": ({"images_train": pixels(20, 8, 8, 3)}, r"images_train is uint8 \(20, 8, 8, 3\), .*\(N,C,H,W\)"),
-    "not square": ({"images_train": pixels(20, 3, 8, 6)}, "as high as wide"),
+    "not square": (
+        {"images_train": pixels(20, 3, 8, 6)},
+        r"images are 8x6, which 8x8 would distort: set data\.size=\[8,6\]",
+    ),
     "in [0, 1]": ({"images_test": pixels(6, 3, 8, 8) / 255}, r"images_test holds nothing above .*multiply it by 255"),
     "in [-1, 1]": ({"images_test": pixels(6, 3, 8, 8) / 127.5 - 1}, r"images_test holds -1 to 1, expected 0 to 255"),
     "16 bits": ({"images_test": pixels(6, 3, 8, 8).astype("u2") * 9}, r"holds 0 to 22\d\d, expected 0 to 255"),

@@ -17,8 +17,8 @@ from kd_lightning.config.node import thaw
 from kd_lightning.config.overrides import read, refusal, suggest
 from kd_lightning.config.requirements import KINDS, kind_of
 from kd_lightning.config.signatures import fits, wrong
+from kd_lightning.core.sides import sides
 from kd_lightning.core.tasks import Classification
-from kd_lightning.data.dataset import sides
 from kd_lightning.data.datasets.none import load as describe_data
 from kd_lightning.data.load import dataset_digest
 from kd_lightning.engine.data import load_data

@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from PIL import ImageColor
 from torch import Tensor
 
+from kd_lightning.core.sides import one_side
 from kd_lightning.data.dataset import Dataset, Split
 from kd_lightning.data.datasets.pools import pools, shares
 from kd_lightning.data.datasets.textures import drawn_textures, read_textures
@@ -100,6 +101,7 @@ def load(
     name = f"{kind}_{base}"
     places = shares(name, base, found, {"val": val, "train": train}, test, generators)
     draws = [Draws(len(pool), generator) for pool, generator in zip(found, generators, strict=True)]
+    size = one_side(size, of=f"data={name}")
     pictures = _textures(textures, size) if kind == "wildlife" else None
     parts: dict[str, Split | None] = {}
     for part, (number, chosen) in places.items():

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kd_lightning.core.segmentation import Segmentation
-from kd_lightning.data.dataset import Dataset, Split, fit_to, sides
+from kd_lightning.core.sides import sides
+from kd_lightning.data.dataset import Dataset, Split, fit_to
 from kd_lightning.data.datasets.pools import pools, shares
 from kd_lightning.errors import DataError
 

@@ -16,9 +16,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from kd_lightning.core.sides import Size, sides
 from kd_lightning.data.dataset import Dataset, Split, fit_to
 from kd_lightning.data.datasets.biased_digits import crops
-from kd_lightning.data.datasets.folder import ENCODINGS, decoded
+from kd_lightning.data.datasets.decoding import decoded
+from kd_lightning.data.datasets.image_files import ENCODINGS
 from kd_lightning.data.datasets.pools import pools
 from kd_lightning.data.datasets.rotated_digits import turned
 from kd_lightning.data.datasets.textures import drawn_textures
@@ -33,7 +35,7 @@ def load(
     *,
     base: str = "digits",
     root: str | Path = "data",
-    size: int = 8,
+    size: Size = 8,
     channels: int = 1,
     first: int = 900,
     count: int = 600,
@@ -54,7 +56,7 @@ def load(
     Args:
         base: scikit-learn's 1,797 digits, whose test is the last of the order; or MNIST, with its own test images.
         root: of MNIST's files.
-        size: side in pixels.
+        size: height and width in pixels, or one number for both.
         channels: 1 (grey) or 3 (RGB).
         first: place of the first training image.
         count: number of training images.
@@ -96,7 +98,7 @@ def load(
             continue
         images = found[pool].images[chosen]
         if degrees:
-            finer = fit_to(images, size=max(size, images.shape[-1]), channels=1)
+            finer = fit_to(images, size=[max(side, images.shape[-1]) for side in sides(size)], channels=1)
             images = turned(finer, torch.full((len(chosen),), degrees))
         images = fit_to(images, size=size, channels=channels)
         if grounds is not None:
@@ -125,7 +127,7 @@ def blended(images: Tensor, pictures: Tensor, places: Tensor, seed: int) -> Tens
     return (images.int() - ground.int()).abs().to(torch.uint8)
 
 
-def _pictures(ground: str | Path | None, store: Store | None, size: int, channels: int) -> Tensor:
+def _pictures(ground: str | Path | None, store: Store | None, size: Size, channels: int) -> Tensor:
     """Colour pictures, uint8 (K,3,S,S)."""
     if channels != 3:
         raise DataError(f"digit_domain: blended digits are in colour, set data.channels=3 (got {channels})")
@@ -138,4 +140,4 @@ def _pictures(ground: str | Path | None, store: Store | None, size: int, channel
             f"digit_domain: {folder} holds {len(files)} pictures, at least 2 are needed. Name a folder of pictures, or "
             "blend digits with drawn textures by data.ground=null or source.target.ground=null"
         )
-    return decoded(folder, files, size=max(SIDE, size), channels=3, store=store, skip_bad=False)[0]
+    return decoded(folder, files, size=max(SIDE, *sides(size)), channels=3, store=store, skip_bad=False)[0]

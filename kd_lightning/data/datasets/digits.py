@@ -5,14 +5,15 @@ from __future__ import annotations
 import torch
 from sklearn.datasets import load_digits
 
+from kd_lightning.core.sides import Size
 from kd_lightning.data.dataset import Dataset, Split, fit_to, hold_out
 
 
-def load(*, size: int = 8, val: float = 0.15, test: float = 0.2, seed: int = 0) -> Dataset:
+def load(*, size: Size = 8, val: float = 0.15, test: float = 0.2, seed: int = 0) -> Dataset:
     """Load the digits, grey, with values 0 to 16 scaled to 0 to 255.
 
     Args:
-        size: side in pixels.
+        size: height and width in pixels, or one number for both.
         val: share of all 1,797 images held out for validation; 0 for none.
         test: share of all 1,797 images held out for the test.
         seed: of the stratified split.

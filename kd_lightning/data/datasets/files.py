@@ -14,6 +14,7 @@ from filelock import FileLock
 from torch import Tensor
 from torchvision import datasets
 
+from kd_lightning.core.sides import Size
 from kd_lightning.core.strangers import in_a_line
 from kd_lightning.data.classes import class_names, split_folders
 from kd_lightning.data.dataset import Dataset, Split, fit_to, hold_out
@@ -78,7 +79,7 @@ def load(
     *,
     name: str,
     root: str | Path,
-    size: int,
+    size: Size,
     channels: int,
     val: int | float = 5000,
     train: int | None = None,
@@ -91,7 +92,7 @@ def load(
     Args:
         name: mnist, fashion_mnist, usps, cifar10, cifar100 or svhn.
         root: the folder that holds the files.
-        size: side in pixels; images of another size are resized bilinearly.
+        size: height and width in pixels, or one number for both; images of another size are resized bilinearly.
         channels: 1 (grey) or 3 (RGB).
         val: number or share of training images held out, always the same ones; 0 for none.
         train: number of the others to use, stratified by class and always the same ones; None for all.
@@ -149,7 +150,7 @@ def _from_folders(
     name: str,
     root: Path,
     public: Public,
-    size: int,
+    size: Size,
     channels: int,
     val: int | float,
     store: Store | None,

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from kd_lightning.core import strangers
+from kd_lightning.core.sides import Size, sides
 from kd_lightning.core.tasks import Regression
 from kd_lightning.data.dataset import Dataset, Split, fit_to, hold_out
 from kd_lightning.errors import DataError
@@ -27,7 +28,7 @@ def load(
     *,
     name: str,
     file: str | Path,
-    size: int,
+    size: Size,
     channels: int,
     task: Regression | None = None,
     num_classes: int | None = None,
@@ -41,7 +42,7 @@ def load(
     Args:
         name: what messages and tables call the set.
         file: the file.
-        size: side in pixels.
+        size: height and width in pixels, or one number for both.
         channels: 1 (grey) or 3 (RGB).
         task: the meaning of the labels; None for classes 0, 1, ...
         num_classes: number of classes, where there is no task.
@@ -84,8 +85,8 @@ def opened(file: Path) -> Any:
         return h5py.File(file, "r")
 
 
-def read_part(content: Any, part: str, *, size: int, channels: int) -> Split:
-    """One part of an open file: images uint8 (N,channels,size,size), labels float32 (N,) as stored.
+def read_part(content: Any, part: str, *, size: Size, channels: int) -> Split:
+    """One part of an open file: images uint8 (N,channels,H,W), labels float32 (N,) as stored.
 
     Raises:
         DataError: a key is missing or does not hold the expected numbers.
@@ -121,20 +122,26 @@ def _odd_node(content: Any, key: str, stored: int) -> str:
     return ""
 
 
-def _read_part(file: Path, content: Any, keys: Sequence[str], *, size: int, channels: int) -> Split:
+def _read_part(file: Path, content: Any, keys: Sequence[str], *, size: Size, channels: int) -> Split:
     pixels, labels = content[keys[0]], content[keys[1]]
     shape = tuple(pixels.shape)
-    if len(shape) != 4 or shape[1] not in (1, 3) or shape[2] != shape[3]:
+    if len(shape) != 4 or shape[1] not in (1, 3):
         raise DataError(
             f"{file}: {keys[0]} is {pixels.dtype} {shape}, expected numbers from 0 to 255 as (N,C,H,W), with 1 or 3 "
-            "channels and as high as wide"
+            "channels"
+        )
+    tall, wide = sides(size)
+    if shape[2] * wide != shape[3] * tall:
+        raise DataError(
+            f"{file}: images are {shape[2]}x{shape[3]}, which {tall}x{wide} would distort: set "
+            f"data.size=[{shape[2]},{shape[3]}]"
         )
     if labels.size != len(pixels):
         raise DataError(f"{file}: {keys[1]} is {labels.dtype} {labels.shape}, expected numbers ({len(pixels)},)")
     labels = np.asarray(labels)
     if not np.isfinite(labels).all():
         raise DataError(f"{file}: {keys[1]} holds NaN or infinity, expected numbers")
-    images = torch.empty(len(pixels), channels, size, size, dtype=torch.uint8)
+    images = torch.empty(len(pixels), channels, tall, wide, dtype=torch.uint8)
     largest = 0.0
     for start in range(0, len(pixels), ROWS):
         rows = pixels[start : start + ROWS]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from kd_lightning.core.sides import Size
 from kd_lightning.data.dataset import Dataset, hold_out
 from kd_lightning.data.datasets import folder, h5
 from kd_lightning.errors import DataError
@@ -18,7 +19,7 @@ def load(
     *,
     root: str | Path,
     num_classes: int = 100,
-    size: int = 128,
+    size: Size = 128,
     channels: int = 3,
     val: int | float = 0,
     test: int | float = 10000,
@@ -33,7 +34,7 @@ def load(
     Args:
         root: the folder that holds the file or the folder.
         num_classes: number of classes.
-        size: side in pixels.
+        size: height and width in pixels, or one number for both.
         channels: 1 (grey) or 3 (RGB).
         val: number or share of training images held out; 0 for none.
         test: number or share of a folder's images for the test; not used with the file or a folder ``test``.

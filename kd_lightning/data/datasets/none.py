@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kd_lightning.data.dataset import Dataset, sides
+from kd_lightning.core.sides import Size, sides
+from kd_lightning.data.dataset import Dataset
 
 
-def load(*, classes: Sequence[str] | int, channels: int, size: int | Sequence[int]) -> Dataset:
+def load(*, classes: Sequence[str] | int, channels: int, size: Size) -> Dataset:
     """Describe a data set without images, for methods that need none.
 
     Args:

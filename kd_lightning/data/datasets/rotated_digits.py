@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kd_lightning.core.sides import Size, sides
 from kd_lightning.core.tasks import Regression
 from kd_lightning.data.dataset import Dataset, Split, fit_to
 from kd_lightning.data.datasets.pools import pools, shares
@@ -23,7 +24,7 @@ def load(
     task: Regression,
     base: Literal["digits", "mnist"] = "mnist",
     root: str | Path = "data",
-    size: int = 16,
+    size: Size = 16,
     train: int = 1000,
     val: int = 500,
     test: int | None = None,
@@ -42,7 +43,7 @@ def load(
         task: the range of the angles, in degrees counter-clockwise.
         base: scikit-learn's 1,797 digits, or MNIST.
         root: of MNIST's files.
-        size: side in pixels.
+        size: height and width in pixels, or one number for both.
         train: number of training images.
         val: number of validation images, none of them in ``train``; 0 for none.
         test: number of test images; None for all: MNIST's own, or those of ``digits`` in no other part.
@@ -82,9 +83,9 @@ def _angles(n: int, task: Regression, law: str, whole: bool, std: float, generat
     return (drawn.round() if whole else drawn).clamp(task.low, task.high).float()
 
 
-def _turned(images: Tensor, angles: Tensor, size: int) -> Split:
+def _turned(images: Tensor, angles: Tensor, size: Size) -> Split:
     """Rotate at the finer of the digits' resolution and the wanted one."""
-    fine = fit_to(images, size=max(size, images.shape[-1]), channels=1)
+    fine = fit_to(images, size=[max(side, images.shape[-1]) for side in sides(size)], channels=1)
     pairs = zip(fine.split(CHUNK), angles.split(CHUNK), strict=True)
     return Split(fit_to(torch.cat([turned(*pair) for pair in pairs]), size=size, channels=1), angles)
 

@@ -13,7 +13,7 @@ from PIL import Image, ImageColor
 from torch import Tensor
 
 from kd_lightning.core.strangers import in_a_line
-from kd_lightning.data.datasets.folder import opened
+from kd_lightning.data.datasets.image_files import opened
 from kd_lightning.errors import DataError
 
 SIDE = 150

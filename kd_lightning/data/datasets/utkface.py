@@ -11,10 +11,12 @@ from pathlib import Path
 
 import torch
 
+from kd_lightning.core.sides import Size
 from kd_lightning.core.tasks import Regression
 from kd_lightning.data.dataset import Dataset, Split, hold_out
 from kd_lightning.data.datasets import h5
-from kd_lightning.data.datasets.folder import ENCODINGS, decoded
+from kd_lightning.data.datasets.decoding import decoded
+from kd_lightning.data.datasets.image_files import ENCODINGS
 from kd_lightning.errors import DataError
 from kd_lightning.store.artifacts import Store
 
@@ -27,7 +29,7 @@ def load(
     *,
     task: Regression,
     root: str | Path,
-    size: int = 64,
+    size: Size = 64,
     channels: int = 3,
     val: int | float = 0,
     test: float = 0.2,
@@ -41,7 +43,7 @@ def load(
     Args:
         task: the range of ages, in years; images of a folder with other ages are left out.
         root: the file or folder.
-        size: side in pixels.
+        size: height and width in pixels, or one number for both.
         channels: 1 (grey) or 3 (RGB).
         val: number or share of training images held out; 0 for none.
         test: share of a folder's images for the test, stratified by age; a file has its own test.
@@ -72,7 +74,7 @@ def load(
 
 
 def _pictures(
-    folder: Path, task: Regression, size: int, channels: int, store: Store | None, skip_bad: bool
+    folder: Path, task: Regression, size: Size, channels: int, store: Store | None, skip_bad: bool
 ) -> tuple[Split, int, str]:
     """Images with their ages, int64, the number of files left out, and the encoding."""
     found = sorted(

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from kd_lightning.errors import SizeError
+
 
 class AlexNet(nn.Module):
     """Five convolutions and three linear layers: (N,in_channels,32,32) -> (N,num_classes).
@@ -24,7 +26,7 @@ class AlexNet(nn.Module):
     ) -> None:
         super().__init__()
         if len(widths) != 5 or len(hidden) != 2:
-            raise ValueError(f"AlexNet takes five widths and two hidden, got {list(widths)} and {list(hidden)}")
+            raise SizeError(f"AlexNet takes five widths and two hidden, got {list(widths)} and {list(hidden)}")
         layers: list[nn.Module] = []
         for depth, (inputs, outputs) in enumerate(zip((in_channels, *widths), widths, strict=False)):
             layers += [nn.Conv2d(inputs, outputs, 5 if depth < 2 else 3, padding="same"), nn.ReLU()]
@@ -40,6 +42,6 @@ class AlexNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N,num_classes) of images (N,in_channels,32,32); ValueError at another size."""
         if x.shape[-2:] != (32, 32):
-            raise ValueError(f"AlexNet takes images of 32x32, got {x.shape[-2]}x{x.shape[-1]}: set data.size=32")
+            raise SizeError(f"AlexNet takes images of 32x32, got {x.shape[-2]}x{x.shape[-1]}: set data.size=32")
         logits: Tensor = self.head(self.features(x))
         return logits

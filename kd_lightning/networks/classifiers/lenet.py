@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from kd_lightning.errors import SizeError
 from kd_lightning.networks.classifiers.small import relus
 
 
@@ -25,7 +26,7 @@ class LeNet5(nn.Module):
     ) -> None:
         super().__init__()
         if len(widths) != 4:
-            raise ValueError(f"LeNet5 takes four widths (three convolutions, one linear), got {list(widths)}")
+            raise SizeError(f"LeNet5 takes four widths (three convolutions, one linear), got {list(widths)}")
         first, second, feature, hidden = widths
         self.features = nn.Sequential(
             *_conv(in_channels, first, batch_norm),
@@ -39,7 +40,7 @@ class LeNet5(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N,num_classes) of images (N,in_channels,32,32); ValueError at another size."""
         if x.shape[-2:] != (32, 32):
-            raise ValueError(f"LeNet5 takes images of 32x32, got {x.shape[-2]}x{x.shape[-1]}: set data.size=32")
+            raise SizeError(f"LeNet5 takes images of 32x32, got {x.shape[-2]}x{x.shape[-1]}: set data.size=32")
         logits: Tensor = self.head(self.features(x).flatten(1))
         return logits
 
@@ -58,7 +59,7 @@ class FsbbtLeNet5(nn.Module):
     def __init__(self, *, num_classes: int = 10, in_channels: int = 1, widths: Sequence[int] = (6, 16)) -> None:
         super().__init__()
         if len(widths) != 2:
-            raise ValueError(f"FsbbtLeNet5 takes two widths, got {list(widths)}")
+            raise SizeError(f"FsbbtLeNet5 takes two widths, got {list(widths)}")
         first, second = widths
         self.features = nn.Sequential(
             *_conv(in_channels, first, batch_norm=False),
@@ -77,7 +78,7 @@ class FsbbtLeNet5(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N,num_classes) of images (N,in_channels,28,28); ValueError at another size."""
         if x.shape[-2:] != (28, 28):
-            raise ValueError(f"FsbbtLeNet5 takes images of 28x28, got {x.shape[-2]}x{x.shape[-1]}: set data.size=28")
+            raise SizeError(f"FsbbtLeNet5 takes images of 28x28, got {x.shape[-2]}x{x.shape[-1]}: set data.size=28")
         logits: Tensor = self.head(self.features(x))
         return logits
 

@@ -7,19 +7,21 @@ their own, whose difference batch norm would hide.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 from torch import Tensor, nn
 
+from kd_lightning.core.sides import Size, sides
 from kd_lightning.networks.weight_norm import GaussianNoise, weight_normed
 
 
 class NoisyMlp(nn.Module):
-    """Linear layers on noisy pixels: (N,in_channels,size,size) -> (N,num_classes). The paper's for MNIST by default.
+    """Linear layers on noisy pixels: (N,in_channels,H,W) -> (N,num_classes). The paper's for MNIST by default.
 
     Args:
         num_classes: K.
         in_channels: of the image.
-        size: its side.
+        size: its height and width, or one number for both.
         widths: of the hidden layers, each followed by ReLU.
         noise: standard deviation of the noise on the image, in the units of the network's input, and on hidden layers.
         weight_norm: whether the layers have weight norm.
@@ -30,7 +32,7 @@ class NoisyMlp(nn.Module):
         *,
         num_classes: int = 10,
         in_channels: int = 1,
-        size: int = 28,
+        size: Size = 28,
         widths: Sequence[int] = (1000, 500, 250, 250, 250),
         noise: tuple[float, float] = (0.3, 0.5),
         weight_norm: bool = True,
@@ -38,7 +40,7 @@ class NoisyMlp(nn.Module):
         super().__init__()
         on_image, hidden = noise
         layers: list[nn.Module] = [nn.Flatten()]
-        for number, (a, b) in enumerate(zip((in_channels * size**2, *widths), widths, strict=False)):
+        for number, (a, b) in enumerate(zip((in_channels * prod(sides(size)), *widths), widths, strict=False)):
             layers += [GaussianNoise(hidden if number else on_image), weight_normed(nn.Linear(a, b), on=weight_norm)]
             layers.append(nn.ReLU())
         self.features = nn.Sequential(*layers)

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kd_lightning.core.sides import one_side
 from kd_lightning.networks.generators.gan_blocks import BottleneckUpBlock, Layers, SelfAttention, to_pixels
 
 Interpolation = Literal["reference", "linear"]
@@ -71,7 +72,7 @@ class BigGanDeepGenerator(nn.Module):
         super().__init__()
         if interpolation not in ("reference", "linear"):
             raise ValueError(f"BigGAN-deep: interpolation is reference or linear, got {interpolation!r}")
-        steps = _checked(layers, size, ch, attention)
+        steps = _checked(layers, one_side(size, of="BigGAN-deep"), ch, attention)
         self.latent = latent
         made = Layers("normal", eps=EPS)
         condition = 2 * latent

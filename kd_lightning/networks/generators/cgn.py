@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kd_lightning.core.sides import Size, one_side, sides
+from kd_lightning.errors import SizeError
 from kd_lightning.losses.counterfactual import HIGHEST, LOWEST, MECHANISMS, compose
 from kd_lightning.networks.generators import tiny_gan
 from kd_lightning.networks.generators.generators import UpConv
@@ -65,8 +67,9 @@ class CgnGenerator(nn.Module):
         behind: float = 0.5,
     ) -> None:
         super().__init__()
+        size = one_side(size, of="a CGN")
         if size % 4:
-            raise ValueError(f"size={size}: expected a multiple of 4, as the image is doubled twice")
+            raise SizeError(f"size={size}: expected a multiple of 4, as the image is doubled twice")
         if not 0 < behind < 1:
             raise ValueError(f"behind={behind}: expected a level between 0 and 1, such as 0.02 for black")
         self.flat = flat
@@ -164,16 +167,16 @@ class LinearDiscriminator(nn.Module):
     Args:
         num_classes: of the labels.
         channels: of an image.
-        size: side in pixels.
+        size: height and width, or one number for both.
         ndf: width.
         embed: length of a label's embedding.
     """
 
-    def __init__(self, *, num_classes: int = 10, channels: int = 3, size: int = 32, ndf: int = 512, embed: int = 10):
+    def __init__(self, *, num_classes: int = 10, channels: int = 3, size: Size = 32, ndf: int = 512, embed: int = 10):
         super().__init__()
         self.label_emb = nn.Embedding(num_classes, embed)
         self.net = nn.Sequential(
-            nn.Linear(channels * size**2 + embed, ndf),
+            nn.Linear(channels * math.prod(sides(size)) + embed, ndf),
             nn.LeakyReLU(0.2),
             nn.Linear(ndf, ndf),
             nn.Dropout(0.4),
@@ -195,14 +198,14 @@ class ConvDiscriminator(nn.Module):
     Args:
         num_classes: of the labels.
         channels: of an image.
-        size: side in pixels, at least 24.
+        size: height and width, or one number for both, at least 24.
         ndf: channels after the first convolution.
     """
 
-    def __init__(self, *, num_classes: int = 10, channels: int = 3, size: int = 32, ndf: int = 32) -> None:
+    def __init__(self, *, num_classes: int = 10, channels: int = 3, size: Size = 32, ndf: int = 32) -> None:
         super().__init__()
-        if size < 24:
-            raise ValueError(f"size={size}: expected at least 24, or its four convolutions leave nothing")
+        if min(sides(size)) < 24:
+            raise SizeError(f"size={size}: expected at least 24, or its four convolutions leave nothing")
         self.label_emb = nn.Embedding(num_classes, 1)
         layers: list[nn.Module] = []
         for before, after, kernel, stride in (
@@ -229,7 +232,7 @@ class ProjectionDiscriminator(nn.Module):
     Args:
         num_classes: of the labels.
         channels: of an image.
-        size: side in pixels, halved by every layer.
+        size: height and width, or one number for both, halved by every layer.
         ndf: channels after the first layer, doubled by every further one.
         layers: number of layers.
 
@@ -238,11 +241,11 @@ class ProjectionDiscriminator(nn.Module):
     """
 
     def __init__(
-        self, *, num_classes: int = 10, channels: int = 3, size: int = 32, ndf: int = 16, layers: int = 4
+        self, *, num_classes: int = 10, channels: int = 3, size: Size = 32, ndf: int = 16, layers: int = 4
     ) -> None:
         super().__init__()
-        if size < 2**layers:
-            raise ValueError(f"size={size}: expected at least {2**layers}, or layers={layers} leave nothing")
+        if min(sides(size)) < 2**layers:
+            raise SizeError(f"size={size}: expected at least {2**layers}, or layers={layers} leave nothing")
         self.net = tiny_gan.TinyDiscriminator(num_classes=num_classes, conv_dim=ndf, repeat=layers, channels=channels)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:

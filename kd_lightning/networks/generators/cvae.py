@@ -1,15 +1,18 @@
 """Small encoders and decoders of a conditional variational autoencoder: FS-BBT's (Nguyen et al., ECCV 2022).
 
-An encoder maps images (N,C,S,S) in [0,1] and labels (N,) int64 to mean and log-variance of z, both (N,latent). A
+An encoder maps images (N,C,H,W) in [0,1] and labels (N,) int64 to mean and log-variance of z, both (N,latent). A
 decoder maps latents (N,latent) and labels to the logits of pixels, and `forward` to the pixels themselves.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from math import prod
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from kd_lightning.core.sides import Size, halved, sides
 
 
 class Encoder(nn.Module, ABC):
@@ -39,11 +42,11 @@ class Decoder(nn.Module):
         self.body = body
 
     def logits(self, z: Tensor, label: Tensor) -> Tensor:
-        """Logits of the pixels, (N,C,S,S)."""
+        """Logits of the pixels, (N,C,H,W)."""
         return self.body(torch.cat([z, F.one_hot(label, self.num_classes).to(z)], 1))
 
     def forward(self, z: Tensor, label: Tensor) -> Tensor:
-        """Images (N,C,S,S) in [0,1]."""
+        """Images (N,C,H,W) in [0,1]."""
         return self.logits(z, label).sigmoid()
 
 
@@ -51,7 +54,7 @@ class MlpEncoder(Encoder):
     """Linear layers on pixels and label; FS-BBT's for 28x28 by default.
 
     Args:
-        size: height and width of the image.
+        size: height and width of the image, or one number for both.
         channels: of the image.
         widths: of the hidden layers; the decoder has them in reverse order.
         latent: length of z.
@@ -61,14 +64,14 @@ class MlpEncoder(Encoder):
     def __init__(
         self,
         *,
-        size: int,
+        size: Size,
         channels: int = 1,
         widths: Sequence[int] = (256, 128, 64),
         latent: int = 2,
         num_classes: int = 10,
     ) -> None:
         super().__init__(widths[-1], latent=latent, num_classes=num_classes)
-        self.body = _linears(channels * size * size + self.num_classes, widths)
+        self.body = _linears(channels * prod(sides(size)) + self.num_classes, widths)
 
     def features(self, x: Tensor, onehot: Tensor) -> Tensor:
         """Features (N,widths[-1]) of images and one-hot labels."""
@@ -81,15 +84,15 @@ class MlpDecoder(Decoder):
     def __init__(
         self,
         *,
-        size: int,
+        size: Size,
         channels: int = 1,
         widths: Sequence[int] = (256, 128, 64),
         latent: int = 2,
         num_classes: int = 10,
     ) -> None:
         hidden = _linears(latent + num_classes, widths[::-1])
-        pixels = nn.Linear(widths[0], channels * size * size)
-        body = nn.Sequential(hidden, pixels, nn.Unflatten(1, (channels, size, size)))
+        shape = channels, *sides(size)
+        body = nn.Sequential(hidden, nn.Linear(widths[0], prod(shape)), nn.Unflatten(1, shape))
         super().__init__(body, latent=latent, num_classes=num_classes)
 
 
@@ -97,7 +100,7 @@ class ConvEncoder(Encoder):
     """4x4 convolutions of stride 2 on image and label; a linear layer turns the label into a further channel.
 
     Args:
-        size: height and width of the image, a multiple of 2 ** len(widths).
+        size: height and width of the image, or one number for both, multiples of 2 ** len(widths).
         channels: of the image.
         widths: of the convolutions, each halving the map.
         hidden: widths of the linear layers after them.
@@ -108,7 +111,7 @@ class ConvEncoder(Encoder):
     def __init__(
         self,
         *,
-        size: int,
+        size: Size,
         channels: int = 3,
         widths: Sequence[int] = (32, 64, 128, 256, 512),
         hidden: Sequence[int] = (32, 16),
@@ -116,12 +119,13 @@ class ConvEncoder(Encoder):
         num_classes: int = 10,
     ) -> None:
         super().__init__(hidden[-1], latent=latent, num_classes=num_classes)
-        smallest = _smallest(size, widths)
-        self.paint = nn.Sequential(nn.Linear(self.num_classes, size * size), nn.Unflatten(1, (1, size, size)))
+        smallest = halved(size, len(widths), of="ConvEncoder")
+        shape = 1, *sides(size)
+        self.paint = nn.Sequential(nn.Linear(self.num_classes, prod(shape)), nn.Unflatten(1, shape))
         layers: list[nn.Module] = []
         for inputs, outputs in zip((channels + 1, *widths), widths, strict=False):
             layers += [nn.Conv2d(inputs, outputs, 4, 2, 1), nn.ReLU()]
-        self.body = nn.Sequential(*layers, nn.Flatten(), _linears(widths[-1] * smallest**2, hidden))
+        self.body = nn.Sequential(*layers, nn.Flatten(), _linears(widths[-1] * prod(smallest), hidden))
 
     def features(self, x: Tensor, onehot: Tensor) -> Tensor:
         """Features (N,hidden[-1]) of images and one-hot labels."""
@@ -138,22 +142,22 @@ class ConvDecoder(Decoder):
     def __init__(
         self,
         *,
-        size: int,
+        size: Size,
         channels: int = 3,
         widths: Sequence[int] = (32, 64, 128, 256, 512),
         hidden: Sequence[int] = (32, 16),
         latent: int = 2,
         num_classes: int = 10,
     ) -> None:
-        smallest = _smallest(size, widths)
-        first = nn.Linear(hidden[0], widths[-1] * smallest**2)
+        smallest = halved(size, len(widths), of="ConvDecoder")
+        first = nn.Linear(hidden[0], widths[-1] * prod(smallest))
         layers: list[nn.Module] = []
         for inputs, outputs in zip(widths[::-1], (*widths[-2::-1], channels), strict=True):
             layers += [nn.ConvTranspose2d(inputs, outputs, 4, 2, 1), nn.ReLU()]
         body = nn.Sequential(
             _linears(latent + num_classes, hidden[::-1]),
             first,
-            nn.Unflatten(1, (widths[-1], smallest, smallest)),
+            nn.Unflatten(1, (widths[-1], *smallest)),
             *layers[:-1],
         )
         super().__init__(body, latent=latent, num_classes=num_classes)
@@ -164,14 +168,3 @@ def _linears(inputs: int, widths: Sequence[int]) -> nn.Sequential:
     for a, b in zip((inputs, *widths), widths, strict=False):
         layers += [nn.Linear(a, b), nn.ReLU()]
     return nn.Sequential(*layers)
-
-
-def _smallest(size: int, widths: Sequence[int]) -> int:
-    """Side of the smallest map.
-
-    Raises:
-        ValueError: the size is no multiple of 2 ** len(widths).
-    """
-    if size % 2 ** len(widths):
-        raise ValueError(f"{len(widths)} convolutions halve the map: size must be a multiple of {2 ** len(widths)}")
-    return size // 2 ** len(widths)

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from kd_lightning.errors import SizeError
+
 
 class GeneratorB(nn.Module):
     """Latent (N, latent) -> image (N, channels, H, W) in [0, 1]; "generator B" of DFAD's code.
@@ -37,7 +39,7 @@ class GeneratorB(nn.Module):
         super().__init__()
         height, width = (size, size) if isinstance(size, int) else size
         if height < 16 or width < 16 or height % 16 or width % 16:
-            raise ValueError(f"GeneratorB doubles its map four times: size must be multiples of 16, got {size}")
+            raise SizeError(f"GeneratorB doubles its map four times: size must be multiples of 16, got {size}")
         self.latent = latent
         self.shape = (8 * ngf, height // 16, width // 16)
         self.project = nn.Linear(latent, self.shape[0] * self.shape[1] * self.shape[2])

@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
+from kd_lightning.core.sides import Size, halved, one_side, sides
+from kd_lightning.errors import SizeError
+
 Init = Callable[[Tensor], Any]
 INITS: dict[str, Init] = {
     "normal": partial(nn.init.normal_, std=0.02),
@@ -191,15 +194,26 @@ class SelfAttention(nn.Module):
         return x + self.scale * self.out(seen.transpose(1, 2).unflatten(2, x.shape[2:]))
 
 
-def doublings(size: int, smallest: int, *, of: str) -> int:
+def grown_from(smallest: int, size: Size, *, of: str) -> tuple[int, tuple[int, int]]:
+    """How often to double a map to reach ``size``, and its height and width, of which the shorter is ``smallest``.
+
+    Raises:
+        SizeError: no map becomes as large.
+    """
+    times = doublings(min(sides(size)), smallest, of=of)
+    return times, halved(size, times, of=of)
+
+
+def doublings(size: Size, smallest: int, *, of: str) -> int:
     """How often to double ``smallest`` to reach ``size``.
 
     Raises:
-        ValueError: ``size`` is not ``smallest`` times a power of 2.
+        SizeError: ``size`` is not ``smallest`` times a power of 2, or no square.
     """
+    size = one_side(size, of=of)
     times = (size // smallest).bit_length() - 1
     if smallest << max(times, 0) != size:
-        raise ValueError(f"{of}: size must be {smallest} times a power of 2, got {size}")
+        raise SizeError(f"{of}: size must be {smallest} times a power of 2, got {size}")
     return times
 
 

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kd_lightning.errors import SizeError
+
 
 class UpConv(nn.Conv2d):
     """Doubles height and width by repeating pixels, then a 3x3 convolution with zero padding.
@@ -85,7 +87,7 @@ class ConvGenerator(nn.Module):
         super().__init__()
         height, width = (size, size) if isinstance(size, int) else size
         if height < 4 or width < 4 or height % 4 or width % 4:
-            raise ValueError(f"Generator doubles its map twice: size must be a multiple of 4, got {size}")
+            raise SizeError(f"Generator doubles its map twice: size must be a multiple of 4, got {size}")
         self.latent = latent
         self.shape = (2 * ngf, height // 4, width // 4)
         self.project = nn.Linear(latent, 2 * ngf * (height // 4) * (width // 4))

@@ -1,6 +1,6 @@
 """Generators and pair discriminators of Triple-GAN, Bad GAN and UGAN, for small images and for 32x32.
 
-A generator maps latents (N,latent) and, if it has classes, labels (N,) to images (N,C,S,S) in [0,1]; a pair
+A generator maps latents (N,latent) and, if it has classes, labels (N,) to images (N,C,H,W) in [0,1]; a pair
 discriminator maps images in [0,1] and labels to scores (N,), high for real pairs. The label enters every layer, as one
 of K further values or maps.
 """
@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from math import prod
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kd_lightning.core.sides import Size, halved, sides
+from kd_lightning.errors import SizeError
 from kd_lightning.networks.weight_norm import GaussianNoise, weight_normed
 
 
@@ -23,7 +26,7 @@ class MlpImages(nn.Module):
     Args:
         latent: length of z.
         channels: of the image.
-        size: its side.
+        size: its height and width, or one number for both.
         hidden: widths of the hidden layers.
         num_classes: K; 0 for a generator without labels.
     """
@@ -33,20 +36,20 @@ class MlpImages(nn.Module):
         *,
         latent: int = 100,
         channels: int = 1,
-        size: int = 28,
+        size: Size = 28,
         hidden: Sequence[int] = (500, 500),
         num_classes: int = 10,
     ) -> None:
         super().__init__()
-        self.latent, self.num_classes, self.shape = latent, num_classes, (channels, size, size)
+        self.latent, self.num_classes, self.shape = latent, num_classes, (channels, *sides(size))
         self.hidden = nn.ModuleList(
             nn.Sequential(nn.Linear(a + num_classes, b, bias=False), nn.BatchNorm1d(b), nn.Softplus())
             for a, b in pairwise((latent, *hidden))
         )
-        self.pixels = weight_normed(nn.Linear(hidden[-1] + num_classes, channels * size**2), gain=1.0)
+        self.pixels = weight_normed(nn.Linear(hidden[-1] + num_classes, prod(self.shape)), gain=1.0)
 
     def forward(self, z: Tensor, y: Tensor | None = None) -> Tensor:
-        """Images (N,C,S,S) in [0,1]."""
+        """Images (N,C,H,W) in [0,1]."""
         for layer in self.hidden:
             z = layer(_with_label(z, y, self.num_classes))
         return self.pixels(_with_label(z, y, self.num_classes)).sigmoid().view(-1, *self.shape)
@@ -58,8 +61,8 @@ class DeconvImages(nn.Module):
     Args:
         latent: length of z.
         channels: of the image.
-        size: its side, 4 * 2 ** len(hidden).
-        hidden: channels of the maps; as many transposed convolutions double the side.
+        size: its height and width, or one number for both, multiples of 2 ** len(hidden); the shorter one is 4 of them.
+        hidden: channels of the maps; as many transposed convolutions double the sides.
         num_classes: K; 0 for a generator without labels.
 
     Raises:
@@ -71,17 +74,18 @@ class DeconvImages(nn.Module):
         *,
         latent: int = 100,
         channels: int = 3,
-        size: int = 32,
+        size: Size = 32,
         hidden: Sequence[int] = (512, 256, 128),
         num_classes: int = 10,
     ) -> None:
         super().__init__()
-        if size != 4 * 2 ** len(hidden):
-            raise ValueError(f"{len(hidden)} maps make images of side {4 * 2 ** len(hidden)}, not size={size}")
+        if min(sides(size)) != 4 << len(hidden):
+            raise SizeError(f"{len(hidden)} maps make images of side {4 << len(hidden)}, not size={size}")
+        smallest = halved(size, len(hidden), of="DeconvImages")
         self.latent, self.num_classes = latent, num_classes
-        first = hidden[0] * 16
+        first = hidden[0] * prod(smallest)
         linear = nn.Linear(latent + num_classes, first, bias=False)
-        self.first = nn.Sequential(linear, nn.BatchNorm1d(first), nn.ReLU(), nn.Unflatten(1, (hidden[0], 4, 4)))
+        self.first = nn.Sequential(linear, nn.BatchNorm1d(first), nn.ReLU(), nn.Unflatten(1, (hidden[0], *smallest)))
         self.ups = nn.ModuleList(
             nn.Sequential(nn.ConvTranspose2d(a + num_classes, b, 5, 2, 2, 1, bias=False), nn.BatchNorm2d(b), nn.ReLU())
             for a, b in pairwise(hidden)
@@ -90,7 +94,7 @@ class DeconvImages(nn.Module):
         self.pixels = weight_normed(last, gain=0.1)
 
     def forward(self, z: Tensor, y: Tensor | None = None) -> Tensor:
-        """Images (N,C,S,S) in [0,1]."""
+        """Images (N,C,H,W) in [0,1]."""
         x = self.first(_with_label(z, y, self.num_classes))
         for up in self.ups:
             x = up(_with_label(x, y, self.num_classes))
@@ -102,7 +106,7 @@ class MlpPairs(nn.Module):
 
     Args:
         channels: of the image.
-        size: its side.
+        size: its height and width, or one number for both.
         widths: of the hidden layers.
         noise: standard deviation of the noise on the image and on hidden layers; UGAN's authors have .2 for both.
         num_classes: K.
@@ -112,14 +116,14 @@ class MlpPairs(nn.Module):
         self,
         *,
         channels: int = 1,
-        size: int = 28,
+        size: Size = 28,
         widths: Sequence[int] = (1000, 500, 250, 250, 250),
         noise: tuple[float, float] = (0.3, 0.5),
         num_classes: int = 10,
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
-        layers = zip((channels * size**2, *widths), (*widths, 1), strict=True)
+        layers = zip((channels * prod(sides(size)), *widths), (*widths, 1), strict=True)
         self.layers = nn.ModuleList(weight_normed(nn.Linear(a + num_classes, b)) for a, b in layers)
         self.noises = nn.ModuleList(GaussianNoise(noise[1] if number else noise[0]) for number in range(len(widths)))
 
@@ -136,7 +140,7 @@ class ConvPairs(nn.Module):
 
     Args:
         channels: of the image.
-        size: its side, a multiple of 2 ** (len(widths) - 1).
+        size: its height and width, or one number for both, multiples of 2 ** (len(widths) - 1).
         widths: channels of each two convolutions.
         noise: share of the image's values that are dropped, and of values after each two convolutions.
         num_classes: K.
@@ -149,14 +153,13 @@ class ConvPairs(nn.Module):
         self,
         *,
         channels: int = 3,
-        size: int = 32,
+        size: Size = 32,
         widths: Sequence[int] = (32, 64, 128),
         noise: tuple[float, float] = (0.2, 0.2),
         num_classes: int = 10,
     ) -> None:
         super().__init__()
-        if size % 2 ** (len(widths) - 1):
-            raise ValueError(f"size={size}: expected a multiple of {2 ** (len(widths) - 1)}, as the maps are halved")
+        halved(size, len(widths) - 1, of="ConvPairs")
         self.num_classes = num_classes
         self.convs = nn.ModuleList()
         for number, (a, b) in enumerate(pairwise((channels, *widths))):

@@ -25,6 +25,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
+from kd_lightning.core.sides import one_side
+from kd_lightning.errors import SizeError
 from kd_lightning.networks.generators.gan_blocks import from_pixels, to_pixels, verdict
 
 CbnInit = Literal["fixed", "reference"]
@@ -67,8 +69,9 @@ class TinyGenerator(nn.Module):
         deviation: float = 1.0,
     ) -> None:
         super().__init__()
+        size = one_side(size, of="TinyGAN")
         if size < 1 << repeat or size % (1 << repeat):
-            raise ValueError(f"TinyGAN of {repeat} blocks: size must be a multiple of {1 << repeat}, got {size}")
+            raise SizeError(f"TinyGAN of {repeat} blocks: size must be a multiple of {1 << repeat}, got {size}")
         self.latent, self.one_hot, self.reduced, first = latent, one_hot, reduced, size >> repeat
         maps = [conv_dim << (repeat - 1), *(conv_dim << i for i in reversed(range(repeat)))]
         self.embedding = nn.Embedding(num_classes, embed)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from kd_lightning.core.sides import Size
 from kd_lightning.core.strangers import in_a_line
 from kd_lightning.errors import TeacherError
 from kd_lightning.networks.outputs import as_logits, resized
@@ -25,7 +26,7 @@ def onnx_teacher(
     std: Sequence[float],
     access: Told = "logits",
     outputs: str = "logits",
-    size: int | None = None,
+    size: Size | None = None,
     decimals: int | None = None,
     k: int = 5,
     max_batch: int = 500,
@@ -40,7 +41,7 @@ def onnx_teacher(
         std: per channel, by which they are divided.
         access: what it tells: ``logits``, ``probs``, ``topk`` or ``label``.
         outputs: what its outputs are, see :func:`~kd_lightning.networks.outputs.as_logits`.
-        size: pixels of its images; None for those of the data.
+        size: height and width of its images, or one number for both; None for those of the data.
         decimals: as for a function.
         k: as for a function.
         max_batch: as for a function.

@@ -20,8 +20,10 @@ from torch import Tensor
 
 from kd_lightning.core import strangers
 from kd_lightning.core.segmentation import VOID, Segmentation
-from kd_lightning.data.dataset import Dataset, Split, hold_out, sides
-from kd_lightning.data.datasets.folder import ENCODINGS, content_of, covering, decode, opened, upright_size
+from kd_lightning.core.sides import sides
+from kd_lightning.data.dataset import Dataset, Split, hold_out
+from kd_lightning.data.datasets.decoding import content_of
+from kd_lightning.data.datasets.image_files import ENCODINGS, covering, decode, opened, upright_size
 from kd_lightning.errors import DataError
 from kd_lightning.store.artifacts import Store, digest, remedy
 
