@@ -193,6 +193,7 @@ def made(name: str, batch: int, *, batch_norm: bool) -> Distiller:
     with torch.no_grad():
         list(teacher.parameters())[-2].mul_(20)  # opinions
     given = {"latent": LATENT, "batch_size": batch, "kd_batch_size": batch, "image": (1, 8, 8), "num_classes": CLASSES}
+    given["peer"] = network((8, 16), batch_norm=batch_norm)
     optimizers = ("optimizer", "optimizer_g", "optimizer_d", "optimizer_b", "optimizer_t", "optimizer_head")
     given |= dict.fromkeys(optimizers, partial(sgd, lr=0.05))
     given |= dict.fromkeys(("made", "d_unlabelled", "b_unlabelled"), batch) | {"d_labelled": batch // 2}
@@ -269,7 +270,7 @@ def state(net: Any) -> dict[str, Tensor]:
 
 
 def learned(method: Distiller) -> dict[str, Tensor]:
-    names = ("student", "adapted", "generator", "live", "discriminator", "classifier", "bad_generator", "terms")
+    names = ("student", "adapted", "generator", "live", "discriminator", "classifier", "bad_generator", "terms", "peer")
     nets = {name: getattr(method, name) for name in names if getattr(method, name, None) is not None}
     return {f"{name}.{k}": v for name, net in nets.items() for k, v in state(net).items()}
 
@@ -562,7 +563,9 @@ def term_slopes(common: bool) -> dict[str, tuple[float, Tensor]]:
         whole = torch.randn(2, views, 8, 5, generator=rng)
         own, told = (rows.clone() for rows in whole.chunk(collectives.world(), 2)[collectives.rank()])
         own.requires_grad_()
-        term = Term(weight=1.0, loss=instantiate(given["loss"]), global_batch=True, all_views=given.get("all_views", False))
+        term = Term(
+            weight=1.0, loss=instantiate(given["loss"]), global_batch=True, all_views=given.get("all_views", False)
+        )
         both = ({"output": rows.flatten(0, 1)} for rows in (own, told))
         gathered = collectives.gathered if common else lambda rows: rows
         loss = term(*both, {"epoch": 0, "views": views}, gathered)

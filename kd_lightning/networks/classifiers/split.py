@@ -40,7 +40,10 @@ class Split(nn.Module):
             *_convolved(image[0], outputs, down), nn.ReLU(), nn.Conv2d(outputs, channels, 3, stride, padding=1)
         )
         self.decoder = nn.Sequential(
-            *_convolved(channels, outputs, 1), nn.ReLU(), nn.Upsample(tuple(self.size)), *_convolved(outputs, outputs, 1)
+            *_convolved(channels, outputs, 1),
+            nn.ReLU(),
+            nn.Upsample(tuple(self.size)),
+            *_convolved(outputs, outputs, 1),
         )
         self.net = net
         with torch.no_grad():
