@@ -21,7 +21,9 @@ import pytest
 import torch
 from conftest import DAFL, FORKS, PATIENCE, TINY, composed, composition, wait_until
 from doors import Fake, asking
+from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 sys.path.append(str(Path(__file__).parent / "methods"))
@@ -29,7 +31,7 @@ from bars import bars
 from cases import RANKS, Case
 from toy import CLASSES, context, generator, network, patterns, sgd
 
-from kd_lightning.config import ranks
+from kd_lightning.config import ranks, resolvers
 from kd_lightning.config.check import faults
 from kd_lightning.core.log_filters import quiet
 from kd_lightning.core.tasks import Classification
@@ -48,6 +50,7 @@ from kd_lightning.methods.generators.biggan import BigGan
 from kd_lightning.methods.generators.ce_gan import CeGan
 from kd_lightning.methods.generators.cvae import Cvae
 from kd_lightning.methods.real_data.distill import Distill
+from kd_lightning.methods.real_data.terms import Term
 from kd_lightning.methods.semi_supervised.ugan import Ugan
 from kd_lightning.networks.generators import biggan, pairs, sagan
 from kd_lightning.networks.generators.cvae import MlpDecoder, MlpEncoder
@@ -190,6 +193,7 @@ def made(name: str, batch: int, *, batch_norm: bool) -> Distiller:
     with torch.no_grad():
         list(teacher.parameters())[-2].mul_(20)  # opinions
     given = {"latent": LATENT, "batch_size": batch, "kd_batch_size": batch, "image": (1, 8, 8), "num_classes": CLASSES}
+    given["peer"] = network((8, 16), batch_norm=batch_norm)
     optimizers = ("optimizer", "optimizer_g", "optimizer_d", "optimizer_b", "optimizer_t", "optimizer_head")
     given |= dict.fromkeys(optimizers, partial(sgd, lr=0.05))
     given |= dict.fromkeys(("made", "d_unlabelled", "b_unlabelled"), batch) | {"d_labelled": batch // 2}
@@ -266,7 +270,7 @@ def state(net: Any) -> dict[str, Tensor]:
 
 
 def learned(method: Distiller) -> dict[str, Tensor]:
-    names = ("student", "adapted", "generator", "live", "discriminator", "classifier", "bad_generator", "terms")
+    names = ("student", "adapted", "generator", "live", "discriminator", "classifier", "bad_generator", "terms", "peer")
     nets = {name: getattr(method, name) for name in names if getattr(method, name, None) is not None}
     return {f"{name}.{k}": v for name, net in nets.items() for k, v in state(net).items()}
 
@@ -537,6 +541,48 @@ def test_gradients_cross_the_gathering(pair: Pair) -> None:
     x = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
     parts = pair.both(slope, x)
     torch.testing.assert_close(torch.cat(parts), 2 * slope(x))
+
+
+def comparing() -> dict[str, dict[str, Any]]:
+    """The terms of conf/method whose losses compare images with each other, by method."""
+    found = {}
+    for file in (resolvers.conf_dir() / "method").glob("*.yaml"):
+        method: Any = OmegaConf.to_container(OmegaConf.load(file)).get("method") or {}
+        for term in (method.get("terms") or {}).values():
+            if term.get("global_batch") and "Memory" not in term["loss"]["_target_"]:
+                found[file.stem] = term
+    return found
+
+
+def term_slopes(common: bool) -> dict[str, tuple[float, Tensor]]:
+    """Each of those losses on this rank's part of 8 images, and its gradient there."""
+    slopes = {}
+    for name, given in comparing().items():
+        views = given["loss"].get("views", 1)
+        rng = torch.Generator().manual_seed(0)
+        whole = torch.randn(2, views, 8, 5, generator=rng)
+        own, told = (rows.clone() for rows in whole.chunk(collectives.world(), 2)[collectives.rank()])
+        own.requires_grad_()
+        term = Term(
+            weight=1.0, loss=instantiate(given["loss"]), global_batch=True, all_views=given.get("all_views", False)
+        )
+        both = ({"output": rows.flatten(0, 1)} for rows in (own, told))
+        gathered = collectives.gathered if common else lambda rows: rows
+        loss = term(*both, {"epoch": 0, "views": views}, gathered)
+        loss.backward()
+        assert own.grad is not None
+        slopes[name] = loss.item(), own.grad
+    return slopes
+
+
+def test_losses_that_compare_images_see_those_of_all_ranks(pair: Pair) -> None:
+    one, (first, second) = term_slopes(True), pair.both(term_slopes, True)
+    assert {"sp", "rkd", "pkt", "cc", "srd", "dist", "mlkd"} <= one.keys()
+    for name, (loss, slope) in one.items():
+        assert first[name][0] == second[name][0] == pytest.approx(loss, rel=1e-5), name
+        torch.testing.assert_close(torch.cat([first[name][1], second[name][1]], 1), 2 * slope, msg=name)
+    apart, _ = pair.both(term_slopes, False)
+    assert all(apart[name][0] != pytest.approx(loss, rel=1e-5) for name, (loss, _) in one.items())
 
 
 def test_means_of_equal_numbers_are_those_numbers(pair: Pair) -> None:

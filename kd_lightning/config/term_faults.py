@@ -19,6 +19,7 @@ from kd_lightning.core.taps import OUTPUT, Taps, find
 from kd_lightning.errors import ConfigError
 from kd_lightning.methods.real_data.distill import Distill
 from kd_lightning.methods.real_data.terms import Term
+from kd_lightning.networks.places import spread
 
 TERM = f"{Term.__module__}.{Term.__name__}"
 IMAGES = 64
@@ -56,7 +57,7 @@ def _fitting_faults(path: str, fit: Training, teacher: Node | None, terms: Mappi
         return  # a target that does not exist, reported elsewhere
     if path == "method" and not fit.method.get("label", 0.1) and not any(t.taps("student") for t in built.values()):
         yield f"{path}: with label=0 and no term that looks at the student, nothing trains it: only a stage may do so"
-    if all(term.is_plain for term in built.values()):
+    if all(term.is_plain for term in built.values()) and not fit.method.get("copied"):
         return
     shapes, wrong = dict[str, Mapping[str, Any]](), list[str]()
     for side, node in {"student": fit.student, "teacher": teacher}.items():
@@ -73,6 +74,7 @@ def _fitting_faults(path: str, fit: Training, teacher: Node | None, terms: Mappi
                 for tap in term.taps(side)
                 if tap != OUTPUT and not tap.startswith("@") and (error := _error(find, net, tap))
             ]
+            wrong += [f"{path}.copied: {side}: {error}" for error in _copied_faults(net, side, fit.method)]
             if not wrong:
                 every = [tap for term in built.values() for tap in term.taps(side)]
                 shapes[side], error = _measured(net, every, fit)
@@ -86,6 +88,14 @@ def _fitting_faults(path: str, fit: Training, teacher: Node | None, terms: Mappi
                 error = _error(term.build, shapes["student"], shapes["teacher"], IMAGES)
             if error:
                 yield f"{path}.terms.{name}: {error}"
+
+
+def _copied_faults(net: Any, side: str, method: Node) -> Iterator[str]:
+    """Each fault of ``copied``: a part that a network does not have."""
+    copied = as_dict(thaw(method.get("copied")))
+    for each in copied if side == "student" else copied.values():
+        if each != "." and (error := _error(lambda path: find(net, spread(net, path)), each)):
+            yield error
 
 
 def _error(call: Callable[..., Any], *args: Any) -> str | None:

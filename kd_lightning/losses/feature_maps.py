@@ -16,19 +16,21 @@ from torch.nn import functional as F
 from kd_lightning.losses.features import Features, check_equal, full_precision, listed, pairs
 
 
-def squared_difference(student: Features, teacher: Features) -> Tensor:
+def squared_difference(student: Features, teacher: Features, *, total: bool = False) -> Tensor:
     """Mean of (student - teacher)^2 over all values of a layer: the hint of FitNets (Romero et al., ICLR 2015, Eq. 3).
 
-    The paper takes half the sum over values instead of the mean. On pooled features (N, D) it is the L2 loss.
+    The paper takes half the sum over values instead of the mean. On pooled features (N, D) it is the L2 loss. With
+    ``total`` the sum over values and images, as HND and GHND have it.
 
     Args:
         student: features after an adapter, if the teacher's have another shape.
         teacher: features.
+        total: see above.
     """
     losses = []
     for s, t in pairs(student, teacher):
         check_equal(s, t)
-        losses.append(F.mse_loss(s, t))
+        losses.append(F.mse_loss(s, t, reduction="sum" if total else "mean"))
     return torch.stack(losses).sum()
 
 

@@ -79,19 +79,23 @@ def standardised_kl(student: Tensor, teacher: Tensor, *, temperature: float = 2.
 
 @full_precision
 def multi_level(
-    student: Tensor, teacher: Tensor, *, temperatures: Sequence[float] = (2.0, 3.0, 4.0, 5.0, 6.0)
+    student: Tensor, teacher: Tensor, *, temperatures: Sequence[float] = (2.0, 3.0, 4.0, 5.0, 6.0), views: int = 1
 ) -> Tensor:
     """KL, and distances of the products of probabilities over classes and over samples: MLKD (Jin et al., CVPR 2023).
 
     For each T: T^2 KL, ||p p^T - q q^T||^2 / N over pairs of samples and ||p^T p - q^T q||^2 / K over
-    pairs of classes; all are added.
+    pairs of classes; all are added, for each view of the images by itself.
 
     Args:
-        student: logits (N, K).
-        teacher: logits (N, K).
+        student: logits (N, K), or (V N, K) view by view.
+        teacher: logits of the same shape.
         temperatures: T.
+        views: V; the authors' are a weakly and a strongly augmented one.
     """
     check_same_shape(student, teacher)
+    if views > 1:
+        pairs = zip(student.chunk(views), teacher.chunk(views), strict=True)
+        return torch.stack([multi_level(s, t, temperatures=temperatures) for s, t in pairs]).sum()
     losses = []
     for temperature in temperatures:
         q, p = (F.softmax(z.float() / temperature, dim=1) for z in (student, teacher))

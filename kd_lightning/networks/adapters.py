@@ -219,6 +219,55 @@ class Translator(nn.Module):
         return self.student(student), told
 
 
+class SelfSupervision(nn.Module):
+    """The teacher's embeddings by a head that SSKD trains first (Xu et al., ECCV 2020): two linear layers.
+
+    Args:
+        teacher_shapes: (D,), one layer.
+    """
+
+    def __init__(self, *, teacher_shapes: Shapes) -> None:
+        super().__init__()
+        self.layers = _two_layers(prod(teacher_shapes[0]))
+
+    def forward(self, student: Any, teacher: Tensor) -> tuple[Tensor, None]:
+        """Embeddings (N, D); nothing of the student."""
+        return self.layers(teacher.flatten(1)), None
+
+
+class SelfSupervised(nn.Module):
+    """Embeddings of both by a head each, the teacher's trained before: SSKD's second stage.
+
+    Args:
+        student_shapes: (D,), one layer.
+        teacher_shapes: (E,), one layer.
+    """
+
+    def __init__(self, *, student_shapes: Shapes, teacher_shapes: Shapes) -> None:
+        super().__init__()
+        self.student = _two_layers(prod(student_shapes[0]))
+        self.teacher = SelfSupervision(teacher_shapes=teacher_shapes).eval().requires_grad_(False)
+
+    def forward(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        """Embeddings (N, D) and (N, E)."""
+        with torch.no_grad():
+            told, _ = self.teacher(None, teacher)
+        return self.student(student.flatten(1)), told
+
+
+class Averaged(nn.Module):
+    """The larger of two maps averaged to the height and width of the smaller, such as SimKD's; nothing is trained."""
+
+    def forward(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps of one height and width."""
+        height, width = min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3])
+        return F.adaptive_avg_pool2d(student, (height, width)), F.adaptive_avg_pool2d(teacher, (height, width))
+
+
+def _two_layers(width: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
+
+
 def _each(layers: nn.ModuleList, features: Features) -> Features:
     """Each layer's module on its features."""
     if isinstance(features, Tensor):

@@ -53,6 +53,7 @@ from kd_lightning.methods.generators.ce_gan import CeGan
 from kd_lightning.methods.generators.cvae import Cvae
 from kd_lightning.methods.real_data.bss import Bss
 from kd_lightning.methods.real_data.distill import Distill
+from kd_lightning.methods.real_data.dml import Dml
 from kd_lightning.methods.semi_supervised.ugan import Ugan
 from kd_lightning.networks.generators.cvae import MlpDecoder, MlpEncoder
 from kd_lightning.networks.generators.pairs import MlpImages, MlpPairs
@@ -88,6 +89,18 @@ def flipped(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
 def distill(loss: Any = None, *, label: float = 0.0) -> Callable[..., Distill]:
     terms = {"response": {"weight": 0.9, "loss": loss}} if loss else {}
     return partial(Distill, optimizer=partial(adam, lr=5e-3), label=label, terms=terms)
+
+
+def dml() -> Callable[..., Dml]:
+    """With a peer of its own at every call."""
+    return partial(Dml, peer=network((8, 16)), optimizer=partial(adam, lr=5e-3))
+
+
+def mislabelled(teacher: nn.Module) -> TensorLoader:
+    loader = real_images(teacher)
+    assert loader.labels is not None
+    loader.labels = loader.labels[torch.randperm(len(loader.labels), generator=torch.Generator().manual_seed(0))]
+    return loader
 
 
 def bss(*, lr: float = 5e-3, **settings: Any) -> Callable[..., Bss]:
@@ -413,6 +426,7 @@ CASES = {
     "queried": Case(method=Distill, ranks={"label": 0.0, "terms": TERMS}, served="answers"),
     "generated": Case(method=Distill, ranks={"label": 0.0, "terms": TERMS}, served="generated"),
     "features": Case(method=Distill, ranks={"label": 0.1, "terms": FEATURES, "accumulate": 3}, gathers=True),
+    "dml": Case(dml, dml, broken_loader=mislabelled, epochs=6, ranks={}),
     "bss": Case(
         bss,
         lambda: bss(alpha=(-4.0, -4.0)),

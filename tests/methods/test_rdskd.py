@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from cases import rdskd
+from safetensors.torch import save_file
 from torch import nn
 from toy import STATISTICS, context, fit, generator, trained_teacher
 
+from kd_lightning.errors import ConfigError
 from kd_lightning.losses.image_prior import information_entropy, one_hot
 from kd_lightning.methods.data_free.rdskd import RdskdGenerator
 from kd_lightning.sources.frozen_generator import Generated, GeneratedLoader
+from kd_lightning.teachers.white_box import FrozenTeacher
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +113,22 @@ def test_generated_images_are_fresh_in_every_batch_epoch_rank_and_seed() -> None
     assert len({batch.sum().item() for batch in batches}) == 9
     assert not any(batch.requires_grad for batch in batches)
     assert later.notes["images_synthesised"] == 7 * 8
+
+
+def test_generated_images_are_labelled_by_the_teacher_for_a_method_that_wants_labels(teacher: nn.Module) -> None:
+    asked = FrozenTeacher(teacher)
+    plain = next(iter(loader(teacher=asked)))
+    assert (plain.y, plain.t, asked.asked) == (None, None, 0)
+    told = next(iter(loader(teacher=asked, needs={"source.labels"})))
+    assert torch.equal(told.x, plain.x)
+    assert torch.equal(told.y, teacher(told.x).argmax(1))
+    assert torch.equal(told.t, teacher(told.x))  # handed on, so that it is not asked again
+    assert asked.asked == 8
+    made = generator()
+    save_file(made.state_dict(), file := str(Path(tempfile.mkdtemp()) / "generator.safetensors"))
+    source = Generated(generator=made, weights=file, rounds=1, batch_size=8, latent=16)
+    with pytest.raises(ConfigError, match=r"the teacher labels the images, but teacher=none"):
+        source.prepare(context(needs={"source.labels"}))
 
 
 def test_a_generator_may_end_in_a_batch_norm() -> None:

@@ -32,6 +32,7 @@ from kd_lightning.losses.soft_labels import answer_cross_entropy, soft_cross_ent
 from kd_lightning.methods.base.distiller import Distiller, OptimizerFactory, SchedulerFactory
 from kd_lightning.methods.real_data.terms import Term, located, wanted
 from kd_lightning.networks.normalized import Normalized
+from kd_lightning.networks.places import spread
 
 FOR_CLASSES = {f"{loss.__module__}.{loss.__name__}" for loss in (kl, soft_cross_entropy, answer_cross_entropy)}
 """Losses that expect logits of classes; :func:`~kd_lightning.losses.soft_labels.imitation` suits regression, too."""
@@ -54,6 +55,8 @@ class Distill(Distiller):
         terms: name -> settings of a :class:`~kd_lightning.methods.real_data.terms.Term`.
         views: images (N, C, H, W) -> (V N, C, H, W), the images themselves and then further views of them, such as
             rotations; the label loss and most terms see only the first N.
+        copied: path in the bare student -> path in the bare teacher whose weights that module begins with, ``.`` for
+            the whole; weights that only the teacher has are left out.
         freeze: paths in the bare student of modules that stay as they are, batch-norm statistics included.
         lr_of: path in the bare student, or ``terms.NAME`` -> learning rate of the parameters there, in place of the
             optimiser's; of nested paths the first counts.
@@ -70,6 +73,7 @@ class Distill(Distiller):
         label: float = 0.1,
         terms: Mapping[str, Mapping[str, Any]] | None = None,
         views: Callable[[Tensor], Tensor] | None = None,
+        copied: Mapping[str, str] | None = None,
         freeze: Sequence[str] = (),
         lr_of: Mapping[str, float] | None = None,
         clip: float | None = None,
@@ -82,6 +86,8 @@ class Distill(Distiller):
         self.lr_of, self.clip, self.accumulate = dict(lr_of or {}), clip, accumulate
         self.held = 0  # batches whose gradients wait for the next update
         self.frozen = list(freeze)
+        for own, theirs in (copied or {}).items():
+            self._copy(own, theirs)
         for path in freeze:
             self.at(path).requires_grad_(False)
         self.terms = nn.ModuleDict({name: Term(**term) for name, term in (terms or {}).items() if term is not None})
@@ -92,11 +98,11 @@ class Distill(Distiller):
             self.seen_in["teacher"] = Taps(bare(teacher), self._paths("teacher"))
 
     @classmethod
-    def needs(cls, *, label: float = 0.1, terms: Any = None, **settings: Any) -> set[str]:
+    def needs(cls, *, label: float = 0.1, terms: Any = None, copied: Any = None, **settings: Any) -> set[str]:
         """Images; labels, a teacher, its features and lasting positions if a loss asks for them; classes if one is
         made for them.
         """
-        need = {"source.images"}
+        need = {"source.images"} | ({"teacher", "teacher.features"} if copied else set())
         if label:
             need.add("source.labels")
         for term in (terms or {}).values():
@@ -163,8 +169,7 @@ class Distill(Distiller):
         """The module at a path in the bare student, or the term at ``terms.NAME``."""
         if path.startswith("terms."):
             return self.get_submodule(path)
-        net = bare(self.student)
-        return net.get_submodule(find(net, path)[0])
+        return _module(bare(self.student), path)
 
     def train(self, mode: bool = True) -> Distill:
         """Keep frozen modules in eval mode."""
@@ -185,8 +190,9 @@ class Distill(Distiller):
             told = {"labels": batch.y, "index": batch.index, "epoch": self.current_epoch}
             for name, term in self.terms.items():
                 rows = len(x) if term.all_views else n
+                known = {**told, "views": rows // n}
                 try:
-                    losses[name] = term(_first(student, rows), _first(teacher, rows), told, self.gathered)
+                    losses[name] = term(_first(student, rows), _first(teacher, rows), known, self.gathered)
                 except ValueError as error:  # such as a memory of images that are not the same as before
                     raise ConfigError(f"method.terms.{name}: {error}") from error
         self.descend(torch.stack(list(losses.values())).sum(), last=batch_idx + 1 == self.trainer.num_training_batches)
@@ -238,6 +244,16 @@ class Distill(Distiller):
             return self.look("teacher", x, output=output)
         return self.look("teacher", x, output=False) | {OUTPUT: stored}
 
+    def _copy(self, own: str, theirs: str) -> None:
+        module, there = self.at(own), _module(bare(self.white.net), theirs).state_dict()
+        if missing := [key for key, value in module.state_dict().items() if there.get(key, value).shape != value.shape
+                       or key not in there]:  # fmt: skip
+            raise ConfigError(
+                f"method.copied.{own}={theirs}: the teacher has no {missing[0]} of that shape there: choose the same "
+                "module of the same kind of network"
+            )
+        module.load_state_dict({key: there[key] for key in module.state_dict()})
+
     def _named(self) -> list[tuple[str, Term]]:
         return list(self.terms.items())  # type: ignore[arg-type]
 
@@ -271,6 +287,11 @@ class Distill(Distiller):
 def _first(values: dict[str, Tensor], n: int) -> dict[str, Tensor]:
     """The first n rows of each."""
     return {path: value if len(value) == n else value[:n] for path, value in values.items()}
+
+
+def _module(net: nn.Module, path: str) -> nn.Module:
+    """The module at a path, or at a place, of a bare network."""
+    return net if path == "." else net.get_submodule(find(net, spread(net, path))[0])
 
 
 def bare(net: nn.Module) -> nn.Module:

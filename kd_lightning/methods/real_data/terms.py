@@ -52,8 +52,8 @@ Paths: TypeAlias = str | Sequence[str] | None
 Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 
 OFFERED = {
-    "labels": "(N,) int64, or floats for regression",
-    "index": "(N,) int64 positions of the images in the source",
+    "labels": "(N,) int64, or floats for regression; with all_views those of every row",
+    "index": "(N,) int64 positions of the images in the source, or of every row",
     "epoch": "from 0",
     "student_logits": "(N, K)",
     "teacher_logits": "(N, K), those stored with the images if there are any",
@@ -202,16 +202,21 @@ class Term(nn.Module):
         Args:
             student: values of its taps by path.
             teacher: values of its taps by path.
-            known: values of ``OFFERED``, except logits.
+            known: values of ``OFFERED``, except logits; and ``views``, the rows of each image.
             gathered: rows (N, ...) of this rank -> those of all ranks.
         """
         assert self.loss is not None, "build the terms before training"
         known = {**known, "student_logits": student.get(OUTPUT), "teacher_logits": teacher.get(OUTPUT)}
+        views = known.get("views", 1)
         told = {name: known[name] for name in self.wanted}
+        if views > 1:
+            told |= {k: told[k].repeat(views) for k in ("labels", "index") if told.get(k) is not None}
         pair = at(student, self.student), at(teacher, self.teacher)
         if self.adapt is not None:
             pair = self.adapt(*pair)
         if self.global_batch:
+            if views > 1:
+                gathered = partial(_by_view, gathered, views)
             pair = tuple(_mapped(side, gathered) for side in pair)
             told |= {k: gathered(told[k]).to(told[k].dtype) for k in ROWS if told.get(k) is not None}
         loss = self.loss(*pair, **told)
@@ -283,6 +288,11 @@ def _name(make: Any) -> str:
 
 def _each(side: Any) -> list[Tensor]:
     return [] if side is None else [side] if isinstance(side, Tensor) else list(side)
+
+
+def _by_view(gathered: Callable[[Tensor], Tensor], views: int, rows: Tensor) -> Tensor:
+    """Rows of all ranks, view by view."""
+    return gathered(rows.unflatten(0, (views, -1)).transpose(0, 1)).transpose(0, 1).flatten(0, 1)
 
 
 def _mapped(side: Any, change: Callable[[Tensor], Tensor]) -> Any:
