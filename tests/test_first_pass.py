@@ -12,6 +12,7 @@ import torch
 from conftest import composition
 from torch import Tensor, nn
 
+from kd_lightning.core.segmentation import Segmentation
 from kd_lightning.core.tasks import Classification
 from kd_lightning.errors import UserError
 from kd_lightning.networks.normalized import Normalized
@@ -19,6 +20,7 @@ from kd_lightning.run.first_pass import first_pass, try_network
 from kd_lightning.run.teacher import load_net
 
 IMAGE, TASK = (1, 8, 8), Classification(10)
+STATISTICS = ("method.generator.mean=[0.5,0.5,0.5]", "method.generator.std=[0.5,0.5,0.5]")
 Outputs = namedtuple("Outputs", ["logits", "aux"])
 
 
@@ -118,6 +120,14 @@ def test_sizes_that_a_network_or_a_generator_cannot_take() -> None:
         first_pass(lenet, bench((1, 28, 28)))
     with pytest.raises(UserError, match=r"30"):
         first_pass(composition("data.size=30", "method=dfad", "controls=none"), bench((1, 30, 30)))
+
+
+def test_scenes_are_generated_in_another_size_and_in_no_other_colours() -> None:
+    given = ("problem=dense_digits", "method=dfad")
+    scenes = SimpleNamespace(image_shape=(1, 32, 48), task=Segmentation(11))
+    first_pass(composition(*given), scenes)
+    with pytest.raises(UserError, match=r"makes images of \(3, 16, 32\), the data's are \(1, 32, 48\)"):
+        first_pass(composition(*given, "method.generator.channels=3", *STATISTICS), scenes)
 
 
 def test_a_teacher_of_larger_images_answers_small_ones() -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -113,6 +116,40 @@ def test_the_memory_of_a_test_does_not_grow_with_the_images() -> None:
         return seen.bytes
 
     assert most(4 * few) == most(few)
+
+
+OVER_SCENES = """
+import resource, sys, torch
+from kd_lightning.core.inference import predict
+from kd_lightning.core.segmentation import Segmentation
+from kd_lightning.core.tasks import evaluate, kept
+from kd_lightning.networks.segmenters.small import SmallSegmenter
+
+torch.set_num_threads(1)
+task, net = Segmentation(11), SmallSegmenter(num_classes=11)
+images, labels = torch.ones(400, 3, 90, 120, dtype=torch.uint8), torch.ones(400, 90, 120, dtype=torch.uint8)
+keep = kept(task) if sys.argv[1] == "masks" else None
+peaks = [resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]
+for n in (100, 400):
+    outputs = predict(net, images[:n], keep=keep)
+    evaluate(task, outputs, labels[:n], outputs)
+    peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print((peaks[2] - peaks[0]) / (peaks[1] - peaks[0]))
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_tests_four_times_the_scenes_needs_no_more_memory() -> None:
+    def growth(what: str) -> float:
+        """The peak over 400 scenes of 90x120, divided by that over 100, both above what the process had before."""
+        said = subprocess.run(
+            [sys.executable, "-c", OVER_SCENES, what], capture_output=True, text=True, check=True, env=environment
+        ).stdout
+        return float(said)
+
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}  # glibc returns what is freed to the system
+    assert growth("masks") < 1.3
+    assert growth("logits") > 2
 
 
 def test_void_is_no_class() -> None:

@@ -46,7 +46,7 @@ def first_pass(composition: Composition, dataset: Dataset) -> None:
                 wanted = None if order or teacher.outputs != "logits" else task
                 try_network("teacher", read, image, wanted, trained=True)
         for key, node in _generators(composition.method.settings):
-            _try_generator(f"method.{key}", node, image)
+            _try_generator(f"method.{key}", node, image, task)
 
 
 def try_network(what: str, net: nn.Module, image: tuple[int, ...], task: Task | None, *, trained: bool = False) -> None:
@@ -158,8 +158,10 @@ def _generators(settings: Mapping[str, Any]) -> Iterator[tuple[str, Node]]:
             yield str(key), node
 
 
-def _try_generator(what: str, node: Node, image: tuple[int, ...]) -> None:
-    """Refuse a generator of latents that makes images of another size than the data's."""
+def _try_generator(what: str, node: Node, image: tuple[int, ...], task: Task) -> None:
+    """Refuse a generator of latents that makes images of other channels than the data's, or, unless maps are learned
+    of it, of another size.
+    """
     if "latent" not in node:
         _built(what, node)
         return
@@ -169,7 +171,8 @@ def _try_generator(what: str, node: Node, image: tuple[int, ...]) -> None:
             made = one_tensor(net(torch.randn(2, int(node["latent"]))))
     except Exception:  # of latents and labels, or anything else: the method knows how to call it
         return
-    if tuple(made.shape[1:]) != image:
+    free = 1 if isinstance(task, Segmentation) and made.dim() == 4 else len(image)  # scenes are made of any size
+    if tuple(made.shape[1:])[:free] != image[:free]:
         raise UserError(
             f"{what}: {type(net).__name__} makes images of {tuple(made.shape[1:])}, the data's are {image}: choose "
             "another data.size, such as a multiple of 4, or another generator"

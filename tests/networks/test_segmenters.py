@@ -1,3 +1,4 @@
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -10,6 +11,7 @@ from kd_lightning.networks.generators.dcgan import GeneratorB
 from kd_lightning.networks.segmenters.deeplab import DeepLab
 from kd_lightning.networks.segmenters.encoder_decoder import EncoderDecoder
 from kd_lightning.networks.segmenters.lraspp import LrAspp
+from kd_lightning.networks.segmenters.small import SmallSegmenter
 
 STUDENT = {"num_classes": 11, "backbone": "mobilenet_v2", "rates": (12, 24, 32)}
 TEACHER = {"num_classes": 11, "rates": (12, 24, 32), "dropout": 0.0}
@@ -108,9 +110,14 @@ def test_dropout_is_in_the_students_head_and_active_while_it_trains() -> None:
 
 
 @pytest.mark.parametrize("size", [(7, 5), (32, 32), (17, 40)])
-def test_the_small_encoder_decoder_takes_odd_sizes_and_sees_all_of_its_maps(size) -> None:
+@pytest.mark.parametrize(
+    "make",
+    [partial(EncoderDecoder, widths=(4, 6, 8), dropout=0.5), partial(SmallSegmenter, widths=(4, 6, 8, 8, 8))],
+    ids=["encoder_decoder", "small_segmenter"],
+)
+def test_small_networks_take_odd_sizes_and_see_all_of_their_maps(make, size) -> None:
     torch.manual_seed(0)
-    net = EncoderDecoder(num_classes=4, in_channels=1, widths=(4, 6, 8), dropout=0.5)
+    net = make(num_classes=4, in_channels=1)
     y = net(torch.rand(2, 1, *size))
     assert y.shape == (2, 4, *size)
     y.square().mean().backward()

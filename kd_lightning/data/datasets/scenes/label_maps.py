@@ -126,7 +126,11 @@ def _warn_of_absent(dataset: Dataset) -> None:
         absent = [name for name, count in zip(dataset.classes, counts.tolist(), strict=False) if not count]
         if absent:
             more = f" and {len(absent) - 5} more" if len(absent) > 5 else ""
-            warnings.warn(f"{dataset.name}/{part}: no pixel of {', '.join(absent[:5])}{more}", stacklevel=3)
+            warnings.warn(
+                f"{dataset.name}/{part}: no pixel of {', '.join(absent[:5])}{more}, of which nothing is learned or "
+                "measured: add images that show it, or give the classes without it",
+                stacklevel=3,
+            )
 
 
 def _read(

@@ -32,7 +32,8 @@ def load(
 ) -> Dataset:
     """Load ``root/nyuv2/image/{train,test}/*`` with the label maps of the same names in ``seg13/{train,test}/``.
 
-    Maps have the classes 1 to 13, and 0 or 255 for void. The folder may also be called ``NYUv2``, or be ``root``.
+    Maps have the classes 1 to 13, and 0 for void, as those of nyuv2-meta-data, which DFAD's authors read the same way
+    (255 is void, too). The folder may also be called ``NYUv2``, or be ``root``.
 
     Args:
         task: of 13 classes.
