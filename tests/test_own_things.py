@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torchmetrics.classification import MulticlassF1Score
 
 from kd_lightning.config.check import faults
 from kd_lightning.config.overrides import read
+from kd_lightning.config.signatures import signature_faults
 from kd_lightning.errors import ConfigError
 
 
@@ -36,6 +38,29 @@ def test_a_network_in_the_place_of_another_is_refused_in_one_line() -> None:
     assert "my_conf/network/mine.yaml" in line
     (line,) = read(["student=my_net.Net"]).problems
     assert "my_conf/network/mine.yaml with _target_: my_net.Net" in line
+
+
+def checked(init: Callable[..., None]) -> Callable[..., None]:
+    """As transformers' configurations are: the wrapper takes more than the signature it shows."""
+
+    @functools.wraps(init)
+    def wrapper(self: Any, **kwargs: Any) -> None:
+        self.given = kwargs
+        init(self, **{k: v for k, v in kwargs.items() if k == "num_classes"})
+
+    return wrapper
+
+
+class Wrapped:
+    @checked
+    def __init__(self, *, num_classes: int = 3) -> None:
+        self.num_classes = num_classes
+
+
+def test_a_wrapper_may_take_settings_that_it_does_not_name() -> None:
+    node = {"_target_": f"{__name__}.Wrapped", "num_labels": 10}
+    assert not list(signature_faults("student.config", node, []))
+    assert list(signature_faults("student", {"_target_": f"{__name__}.Own", "num_classes": 3, "num_labels": 10}, []))
 
 
 F1 = f"+metrics.f1={{_target_: {__name__}.Forwards, num_classes: 10, average: macro}}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Hashable, Mapping, Sequence
+from itertools import pairwise
 
 from torch import Size, Tensor
 
@@ -17,9 +18,9 @@ def renamed(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[s
     """The layers of a file under the names of a network's: ``{theirs: ours}``; None where several ways would fit.
 
     Layers of equal names are each other's. Of the others, two belong together if their tensors have equal last words
-    and shapes and the numbers in their names are equal (``encoder.layer.3.`` and ``layers.3.``); of several alike, those
-    that end in the same word or initial do (``query``, ``key`` and ``q_proj``, ``k_proj``). Where this does not tell,
-    the order of definition decides, if all layers come in the same one and no two alike are neighbours.
+    and shapes and the numbers in their names are equal (``encoder.layer.3.`` and ``layers.3.``); of several alike,
+    those that end in the same word or initial do (``query``, ``key`` and ``q_proj``, ``k_proj``). Where this does not
+    tell, the order of definition decides, if all layers come in the same one and no two alike are neighbours.
 
     Args:
         found: as the file names them, the usual prefixes taken off.
@@ -86,7 +87,7 @@ def _told_apart(layers: Mapping[str, Parts]) -> bool:
     pairs = list(layers.items())
     return all(
         a[1] != b[1] or (_unnumbered(a[0]) == _unnumbered(b[0]) and _digits(a[0]) < _digits(b[0]))
-        for a, b in zip(pairs, pairs[1:], strict=False)
+        for a, b in pairwise(pairs)
     )
 
 
