@@ -11,6 +11,9 @@ from tabulate import tabulate
 from kd_lightning.results.run_index import NOTHING, pick
 from kd_lightning.results.table import CONTROLS, OWN, cut_short, headline_key, measured_in, unit_of
 
+MADE_OF = {"adapted": "teacher"}
+"""Row -> the network whose size it has, where that is not the student's."""
+
 
 def summary(result: Mapping[str, Any], paths: Sequence[str | Path] = ()) -> str:
     """The text that a run prints at its end: student, teacher and controls.
@@ -30,7 +33,7 @@ def summary(result: Mapping[str, Any], paths: Sequence[str | Path] = ()) -> str:
     rows = []
     for name in ("teacher", *controls, "test"):
         label = {"teacher": "teacher", "test": own_name or "student (this run)"}.get(name, CONTROLS.get(name, name))
-        model = name if pick(result, "models", name) else "teacher" if name == "adapted" else "student"
+        model = name if name == "teacher" or pick(result, "models", name) else MADE_OF.get(name, "student")
         seconds = pick(result, "cost", "seconds", "student" if name == "test" else name)
         parameters = pick(result, "models", model, "parameters")
         cells = [metrics.get(f"{name}/{judged}"), metrics.get(f"{name}/agreement")]
@@ -64,6 +67,8 @@ def summary(result: Mapping[str, Any], paths: Sequence[str | Path] = ()) -> str:
         if found:
             told = ", ".join(f"{k} {v:,}" if isinstance(v, int) else f"{k} {v:.4f}" for k, v in found.items())
             lines += ["", f"{prefix.removesuffix('/')}: {told}"]
+    own = [f"{key} {v:.4f}" for key, v in metrics.items() if _is_own(key, result) and v is not None]
+    lines += ["", f"further metrics: {', '.join(own)}"] if own else []
     if "compression" in metrics:
         told = {key.removeprefix("mechanisms/"): v for key, v in metrics.items() if key.startswith("mechanisms/")}
         small = f"{metrics['compression/parameters']:,.0f}"
@@ -75,3 +80,9 @@ def summary(result: Mapping[str, Any], paths: Sequence[str | Path] = ()) -> str:
     if paths:
         lines += ["", *(f"wrote {path}" for path in paths)]
     return "\n".join(lines) + "\n"
+
+
+def _is_own(key: str, result: Mapping[str, Any]) -> bool:
+    """Whether a number is of a metric that the configuration added, and not of those that have lines of their own."""
+    name = key.partition("/")[0]
+    return name in (result.get("further_metrics") or ()) and not key.startswith((*OWN, "mechanisms/", "compression"))

@@ -131,7 +131,8 @@ def _folders(node: Any) -> Iterator[str]:
 def _parameters(target: Any) -> tuple[dict[str, inspect.Parameter], dict[str, Any], bool]:
     """Parameters and type hints by name; ``**kwargs`` of a class is followed to its base classes.
 
-    Where it ends at a class that is not of this package, nobody knows what it takes.
+    Where it ends at a class that is not of this package, nobody knows what it takes; nor where a foreign wrapper takes
+    anything.
     """
     layers = (
         [vars(c)["__init__"] for c in target.__mro__ if "__init__" in vars(c)] if inspect.isclass(target) else [target]
@@ -147,9 +148,16 @@ def _parameters(target: Any) -> tuple[dict[str, inspect.Parameter], dict[str, An
         except Exception:
             hints = {**getattr(layer, "__annotations__", {}), **hints}
         if not any(p.kind is p.VAR_KEYWORD for p in own.values()):
-            forwarded = layer is not layers[0] and getattr(layer, "__module__", ours).partition(".")[0] != ours
-            return parameters, hints, forwarded
+            foreign = getattr(layer, "__module__", ours).partition(".")[0] != ours
+            return parameters, hints, foreign and (layer is not layers[0] or _takes_anything(layer, target))
     return parameters, hints, True
+
+
+def _takes_anything(function: Any, target: Any) -> bool:
+    """Whether a wrapped function of code that we do not depend on takes more settings than the one inside names."""
+    outer = inspect.signature(function, follow_wrapped=False).parameters.values()
+    wraps = hasattr(function, "__wrapped__") and any(p.kind is p.VAR_KEYWORD for p in outer)
+    return wraps and code_of(target) is not None
 
 
 LISTS = (list, tuple, set, abc.Sequence, abc.Iterable, abc.Collection)

@@ -61,7 +61,16 @@ def _not_owned() -> tuple[str, ...]:
 def owned(module: types.ModuleType) -> bool:
     """Whether a module is somebody's own: a file that belongs to no installed package."""
     file = getattr(module, "__file__", None)
-    return file is not None and not os.path.realpath(file).startswith(_not_owned())
+    if file is None or (real := os.path.realpath(file)).startswith(_not_owned()):
+        return False
+    deep = module.__name__.count(".") + (Path(real).name == "__init__.py")
+    return not _installs(str(Path(real).parents[deep]))
+
+
+@functools.cache
+def _installs(folder: str) -> bool:
+    """Whether packages are installed into a folder of ``sys.path``, as by ``pip install --target``."""
+    return any(Path(folder).glob("*.dist-info"))
 
 
 def sources(module: types.ModuleType) -> dict[str, str]:

@@ -5,17 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, ProgressBar
-from torch import Tensor, nn
+from torch import Tensor
 
 from kd_lightning.config.composition import Training
+from kd_lightning.config.node import thaw
 from kd_lightning.config.signatures import own_code, versions
 from kd_lightning.core.collapse import Collapsed
-from kd_lightning.core.file_format import FORMAT_VERSION
 from kd_lightning.core.inference import at_once
 from kd_lightning.core.notices import keep, noticing
 from kd_lightning.core.strangers import read_json, read_tensors
@@ -28,15 +28,17 @@ from kd_lightning.distributed import collectives, decisions, process_group
 from kd_lightning.engine.callbacks import PhaseBar, WatchGenerator
 from kd_lightning.engine.checkpoint_reader import Marked, resumable
 from kd_lightning.engine.checkpoint_writer import Resumable
+from kd_lightning.engine.kept_networks import agreement_on_drawn, keep_networks
+from kd_lightning.engine.own_metrics import OwnMetrics, own_metrics
 from kd_lightning.engine.restart import begin_again, next_seed, restarts
 from kd_lightning.engine.user_callbacks import callbacks_of
 from kd_lightning.methods.base.distiller import Distiller
 from kd_lightning.methods.base.protocols import Teacher
 from kd_lightning.methods.real_data.distill import Distill
 from kd_lightning.networks.normalized import Normalized
-from kd_lightning.networks.weights import load_weights, write_weights
+from kd_lightning.networks.weights import load_weights
 from kd_lightning.sources.context import Context
-from kd_lightning.store.artifacts import Store, by_content, digest, remedy, write_json, writing
+from kd_lightning.store.artifacts import Store, by_content, digest, remedy
 from kd_lightning.teachers.black_box import QueryTeacher
 from kd_lightning.teachers.white_box import FrozenTeacher
 from kd_lightning.tracking.backends import Dashboards
@@ -140,7 +142,7 @@ def fit(
                 break
             except Collapsed as error:
                 decisions.decided(partial(begin_again, work, own.seed, error))
-        decisions.decided(lambda: _keep(method, {**report, "restarts": collapsed}, work))
+        decisions.decided(lambda: keep_networks(method, {**report, "restarts": collapsed}, work))
 
     folder = bench.store.obtain(  # the stored fit, or the one built now
         "fit", config, build, everywhere=True, students=phase == "student"
@@ -155,22 +157,6 @@ def fit(
     return FitResult(network.eval(), folder, digest(config), report, report["fit_seconds"])
 
 
-def _keep(method: Distiller, report: dict[str, Any], work: Path) -> None:
-    with writing(work):
-        _save_net(method.student, work / "student.safetensors")
-        for name in method.keeps:
-            if hasattr(method, name):
-                _save_net(cast(nn.Module, getattr(method, name)), work / f"{name}.safetensors")
-        for name, net in (method.kept_modules() if isinstance(method, Distill) else {}).items():
-            _save_net(net, work / f"{name}.safetensors")
-    write_json(work / "fit.json", report)
-
-
-def _save_net(net: nn.Module, file: Path) -> None:
-    state = {k: v.detach().cpu().contiguous().clone() for k, v in net.state_dict().items()}
-    write_weights(state, file, {"format_version": str(FORMAT_VERSION)})
-
-
 def fit_config(
     training: Training, bench: RunContext, teacher_key: str, source_teacher_key: str | None = None
 ) -> dict[str, Any]:
@@ -178,6 +164,7 @@ def fit_config(
     plain: Any = {k: getattr(training, k).plain() for k in ("source", "student", "method", "trainer")}
     plain["trainer"] = {k: v for k, v in plain["trainer"].items() if k not in SILENT}
     plain["method"] = {k: v for k, v in plain["method"].items() if (k, v) != ("on_collapse", "warn")}  # changes none
+    plain |= {"metrics": thaw(own)} if (own := own_metrics(training)) else {}  # its curves are of them
     theirs = own_code(plain)
     root = bench.store.root
     plain = by_content(plain, root)
@@ -251,7 +238,10 @@ def _train(
     interrupted_before = decisions.decided(checkpoint.is_file)
     goes_on_from = resumable(checkpoint, method) if interrupted_before else None
     marked = Marked(goes_on_from)
-    watching = [watch, KeepCurves(curves), *callbacks_of(settings, method, phase)]
+    own = {name: node.build() for name, node in own_metrics(training).items()}
+    watching = [watch, KeepCurves(curves), *callbacks_of(settings, method, phase, [*own])]
+    if own and val_loader is not None:
+        watching.insert(0, OwnMetrics(own, bench.task, bench.dataset.classes))
     if settings.get("enable_progress_bar", True) and not any(isinstance(each, ProgressBar) for each in watching):
         watching.insert(0, PhaseBar(phase))
     trainer = settings.without("global_batch_losses", "callbacks").build(
@@ -294,7 +284,7 @@ def _train(
     }
     if hasattr(method, "draw") and method.images_made and isinstance(method.teacher, FrozenTeacher):
         method.to(context.device).go_on()
-        report["generated/agreement"] = _agreement_on_drawn(method, bench.task, training.seed)
+        report["generated/agreement"] = agreement_on_drawn(method, bench.task, training.seed)
     return method, report
 
 
@@ -303,15 +293,3 @@ def compile_networks(method: Distiller, backend: str) -> None:
     method.student.compile(backend=backend)
     if isinstance(method.teacher, FrozenTeacher):
         method.teacher.compile_with(backend)
-
-
-@torch.no_grad()
-def _agreement_on_drawn(method: Any, task: Task, seed: int, n: int = 1000) -> float:
-    # reseeded, so that the number is the same in a resumed fit
-    method.reseed(seed)
-    method.student.eval()
-    agreement = task.agreement().to(method.device)
-    for _ in range(10):
-        x = method.draw(n // 10)
-        agreement.update(method.student(x), method.teacher.net(x))
-    return float(agreement.compute())

@@ -111,7 +111,10 @@ def timm(name: str, pretrained: bool = True, **settings: Any) -> nn.Module:
     """
     net = _library("timm").create_model(name, pretrained=pretrained, **settings)
     config: Any = net.pretrained_cfg
-    return Foreign(net, mean=config["mean"], std=config["std"], size=config["input_size"][-2:])
+    mean, std = config["mean"], config["std"]
+    if (channels := settings.get("in_chans", len(mean))) != len(mean):
+        mean, std = ([sum(values) / len(values)] * channels for values in (mean, std))
+    return Foreign(net, mean=mean, std=std, size=config["input_size"][-2:])
 
 
 def huggingface(name: str, **settings: Any) -> nn.Module:

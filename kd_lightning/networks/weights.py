@@ -27,6 +27,7 @@ from kd_lightning.core.file_format import refuse_format
 from kd_lightning.core.notices import keep
 from kd_lightning.errors import TeacherError
 from kd_lightning.networks import weight_names
+from kd_lightning.networks.renamed_weights import listed, renamed, under_our_names
 
 LEGACY = 4
 """Number of pickles before the tensors in torch files of the old format, which are no zip files."""
@@ -212,13 +213,19 @@ def load_weights(net: nn.Module, path: str | Path) -> None:
     published = getattr(getattr(net, "net", net), "published", ())
     fitting, left_out = weight_names.fitted(weight_names.translated(found, wanted, published), wanted)
     best = statistics | fitting
+    if (names := renamed(best, wanted)) is not None:
+        _say(f"weights: {path}: matched by shape and place: {'; '.join(listed(names))}")
+        best, left_out = weight_names.fitted(under_our_names(best, names), wanted)
     refuse_misfits(best, wanted, path, into=_name(net))
     if left_out:
         few = ", ".join(left_out[:5]) + (f" and {len(left_out) - 5} more" if len(left_out) > 5 else "")
-        said = f"weights: {path}: left out {few}, which are no part of {_name(net)}"
-        keep(said)
-        print(said, file=sys.stderr, flush=True)
+        _say(f"weights: {path}: left out {few}, which are no part of {_name(net)}")
     net.load_state_dict(best)
+
+
+def _say(line: str) -> None:
+    keep(line)
+    print(line, file=sys.stderr, flush=True)
 
 
 def refuse_misfits(

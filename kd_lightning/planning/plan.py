@@ -24,6 +24,7 @@ from kd_lightning.engine.data import load_data
 from kd_lightning.engine.fit import FitResult, RunContext
 from kd_lightning.planning.dry_run import KEPT, MISSING, PROMISED, ROUNDS, Planner, Step
 from kd_lightning.planning.dry_run_store import Overlay, now_on_device
+from kd_lightning.run.first_pass import first_pass
 from kd_lightning.run.run import identity, settle
 from kd_lightning.run.stages_and_controls import control_of, handed
 from kd_lightning.run.teacher import TeacherHandle, obtain_source_teacher, obtain_teacher
@@ -75,6 +76,7 @@ def plan(composition: Composition, promised: set[str] | None = None) -> Plan:
         stored = (run / "artifact.json").is_file()
         if composition.teacher is not None:  # after a few rounds a teacher is near chance
             composition = composition.derive(teacher=replace(composition.teacher, check=False))
+        first_pass(composition, dataset)
         bench = RunContext(store, dataset, key, dataset.task, Dashboards(), run=run.name)
         planner = Planner(kept, bench, set() if promised is None else promised)
         title = f"plan of {names.get('method')} on {names.get('data')}, seed {composition.seed}"

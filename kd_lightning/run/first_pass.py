@@ -9,15 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from kd_lightning.config.composition import Composition, TeacherSettings
-from kd_lightning.config.node import Node, located
+from kd_lightning.config.node import Node
 from kd_lightning.core.segmentation import Segmentation
 from kd_lightning.core.tasks import Classification, Regression, Task
-from kd_lightning.core.user_code import code_of
 from kd_lightning.data.dataset import Dataset
 from kd_lightning.errors import UserError
 from kd_lightning.networks.normalized import Normalized
 from kd_lightning.networks.outputs import one_tensor
 from kd_lightning.run.teacher import OWN, TUNE
+
+OURS = ("kd_lightning.networks.classifiers.", "kd_lightning.networks.segmenters.")
+"""Networks that bring no weights."""
 
 
 def first_pass(composition: Composition, dataset: Dataset) -> None:
@@ -129,27 +131,22 @@ def _built(what: str, node: Node) -> nn.Module:
 
 
 def _refuse_own_weights(teacher: TeacherSettings, net: nn.Module) -> None:
-    """Refuse to train a network over weights that it brings: built twice, a fresh one differs."""
+    """Refuse to train a network over weights that it brings: built twice, most of a fresh one differs."""
     assert teacher.net is not None
-    if code_of_target(teacher.net) is None and not any(k in teacher.net for k in ("weights", "pretrained")):
+    if teacher.net.target.startswith(OURS):
         return
     torch.manual_seed(torch.initial_seed() + 1)
     again = dict(_built("teacher.net", teacher.net).named_parameters())
-    drawn = [(name, p) for name, p in net.named_parameters() if p.dim() > 1 and p.numel() > 1 and bool(p.std() > 0)]
-    own = [name for name, p in drawn if name in again and torch.equal(p, again[name])]
-    if not own:
-        return
-    fresh = [name for name, _ in drawn if name not in own]
+    drawn = {name: p for name, p in net.named_parameters() if p.dim() > 1 and p.numel() > 1 and bool(p.std() > 0)}
+    own = [name for name, p in drawn.items() if name in again and torch.equal(p, again[name])]
+    if 2 * sum(drawn[name].numel() for name in own) < sum(p.numel() for p in drawn.values()) or not own:
+        return  # a table of positions or fixed filters are no weights that were learned
+    fresh = [name for name in drawn if name not in own]
     but = f", all but {', '.join(fresh[:3])}" if fresh else ""
     raise UserError(
         f"teacher: {teacher.net.target} brings weights of its own{but}: teacher.weights={OWN} teaches by them as they "
         f"are, teacher.weights={TUNE} trains them on"
     )
-
-
-def code_of_target(node: Node) -> str | None:
-    """The digest of the code behind a node, None for this package's own and its dependencies'."""
-    return "jit" if node.target.startswith("torch.") else code_of(located(node.target), node.target)
 
 
 def _generators(settings: Mapping[str, Any]) -> Iterator[tuple[str, Node]]:

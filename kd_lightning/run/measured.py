@@ -14,13 +14,13 @@ from torchmetrics import Metric
 from kd_lightning.config.composition import Composition
 from kd_lightning.core.inference import predict
 from kd_lightning.core.notices import keep
+from kd_lightning.core.own_metrics import add, values
 from kd_lightning.core.segmentation import Segmentation, class_ious, pixel_confusion
-from kd_lightning.core.strangers import in_a_line, read_tensors
+from kd_lightning.core.strangers import read_tensors
 from kd_lightning.core.tasks import evaluate, kept
 from kd_lightning.data.dataset import Dataset, Split
 from kd_lightning.distributed import collectives
 from kd_lightning.engine.fit import FitResult, RunContext
-from kd_lightning.errors import ConfigError
 from kd_lightning.metrics.confusion_matrix import draw_answers
 from kd_lightning.metrics.shortcomings import shortcomings
 from kd_lightning.networks.normalized import Normalized
@@ -88,7 +88,9 @@ def tested(
     for name, node in composition.metrics.items():
         measure = node.build()
         if isinstance(measure, Metric):
-            metrics |= {} if outputs is None or labelled is None else _counted(name, measure, outputs, labelled.labels)
+            if outputs is not None and labelled is not None:
+                add(name, measure, task, outputs, labelled.labels)
+                metrics |= values(name, measure, dataset.classes)
         else:
             metrics |= _further(name, measure, student, fits.teacher, labelled, composition.device, work / "samples")
     metrics |= {f"gate/{name}": gate["value"] for name, gate in student.report.get("pool", {}).get("gates", {}).items()}
@@ -129,25 +131,6 @@ def _further(
         where["weights"] = student.folder / "generator.safetensors"
     found = measure(network, teacher and teacher.net, test, **where)
     return {f"{name}/{k}" if k else name: v for k, v in found.items()}
-
-
-def _counted(name: str, metric: Metric, output: Tensor, labels: Tensor) -> dict[str, float | None]:
-    """Values of a torchmetrics metric of what is kept of the student's outputs against the labels."""
-    try:
-        metric.update(output, labels)
-        value = metric.compute()
-    except Exception as error:  # torchmetrics raises many kinds of errors on outputs that it does not take
-        kind = type(metric).__name__
-        raise ConfigError(
-            f"metrics.{name}: {kind} does not take outputs {tuple(output.shape)} and labels "
-            f"{tuple(labels.shape)}: {in_a_line(error)}"
-        ) from error
-    parts = value if isinstance(value, Mapping) else {"": value}
-    return {
-        "/".join(filter(None, [name, str(key)])): float(part)
-        for key, part in parts.items()
-        if isinstance(part, Tensor | float | int) and (not isinstance(part, Tensor) or part.numel() == 1)
-    }
 
 
 def _adapted(fits: Fits) -> dict[str, Normalized]:

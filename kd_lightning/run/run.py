@@ -254,6 +254,7 @@ def _result(
         "restarts": {f.report["phase"]: f.report["restarts"] for f in trainings if f.report.get("restarts")},
         "objective": objective(metrics, bench.task.headline),
         "metrics": metrics,
+        "further_metrics": list(composition.metrics),
         "result_name": composition.result_name,
         "task": bench.task.described(),
         "paper": thaw(composition.paper.get(composition.names.get("method") or "", {}))

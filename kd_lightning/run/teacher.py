@@ -29,6 +29,7 @@ from kd_lightning.store.artifacts import Store, by_content, digest, file_digest
 from kd_lightning.teachers.answer_types import Described, TeacherClient
 from kd_lightning.teachers.black_box import QueryClient, QueryTeacher
 from kd_lightning.teachers.remote.client import LedgerClient, QueryTerms
+from kd_lightning.teachers.remote.function import Function
 from kd_lightning.teachers.remote.local import LocalAsker
 from kd_lightning.teachers.white_box import FrozenTeacher
 
@@ -170,6 +171,8 @@ def obtain_teacher(
         client = (
             cast(Node, settings.client).build() if net is None else _at_home(settings, net, key, bench.dataset, device)
         )
+        if isinstance(client, Function):
+            client.name_classes(bench.dataset.classes)
         _refuse_another(client.describe(), settings, bench.dataset)
         file = settings.ledger or Store(composition.artifacts.root).root / "ledger.sqlite"
         pace = settings.pace.build()

@@ -103,11 +103,12 @@ class Busy(Unanswered):
     Args:
         reason: one line.
         retry_after: seconds to wait at least, if the teacher said so.
+        limited: it limits its rate (429), which a longer wait mends.
     """
 
-    def __init__(self, reason: str, retry_after: float | None = None) -> None:
+    def __init__(self, reason: str, retry_after: float | None = None, *, limited: bool = False) -> None:
         super().__init__(reason)
-        self.retry_after = retry_after
+        self.retry_after, self.limited = retry_after, limited
 
 
 class Unclear(Unanswered):

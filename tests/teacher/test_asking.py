@@ -152,13 +152,38 @@ def test_one_poisonous_image_is_found_and_the_others_are_answered(tmp_path: Path
 
 
 def test_after_failures_in_a_row_nothing_more_is_asked(tmp_path: Path) -> None:
-    client = Fake(troubles=repeat(Busy("503")))
+    client = Fake(troubles=repeat(Unclear("503")))
     with pytest.raises(TeacherError, match="5 times in a row"):
         asking(client, tmp_path, pace=Pace(failures=5)).about(pictures(*range(40)))
     assert client.attempts <= 5 + 2 * Pace().concurrency  # each thread may have one under way, and begin another
-    healing = Fake(troubles=chain.from_iterable(repeat([Busy("503"), None], 20)))
+    healing = Fake(troubles=chain.from_iterable(repeat([Unclear("503"), None], 20)))
     asking(healing, tmp_path, pace=Pace(concurrency=1, failures=2)).about(pictures(*range(40)))
-    assert healing.answered == 40
+    assert healing.answered == 80  # the unclear ones counted, too
+
+
+def test_refusals_count_for_their_own_question(tmp_path: Path) -> None:
+    client = Fake(troubles=chain([None], repeat(Busy("no connection"), 12)))
+    asking(client, tmp_path, pace=Pace(failures=2, tries=13)).about(pictures(*range(40)))
+    assert client.answered == 40
+
+
+def test_a_limited_rate_is_waited_out_and_the_setting_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    time, client = Clock(), Fake(troubles=repeat(Busy("429: slow down", limited=True), 9))
+    asking(client, tmp_path, pace=ALONE, gate=time.gate()).about(pictures(0))
+    assert time.slept == [1, 2, 4, 8, 16, 32, 60, 60, 60]
+    assert capsys.readouterr().err.count("429: slow down. teacher.pace.requests_per_minute=N") == 1
+    hopeless = Fake(troubles=repeat(Busy("429", limited=True)))
+    with pytest.raises(
+        TeacherError, match=r"teacher\.pace\.longest_wait=600 seconds were refused.*requests_per_minute"
+    ):
+        asking(hopeless, tmp_path, pace=ALONE, gate=time.gate()).about(pictures(1))
+
+
+def test_the_first_reply_is_read_before_the_second_question_is_sent(tmp_path: Path) -> None:
+    client = Fake(troubles=repeat(lambda images: [Label(7)] * len(images)))
+    with pytest.raises(TeacherError, match="class 7 of 3 classes"):
+        asking(client, tmp_path).about(pictures(*range(40)))
+    assert client.attempts == 1
 
 
 def test_what_was_answered_before_the_end_is_kept(tmp_path: Path) -> None:

@@ -42,8 +42,24 @@ def test_what_a_function_may_say() -> None:
     assert asked(2, "label") == asked(np.int64(2), "label") == asked(torch.tensor([2]).numpy()[0], "label") == Label(2)
     assert asked(None) == Abstained()
     assert asked(Abstained("too dark")) == Abstained("too dark")
-    with pytest.raises(TeacherError, match=r"f: an answer is 'cat', expected K probabilities"):
+    with pytest.raises(TeacherError, match=r"f: an answer is 'cat', which is no class of the data: a number"):
         asked("cat")
+    with pytest.raises(TeacherError, match=r"f: an answer is <object.*, expected K probabilities"):
+        asked(object())
+
+
+def test_classes_are_told_by_name_too() -> None:
+    def answer(told: Any, access: Any) -> Any:
+        function = Function(lambda images: [told] * len(images), name="f", num_classes=3, access=access)
+        function.name_classes(["cat", "Pick-up truck", "7"])
+        return function.ask(pictures(1))[0]
+
+    assert answer("pick-up_Truck", "label") == answer(1, "label") == answer("1", "label") == Label(1)
+    assert answer("7", "label") == Label(2)
+    assert answer({"7": 0.2, "cat": 0.7}, "topk") == TopK((0, 2), (0.7, 0.2))
+    assert answer({"7": 0.1, "cat": 0.7, "pick-up truck": 0.2}, "probs") == Probs((0.7, 0.2, 0.1))
+    with pytest.raises(TeacherError, match=r"an answer is 'dog', which is no class of the data: cat, pick up truck, 7"):
+        answer("dog", "label")
 
 
 def http_error(code: int, **headers: str) -> HTTPError:

@@ -189,3 +189,79 @@ def test_a_whole_network_is_named_for_what_it_is(tmp_path: Path) -> None:
     torch.jit.script(nn.Linear(2, 2)).save(tmp_path / "w.pt")
     with pytest.raises(TeacherError, match=r"is a TorchScript network, .*teacher=torchscript teacher\.file="):
         load_weights(network(), tmp_path / "w.pt")
+
+
+class Block(nn.Module):
+    """An attention block in the words of a newer version of its library."""
+
+    def __init__(self, width: int = 4) -> None:
+        super().__init__()
+        self.q_proj, self.k_proj, self.v_proj = (nn.Linear(width, width) for _ in range(3))
+        self.o_proj, self.norm_before, self.norm_after = (
+            nn.Linear(width, width),
+            nn.LayerNorm(width),
+            nn.LayerNorm(width),
+        )
+        self.fc1, self.fc2 = nn.Linear(width, 9), nn.Linear(9, width)
+
+
+class Blocks(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Block() for _ in range(2))
+        self.classifier = nn.Linear(4, 10)
+
+
+OLDER = {"layers.": "encoder.layer.", "q_proj": "self.query", "k_proj": "self.key", "v_proj": "self.value",
+         "o_proj": "output.dense", "fc1": "intermediate.dense", "fc2": "output.dense_of_all"}  # fmt: skip
+
+
+def older(name: str) -> str:
+    for new, old in OLDER.items():
+        name = name.replace(new, old)
+    return name
+
+
+def test_renamed_layers_are_matched_and_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    theirs, ours = Blocks(), Blocks()
+    save_file({older(name): value for name, value in theirs.state_dict().items()}, tmp_path / "w.safetensors")
+    load_weights(ours, tmp_path / "w.safetensors")
+    assert same(ours, theirs)
+    told = capsys.readouterr().err
+    assert "encoder.layer.*.self.key -> layers.*.k_proj" in told
+    assert "classifier" not in told
+
+
+def test_layers_that_could_be_either_are_not_matched(tmp_path: Path) -> None:
+    state = {
+        name.replace("q_proj", "first").replace("k_proj", "second"): value
+        for name, value in Blocks().state_dict().items()
+    }
+    torch.save(state, tmp_path / "w.pt")
+    with pytest.raises(TeacherError, match=r"layers\.0\.q_proj\.weight: missing"):
+        load_weights(Blocks(), tmp_path / "w.pt")
+
+
+def convolutions(names: str) -> nn.Sequential:
+    layers = [
+        nn.Conv2d(1, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Conv2d(4, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.Conv2d(4, 2, 1),
+    ]
+    net = nn.Sequential()
+    for name, layer in zip(names, layers, strict=True):
+        net.add_module(name, layer)
+    return net
+
+
+def test_layers_in_the_order_of_definition_are_matched_in_torch_files_only(tmp_path: Path) -> None:
+    theirs, ours = convolutions("zyxwvu"), convolutions("abcdef")
+    torch.save(theirs.state_dict(), tmp_path / "w.pt")
+    load_weights(ours, tmp_path / "w.pt")
+    assert same(ours, theirs)
+    save_file(theirs.state_dict(), tmp_path / "sorted.safetensors")
+    with pytest.raises(TeacherError, match="not one of its names"):
+        load_weights(ours, tmp_path / "sorted.safetensors")

@@ -49,8 +49,7 @@ class Distiller(ResumableModule):
     clips_gradients = False
     """Whether it clips gradients, which Lightning refuses for fused optimisers in mixed precision."""
     idle_epochs: str | None = None  # the setting that counts the first epochs, in which the student does not train
-    version = 1
-    """Increased whenever the method's results change, so that stored fits of older versions are not reused."""
+    version = 1  # increased whenever the method's results change: stored fits of older versions are not reused
 
     def __init__(
         self,
@@ -139,12 +138,13 @@ class Distiller(ResumableModule):
         """Average batch-norm statistics over ranks, so that all validate the same network."""
         self.share_buffers()
 
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """Metrics against the labels, and agreement with the teacher's stored answers."""
-        output = self.student(batch.x)
+    def validation_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """The student's outputs; their metrics against labels, and agreement with the teacher's, are logged."""
+        output: Tensor = self.student(batch.x)
         for name, metric in self.metrics.items():
             metric(output, batch.y)
             self.log(f"val/{name}", cast(Metric, metric), on_epoch=True, batch_size=len(batch.x))
         if batch.t is not None:
             self.agreement(output, batch.t)
             self.log("val/agreement", self.agreement, on_epoch=True, batch_size=len(batch.x))
+        return output

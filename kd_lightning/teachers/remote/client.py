@@ -77,7 +77,7 @@ class LedgerClient:
         self.ledger = Ledger(ledger, durable=not at_home)
         self.gate = RateLimiter(replace(pace or Pace(), **({"concurrency": 1} if at_home else {})), **gate)
         self._lock = threading.Lock()
-        self._begun = self._same = False
+        self._begun = self._same = self._heard = False
         self._enough_drift_checks = terms.drift_checks == 0
 
     def about(self, images: np.ndarray, *, bucket: Bucket = "training", fit: str | None = None) -> list[Kept]:
@@ -158,6 +158,8 @@ class LedgerClient:
         if self.gate.pace.concurrency == 1 or len(parts) == 1:
             yield from (self._question(claim, part, pixels, stop) for part in parts)
             return
+        if not self._heard:  # a first reply that makes no sense must not cost several
+            yield self._question(claim, parts.pop(0), pixels, stop)
         with ThreadPoolExecutor(self.gate.pace.concurrency) as threads:
             waiting: set[Future[Any]] = {threads.submit(self._question, claim, p, pixels, stop) for p in parts}
             try:
@@ -225,6 +227,7 @@ class LedgerClient:
             raise
         self.ledger.settle(claim, number, dict(zip(keys, told, strict=False)))  # drift checks have no keys
         self.gate.answered()
+        self._heard = True
         return list[Kept](told)
 
     def _keep_drift_checks(self, known: Mapping[bytes, Kept], pixels: Mapping[bytes, np.ndarray]) -> None:

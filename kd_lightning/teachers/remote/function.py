@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -30,8 +31,9 @@ class Function:
 
     Args:
         function: images uint8 (N, H, W, C) to a list with, for each image, K probabilities, ``{class: probability}``,
-            a class, or None for an abstention. It may raise ``Unanswered`` or the exceptions of an HTTP library, which
-            are translated by their status code; a broken connection counts as spent.
+            a class, or None for an abstention; classes by number or by name. It may raise ``Unanswered`` or the
+            exceptions of an HTTP library, which are translated by their status code; a broken connection counts as
+            spent.
         name: identifies the teacher; answers are cached under it.
         version: of the teacher behind the function; the answers of another version are paid for anew.
         num_classes: K.
@@ -66,6 +68,11 @@ class Function:
             k=k,
             price=price,
         )
+        self.numbers: dict[str, int] = {}
+
+    def name_classes(self, names: Sequence[str]) -> None:
+        """From now on understand these names of the classes 0 to K - 1, in upper or lower case, too."""
+        self.numbers = {_plain(name): i for i, name in enumerate(names)}
 
     def describe(self) -> Described:
         """The description given by the arguments."""
@@ -92,9 +99,13 @@ class Function:
                 return told
             case numbers.Integral():
                 return Label(int(told))
+            case str():
+                return Label(self._number(told))
             case Mapping():
-                best = sorted(told.items(), key=lambda item: -item[1])
-                return TopK(tuple(int(c) for c, _ in best), tuple(float(p) for _, p in best))
+                best = sorted(((self._number(c), float(p)) for c, p in told.items()), key=lambda item: -item[1])
+                if self.described.access in ("probs", "logits") and len(dict(best)) == self.described.num_classes:
+                    return Probs(tuple(p for _, p in sorted(best)))
+                return TopK(tuple(c for c, _ in best), tuple(p for _, p in best))
         try:
             return Probs(tuple(float(value) for value in told))
         except (TypeError, ValueError):
@@ -102,6 +113,22 @@ class Function:
                 f"{self.described.name}: an answer is {told!r:.80}, expected K probabilities, {{class: probability}}, "
                 "a class, or None"
             ) from None
+
+    def _number(self, told: Any) -> int:
+        """The number of a class that the function tells by number or by name."""
+        if isinstance(told, str) and (known := self.numbers.get(_plain(told))) is not None:
+            return known
+        try:
+            return int(told)
+        except (TypeError, ValueError):
+            few = ", ".join(list(self.numbers)[:10]) + (", ..." if len(self.numbers) > 10 else "")
+            raise TeacherError(
+                f"{self.described.name}: an answer is {told!r:.80}, which is no class of the data: {few or 'a number'}"
+            ) from None
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s_-]+", " ", name).strip().casefold()
 
 
 def _unanswered(error: Exception) -> Unanswered | None:
@@ -114,7 +141,7 @@ def _unanswered(error: Exception) -> Unanswered | None:
         after = str(headers.get("Retry-After") or "")
         seconds = float(after) if after.replace(".", "", 1).isdigit() else None
         if code in (408, 429):
-            return Busy(said, seconds)
+            return Busy(said, seconds, limited=code == 429)
         if code in (400, 413, 422):
             return Unfit(said)
         return Unclear(said, seconds) if code >= 500 else Closed(said)

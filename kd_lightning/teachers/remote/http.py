@@ -226,7 +226,7 @@ class HttpTeacher:
         if status in (408, 425):
             return Busy(reason, after)
         if status == 429:
-            return Closed(reason) if NO_CREDIT.search(text) else Busy(reason, after)
+            return Closed(reason) if NO_CREDIT.search(text) else Busy(reason, after, limited=True)
         if status in (400, 413, 415, 422):
             return Unfit(reason)
         if status == 412:
