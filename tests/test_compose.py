@@ -180,7 +180,7 @@ def test_an_experiment_of_each_paper_checks_with_another_method(name):
 
 @pytest.mark.parametrize(
     ("data", "teacher"),
-    [("digits", "none"), ("cifar10", "vgg8"), pytest.param("cifar10", "resnet34", marks=SLOW)],
+    [pytest.param("digits", "none", marks=SLOW), ("cifar10", "vgg8"), pytest.param("cifar10", "resnet34", marks=SLOW)],
 )
 @pytest.mark.parametrize("method", one_of_each(class_of, files("method")))
 def test_every_method_data_and_teacher_checks_or_says_why_not(method, data, teacher):

@@ -11,6 +11,7 @@ import pytest
 import torch
 from cases import CASES, MAKERS, ROUNDS, adi, cmi, distill
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from toy import context, fit, generator, network, trained_teacher
 
@@ -98,6 +99,40 @@ def test_the_order_of_a_round(name: str, teacher: nn.Module, steps: list[tuple[s
     method = fit(case.solves(), teacher, range(2))
     assert "".join(who[0] for who, *_ in steps) == case.order * 2
     assert method.student_updates_per_round() == case.order.count("s")
+
+
+class Waits(TorchDispatchMode):
+    """Counts what makes a processor wait for its device: values that Python reads, and shapes that depend on values."""
+
+    READS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "equal", "is_nonzero")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.__name__.partition(".")[0].lstrip("_")
+        if any(name.startswith(read.lstrip("_")) for read in self.READS):
+            self.seen.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ROUNDS)
+def test_a_round_never_waits_for_its_device(name: str, teacher: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[list[str]] = []
+    target = ROUNDS[name].target
+    step = target.training_step
+
+    def spied(self: Any, *batch: Any) -> Any:
+        with Waits() as counted:
+            done = step(self, *batch)
+        waits.append(counted.seen)
+        return done
+
+    monkeypatch.setattr(target, "training_step", spied)
+    fit(ROUNDS[name].solves(), teacher, range(4))
+    assert len(waits) == 4
+    assert not any(waits[1:]), waits  # the first round may look at what it got
 
 
 @pytest.mark.parametrize("name", ROUNDS)
