@@ -96,7 +96,7 @@ def composed_jobs(words: list[str]) -> list[tuple[list[str], list[str]]]:
 
 def typed() -> list[Any]:
     """Every command; those of README and the first of each page by default, the others with ``-m slow``."""
-    firsts = {page: words for page, words in reversed(ALL)}
+    firsts = dict(reversed(ALL))
     return [
         pytest.param(
             *(page, words),

@@ -4,8 +4,8 @@
 
 For a machine with a GPU, where it takes about ten minutes. Networks have random weights and data sets random images:
 nothing is read or downloaded, and no accuracy is told. Each cell trains for so many seconds after the first rounds,
-which compile and warm up; a faster setting is told as a share of the plain one of the same run. ``--problem cifar10_tiny
---scale small --device cpu`` shows on any machine that the cells run.
+which compile and warm up; a faster setting is told as a share of the plain one of the same run. ``--problem
+cifar10_tiny --scale small --device cpu`` shows on any machine that the cells run.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import argparse
 import statistics
 import tempfile
 import time
-from pathlib import Path
+from contextlib import suppress
 from typing import Any
 
 import lightning as L
@@ -27,7 +27,7 @@ from kd_lightning.config.check import check
 from kd_lightning.core.log_filters import quiet
 from kd_lightning.core.tasks import Classification
 from kd_lightning.data.dataset import Dataset, Split
-from kd_lightning.engine.fit import RunContext, build_network, fit
+from kd_lightning.engine.fit import RunContext, fit
 from kd_lightning.errors import UserError
 from kd_lightning.networks.normalized import Normalized
 from kd_lightning.run.run import settle
@@ -38,20 +38,7 @@ from kd_lightning.tracking.backends import Dashboards
 WARM = 5
 """Rounds before the clock starts."""
 BESIDE = ("controls=none", "teacher.check=false", "data.val=0")
-METHODS: dict[str, tuple[str, ...]] = {
-    "supervised": (),
-    "kd": (),
-    "crd": (),
-    "reviewkd": (),
-    "dafl": (),
-    "dfad": (),
-    "zskt": (),
-    "dfq": (),
-    "cmi": (),
-    "fast_dfkd": (),
-    "nayer": (),
-    "disguide": (),
-}
+METHODS = "supervised,kd,crd,reviewkd,dafl,dfad,zskt,dfq,cmi,fast_dfkd,nayer,disguide"
 SETTINGS: dict[str, tuple[str, ...]] = {
     "plain": ("trainer.precision=32-true", "memory_format=contiguous"),
     "bf16, channels last": ("trainer.precision=bf16-mixed", "memory_format=channels_last"),
@@ -99,9 +86,8 @@ def cell(overrides: list[str], seconds: float) -> tuple[float, float]:
     """
     with initialize_config_dir(str(resolvers.conf_dir()), version_base="1.3"):
         made = settle(check(compose("run", overrides)))
-    data, classes = made.data, made.data.num_classes
-    size = data.settings["size"] if hasattr(data, "settings") else 32
-    dataset = images((3, size, size), classes)
+    classes = made.data.num_classes
+    dataset = images((3, 32, 32), classes)
     clock = Clock(seconds)
     teacher = None
     if made.teacher is not None and made.teacher.net is not None:
@@ -111,10 +97,8 @@ def cell(overrides: list[str], seconds: float) -> tuple[float, float]:
         torch.cuda.reset_peak_memory_stats()
     with tempfile.TemporaryDirectory() as folder:
         bench = RunContext(Store(root=folder), dataset, "random", Classification(classes), Dashboards(), [clock])
-        try:
+        with suppress(_Enough):
             fit(made, bench, phase="student", teacher=teacher, teacher_key="random")
-        except _Enough:
-            pass
     peak = torch.cuda.max_memory_allocated() / 2**30 if made.device != "cpu" else float("nan")
     return clock.milliseconds(), peak
 
@@ -123,7 +107,7 @@ def main() -> None:
     """Print the table, a line as soon as it is known."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=8.0)
-    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--methods", default=METHODS)
     parser.add_argument("--problem", default="cifar10")
     parser.add_argument("--scale", default="paper")
     parser.add_argument("--device", default="auto")
