@@ -170,9 +170,8 @@ def test_a_missing_converter_is_named_with_the_extra(file: Path, monkeypatch: py
 
 
 def test_white_or_not_is_a_setting(file: Path) -> None:
-    own = composition(
-        "method=kd", "controls=none", "teacher=onnx", f"teacher.file={file}", "teacher.white=true"
-    ).teacher
+    given = ("method=kd", "controls=none", "teacher=onnx", f"teacher.file={file}")
+    own = composition(*given, "teacher.white=true").teacher
     assert own is not None
     assert (own.client, own.weights, own.access) == (None, "own", "white")
     assert own.net is not None
