@@ -115,5 +115,5 @@ class ImagePriors:
 
     def made(self, context: Context) -> Tensor:
         """The images, uint8 (images, C, H, W)."""
-        statistics = {"mean": context.mean, "std": context.std}
-        return priors(self.images, context.dataset.image_shape, **statistics, seed=self.seed, **self.settings)
+        shape, mean, std = context.dataset.image_shape, context.mean, context.std
+        return priors(self.images, shape, mean=mean, std=std, seed=self.seed, **self.settings)

@@ -77,7 +77,8 @@ class Disguide(GeneratorPair):
         super().__init__(**generative)
         if not 0 <= start <= questions:
             raise ConfigError(f"method.start={start}: expected from 0 to method.questions={questions}")
-        self.twin = Normalized(twin, **self.statistics())
+        mean, std = self.statistics()
+        self.twin = Normalized(twin, mean=mean, std=std)
         self.questions, self.start, self.start_seed = questions, start, start_seed
         self.g_steps, self.asked, self.replay = g_steps, asked, replay
         self.diversity, self.loss, self.variant = diversity, loss, variant
@@ -90,10 +91,10 @@ class Disguide(GeneratorPair):
         """A teacher that answers, its classes, and no data."""
         return {"teacher", "source.free", "task.classification"}
 
-    def statistics(self) -> dict[str, list[float]]:
+    def statistics(self) -> tuple[list[float], list[float]]:
         """Mean and standard deviation of the data, per channel."""
         net = cast(Normalized, self.student)
-        return {"mean": net.mean.flatten().tolist(), "std": net.std.flatten().tolist()}
+        return net.mean.flatten().tolist(), net.std.flatten().tolist()
 
     def configure_optimizers(self) -> Any:
         """That of both students first, the generator's second."""
@@ -115,7 +116,8 @@ class Disguide(GeneratorPair):
         if self.start and self.left == self.questions // collectives.world():
             shape = self.generator.eval()(torch.zeros(1, self.latent, device=self.device)).shape[1:]
             self.generator.train()
-            made = priors(self.start, shape, **self.statistics(), seed=self.start_seed)
+            mean, std = self.statistics()
+            made = priors(self.start, shape, mean=mean, std=std, seed=self.start_seed)
             mine = made[collectives.rank() :: collectives.world()][: self.start // collectives.world()]
             self.ask(mine.to(self.device).float() / 255)
 

@@ -12,6 +12,7 @@ import torch
 from kd_lightning.core.sides import Size
 from kd_lightning.core.strangers import in_a_line
 from kd_lightning.errors import TeacherError
+from kd_lightning.networks.onnx_network import Layout, Order
 from kd_lightning.networks.outputs import as_logits, resized
 from kd_lightning.store.artifacts import file_digest
 from kd_lightning.teachers.answer_types import Told
@@ -27,12 +28,14 @@ def onnx_teacher(
     access: Told = "logits",
     outputs: str = "logits",
     size: Size | None = None,
+    layout: Layout = "nchw",
+    channel_order: Order = "rgb",
     decimals: int | None = None,
     k: int = 5,
     max_batch: int = 500,
     price: float = 0.0,
 ) -> Function:
-    """The teacher in an ONNX file whose first input is images (N, C, H, W), and whose first output is one row each.
+    """The teacher in an ONNX file whose first input is images, and whose first output is one row each.
 
     Args:
         file: the file. One that ``kd-export`` wrote normalises its images itself.
@@ -42,6 +45,8 @@ def onnx_teacher(
         access: what it tells: ``logits``, ``probs``, ``topk`` or ``label``.
         outputs: what its outputs are, see :func:`~kd_lightning.networks.outputs.as_logits`.
         size: height and width of its images, or one number for both; None for those of the data.
+        layout: of its images: ``nchw``, or ``nhwc``.
+        channel_order: of its images: ``rgb`` or ``bgr``.
         decimals: as for a function.
         k: as for a function.
         max_batch: as for a function.
@@ -69,10 +74,12 @@ def onnx_teacher(
     def ask(images: np.ndarray) -> list[Any]:
         x = resized(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).float() / 255, size)
         x = x if ours else (x - shift) / scale
+        x = x.flip(1) if channel_order == "bgr" else x
+        x = x.permute(0, 2, 3, 1) if layout == "nhwc" else x
         rows = []
         for part in x.split(at_once):
             short = at_once - len(part) if isinstance(taken.shape[0], int) else 0
-            fed = torch.cat([part, part[-1:].expand(short, -1, -1, -1)])
+            fed = torch.cat([part, part[-1:].expand(short, -1, -1, -1)]).contiguous()
             rows.append(torch.from_numpy(session.run(None, {taken.name: fed.numpy()})[0])[: len(part)])
         logits = as_logits(torch.cat(rows).float(), outputs)
         if access == "logits":
