@@ -67,6 +67,7 @@ def test_a_teacher_in_memory_becomes_a_student(teacher: nn.Module, capsys: pytes
     assert not api._HELD
 
 
+@pytest.mark.slow
 def test_it_learns(teacher: nn.Module) -> None:
     more = TINY | {"trainer__max_epochs": 15, "source__rounds": 10, "method__batch_size": 128, "method__latent": 32}
     more |= {"method__generator__ngf": 16, "method__optimizer__lr": 0.05}
@@ -220,6 +221,7 @@ def test_values_are_spelled_as_hydra_reads_them(value: Any, text: str) -> None:
     assert str(read) == str(value) if isinstance(value, str | list | dict) else read == value
 
 
+@pytest.mark.slow
 def test_both_names_are_there_and_cost_nothing_until_asked() -> None:
     code = (
         "import sys, kd_lightning; assert 'torch' not in sys.modules; "

@@ -114,6 +114,7 @@ def other_version(path: Path, version: int) -> None:
     path.write_text(json.dumps(content | {"format_version": version}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("version", "remedy"), [(2, "written by a newer one, install that"), (0, "kd-artifacts rm run-")]
 )
@@ -179,6 +180,7 @@ def test_files_of_another_format_are_refused_in_one_line(version: int, finished:
     refused(lambda: load_student(run))
 
 
+@pytest.mark.slow
 def test_an_unfinished_fit_goes_on_from_its_own_checkpoint_alone(
     tiny: Tiny, teacher_file: Path, tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -325,6 +327,7 @@ def collapsing(monkeypatch: pytest.MonkeyPatch, attempts: int) -> None:
 RESTART = ("source.rounds=241", "trainer.max_epochs=1", "method.generator.ngf=16")
 
 
+@pytest.mark.slow
 def test_a_collapsed_generator_begins_again_with_another_seed(
     tiny: Tiny, teacher_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -343,6 +346,7 @@ def test_a_collapsed_generator_begins_again_with_another_seed(
     assert all(torch.equal(kept[k], afresh[k]) for k in kept), "an attempt is a fit like any other"
 
 
+@pytest.mark.slow
 def test_a_generator_that_always_collapses_ends_the_run(
     tiny: Tiny, teacher_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -351,6 +355,7 @@ def test_a_generator_that_always_collapses_ends_the_run(
         tiny(*RESTART, "method.on_collapse=restart", f"teacher.weights={teacher_file}")
 
 
+@pytest.mark.slow
 def test_a_healthy_generator_is_not_warned_about(
     tiny: Tiny, teacher_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -434,6 +439,7 @@ def test_full_disk_is_one_line(tmp_path: Path) -> None:
     assert not list((tmp_path / "store").glob("*/artifact.json"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "trains"),
     [

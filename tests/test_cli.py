@@ -160,6 +160,7 @@ def test_wrong_overrides_end_with_all_of_them_and_code_2(run, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_a_composition_that_cannot_run_leaves_its_reason(run, tmp_path):
     done = run(COMMAND, "method=dafl", "+method.lrr=1", "teacher.access=probs", f"hydra.run.dir={tmp_path}/run")
     assert done.returncode == 2
@@ -171,6 +172,7 @@ def test_a_composition_that_cannot_run_leaves_its_reason(run, tmp_path):
     assert "method.lrr" in result["reason"]
 
 
+@pytest.mark.slow
 def test_a_bug_shows_its_traceback(run, my_conf, tmp_path):
     done = run(
         COMMAND, "--config-dir", my_conf, "method=buggy", "data=little", "source=real", "teacher=none", "controls=none",
@@ -201,6 +203,7 @@ def test_a_closed_pipe_is_no_traceback(command, tmp_path):
     assert done.returncode in (0, 1)  # argparse ignores that its help cannot be written
 
 
+@pytest.mark.slow
 def test_several_values_without_a_sweep(refused):
     assert refused("seed=0,1") == ["seed=0,1: several values; add -m to run one job for each"]
 
@@ -218,6 +221,7 @@ def test_misspelt_members_are_all_named_at_once_without_torch(run):
     ]
 
 
+@pytest.mark.slow
 def test_a_sweep_names_every_fault_once(refused):
     lines = refused("-m", "seed=0,1", "method=kd,bss", "student.depht=3")
     assert sum(line.startswith("student.depht: SmallConvNet has no such setting") for line in lines) == 1
@@ -239,6 +243,7 @@ def test_a_sweep_of_the_users_own_is_read_before_it_starts(refused, my_conf):
     ]
 
 
+@pytest.mark.slow
 def test_a_setting_that_no_file_sets_is_shown_with_its_plus(refused):
     assert refused("method.log_every=5") == ["method.log_every: no file sets it, so type +method.log_every=5"]
 

@@ -199,6 +199,7 @@ def test_every_method_data_and_teacher_checks_or_says_why_not(method, data, teac
         assert all(re.match(rf"[\w.\[\]]+: \w+ ({why})", line) for line in lines), lines
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", one_of_each(class_of, files("method")))
 def test_every_method_takes_numbers_or_says_why_not(method):
     lines = faults(composed(f"method={method}", "data=rotated_digits", "teacher=resnet8"))

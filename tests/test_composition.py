@@ -191,6 +191,7 @@ def test_a_digest_knows_no_order() -> None:
     assert whole.digest() != whole.derive(controls=freeze({})).digest()
 
 
+@pytest.mark.slow
 def test_a_digest_is_the_same_in_another_process() -> None:
     program = "from conftest import composition; print(composition('method=rdskd', 'controls=digits').digest())"
     command = [sys.executable, "-c", program]

@@ -458,6 +458,7 @@ def test_which_they_do_not_where_each_has_losses_of_its_own(name: str, pair: Pai
     assert furthest(as_one(name, 2 * B)["weights"], first["weights"]) > 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["dfq", "kd", "features"])
 def test_ranks_go_on_to_the_same_bits(name: str, pair: Pair, tmp_path: Path) -> None:
     (tmp_path / "whole").mkdir()

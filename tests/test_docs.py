@@ -133,6 +133,7 @@ def test_a_student_is_used_as_written(finished: Path, tmp_path: Path, monkeypatc
     exec(compile(code, "page", "exec"), {"__name__": "page"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("said", ["method.optimizer.lr=0.01", "metrics=mine", "EarlyStopping", "artifacts.scope"])
 def test_what_pages_say_of_settings_runs_as_written(said: str, reader: Path, store: Path) -> None:
     words = next(words for _, words in ALL if any(said in word for word in words))

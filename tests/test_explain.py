@@ -42,6 +42,7 @@ def test_a_value_below_a_reference_is_that_of_the_node_it_was_copied_from() -> N
     assert said["method.scheduler"] == ("${data.recipe.scheduler}", "conf/method/cgan_kd.yaml")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "row",
     [
@@ -74,6 +75,7 @@ def test_files_of_ones_own_are_named_by_their_path(tmp_path: Path) -> None:
     assert said["data.num_classes"] == ("10", "conf/data/digits.yaml")
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_table_or_says_what_is_wrong(capsys: pytest.CaptureFixture[str]) -> None:
     main(["trainer.max_epochs", "problem=mnist", "method=dafl"])
     assert [line.split() for line in capsys.readouterr().out.splitlines()] == [

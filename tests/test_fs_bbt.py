@@ -42,6 +42,7 @@ def answered(store: Path) -> int:
         return db.execute("SELECT COUNT(*) FROM answers").fetchone()[0]
 
 
+@pytest.mark.slow
 def test_every_row_of_the_table_asks_about_what_it_may(tmp_path: Path, store: Path, teacher_file: Path) -> None:
     def run(method: str, *overrides: str) -> Any:
         own = CVAE if method == "fs_bbt" else ()
@@ -70,6 +71,7 @@ def test_every_row_of_the_table_asks_about_what_it_may(tmp_path: Path, store: Pa
     assert grid.stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_as_many_steps_for_every_row(tiny: Callable[..., Any], store: Path, teacher_file: Path) -> None:
     for method in ("supervised", "kd", "fs_bbt_mixup"):
         tiny(f"method={method}", *SMALL, f"teacher.weights={teacher_file}")
@@ -89,6 +91,7 @@ def test_active_mixup_asks_in_rounds(tiny: Callable[..., Any], store: Path, teac
     assert answered(store) == 100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["fs_bbt", "active_mixup"])
 def test_the_plan_knows_rounds_and_questions(method: str, tmp_path: Path, store: Path, teacher_file: Path) -> None:
     own = CVAE if method == "fs_bbt" else ("source.expand.candidates=60",)
@@ -108,6 +111,7 @@ def test_the_plan_knows_rounds_and_questions(method: str, tmp_path: Path, store:
     assert set(states(planned(*overrides)).values()) == {"kept"}
 
 
+@pytest.mark.slow
 def test_the_cvae_is_the_same_whatever_student_and_seed_follow(
     tiny: Callable[..., Any], store: Path, teacher_file: Path
 ) -> None:
@@ -118,6 +122,7 @@ def test_the_cvae_is_the_same_whatever_student_and_seed_follow(
                                                              "1.weight", "1.bias")}  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_same_few_images_for_every_method() -> None:
     for name in ("mnist", "fashion_mnist", "cifar10", "cifar100", "tiny_imagenet", "digits"):
         rows = [composed(f"experiment=fs_bbt/{name}", f"method={m}") for m in ("kd", "supervised", "fs_bbt")]

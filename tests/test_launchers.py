@@ -99,6 +99,7 @@ def test_other_groups_are_crossed_with_the_sweep_and_resume_goes_on_with_it(run,
     assert again.stdout.count("is done already") == 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", sorted(path.stem for path in (resolvers.conf_dir() / "source").glob("*.yaml")))
 def test_seeds_all_ties_every_seed_of_every_source(source):
     cfg = composed("sweep=seeds_all", "seed=7", f"source={source}")

@@ -74,6 +74,7 @@ def test_sweeps_mix_networks_with_other_teachers(my_conf):
     assert each == [[[5, 6], [5, 6]], [[5, 6], [6, 16, 120, 84]], [None, [5, 6]], [None, [6, 16, 120, 84]]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [

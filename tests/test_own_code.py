@@ -150,6 +150,7 @@ def test_a_network_in_memory_counts_by_code_settings_and_weights(monkeypatch: py
     assert fingerprint(Scaled(1.0)) != first
 
 
+@pytest.mark.slow
 def test_anew_for_the_student_only(tiny: Callable[..., Any], store: Path) -> None:
     def times() -> dict[str, int]:
         return {p.parent.name: p.stat().st_mtime_ns for p in store.glob("*/artifact.json")}

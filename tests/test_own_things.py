@@ -35,6 +35,7 @@ class Forwards(MulticlassF1Score):
         super().__init__(**kwargs)
 
 
+@pytest.mark.slow
 def test_a_network_in_the_place_of_another_is_refused_in_one_line() -> None:
     with pytest.raises(ConfigError) as refusal:
         composition("method=kd", "controls=none", f"student._target_={__name__}.Own")

@@ -34,6 +34,7 @@ def kept(store: Path, kind: str) -> set[str]:
     return {path.parent.name for path in store.glob(f"{kind}-*/artifact.json")}
 
 
+@pytest.mark.slow
 def test_the_fits_of_the_plan_are_those_of_the_run(tmp_path: Path, store: Path) -> None:
     overrides, promised = (*TINY_RDSKD, "controls=digits"), set[str]()
     made = planned(*overrides, promised=promised)
@@ -93,6 +94,7 @@ def test_a_budget_that_is_too_small_is_said_before_anything_is_asked(
     assert sum(step.images for step in bought.steps) == 0
 
 
+@pytest.mark.slow
 def test_an_interrupted_fit_is_counted_from_where_it_stopped(
     tmp_path: Path, store: Path, teacher_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -53,6 +53,7 @@ def test_every_recipe_is_chosen() -> None:
             assert source.load_config(f"recipe/{choices}").config.defaults == [f"/recipe/{method}/{name}"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "name"), [r if i % 6 == 0 else pytest.param(*r, marks=pytest.mark.slow) for i, r in enumerate(recipes())]
 )

@@ -94,6 +94,7 @@ def test_same_command_reprints_what_is_stored(tiny: Tiny, store: Path, capsys: p
     assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
 
 
+@pytest.mark.slow
 def test_without_reuse_it_runs_anew_with_the_same_numbers(tiny: Tiny, store: Path) -> None:
     first = tiny()
     before = {p: p.stat().st_mtime_ns for p in store.glob("*/artifact.json")}
@@ -105,6 +106,7 @@ def test_without_reuse_it_runs_anew_with_the_same_numbers(tiny: Tiny, store: Pat
     assert all(before[p] < after[p] for p in before)
 
 
+@pytest.mark.slow
 def test_seed_and_settings_have_artefacts_of_their_own_and_share_the_teacher(tiny: Tiny, store: Path) -> None:
     for overrides in ((), ("seed=1",), ("method.ie=1.0",), ("trainer.max_epochs=1",)):
         assert not tiny(*overrides)["stored"]
@@ -113,6 +115,7 @@ def test_seed_and_settings_have_artefacts_of_their_own_and_share_the_teacher(tin
     assert sorted(report["phase"] for report in reports) == ["student"] * 4 + ["teacher"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changed", "overrides"),
     [
@@ -404,6 +407,7 @@ def test_tiny_runs_go_where_they_are_told(tmp_path: Path, store: Path) -> None:
     assert list((tmp_path / "there").iterdir())
 
 
+@pytest.mark.slow
 def test_changed_weights_beside_the_store_are_another_fit(tiny: Any, store: Path, teacher_file: Path) -> None:
     beside = store.with_name(store.name + "2") / "w.safetensors"
     beside.parent.mkdir()

@@ -105,6 +105,7 @@ def test_a_module_learned_on_the_teacher_is_handed_on_bit_for_bit(tmp_path: Path
     assert not any("student." in name for name in load_file(tmp_path / "run" / "student.safetensors"))
 
 
+@pytest.mark.slow
 def test_the_student_of_a_stage_teaches_as_the_same_network_from_a_file_does(tiny: Callable[..., Any]) -> None:
     nets = ("teacher=small_conv", "student=small_conv_tiny", "method=kd")
     chain = tiny(*nets, "stages=assistant")

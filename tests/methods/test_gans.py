@@ -183,6 +183,7 @@ def bars_near(kind: Any, rounds: int) -> Any:
     return Vicinal(rounds=rounds, batch_size=64, kind=kind, m_kappa=1.0).prepare(bars())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["soft", "hard"])
 def test_ccgan_makes_images_of_the_number_it_is_told(kind: str, t1: Normalized, t2: Path) -> None:
     y = torch.linspace(0, 1, 256)

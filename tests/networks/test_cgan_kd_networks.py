@@ -106,6 +106,7 @@ def test_for_numbers_at_64_pixels(make: Callable[[], nn.Module], count: int) -> 
     assert net.net.get_submodule(head_of(net.net))[-1].out_features == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", IMAGENET100)
 def test_members_for_128_pixels_are_those(name: str) -> None:
     cfg = composed("data=imagenet100", f"student={name}", f"teacher={name}")
@@ -114,6 +115,7 @@ def test_members_for_128_pixels_are_those(name: str) -> None:
         assert parameters(instantiate(cfg.student)) == IMAGENET100[name][1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NUMBERS)
 def test_members_for_numbers_at_64_pixels_are_those(name: str) -> None:
     member = "regressor/" + name.replace("mobilenet_v2", "mobilenet_v2_torchvision")
@@ -123,6 +125,7 @@ def test_members_for_numbers_at_64_pixels_are_those(name: str) -> None:
         assert parameters(instantiate(cfg.student)) == NUMBERS[name][1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CIFAR)
 def test_members_for_32_pixels_are_those(name: str) -> None:
     cfg = composed("data=cifar100", f"student={name}", f"teacher={name}")
@@ -141,6 +144,7 @@ def maps(net: nn.Module, paths: list[str], size: int) -> list[int]:
     return seen
 
 
+@pytest.mark.slow
 def test_stems_and_strides_leave_what_the_authors_leave() -> None:
     groups, blocks = ["layer1", "layer2", "layer3"], ["block1", "block2", "block3"]
     with torch.device("meta"):

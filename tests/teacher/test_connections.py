@@ -66,6 +66,7 @@ with socket.create_server(("127.0.0.1", 0)) as listening:
 """
 
 
+@pytest.mark.slow
 def test_more_half_questions_than_open_files_shut_nobody_out() -> None:
     if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < 500:
         pytest.skip("so many connections cannot be opened here")

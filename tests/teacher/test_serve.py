@@ -220,6 +220,7 @@ except SystemExit:
         assert word in done.stdout
 
 
+@pytest.mark.slow
 def test_the_command_from_start_to_end(teacher_file: Path, tmp_path: Path) -> None:
     key = "Zm9vYmFyLXNlY3JldA"
     command = [*CPU, f"teacher.weights={teacher_file}", "teacher.access=probs", "teacher.decimals=3"]

@@ -381,6 +381,7 @@ with socket.create_server(("127.0.0.1", 0)) as listening:
 """
 
 
+@pytest.mark.slow
 def test_the_count_outlives_kill_9(tmp_path: Path) -> None:
     program = PROGRAM.format(folder=str(Path(__file__).parent), count=str(tmp_path / "count"))
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
