@@ -180,6 +180,9 @@ def _of_maps(images: str, task: Segmentation, student: Student, split: Split, no
 
 
 def _measured(dataset: Dataset) -> tuple[Split, str]:
+    judged = dataset.test or dataset.train
+    if judged is not None and not judged.labelled:
+        raise UserError(f"data={dataset.name} has no labels to measure against: kd-predict tells the student's answers")
     if dataset.test is not None:
         return dataset.test, "test images"
     parts = [part for part in (dataset.train, dataset.val) if part is not None]

@@ -14,6 +14,7 @@ import torch
 from conftest import composed
 from PIL import Image
 
+from kd_lightning.cli import evaluate
 from kd_lightning.core import mapped as maps
 from kd_lightning.core.inference import predict
 from kd_lightning.core.tasks import Regression
@@ -22,7 +23,7 @@ from kd_lightning.data.datasets import decoding, file_names, folder, image_files
 from kd_lightning.data.load import dataset_digest
 from kd_lightning.data.loader import TensorLoader
 from kd_lightning.data.table_rows import saved_names
-from kd_lightning.errors import ConfigError, DataError
+from kd_lightning.errors import ConfigError, DataError, UserError
 from kd_lightning.sources.context import Context
 from kd_lightning.store.artifacts import Store
 
@@ -82,6 +83,8 @@ def test_labels_are_refused_where_there_are_none(tmp_path: Path) -> None:
     assert context.real(labels=False) is images
     with pytest.raises(DataError, match=r"data=mine has no labels, and these are trained on: .* method\.label=0"):
         context.real()
+    with pytest.raises(UserError, match=r"data=mine has no labels to measure against: kd-predict tells"):
+        evaluate._measured(data)
 
 
 def test_a_table_of_classes(pictures: Path, tmp_path: Path) -> None:
