@@ -70,6 +70,8 @@ def test_images_without_labels_are_judged_on_class_folders(pictures: Path, tmp_p
     data = unlabelled.load(classes=["b", "c", "a"], **how)
     assert (data.test.labels.tolist(), data.num_classes, len(data.train)) == ([2, 0], 3, 20)
     assert unlabelled.load(classes=2, **how).test.labels.tolist() == [0, 1]
+    assert "20 images without labels for train" in data.found
+    assert "judged: 2 images for train" in data.found
     with pytest.raises(DataError, match=r"holds a class b, none of the teacher's: a, c"):
         unlabelled.load(classes=["a", "c"], **how)
     with pytest.raises(DataError, match=r"has 2 classes, data\.num_classes=3"):
