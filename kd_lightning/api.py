@@ -139,7 +139,8 @@ def held_data(key: str, classes: Sequence[str] | int, image: Sequence[int]) -> D
         raise UserError(f"the data {key} were handed over in memory and are gone")
     names = [str(i) for i in range(classes)] if isinstance(classes, int) else list(classes)
     splits = _HELD[key]
-    return Dataset("in_memory", names, splits.get("train"), None, splits.get("data"), "none", "raw", shape=tuple(image))
+    shape = image[0], image[1], image[2]
+    return Dataset("in_memory", names, splits.get("train"), None, splits.get("data"), "none", "raw", shape=shape)
 
 
 @contextmanager

@@ -8,13 +8,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import kd_lightning
 from kd_lightning import api, inspection
 from kd_lightning.data.datasets.digits import load as load_digits
+from kd_lightning.data.datasets.in_memory import split_of
 from kd_lightning.errors import UserError
 from kd_lightning.networks.classifiers.small import SmallConvNet
 from kd_lightning.networks.weights import load_weights
@@ -169,12 +173,20 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "mean alone": ({"mean": [0.5], "std": None}, "belong together"),
     "statistics": ({"mean": [0.5, 0.5], "std": [0.5, 0.5]}, r"data\.mean: 2 values for 1 channel"),
     "names": ({"classes": ["a"]}, "1 names for num_classes=10"),
-    "float images": ({"data": (torch.rand(2, 1, 8, 8), torch.zeros(2).long())}, "expected uint8 images"),
+    "normalised images": (
+        {"data": (3 * torch.ones(2, 1, 8, 8), torch.zeros(2).long())},
+        r"data: images from 3 to 3, expected uint8, or floats in \[0, 1\]",
+    ),
     "image size": (
         {"data": (torch.zeros(2, 1, 9, 9).byte(), torch.zeros(2).long())},
-        r"expected uint8 images \(N, 1, 8, 8\)",
+        r"images are \(2, 1, 9, 9\), expected \(N, 1, 8, 8\)",
     ),
-    "labels": ({"data": (torch.zeros(2, 1, 8, 8).byte(), torch.zeros(3).long())}, r"labels int64 \(N,\)"),
+    "labels": ({"data": (torch.zeros(2, 1, 8, 8).byte(), torch.zeros(3).long())}, r"2 images, but labels \(3,\)"),
+    "float labels": (
+        {"data": (torch.zeros(2, 1, 8, 8).byte(), torch.zeros(2))},
+        r"labels are float32 .*one class each",
+    ),
+    "train unseen": ({"train": torch.zeros(2, 1, 8, 8).byte()}, "train: method=dafl makes its own images"),
     "label": ({"data": (torch.zeros(2, 1, 8, 8).byte(), torch.tensor([0, 10]))}, "label 10 on 1 image"),
     "no train": ({"method": "supervised"}, "no training images"),
 }
@@ -189,6 +201,58 @@ def test_what_cannot_be_is_named_before_anything_starts(case: str, teacher: nn.M
     with pytest.raises(UserError, match=expected):
         kd_lightning.distill(teacher, **(settings | {"mean": MEAN, "std": STD} | changes))
     assert not api._HELD
+
+
+def test_images_in_memory_are_trained_on(teacher: nn.Module) -> None:
+    images, labels = digits()
+    how = {**{k: v for k, v in TINY.items() if not k.startswith(("source__", "method__"))}, "mean": MEAN, "std": STD}
+    pairs = TensorDataset(images.float() / 255, labels)
+    students = [
+        kd_lightning.distill(teacher, method="kd", train=train, data=pairs, data__recipe__batch_size=64, **how)
+        for train in (pairs, DataLoader(pairs, batch_size=50))
+    ]
+    for one, other in zip(*(student.state_dict().values() for student in students), strict=True):
+        assert torch.equal(one, other)
+    with pytest.raises(UserError, match=r"data=in_memory has no labels, and these are trained on: .* method\.label=0"):
+        kd_lightning.distill(teacher, method="kd", train=images, **how)
+    alone = kd_lightning.distill(teacher, method="kd", train=images, data=images[:50], method__label=0, **how)
+    assert alone.card["metrics"]["test/accuracy"] is None
+    assert 0 <= alone.card["metrics"]["test/agreement"] <= 1
+
+
+GREY = torch.arange(24, dtype=torch.uint8).view(2, 3, 4)
+FORMS: dict[str, Any] = {
+    "grey": (GREY, torch.tensor([0, 1])),
+    "array": (GREY.numpy()[..., None], np.array([0, 1], dtype=np.int32)),
+    "floats": (GREY[:, None].double() / 255, np.array([[0], [1]])),
+    "set": TensorDataset(GREY[:, None], torch.tensor([0, 1])),
+    "pictures": [(Image.fromarray(grey.numpy()), i) for i, grey in enumerate(GREY)],
+    "mappings": [{"image": grey.numpy()[None], "label": i} for i, grey in enumerate(GREY)],
+    "loader": DataLoader(TensorDataset(GREY[:, None].float() / 255, torch.tensor([0, 1])), batch_size=1),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_images_in_memory_come_in_any_usual_form(form: str) -> None:
+    split = split_of(FORMS[form], (1, 3, 4), 2, what="train")
+    assert torch.equal(split.images, GREY[:, None])
+    assert (split.labels.dtype, split.labels.tolist()) == (torch.int64, [0, 1])
+
+
+ODD: dict[str, tuple[Any, str]] = {
+    "nothing": (5, "train: expected arrays or tensors of images, a torch Dataset or DataLoader, got int"),
+    "empty": ([], "train: it holds no image"),
+    "texts": ([("a", 1)], "train: item 0 has a str as its image"),
+    "nameless": ([{"a": 1}], "train: its items have a, and no image: call it image, its class label"),
+    "some labels": ([(GREY[:1], 1), (GREY[:1],)], "1 of 2 items have a label"),
+    "whole numbers": (GREY[:, None].int(), "images are int32, expected uint8"),
+}
+
+
+@pytest.mark.parametrize(("given", "said"), ODD.values(), ids=ODD)
+def test_what_is_no_image_in_memory_is_said(given: Any, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        split_of(given, (1, 3, 4), 2, what="train")
 
 
 def test_a_function_is_no_network_and_the_error_says_who_asks_it() -> None:

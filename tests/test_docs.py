@@ -65,6 +65,13 @@ def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         for name in ("cat", "dog"):
             (tmp_path / "my_images" / part / name).mkdir(parents=True)
             Image.new("RGB", (32, 32)).save(tmp_path / "my_images" / part / name / "1.png")
+    for i in range(30):
+        for name in (f"my_photos/deep/{i}.png", f"my_faces/{3 * i}_{i}.png"):
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (32, 32), (8 * i, 0, 0)).save(tmp_path / name)
+    for name, labels in {"labels": ["cat", "dog"] * 15, "ages": [3 * i for i in range(30)]}.items():
+        rows = [f"my_photos/deep/{i}.png,{label}" for i, label in enumerate(labels)]
+        (tmp_path / f"my_{name}.csv").write_text("\n".join(["path,label", *rows]))
     (tmp_path / "my_scenes").mkdir()
     (tmp_path / "my_scenes" / "classes.txt").write_text("wall\ndoor\n")
     (tmp_path / "my_gan.py").write_text(GENERATOR)
@@ -144,6 +151,41 @@ def test_what_pages_say_of_settings_runs_as_written(said: str, reader: Path, sto
     result = run(check(cfg.cfg, {}), reader / "run")
     assert result["status"] == "ok"
     assert ("f1" in result["metrics"]) == (said == "metrics=mine")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "said",
+    [
+        "my_labels.csv",
+        "my_ages.csv",
+        "my_faces",
+        "my_photos",
+        "data.cache=disk",
+        "data.resize=pad",
+        "data.size=[24,96]",
+    ],
+)
+def test_what_pages_say_of_data_runs_as_written(said: str, reader: Path, store: Path) -> None:
+    for part in ("train", "test"):
+        for name in ("cat", "dog"):
+            for i in range(9):
+                Image.new("RGB", (40, 20), (i, 0, 0)).save(reader / "my_images" / part / name / f"{i}.png")
+    words = next(words for _, words in ALL if any(said in word for word in words))
+    ((job, folders),) = composed_jobs(words)
+    cfg = read([*TINY, *job, "trainer.max_epochs=1", "data.recipe.epochs=1", "data.recipe.batch_size=8"], folders)
+    assert not cfg.problems
+    quiet()
+    result = run(check(cfg.cfg, {}), reader / "run")
+    assert result["status"] == "ok"
+    assert load_student(reader / "run").card.get("resize", "crop") == ("pad" if "pad" in said else "crop")
+
+
+@pytest.mark.slow
+def test_images_in_memory_are_used_as_written(reader: Path, store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = next(block for page in PAGES for block in blocks(page, "python") if "train=images" in block)
+    exec(compile(code, "page", "exec"), {"__name__": "page"})
+    assert 0 <= float(capsys.readouterr().out.split()[-1]) <= 1
 
 
 def test_links_lead_somewhere() -> None:

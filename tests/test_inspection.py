@@ -14,6 +14,7 @@ import pytest
 import torch
 from conftest import Outcome
 from omegaconf import OmegaConf
+from PIL import Image
 
 from kd_lightning import inspection
 from kd_lightning.data.datasets.digits import load as load_digits
@@ -331,3 +332,27 @@ def test_a_method_without_generator(tiny: Callable[..., Outcome], finished: Path
     shutil.copytree(finished / ".hydra", outcome.folder / ".hydra", dirs_exist_ok=True)
     with pytest.raises(UserError, match="it is the checkpoint of another method"):
         inspection.load_generator(inspection.open_run(outcome.folder))
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_relative_paths_of_a_run_lead_to_its_data_from_anywhere(
+    moved: bool, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project, folder = tmp_path / "project", tmp_path / "project" / "runs" / "one"
+    shutil.copytree(finished, folder)
+    for name in map(str, range(10)):
+        (project / "mine" / "test" / name).mkdir(parents=True)
+        Image.new("L", (8, 8), 9).save(project / "mine" / "test" / name / "a.png")
+    cfg = OmegaConf.load(folder / ".hydra" / "config.yaml")
+    load = {"_target_": "kd_lightning.data.datasets.folder.load", "root": "mine", "size": 8, "channels": 1}
+    OmegaConf.update(cfg, "data.load", load, merge=False)
+    OmegaConf.save(cfg, folder / ".hydra" / "config.yaml")
+    started = {"hydra": {"runtime": {"cwd": str(project), "choices": {}}}}
+    OmegaConf.save(OmegaConf.create(started), folder / ".hydra" / "hydra.yaml")
+    if moved:
+        project = project.rename(tmp_path / "elsewhere")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    dataset = inspection.data_of(inspection.open_run(project / "runs" / "one"))
+    assert dataset.test is not None
+    assert int(dataset.test.images.max()) == 9

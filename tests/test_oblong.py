@@ -17,6 +17,7 @@ from torch import nn
 import kd_lightning
 from kd_lightning.cli import predict
 from kd_lightning.data.datasets import folder as folders
+from kd_lightning.data.datasets import image_files
 from kd_lightning.errors import UserError
 from kd_lightning.networks.classifiers.noisy import NoisyMlp
 from kd_lightning.networks.classifiers.small import SmallConvNet
@@ -110,6 +111,12 @@ def test_a_student_of_oblong_images_sees_them_whole(oblong: Path, tmp_path: Path
     (said,) = predict.predictions(student, [tmp_path / "line.png"])
     whole = student(torch.from_numpy(pixels)[None, None].float() / 255).detach().softmax(1)
     assert said.confidence == pytest.approx(float(whole.max()), abs=1e-5)
+    student.card["resize"] = "stretch"
+    Image.fromarray(pixels).resize((50, 50)).save(tmp_path / "square.png")
+    (said,) = predict.predictions(student, [tmp_path / "square.png"])
+    drawn = image_files.decode(tmp_path / "square.png", size=[24, 96], channels=1, resize="stretch")
+    stretched = student(torch.from_numpy(drawn)[None].float() / 255).detach().softmax(1)
+    assert said.confidence == pytest.approx(float(stretched.max()), abs=1e-5)
     student.resize = True
     assert student(torch.rand(2, 1, 12, 12)).shape == (2, 2)
 

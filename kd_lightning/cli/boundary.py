@@ -56,7 +56,10 @@ def measure(runs: Sequence[Run], metric: Boundary, *, trust: bool = False) -> li
                 raise UserError(
                     f"{run.folder}: its labels are maps of classes, but walks are between images of one class"
                 )
-            pairs.append(metric.pairs(finished.student, load_teacher(finished), real_images(finished)))
+            images = real_images(finished)
+            if not images.labelled:
+                raise UserError(f"{run.folder}: its images have no labels, and walks are between images of one class")
+            pairs.append(metric.pairs(finished.student, load_teacher(finished), images))
         if pairs:
             found.append(Measured(at.settings, pairs))
     if not found:

@@ -81,6 +81,9 @@ def compose_data(overrides: Sequence[str], card: dict[str, Any], config_dirs: Se
             raise UserError(f"{typed[key]}: the student takes {key.partition('.')[2]} {wanted[key]}; leave {key} out")
     resolvers.register()
     found = read([*overrides, *(f"{k}={v}" for k, v in wanted.items() if k not in typed)], config_dirs)
+    as_trained = card.get("resize", "crop")
+    if "data.resize" not in typed and chosen(found.cfg, "data.resize") not in (None, as_trained):
+        return compose_data([*overrides, f"data.resize={as_trained}"], card, config_dirs)
     maps = str(chosen(found.cfg, "data.task._target_")).endswith(f".{Segmentation.__name__}")
     if isinstance(task_of(card), Segmentation) != maps:
         theirs = "maps of classes" if maps else "no maps of classes"
@@ -177,6 +180,9 @@ def _of_maps(images: str, task: Segmentation, student: Student, split: Split, no
 
 
 def _measured(dataset: Dataset) -> tuple[Split, str]:
+    judged = dataset.test or dataset.train
+    if judged is not None and not judged.labelled:
+        raise UserError(f"data={dataset.name} has no labels to measure against: kd-predict tells the student's answers")
     if dataset.test is not None:
         return dataset.test, "test images"
     parts = [part for part in (dataset.train, dataset.val) if part is not None]

@@ -67,7 +67,7 @@ def image_files(paths: Iterable[str | Path]) -> list[Path]:
 
 
 def predictions(student: Student, files: Sequence[Path], *, batch_size: int = 256) -> Iterator[Prediction]:
-    """One prediction per file, in order; images are resized and cropped like a folder of training images.
+    """One prediction per file, in order; images are resized as the student's training images were.
 
     Args:
         student: as :func:`~kd_lightning.results.student_files.load_student` returns it.
@@ -75,11 +75,12 @@ def predictions(student: Student, files: Sequence[Path], *, batch_size: int = 25
         batch_size: number of files decoded and predicted at a time.
     """
     channels, *size = student.card["image_shape"]
+    resize = student.card.get("resize", "crop")
     device = "cuda" if torch.cuda.is_available() else "cpu"
 
     def pixels(file: Path) -> np.ndarray | str:
         try:
-            return decode(file, size=size, channels=channels)
+            return decode(file, size=size, channels=channels, resize=resize)
         except Exception as error:  # Pillow's plugins raise nearly anything on damaged files
             return in_a_line(error)
 

@@ -71,7 +71,7 @@ def leave(cfg: DictConfig, overrides: Sequence[str], names: Mapping[str, str | N
     files: dict[str, Any] = {
         "config": cfg,
         "overrides": list(overrides),
-        "hydra": {"hydra": {"runtime": {"choices": dict(names)}}},
+        "hydra": {"hydra": {"runtime": {"choices": dict(names), "cwd": str(Path.cwd())}}},
     }
     with writing(folder):
         (folder / ".hydra").mkdir(parents=True, exist_ok=True)

@@ -58,12 +58,12 @@ class Run:
     @cached_property
     def config(self) -> Any:
         """The saved configuration, including values that no override set; interpolations are not resolved."""
-        return _load_yaml(self.folder / ".hydra" / "config.yaml")
+        return load_yaml(self.folder / ".hydra" / "config.yaml")
 
     @cached_property
     def choices(self) -> Any:
         """Hydra's record of the member chosen of each group."""
-        return pick(_load_yaml(self.folder / ".hydra" / "hydra.yaml"), "hydra", "runtime", "choices")
+        return pick(load_yaml(self.folder / ".hydra" / "hydra.yaml"), "hydra", "runtime", "choices")
 
     def setting(self, key: str) -> str:
         """The value of ``key``, by override or by default; numbers in a canonical form."""
@@ -114,7 +114,8 @@ def pick(result: Any, *path: str) -> Any:
     return result
 
 
-def _load_yaml(path: Path) -> Any:
+def load_yaml(path: Path) -> Any:
+    """Plain data from a YAML file, None where it cannot be read."""
     try:
         return strangers.read_yaml(path)
     except UserError:
@@ -123,7 +124,7 @@ def _load_yaml(path: Path) -> Any:
 
 def read_overrides(folder: Path) -> list[str] | None:
     """The overrides that a run folder was started with, or None if they cannot be read."""
-    overrides = _load_yaml(folder / ".hydra" / "overrides.yaml")
+    overrides = load_yaml(folder / ".hydra" / "overrides.yaml")
     return [str(entry) for entry in overrides] if isinstance(overrides, list) else None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,11 +23,13 @@ from kd_lightning.errors import UserError
 from kd_lightning.networks.normalized import Normalized
 from kd_lightning.networks.weights import load_weights, refuse_misfits
 from kd_lightning.results import trusted
-from kd_lightning.results.run_index import pick, read_result
+from kd_lightning.results.run_index import load_yaml, pick, read_result
 from kd_lightning.results.student_files import DATA_IN_MEMORY, Student, load_student, room_for
 from kd_lightning.store.artifacts import NAME, Store
 
 RUNS = "runs"
+PATHS = ("root", "file", "files", "names", "test", "ground", "textures")
+"""Settings of data sets that name files or folders."""
 
 
 @dataclass(frozen=True)
@@ -165,6 +168,8 @@ def data_of(run: Finished) -> Dataset:
     load = _part(run, "data.load")
     if isinstance(load, dict) and load.get("_target_") == DATA_IN_MEMORY:
         raise UserError(f"{run.folder}: its data were handed over in memory and are not kept")
+    if isinstance(load, dict):
+        load = {key: found_again(run, value) if key in PATHS else value for key, value in load.items()}
     with _building(run, "data"):
         dataset = trusted.data(load, trust=run.trust, store=own_store())
         if not isinstance(dataset, Dataset):
@@ -175,6 +180,20 @@ def data_of(run: Finished) -> Dataset:
     with _building(run, "source.target"):
         plain = {key: value for key, value in target.items() if key != "_partial_"}
         return moved_to(dataset, trusted.data(plain, trust=run.trust, store=own_store(), val=0))
+
+
+def found_again(run: Finished, path: Any) -> Any:
+    """A path of a run's composition, from wherever it is read: as it is, else below where the run was started.
+
+    A relative path is looked for in the folder that the run was started in, and in those that hold the run folder,
+    which may have been moved with its data. What is found nowhere stays as it is.
+    """
+    if not isinstance(path, str) or not path or os.path.isabs(os.path.expanduser(path)) or os.path.exists(path):
+        return path
+    started = pick(load_yaml(run.folder / ".hydra" / "hydra.yaml"), "hydra", "runtime", "cwd")
+    bases = [*([Path(started)] if isinstance(started, str) else []), *run.folder.resolve().parents[:-1]]
+    steady = re.split(r"[*?\[]", path)[0]  # of a pattern, the part before its first sign
+    return next((str(base / path) for base in bases if steady and (base / steady).exists()), path)
 
 
 def real_images(run: Finished) -> Split:
@@ -202,7 +221,7 @@ def load_teacher(run: Finished) -> Normalized:
     if settings.get("access") != "white":
         raise UserError(f"{run.folder}: its teacher only answers (teacher.access={settings.get('access')})")
     with _building(run, "teacher"):
-        file, own = Path(str(settings.get("weights"))).expanduser(), settings
+        file, own = Path(str(found_again(run, settings.get("weights")))).expanduser(), settings
         if settings.get("weights") in (None, "", "tune"):
             file, own = _kept_teacher(run), {**_part(run, "data"), "class_order": None}
         net = trusted.network(settings["net"], trust=run.trust, most=room_for(file) if file.is_file() else None)

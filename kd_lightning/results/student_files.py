@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from safetensors import safe_open
@@ -20,6 +20,7 @@ from kd_lightning.core.file_format import FORMAT_VERSION, refuse_format
 from kd_lightning.core.inference import predict
 from kd_lightning.core.segmentation import Segmentation
 from kd_lightning.core.tasks import Regression, answers_to, kept, task_of
+from kd_lightning.data.datasets.image_files import Resize
 from kd_lightning.errors import UserError
 from kd_lightning.networks.normalized import Normalized
 from kd_lightning.networks.outputs import resized
@@ -30,6 +31,7 @@ from kd_lightning.store.artifacts import write_json, writing
 
 CARD = ("network", "classes", "image_shape", "mean", "std")
 IN_MEMORY, DATA_IN_MEMORY = "kd_lightning.api.held", "kd_lightning.api.held_data"
+RESIZES = get_args(Resize)
 LARGEST_SIDE = 2048
 """Largest side of a student's images, in pixels."""
 FAR = 0.5
@@ -205,6 +207,8 @@ def _refuse_card(card: Mapping[str, Any], *, trust: bool) -> None:
         numbers = isinstance(values, list) and all(type(v) in (int, float) and math.isfinite(v) for v in values)
         if not numbers or len(values) != shape[0]:
             raise ValueError("mean and std: expected a number for each channel")
+    if card.get("resize", "crop") not in RESIZES:
+        raise ValueError(f"resize: expected one of {', '.join(RESIZES)}")
     if not isinstance(card["network"], dict) or not isinstance(card.get("metrics") or {}, dict):
         raise ValueError("network and metrics: expected mappings")
     if isinstance(task, Regression):
@@ -324,6 +328,7 @@ def _onnx_metadata(card: Mapping[str, Any]) -> dict[str, str]:
         "input_dtype": "float32",
         "input_range": "[0, 1]",
         "input_size": "x".join(map(str, card["image_shape"][1:])),
+        "input_resize": card.get("resize", "crop"),
         task.headline: json.dumps((card.get("metrics") or {}).get(f"test/{task.headline}")),
         "task": json.dumps(task.described()),
         "teacher": str(card.get("teacher") or ""),

@@ -19,6 +19,8 @@ from kd_lightning.core.tasks import Classification, Regression
 from kd_lightning.errors import UserError
 
 NETWORKS, DATA = "kd_lightning.networks.", "kd_lightning.data.datasets."
+PATTERNS = f"{DATA}file_names"
+"""Takes a regular expression, which may take for ever."""
 TASKS = {f"{task.__module__}.{task.__name__}" for task in (Classification, Regression, Segmentation)}
 FETCHING = ("weights", "weights_backbone", "pretrained", "pretrained_backbone", "download")
 """Arguments with which a constructor would download something."""
@@ -140,7 +142,7 @@ def _is_network(target: str, outermost: bool) -> bool:
 def _loads(target: str) -> bool:
     """Whether it is the ``load`` function of a data set of this package."""
     module, _, name = target.rpartition(".")
-    if not target.startswith(DATA):
+    if not target.startswith(DATA) or module == PATTERNS:
         return False
     found = located(target)
     return name == "load" and inspect.isfunction(found) and found.__module__ == module

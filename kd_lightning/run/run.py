@@ -314,6 +314,7 @@ class Clock:
 def _card(
     composition: Composition, dataset: Dataset, metrics: Mapping[str, Any], teacher: TeacherHandle | None
 ) -> dict[str, Any]:
+    resize = composition.data.load.get("resize", "crop")
     return {
         "network": composition.student.plain(),
         "classes": dataset.classes,
@@ -324,6 +325,7 @@ def _card(
         "metrics": dict(metrics),
         "teacher": teacher.key if teacher else None,
         "seed": composition.seed,
+        **({"resize": resize} if resize != "crop" else {}),
     }
 
 

@@ -100,7 +100,10 @@ def _about(folder: Path, meta: dict[str, Any]) -> str:
     elif kind == "pool":
         words = [config.get("source"), f"{config.get('images')} images", f"seed {config.get('seed')}"]
     elif kind == "images":
-        words = [f"{config.get('count')} images decoded", f"{config.get('size')} pixels wide"]
+        words = [
+            f"{config.get('count')} images decoded",
+            f"{_by(config.get('size'))} pixels{' on disk' * ('form' in config)}",
+        ]
     else:
         words = {
             "answers": ["of a teacher, perhaps paid for"],
@@ -108,6 +111,11 @@ def _about(folder: Path, meta: dict[str, Any]) -> str:
             "weights": ["of a teacher in memory"],
         }.get(str(kind), [])
     return ", ".join(str(word) for word in words if word)
+
+
+def _by(size: Any) -> str:
+    """Height and width: ``24x96``; one number for a square."""
+    return "x".join(map(str, size)) if isinstance(size, list) else f"{size}x{size}"
 
 
 def users_of(name: str, found: Sequence[Entry]) -> list[Entry]:

@@ -14,14 +14,16 @@ import torch
 from conftest import composed
 from PIL import Image
 
+from kd_lightning.cli import evaluate
 from kd_lightning.core import mapped as maps
 from kd_lightning.core.inference import predict
 from kd_lightning.core.tasks import Regression
 from kd_lightning.data.dataset import Dataset, Split
-from kd_lightning.data.datasets import decoding, folder, image_files, table, unlabelled
+from kd_lightning.data.datasets import decoding, file_names, folder, image_files, saved, table, unlabelled
 from kd_lightning.data.load import dataset_digest
 from kd_lightning.data.loader import TensorLoader
-from kd_lightning.errors import ConfigError, DataError
+from kd_lightning.data.table_rows import saved_names
+from kd_lightning.errors import ConfigError, DataError, UserError
 from kd_lightning.sources.context import Context
 from kd_lightning.store.artifacts import Store
 
@@ -68,6 +70,8 @@ def test_images_without_labels_are_judged_on_class_folders(pictures: Path, tmp_p
     data = unlabelled.load(classes=["b", "c", "a"], **how)
     assert (data.test.labels.tolist(), data.num_classes, len(data.train)) == ([2, 0], 3, 20)
     assert unlabelled.load(classes=2, **how).test.labels.tolist() == [0, 1]
+    assert "20 images without labels for train" in data.found
+    assert "judged: 2 images for train" in data.found
     with pytest.raises(DataError, match=r"holds a class b, none of the teacher's: a, c"):
         unlabelled.load(classes=["a", "c"], **how)
     with pytest.raises(DataError, match=r"has 2 classes, data\.num_classes=3"):
@@ -81,6 +85,8 @@ def test_labels_are_refused_where_there_are_none(tmp_path: Path) -> None:
     assert context.real(labels=False) is images
     with pytest.raises(DataError, match=r"data=mine has no labels, and these are trained on: .* method\.label=0"):
         context.real()
+    with pytest.raises(UserError, match=r"data=mine has no labels to measure against: kd-predict tells"):
+        evaluate._measured(data)
 
 
 def test_a_table_of_classes(pictures: Path, tmp_path: Path) -> None:
@@ -99,7 +105,7 @@ def test_a_table_of_numbers_and_numbers_in_names(pictures: Path, tmp_path: Path)
     file = written(tmp_path / "labels.csv", ["path", "level"], rows_for(pictures))
     task = Regression(low=0, high=200, unit="levels")
     told = table.load(file=file, size=8, channels=1, task=task, label_column="level")
-    seen = table.load_named(root=pictures, pattern=r"^(?P<label>\d+)_", size=8, channels=1, task=task)
+    seen = file_names.load(root=pictures, pattern=r"^(?P<label>\d+)_", size=8, channels=1, task=task)
     for data in (told, seen):
         assert (len(data.train), len(data.val), len(data.test)) == (14, 2, 4)
         assert torch.equal(data.train.labels, data.train.images[:, 0, 0, 0].float())
@@ -147,11 +153,11 @@ def test_a_table_that_is_no_table(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="has no rows"):
         table.load(file=tmp_path / "empty.csv", size=8)
     with pytest.raises(DataError, match=r"pattern=\(: .*expected a regular expression"):
-        table.load_named(root=tmp_path, pattern="(", size=8)
+        file_names.load(root=tmp_path, pattern="(", size=8)
     with pytest.raises(DataError, match="has no group called label"):
-        table.load_named(root=tmp_path, pattern="a", size=8)
+        file_names.load(root=tmp_path, pattern="a", size=8)
     with pytest.raises(DataError, match=r"matches no file in .*, which holds empty\.csv"):
-        table.load_named(root=tmp_path, pattern="(?P<label>x)", size=8)
+        file_names.load(root=tmp_path, pattern="(?P<label>x)", size=8)
 
 
 def test_parquet_is_read_as_csv_is(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,3 +264,22 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
     command = [sys.executable, "-c", GROWTH, str(file), "12000"]
     grown = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     assert grown < 60_000, "KiB: less than half of the file"
+
+
+def test_a_saved_set_of_hugging_face(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DataError, match=r"holds no dataset_info\.json: expected a folder that save_to_disk wrote"):
+        saved.load(root=tmp_path, size=8)
+    (tmp_path / "dataset_info.json").write_text('{"features": {"label": {"names": ["a", "b"], "_type": "ClassLabel"}}}')
+    assert saved_names(tmp_path) == ["a", "b"]
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(DataError, match=r"need its package: pip install 'kd-lightning\[datasets\]'"):
+        saved.load(root=tmp_path, size=8)
+    monkeypatch.undo()
+    theirs = pytest.importorskip("datasets")
+    pictures = [Image.new("L", (12, 8), 10 * i) for i in range(10)]
+    kinds = theirs.Features({"picture": theirs.Image(), "label": theirs.ClassLabel(names=["a", "b"])})
+    content = {"picture": pictures, "label": [int(i > 4) for i in range(10)]}
+    theirs.Dataset.from_dict(content, features=kinds).save_to_disk(tmp_path / "set")
+    data = saved.load(root=tmp_path / "set", size=8, channels=1, image_column="picture")
+    assert (data.classes, len(data.train), len(data.val), len(data.test)) == (["a", "b"], 7, 1, 2)
+    assert torch.equal(data.train.labels, (data.train.images[:, 0, 0, 0] > 45).long())

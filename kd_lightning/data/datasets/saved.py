@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,6 @@ from kd_lightning.data.dataset import Dataset, Split, hold_out
 from kd_lightning.data.datasets.in_memory import split_of
 from kd_lightning.data.table_rows import IMAGE, LABEL, saved_names
 from kd_lightning.errors import DataError
-
-PARTS = ("train", "val", "test")
 
 
 def load(
@@ -67,6 +64,14 @@ def load(
     for part, share in (("test", test), ("val", val)):
         if share and part not in splits and "train" in splits:
             splits["train"], splits[part] = hold_out(splits["train"], share)
-    dataset = Dataset(place.name, names, *(splits.get(part) for part in PARTS), "saved", "raw")  # type: ignore[arg-type]
     counts = ", ".join(f"{len(split):,} images for {part}" for part, split in splits.items())
-    return replace(dataset, found=f"{place}: {counts}; {len(names)} classes: {', '.join(names[:8])}")
+    return Dataset(
+        name=place.name,
+        classes=names,
+        train=splits.get("train"),
+        val=splits.get("val"),
+        test=splits.get("test"),
+        layout="saved",
+        encoding="raw",
+        found=f"{place}: {counts}; {len(names)} classes: {', '.join(names[:8])}",
+    )

@@ -1,8 +1,7 @@
-"""Images whose labels stand in a table, CSV or Parquet, or in their own names: classes or numbers."""
+"""Images whose labels stand in a table, CSV or Parquet: classes or numbers."""
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,8 +14,9 @@ from kd_lightning.data.classes import part_of
 from kd_lightning.data.dataset import Dataset
 from kd_lightning.data.datasets.decoding import Cache
 from kd_lightning.data.datasets.image_files import ENCODINGS, Resize
-from kd_lightning.data.datasets.listed import Listed, Reading, dataset_of
-from kd_lightning.data.table_rows import IMAGE, LABEL, PART, class_names_of, column_of, named, rows_of
+from kd_lightning.data.datasets.listed import Reading
+from kd_lightning.data.datasets.texts import labelled_by_text
+from kd_lightning.data.table_rows import IMAGE, LABEL, PART, column_of, rows_of
 from kd_lightning.errors import DataError
 from kd_lightning.store.artifacts import Store
 
@@ -79,107 +79,10 @@ def load(
             left[path.suffix.lower() or path.name] += 1
         else:
             taken.append((path, _part(row, part, table, number), text, f"{table}, row {number}"))
-    found = _loaded(taken, table.stem, place, task, classes, Reading(size, channels, store, skip_bad, resize, cache),
-                    {"test": test, "val": val}, left)  # fmt: skip
-    return replace(found, skipped=found.skipped + skipped)
-
-
-def load_named(
-    *,
-    root: str | Path,
-    pattern: str,
-    size: Size,
-    task: Regression | None = None,
-    classes: Sequence[str] | None = None,
-    channels: int = 3,
-    val: int | float = 0.1,
-    test: int | float = 0.2,
-    store: Store | None = None,
-    skip_bad: bool = False,
-    resize: Resize = "crop",
-    cache: Cache = "memory",
-) -> Dataset:
-    """Load the images of a folder, whose labels are part of their names.
-
-    Args:
-        root: the folder, with those below it; a folder ``train``, ``val`` or ``test`` in it says the part.
-        pattern: regular expression with a group ``label``, searched in a file's name: ``_(?P<label>\\d+)_``. Files
-            that it does not match are left out and counted.
-        size: height and width in pixels, or one number for both.
-        task: as for :func:`load`, as are all others.
-        classes: see there.
-        channels: see there.
-        val: see there.
-        test: see there.
-        store: see there.
-        skip_bad: see there.
-        resize: see there.
-        cache: see there.
-
-    Raises:
-        DataError: no name matches, or a label means nothing.
-    """
-    place = Path(root).expanduser()
-    pairs = named(place, pattern)
-    images = [(path, text) for path, text in pairs if path.suffix.lower() in ENCODINGS]
-    left = Counter(path.suffix.lower() or path.name for path, _ in pairs if path.suffix.lower() not in ENCODINGS)
-    if not images:
-        raise DataError(f"data.pattern={pattern} matches no image in {place}")
-    taken = []
-    for path, text in images:
-        inside = path.relative_to(place).parts
-        part = (part_of(inside[0]) if len(inside) > 1 else None) or "train"
-        taken.append((path, part, text, str(path)))
     reading = Reading(size, channels, store, skip_bad, resize, cache)
-    return _loaded(taken, place.name, place, task, classes, reading, {"test": test, "val": val}, left)
-
-
-def _loaded(
-    taken: Sequence[tuple[Path, str, str, str]],
-    name: str,
-    root: Path,
-    task: Regression | None,
-    classes: Sequence[str] | None,
-    reading: Reading,
-    shares: dict[str, int | float],
-    unread: Counter[str],
-) -> Dataset:
-    """The data set of paths, their parts, the texts of their labels and what to call each in messages."""
-    if not taken:
-        raise DataError(f"{root}: no image is left to read")
-    names = list(classes or ()) or class_names_of([text for _, _, text, _ in taken])
-    if task is None and len(names) < 2:
-        raise DataError(f"{root}: all images have the label {names[0]}: with one class there is nothing to tell apart")
-    order = {label: number for number, label in enumerate(names)}
-    listed = []
-    for path, part, text, said in taken:
-        label: Any = _number(text, said) if task is not None else order.get(text)
-        if label is None:
-            raise DataError(f"{said}: the label {text} is none of the {len(names)} classes {', '.join(names[:8])}")
-        listed.append(Listed(path, part, label))
-    if "train" not in {each.part for each in listed}:
-        shares = {}
-    return dataset_of(
-        listed,
-        reading,
-        root=root,
-        name=name,
-        classes=() if task is not None else names,
-        task=task,
-        shares=shares,
-        layout="table",
-        unread=unread,
-    )
-
-
-def _number(text: str, said: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
-        raise DataError(f"{said}: the label {text!r:.40} is no number; data.labels=classes reads names")
-    return number
+    shares = {"test": test, "val": val}
+    found = labelled_by_text(taken, table.stem, place, task, classes, reading, shares, left)
+    return replace(found, skipped=found.skipped + skipped)
 
 
 def _part_column(rows: Sequence[dict[str, Any]], wanted: str | None, table: Path) -> str | None:

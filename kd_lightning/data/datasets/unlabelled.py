@@ -81,7 +81,8 @@ def load(
         )
     if not isinstance(classes, int):  # numbered as the teacher's outputs
         judged = folder.load(root=test, val=0, classes=names, **how)  # type: ignore[arg-type]
-    return replace(dataset, test=judged.test or judged.train, classes=judged.classes)
+    told = f"{dataset.found}; {judged.found}"
+    return replace(dataset, test=judged.test or judged.train, classes=judged.classes, found=told)
 
 
 def found_files(files: str | Path, unread: Counter[str]) -> tuple[Path, list[Path]]:
