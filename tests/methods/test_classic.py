@@ -234,5 +234,18 @@ def test_a_pair_of_the_benchmark_is_set_as_its_papers_are(pair: str) -> None:
     assert all(0.58 < row["test/accuracy"] < 0.785 for row in cfg.paper.values())
 
 
+@pytest.mark.parametrize("pair", ["imagenet_resnet34_resnet18", "imagenet_resnet50_mobilenet_v1"])
+def test_a_pair_of_imagenet_is_set_as_its_papers_are(pair: str) -> None:
+    cfg = composed(f"problem={pair}", "method=dkd", "scale=paper")
+    check(cfg)
+    assert (cfg.trainer.max_epochs, cfg.source.batch_size, cfg.data.size, cfg.data.num_classes) == (100, 512, 224, 1000)
+    term = cfg.method.terms.decoupled
+    assert (term.loss.beta, term.loss.temperature, term.warm_up) == (2.0 if "50" in pair else 0.5, 1.0, 1)
+    assert set(cfg.paper) == {"kd", "crd", "reviewkd", "dkd", "dist"}
+    with torch.device("meta"):
+        sizes = [sum(p.numel() for p in instantiate(net).parameters()) for net in (cfg.teacher.net, cfg.student)]
+    assert sizes == ([25_557_032, 4_231_976] if "50" in pair else [21_797_672, 11_689_512])
+
+
 def test_there_are_thirteen_pairs() -> None:
     assert len(PAIRS) == 13
