@@ -98,6 +98,8 @@ def companions(group, name):
         return ["data=double_colored_mnist", "stages=skdcgn", "method=supervised"]
     if (group, name) == ("source", "drawn"):
         return ["data=double_colored_mnist", "stages=cgn", "method=skdcgn_im"]
+    if (group, name) == ("stages", "generator"):
+        return ["method=kd", "source=generated"]
     if group == "stages" and name.startswith("ccgan"):
         return ["data=rotated_digits", "data.size=64", "method=supervised"]
     if group == "source":
