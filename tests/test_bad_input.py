@@ -69,6 +69,7 @@ GENERATED = (
     "method=kd",
     "method.label=0.0",
     "source=generated",
+    "stages=none",
     "source.rounds=2",
     "source.latent=8",
     "source.generator.ngf=4",
@@ -81,6 +82,8 @@ def test_a_source_does_not_draw_from_another_generator(tiny: Tiny, teacher_file:
         tiny(*settings, f"source.weights={teacher_file}")
     (line,) = faults(composed(*settings, f"source.weights={tmp_path / 'gone.safetensors'}"))
     assert line == f"source.weights: there is no file {tmp_path / 'gone.safetensors'}"
+    (line,) = faults(composed(*settings, f"source.weights={teacher_file}", "stages=generator"))
+    assert "the stage generator would be trained for nothing: add stages=none" in line
     (line,) = faults(composed("method=rdskd", "source.weights=stage:generatr/generator.safetensors"))
     assert "there is no stage generatr; did you mean" in line
 

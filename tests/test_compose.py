@@ -25,7 +25,14 @@ def files(group):
 
 
 FOR_OTHERS = {("metrics", "generation"): "method=ce_gan", ("controls", "domains"): "experiment=uda_kd/digits"}
-FOR_KD = ("problem=cifar100_pair", "problem=mnist_500", "stages=assistant", "stages=born_again", "sweep=classic")
+FOR_KD = (
+    "problem=cifar100_pair",
+    "problem=imagenet_pair",
+    "problem=mnist_500",
+    "stages=assistant",
+    "stages=born_again",
+    "sweep=classic",
+)
 MAPS = ("camvid", "cityscapes", "dense_digits", "nyuv2", "voc2012")
 SEGMENTERS = ("teacher=small_segmenter", "student=small_segmenter_narrow")
 TAKE_NUMBERS = {"kd", "supervised", "cgan_kd_regression"} | {
@@ -34,13 +41,14 @@ TAKE_NUMBERS = {"kd", "supervised", "cgan_kd_regression"} | {
 }
 DENSE = ("cwd", "dist_dense", "ktaad")
 """Methods of segmentation alone."""
+OWN_STUDENTS = {"simkd": "reused", "hnd": "split", "ghnd": "split"}
+"""Methods -> the kind of network that they train."""
 OF_OTHERS = ("hydra", "generator", "recipe")  # members of which the files of other groups choose
 GROUPS = sorted(folder.name for folder in conf_dir().iterdir() if folder.is_dir() and folder.name not in OF_OTHERS)
 NEED_MORE = {
     "experiment": {"uda_kd/office31"},
     "data": {"image_folder", "segmentation_folder"},
     "teacher": {"callable", "exported", "file", "http", "huggingface", "onnx", "timm", "torchscript", "torchvision"},
-    "source": {"generated"},
 }
 TARGETS = sorted(
     {target for file in conf_dir().rglob("*.yaml") for target in re.findall(r"_target_: ([\w.]+)", file.read_text())}
@@ -90,6 +98,8 @@ def companions(group, name):
         return ["data=double_colored_mnist", "stages=skdcgn", "method=supervised"]
     if (group, name) == ("source", "drawn"):
         return ["data=double_colored_mnist", "stages=cgn", "method=skdcgn_im"]
+    if (group, name) == ("stages", "generator"):
+        return ["method=kd", "source=generated"]
     if group == "stages" and name.startswith("ccgan"):
         return ["data=rotated_digits", "data.size=64", "method=supervised"]
     if group == "source":
@@ -107,6 +117,8 @@ def companions(group, name):
         return [FOR_OTHERS[group, name]]
     if group == "data" and name in MAPS:
         return [*SEGMENTERS, "method=kd"]
+    if group == "method" and name in OWN_STUDENTS:
+        return [f"student={OWN_STUDENTS[name]}"]
     if group == "method" and name in DENSE:
         return [*SEGMENTERS, "data=dense_digits"]
     if group in ("data", "scale", "teacher") or (group, name) == ("problem", "mnist"):

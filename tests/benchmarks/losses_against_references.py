@@ -1,9 +1,10 @@
 """Our losses beside those of RepDistiller, mdistiller and torchdistill, on the same tensors.
 
     python tests/benchmarks/losses_against_references.py [--repdistiller DIR] [--mdistiller DIR] [--torchdistill DIR]
+        [--simkd DIR] [--sskd DIR]
 
 Each DIR is a checkout, which nothing here fetches: HobbitLong/RepDistiller, megvii-research/mdistiller,
-yoshitomo-matsubara/torchdistill. Their functions are imported as they are. Printed are both values and the difference,
+yoshitomo-matsubara/torchdistill, DefangChen/SimKD, xuguodong03/SSKD. Their functions are imported as they are. Printed are both values and the difference,
 relative where they exceed 1; where it is larger than 1e-5 there is a reason.
 """
 
@@ -12,7 +13,9 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
+import textwrap
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,11 +23,12 @@ import torch
 from tabulate import tabulate
 from torch import Tensor, nn
 
-from kd_lightning.losses import feature_maps, feature_vectors, logits, relations
+from kd_lightning.losses import feature_maps, feature_vectors, logits, relations, self_supervision
 from kd_lightning.losses.contrastive_memory import ContrastiveMemory
 from kd_lightning.losses.response import kl
 from kd_lightning.losses.variational import VariationalInformation
-from kd_lightning.networks.adapters import AttentionFusion, MeanRegressors
+from kd_lightning.networks.adapters import AttentionFusion, Averaged, MeanRegressors
+from kd_lightning.networks.classifiers.reused import ReusedHead
 
 Row = tuple[str, Callable[[], Any], Callable[[], Any], str]
 """Name, ours, theirs, and why they differ."""
@@ -288,6 +292,82 @@ def torchdistill(g: Given) -> list[Row]:
     ]
 
 
+def simkd(g: Given) -> list[Row]:
+    """SimKD's projector and loss, with the teacher's classifier behind it."""
+    util: Any = importlib.import_module("models.util")
+    theirs = util.SimKD(s_n=6, t_n=12, factor=2)
+
+    class Net(nn.Module):
+        def __init__(self, channels: int) -> None:
+            super().__init__()
+            self.pool, self.head = nn.AdaptiveAvgPool2d(1), nn.Linear(channels, K)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.pool(x).flatten(1))
+
+    pairs = {"SimKD": (6, 8, 8), "SimKD, larger maps": (6, 16, 16)}
+    rows: list[Row] = []
+    for name, shape in pairs.items():
+        maps, wide = torch.randn(N, *shape), g.wide[0]
+        ours = ReusedHead(trunk=Net(6), teacher=_Of(wide.shape[1:], Net(12)), image=shape)
+        ours.projector.load_state_dict(theirs.transfer.state_dict())
+        # their heights and widths are aligned before the projector on either side
+
+        def our_loss(ours: Any = ours, maps: Tensor = maps, wide: Tensor = wide) -> Tensor:
+            found: list[Tensor] = []
+            ours.projector.register_forward_hook(lambda _module, _args, output: found.append(output))
+            answers = ours(maps)
+            return feature_maps.squared_difference(*Averaged()(found[0], wide)) + answers.square().mean()
+
+        def their_loss(ours: Any = ours, maps: Tensor = maps, wide: Tensor = wide) -> Tensor:
+            s, t, answers = theirs(maps, wide, ours.head)
+            return nn.functional.mse_loss(s, t) + answers.square().mean()
+
+        rows.append((name, our_loss, their_loss, ""))
+    return rows
+
+
+class _Of(nn.Module):
+    """A network whose last maps have a shape, whatever the image."""
+
+    def __init__(self, shape: Any, net: Any) -> None:
+        super().__init__()
+        self.shape, self.pool, self.head = tuple(shape), net.pool, net.head
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.pool(torch.zeros(len(x), *self.shape)).flatten(1))
+
+
+def sskd(g: Given) -> list[Row]:
+    """SSKD's four losses as its script has them, which is read and run up to the first update."""
+    source = (Path(sys.path[0]) / "student.py").read_text()
+    begin, end = "        batch = int(x.size(0) / 4)\n", "        loss = args.ce_weight"
+    start = source.index("        output, s_feat, _ = s_model(x, bb_grad=True)")
+    step = source[source.rindex(begin, 0, start) : source.index(end, start)].replace(".cuda()", "")
+    rng = torch.Generator().manual_seed(2)
+    logits_s, logits_t = (torch.randn(4 * N, K, generator=rng) for _ in range(2))
+    feats_s, feats_t = torch.randn(4 * N, 12, generator=rng), torch.randn(4 * N, 20, generator=rng)
+    args = SimpleNamespace(kd_T=4.0, tf_T=4.0, ss_T=0.5, ratio_tf=1.0, ratio_ss=1.0)
+    known: dict[str, Any] = {"args": args, "torch": torch, "F": nn.functional, "x": logits_s, "target": g.labels}
+    known["s_model"] = lambda x, bb_grad: (logits_s, feats_s, None)
+    known["t_model"] = lambda x: (logits_t, feats_t, None)
+    exec(textwrap.dedent(step), known)
+    ours_of = torch.cat([torch.arange(N) * 4 + view for view in range(4)])  # theirs lie image by image
+    a, b, u, v = (rows[ours_of] for rows in (logits_s, logits_t, feats_s, feats_t))
+    labels = g.labels.repeat(4)
+    return [
+        ("SSKD, KD", lambda: kl(a[:N], b[:N], temperature=4.0), lambda: known["loss2"], ""),
+        ("SSKD, turned", lambda: self_supervision.answers_to_views(a, b, labels=labels), lambda: known["loss3"], ""),
+        ("SSKD, similarity", lambda: self_supervision.similarities(u, v, wrong=1.0), lambda: known["loss4"], ""),
+        (
+            "SSKD, the head's",
+            lambda: self_supervision.which_image(v),
+            lambda: nn.functional.cross_entropy(known["t_simi"], known["aug_target"]),
+            "",
+        ),
+    ]
+
+
 def main() -> None:
     """Compare with the checkouts given."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -295,6 +375,8 @@ def main() -> None:
         "repdistiller": repdistiller,
         "mdistiller": mdistiller,
         "torchdistill": torchdistill,
+        "simkd": simkd,
+        "sskd": sskd,
     }
     for name in sides:
         parser.add_argument(f"--{name}", metavar="DIR")

@@ -167,9 +167,10 @@ def test_two_students_teach_each_other() -> None:
     loader = TensorLoader((images * 255).byte(), labels, batch_size=64, shuffle=False)
     x = (images * 255).byte().float() / 255
     own, other = student(x), peer(x)
-    wanted = F.cross_entropy(own, labels) + 2.0 * kl(own, other.detach(), temperature=1.0)
-    gradients = torch.autograd.grad(wanted, list(student.parameters()))
-    before = [p.detach().clone() for p in student.parameters()]
+    wanted = [F.cross_entropy(a, labels) + 2.0 * kl(a, b.detach(), temperature=1.0) for a, b in ((own, other), (other, own))]
+    both = [*student.parameters(), *peer.parameters()]
+    gradients = torch.autograd.grad(wanted[0] + wanted[1], both)
+    before = [p.detach().clone() for p in both]
     method = Dml(
         student=student,
         peer=peer,
@@ -179,9 +180,8 @@ def test_two_students_teach_each_other() -> None:
         mutual=2.0,
     )
     trainer(1).fit(method.train(), Images(loader, None))
-    for p, was, gradient in zip(student.parameters(), before, gradients, strict=True):
+    for p, was, gradient in zip(both, before, gradients, strict=True):
         torch.testing.assert_close(p.detach(), was - 0.1 * gradient)
-    assert any(not torch.equal(a, b) for a, b in zip(student.parameters(), peer.parameters(), strict=True))
 
 
 @pytest.mark.parametrize(
@@ -232,6 +232,19 @@ def test_a_pair_of_the_benchmark_is_set_as_its_papers_are(pair: str) -> None:
     light = "mobilenet" in pair or "shufflenet" in pair
     assert cfg.data.recipe.optimizer.lr == (0.01 if light else 0.05)
     assert all(0.58 < row["test/accuracy"] < 0.785 for row in cfg.paper.values())
+
+
+@pytest.mark.parametrize("pair", ["imagenet_resnet34_resnet18", "imagenet_resnet50_mobilenet_v1"])
+def test_a_pair_of_imagenet_is_set_as_its_papers_are(pair: str) -> None:
+    cfg = composed(f"problem={pair}", "method=dkd", "scale=paper")
+    check(cfg)
+    assert (cfg.trainer.max_epochs, cfg.source.batch_size, cfg.data.size, cfg.data.num_classes) == (100, 512, 224, 1000)
+    term = cfg.method.terms.decoupled
+    assert (term.loss.beta, term.loss.temperature, term.warm_up) == (2.0 if "50" in pair else 0.5, 1.0, 1)
+    assert set(cfg.paper) == {"kd", "crd", "reviewkd", "dkd", "dist"}
+    with torch.device("meta"):
+        sizes = [sum(p.numel() for p in instantiate(net).parameters()) for net in (cfg.teacher.net, cfg.student)]
+    assert sizes == ([25_557_032, 4_231_976] if "50" in pair else [21_797_672, 11_689_512])
 
 
 def test_there_are_thirteen_pairs() -> None:

@@ -13,6 +13,7 @@ from kd_lightning.core.taps import Taps
 from kd_lightning.errors import ConfigError
 from kd_lightning.networks.classifiers.lenet import LeNet5
 from kd_lightning.networks.classifiers.mobilenet import MobileNetV2
+from kd_lightning.networks.classifiers.mobilenet_v1 import MobileNetV1
 from kd_lightning.networks.classifiers.resnet import CifarResNet, ResNet, _Basic, _Bottleneck
 from kd_lightning.networks.classifiers.shufflenet import ShuffleNetV1, ShuffleNetV2
 from kd_lightning.networks.classifiers.small import SmallConvNet
@@ -28,6 +29,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], list[int], int]] = {
     "wrn": (lambda: WideResNet(depth=10, widen=2, num_classes=5), [32, 64, 128], 128),
     "vgg13": (lambda: VGG(depth=13, num_classes=5, pools=3), [128, 256, 512, 512], 512),
     "mobilenet": (lambda: MobileNetV2(num_classes=5, width=0.5), [12, 16, 48, 160], 1280),
+    "mobilenet1": (lambda: MobileNetV1(num_classes=5, stride=1), [128, 256, 512, 1024], 1024),
     "shufflenet1": (lambda: ShuffleNetV1(num_classes=5), [240, 480, 960], 960),
     "shufflenet2": (lambda: ShuffleNetV2(num_classes=5), [116, 232, 464], 1024),
     "small": (lambda: SmallConvNet(num_classes=5, in_channels=3), [16, 32, 64], 64),
@@ -46,10 +48,18 @@ def test_every_place_is_there_once(name: str) -> None:
     assert [shapes[path][0] for path in spread(net, "@blocks")] == channels
     assert [shapes[path] for path in spread(net, ["@before"])] == [shapes[path] for path in spread(net, "@blocks")]
     assert shapes[spread(net, "@pooled")] == (width,)
+    assert spread(net, "@pooled") == f"{spread(net, '@head')}:input"
+    if name != "lenet":  # has no pooling of its own
+        assert (
+            Taps(net, [last := spread(net, "@map")]).measure(lambda: net(torch.empty(2, 3, 32, 32, device="meta")))[
+                last
+            ][0]
+            == width
+        )
     assert spread(net, "@blocks.-1") == spread(net, "@blocks")[-1]
 
 
-@pytest.mark.parametrize("name", ["resnet8", "vgg13", "small-bn", "lenet"])
+@pytest.mark.parametrize("name", ["resnet8", "vgg13", "small-bn", "lenet", "mobilenet1"])
 def test_a_block_is_what_was_there_before_after_its_activation(name: str) -> None:
     torch.manual_seed(0)
     net = NETWORKS[name][0]().eval()
@@ -85,5 +95,5 @@ def test_names_stand_beside_paths_and_unknown_ones_are_refused() -> None:
         spread(net, ["@blocks.3"])
     strange = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
     assert spread(strange, "@pooled") == "1:input"
-    with pytest.raises(ConfigError, match="it has @pooled, and the paths of its modules"):
+    with pytest.raises(ConfigError, match="it has @pooled, @head, and the paths of its modules"):
         spread(strange, "@blocks")

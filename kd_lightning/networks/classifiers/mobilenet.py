@@ -33,7 +33,7 @@ class MobileNetV2(nn.Module):
     ) -> None:
         super().__init__()
         channels = int(32 * width)
-        self.conv1 = nn.Sequential(*_conv(in_channels, channels, 3, stride=2))
+        self.conv1 = nn.Sequential(*convolved(in_channels, channels, 3, stride=2))
         groups: list[nn.Module] = []
         for number, (outputs, blocks, stride) in enumerate(_GROUPS):
             if number == 1 and stem == "quarter":
@@ -45,7 +45,7 @@ class MobileNetV2(nn.Module):
                 channels = int(outputs * width)
             groups.append(nn.Sequential(*group))
         self.groups = nn.Sequential(*groups)
-        self.conv2 = nn.Sequential(*_conv(channels, int(1280 * max(1.0, width)), 1))
+        self.conv2 = nn.Sequential(*convolved(channels, int(1280 * max(1.0, width)), 1))
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.head = nn.Linear(int(1280 * max(1.0, width)), num_classes)
         for module in self.modules():
@@ -72,9 +72,9 @@ class _InvertedResidual(nn.Module):
         super().__init__()
         inside = inputs * expansion
         self.body = nn.Sequential(
-            *_conv(inputs, inside, 1),
-            *_conv(inside, inside, 3, stride=stride, groups=inside),
-            *_conv(inside, outputs, 1)[:2],
+            *convolved(inputs, inside, 1),
+            *convolved(inside, inside, 3, stride=stride, groups=inside),
+            *convolved(inside, outputs, 1)[:2],
         )
         self.residual = stride == 1 and inputs == outputs
 
@@ -83,6 +83,7 @@ class _InvertedResidual(nn.Module):
         return x + y if self.residual else y
 
 
-def _conv(inputs: int, outputs: int, kernel: int, *, stride: int = 1, groups: int = 1) -> list[nn.Module]:
+def convolved(inputs: int, outputs: int, kernel: int, *, stride: int = 1, groups: int = 1) -> list[nn.Module]:
+    """A convolution without bias that keeps height and width at stride 1, batch norm, ReLU."""
     conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
     return [conv, nn.BatchNorm2d(outputs), nn.ReLU()]
