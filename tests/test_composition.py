@@ -137,6 +137,12 @@ def test_a_control_is_stretched_with_its_schedule() -> None:
     assert noise.stretched(updates=110, images=None, world=1).source["rounds"] == 22
 
 
+def test_noise_is_as_large_as_the_scenes_that_a_method_makes() -> None:
+    made = composition("problem=dense_digits", "method=dfad", "controls=baselines", "~controls.scratch")
+    assert list(made.controls["noise"].source["size"]) == [16, 32]
+    assert composition("method=kd", "controls=digits").controls["noise"].source["size"] is None
+
+
 @pytest.mark.parametrize("size", ["5", "'${kd.times:${trainer.max_epochs},0.5}'"])
 def test_a_schedule_that_does_not_follow_keeps_its_shape(size: str) -> None:
     step = "{_target_:torch.optim.lr_scheduler.StepLR,_partial_:true,step_size:" + size + "}"

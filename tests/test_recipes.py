@@ -12,7 +12,7 @@ from kd_lightning.config.overrides import loaded, read
 from kd_lightning.config.resolvers import conf_dir
 
 SCALES = ("small", "few_shot", "robustness", "paper")
-FAMILIES = {"cifar": "svhn"}
+FAMILIES = {"cifar": "svhn", "scenes": "voc2012"}
 """A family that is no data set -> a member of it."""
 NEED_MORE = {
     **{m: ["teacher=resnet8"] for m in ("dfq", "cmi", "fast_dfkd", "deep_inversion", "adaptive_deep_inversion")},
@@ -31,8 +31,8 @@ def recipes() -> list[tuple[str, str]]:
 def pulled_in_by(method: str, name: str) -> list[str]:
     scale = next(scale for scale in SCALES if name.endswith(scale))
     data = name.removesuffix(scale).rstrip("_") or "digits"
-    if data in ("camvid", "dense_digits", "nyuv2"):
-        return [f"method={method}", f"data={data}", f"scale={scale}", *SEGMENTERS]
+    if data in ("camvid", "dense_digits", "nyuv2", "scenes"):
+        return [f"method={method}", f"data={FAMILIES.get(data, data)}", f"scale={scale}", *SEGMENTERS]
     own_teacher = next((name for name in NETWORKS if data.endswith(f"_{name}")), None)
     teacher = [f"teacher={own_teacher}"] if own_teacher else NEED_MORE.get(method, [])
     data = data.removesuffix(f"_{own_teacher}")

@@ -248,7 +248,8 @@ class WatchGenerator(Callback):
         assert method.seen is not None
         images = to_uint8(method.seen.images[:100])
         captions, names = self._worded(method.seen.teacher[:100])
-        save_grid(images, self.folder / "samples" / f"generated_{number}.png")
+        columns = 10 if len(images) % 10 == 0 else 8
+        save_grid(images, self.folder / "samples" / f"generated_{number}.png", columns=columns)
         self.boards.images("generated", images, captions, method.rounds_done)
         if not self.counts:
             return

@@ -32,7 +32,7 @@ def to_uint8(images: Tensor) -> Tensor:
 def save_grid(
     images: Tensor, path: Path, *, columns: int = 10, zoom: int | None = None, rows: Sequence[str] = ()
 ) -> None:
-    """Write uint8 images (N, C, H, W) as one PNG, enlarged so that each is at least about 48 pixels wide.
+    """Write uint8 images (N, C, H, W) as one PNG, enlarged so that each is at least about 48 pixels wide and high.
 
     Args:
         images: in row order.
@@ -41,7 +41,7 @@ def save_grid(
         zoom: factor on height and width; None chooses it.
         rows: names of the rows, drawn on the left; may be empty.
     """
-    zoom = zoom or max(1, 48 // images.shape[-1])
+    zoom = zoom or max(1, 48 // min(images.shape[-2:]))
     enlarged = images.repeat_interleave(zoom, -1).repeat_interleave(zoom, -2)
     grid = make_grid(enlarged, nrow=columns, padding=max(2, zoom // 2), pad_value=255)
     picture = Image.fromarray(grid.permute(1, 2, 0).numpy())
