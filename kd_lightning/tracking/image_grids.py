@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
-from torchvision.utils import make_grid
 
 from kd_lightning.store.artifacts import writing
 
@@ -43,9 +42,20 @@ def save_grid(
     """
     zoom = zoom or max(1, 48 // images.shape[-1])
     enlarged = images.repeat_interleave(zoom, -1).repeat_interleave(zoom, -2)
-    grid = make_grid(enlarged, nrow=columns, padding=max(2, zoom // 2), pad_value=255)
-    picture = Image.fromarray(grid.permute(1, 2, 0).numpy())
+    picture = _tiled(enlarged, columns, gap=max(2, zoom // 2))
     save(_beside(picture, [_text(row) for row in rows]) if rows else picture, path)
+
+
+def _tiled(images: Tensor, columns: int, *, gap: int) -> Image.Image:
+    """Images uint8 (N, C, H, W) in rows, with white between and around them."""
+    n, _, height, width = images.shape
+    columns = min(columns, n)
+    rows = -(-n // columns)
+    picture = Image.new("RGB", (columns * (width + gap) + gap, rows * (height + gap) + gap), PAPER)
+    for i, image in enumerate(images.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).contiguous().numpy()):
+        at = (gap + i % columns * (width + gap), gap + i // columns * (height + gap))
+        picture.paste(Image.fromarray(image), at)
+    return picture
 
 
 def _beside(picture: Image.Image, words: Sequence[Image.Image]) -> Image.Image:
