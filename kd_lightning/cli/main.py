@@ -195,9 +195,9 @@ def _task(cfg: DictConfig) -> float | None:
     folder, place = Path(config.runtime.output_dir), start.placed()
     names = chosen(config.runtime.choices)
     if place is None or place.rank == 0:
-        what = ", ".join(f"{word}={names[word]}" for word in ("teacher", "student") if names[word])
-        said = f"{names['method']} on {names['data']}, {what}, seed={cfg.seed}"
-        print(said if cfg.plan else f"{said}: writes to {_near(folder)}", file=sys.stderr, flush=True)
+        pair = " -> ".join(name for word in ("teacher", "student") if (name := names[word]) not in (None, "none"))
+        said = f"{names['method']} on {names['data']} ({pair}), seed {cfg.seed}"
+        print(said if cfg.plan else f"{said}: {_near(folder)}", file=sys.stderr, flush=True)
     if cfg.plan:
         _plan(cfg, names)
         return None
@@ -299,7 +299,13 @@ def _plan(cfg: DictConfig, names: Mapping[str, str | None]) -> None:
 def _worth_opening(folder: Path) -> list[Path]:
     near = _near(folder)
     grids = sorted((folder / "samples").glob("*.png"))
-    names = ["result.json", "student.safetensors", "metrics.csv", *(f"samples/{g.name}" for g in grids[-1:])]
+    names = [
+        "result.json",
+        "student.safetensors",
+        "metrics.csv",
+        "curves.png",
+        *(f"samples/{g.name}" for g in grids[-1:]),
+    ]
     return [near / name for name in names if (folder / name).is_file()]
 
 
