@@ -17,8 +17,9 @@ from PIL import Image
 
 from kd_lightning.core.tasks import Classification
 from kd_lightning.data.batches import Batch
-from kd_lightning.engine.callbacks import PhaseBar, WatchGenerator, with_answers
+from kd_lightning.engine.callbacks import WatchGenerator, with_answers
 from kd_lightning.engine.generator_health import class_counts, generator_health
+from kd_lightning.engine.progress_bar import PhaseBar
 from kd_lightning.inspection import curves
 from kd_lightning.methods.base.distiller import Distiller, LastBatch
 from kd_lightning.teachers.white_box import FrozenTeacher

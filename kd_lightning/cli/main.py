@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import tempfile
 import warnings
@@ -134,7 +135,7 @@ def _flags() -> ArgumentParser:
 
 def _refuse_wrong_overrides(args: Namespace) -> bool:
     """Check the overrides of all jobs; returns whether any job only plans."""
-    from kd_lightning.config.overrides import absent, jobs, read, refusal, swept
+    from kd_lightning.config.overrides import absent, jobs, misspelt_keys, read, refusal, swept
 
     folders = [args.config_dir] if args.config_dir else []
     each = jobs(args.overrides)
@@ -154,6 +155,9 @@ def _refuse_wrong_overrides(args: Namespace) -> bool:
         plans = plans or found.cfg.get("plan") is True
         if not found.problems and not found.unset and not lines:
             continue
+        if not found.problems and (typos := misspelt_keys(found)):
+            raise refusal([*lines, *typos])  # at once, before seconds of imports
+        _import_lightly(found.cfg)
         from kd_lightning.config.check import faults, key_of
 
         wrong = faults(found.cfg)
@@ -190,6 +194,10 @@ def _task(cfg: DictConfig) -> float | None:
     config = HydraConfig.get()
     folder, place = Path(config.runtime.output_dir), start.placed()
     names = chosen(config.runtime.choices)
+    if place is None or place.rank == 0:
+        pair = " -> ".join(name for word in ("teacher", "student") if (name := names[word]) not in (None, "none"))
+        said = f"{names['method']} on {names['data']} ({pair}), seed {cfg.seed}"
+        print(said if cfg.plan else f"{said}: {_near(folder)}", file=sys.stderr, flush=True)
     if cfg.plan:
         _plan(cfg, names)
         return None
@@ -200,6 +208,7 @@ def _task(cfg: DictConfig) -> float | None:
 
 
 def _run(cfg: DictConfig, folder: Path, names: Mapping[str, str | None]) -> float | None:
+    _import_lightly(cfg)
     from kd_lightning.cli.summary import summary
     from kd_lightning.core.log_filters import plain_warnings, quiet
     from kd_lightning.distributed import decisions, process_group
@@ -228,6 +237,13 @@ def _run(cfg: DictConfig, folder: Path, names: Mapping[str, str | None]) -> floa
     if place is None or place.rank == 0:
         print(summary(result, _worth_opening(folder)), end="")
     return result["objective"]
+
+
+def _import_lightly(cfg: DictConfig) -> None:
+    from kd_lightning.core.light_imports import import_lightly
+
+    if OmegaConf.select(cfg, "compile") is None:
+        import_lightly(re.findall(r"_target_: *(\S+)", OmegaConf.to_yaml(cfg)))
 
 
 def chosen(choices: Mapping[str, str | None] | DictConfig) -> dict[str, str | None]:
@@ -281,10 +297,20 @@ def _plan(cfg: DictConfig, names: Mapping[str, str | None]) -> None:
 
 
 def _worth_opening(folder: Path) -> list[Path]:
-    near = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    near = _near(folder)
     grids = sorted((folder / "samples").glob("*.png"))
-    names = ["result.json", "student.safetensors", "metrics.csv", *(f"samples/{g.name}" for g in grids[-1:])]
+    names = [
+        "result.json",
+        "student.safetensors",
+        "metrics.csv",
+        "curves.png",
+        *(f"samples/{g.name}" for g in grids[-1:]),
+    ]
     return [near / name for name in names if (folder / name).is_file()]
+
+
+def _near(folder: Path) -> Path:
+    return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
 
 
 def _fail(error: UserError) -> None:

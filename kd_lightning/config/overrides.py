@@ -19,7 +19,7 @@ from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError
 
@@ -262,6 +262,20 @@ def suggest(key: str, siblings: Iterable[str], everywhere: Iterable[str] = ()) -
     if near:
         return f"; did you mean {' or '.join(near)}?"
     return f"; known: {', '.join(siblings)}" if siblings else ""
+
+
+def misspelt_keys(found: Composed) -> list[str]:
+    """A line for each key that no file sets, if all of them nearly spell one that stands beside them; else none."""
+    lines = []
+    for key in found.unset:
+        parent, _, leaf = key.rpartition(".")
+        beside = OmegaConf.select(found.cfg, parent) if parent else found.cfg
+        there = [str(name) for name in beside if name != leaf] if isinstance(beside, DictConfig) else []
+        near = nearest(leaf, there, cutoff=0.75)
+        if not near:
+            return []
+        lines.append(f"{key}: no file sets it; did you mean {'.'.join(filter(None, [parent, near[0]]))}?")
+    return lines
 
 
 _ECHOES = ("controls.", "teacher.fit.")

@@ -1,19 +1,15 @@
-"""Callbacks of a fit: the progress bar, and the check for a collapsed generator with its image grids."""
+"""Check for a collapsed generator during a fit, with grids of the images that it makes."""
 
 from __future__ import annotations
 
-import math
-import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, ProgressBar
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
-from tqdm import tqdm
 
 from kd_lightning.core.collapse import Collapsed
 from kd_lightning.core.notices import keep, notice
@@ -28,100 +24,11 @@ from kd_lightning.methods.base.protocols import Teacher
 from kd_lightning.sources.pool import checked
 from kd_lightning.teachers.white_box import FrozenTeacher
 from kd_lightning.tracking.backends import Dashboards
-from kd_lightning.tracking.image_grids import bars, save, save_grid, to_uint8
+from kd_lightning.tracking.captioned_grid import captioned
+from kd_lightning.tracking.image_grids import bars, save, to_uint8
 
 BINS = 24
 """Number of bins in which the answers of a regression teacher are counted."""
-BAR = "{desc}{percentage:3.0f}%|{bar:12}| {n_fmt}/{total_fmt}, {rate_noinv_fmt}, {remaining} left{postfix}"
-"""Format of the tqdm bar; the bar itself is short, so that the losses fit on the line."""
-
-
-class PhaseBar(ProgressBar):
-    """Progress bar over all rounds of a phase, with rounds/s, the first two losses and the last validation metric.
-
-    If stderr is not a terminal, a line is printed every ``seconds`` seconds instead.
-
-    Args:
-        phase: name shown, such as ``teacher``.
-        seconds: time between two lines where there is no terminal.
-    """
-
-    def __init__(self, phase: str, *, seconds: float = 20.0) -> None:
-        super().__init__()
-        self.phase, self.seconds = phase, seconds
-        self.bar: tqdm | None = None
-        self.terminal = sys.stderr.isatty()
-        self.shown = self.last_line = 0.0
-        self.told = -1
-        self.enabled = True
-
-    def disable(self) -> None:
-        """Stop showing; Lightning calls this on all ranks but the first."""
-        self.enabled = False
-
-    def enable(self) -> None:
-        """Start showing again."""
-        self.enabled = True
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Open the bar at the rounds already done; a resumed fit does not start at 0."""
-        self.total = int(trainer.num_training_batches) * (trainer.max_epochs or 1)
-        done = trainer.fit_loop.epoch_loop.total_batch_idx + 1
-        self.first, self.started = done, time.perf_counter()
-        self.last_line = self.started
-        if self.enabled and self.terminal:
-            self.bar = tqdm(
-                total=self.total,
-                initial=done,
-                desc=f"{self.phase:<12}",
-                unit=" rounds",
-                bar_format=BAR,
-                dynamic_ncols=True,
-            )
-
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
-        """Refresh at most ten times a second: refreshing costs more than a small step."""
-        now = time.perf_counter()
-        if self.enabled and now - self.shown > 0.1:
-            self.shown = now
-            self._show(trainer, pl_module)
-
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Show the last state and close the bar."""
-        self.last_line = -math.inf
-        if self.enabled:
-            self._show(trainer, pl_module)
-        self._close()
-
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Close the bar."""
-        self._close()
-
-    def _close(self) -> None:
-        if self.bar is not None:
-            self.bar.close()
-            self.bar = None
-
-    def _show(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        done = trainer.fit_loop.epoch_loop.total_batch_idx + 1
-        note = _numbers(trainer, pl_module)
-        if self.bar is not None:
-            self.bar.set_postfix_str(note, refresh=False)
-            self.bar.update(done - self.bar.n)
-            return
-        now = time.perf_counter()
-        if not self.terminal and now - self.last_line >= self.seconds and done != self.told:
-            self.last_line, self.told = now, done
-            rate = (done - self.first) / max(now - self.started, 1e-9)
-            print(f"{self.phase}: round {done}/{self.total}, {rate:.1f} rounds/s, {note}", file=sys.stderr, flush=True)
-
-
-def _numbers(trainer: L.Trainer, method: L.LightningModule) -> str:
-    assert isinstance(method, Distiller)
-    losses = {k.removeprefix("train/"): v for k, v in method.latest.items() if k.startswith("train/")}
-    measured = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
-    shown = [*list(losses.items())[:2], *list(measured.items())[:1]]
-    return ", ".join(f"{name} {value:.3f}" for name, value in shown)
 
 
 class WatchGenerator(Callback):
@@ -229,6 +136,16 @@ class WatchGenerator(Callback):
         places = self.numbers.normalise(self.numbers.numbers(answers))
         return torch.bincount((places * BINS).long().clamp(max=BINS - 1), minlength=BINS)
 
+    def _sorted(self, answers: torch.Tensor) -> torch.Tensor:
+        """The order of images by the teacher's class, within a class the surest first; numbers by their size."""
+        if self.numbers is not None:
+            return self.numbers.numbers(answers).argsort()
+        if answers.dim() == 4:
+            return torch.stack([class_counts(each[None]) for each in answers]).argmax(1).argsort(stable=True)
+        confidence, label = answers.float().softmax(1).max(1)
+        surest = confidence.argsort(descending=True, stable=True)
+        return surest[label[surest].argsort(stable=True)]
+
     def _worded(self, answers: torch.Tensor) -> tuple[list[str], list[str]]:
         """A caption for each image, and a name for each class or bin."""
         if self.numbers is None:
@@ -246,10 +163,13 @@ class WatchGenerator(Callback):
     @rank_zero_only
     def _draw(self, method: Distiller, number: str) -> None:
         assert method.seen is not None
-        images = to_uint8(method.seen.images[:100])
-        captions, names = self._worded(method.seen.teacher[:100])
-        columns = 10 if len(images) % 10 == 0 else 8
-        save_grid(images, self.folder / "samples" / f"generated_{number}.png", columns=columns)
+        order = self._sorted(method.seen.teacher[:100])
+        images = to_uint8(method.seen.images[:100][order])
+        captions, names = self._worded(method.seen.teacher[:100][order])
+        save(
+            captioned(images, captions, columns=10 if len(images) % 10 == 0 else 8),
+            self.folder / "samples" / f"generated_{number}.png",
+        )
         self.boards.images("generated", images, captions, method.rounds_done)
         if not self.counts:
             return

@@ -25,11 +25,12 @@ from kd_lightning.data.dataset import Dataset
 from kd_lightning.data.loader import TensorLoader
 from kd_lightning.data.module import Images
 from kd_lightning.distributed import collectives, decisions, process_group
-from kd_lightning.engine.callbacks import PhaseBar, WatchGenerator
+from kd_lightning.engine.callbacks import WatchGenerator
 from kd_lightning.engine.checkpoint_reader import Marked, resumable
 from kd_lightning.engine.checkpoint_writer import Resumable
 from kd_lightning.engine.kept_networks import agreement_on_drawn, keep_networks
 from kd_lightning.engine.own_metrics import OwnMetrics, own_metrics
+from kd_lightning.engine.progress_bar import PhaseBar
 from kd_lightning.engine.restart import begin_again, next_seed, restarts
 from kd_lightning.engine.user_callbacks import callbacks_of
 from kd_lightning.methods.base.distiller import Distiller

@@ -35,6 +35,7 @@ from kd_lightning.run.stages_and_controls import control_of, handed, weak_teache
 from kd_lightning.run.teacher import TeacherHandle, obtain_source_teacher, obtain_teacher
 from kd_lightning.store.artifacts import Store, copy_into, file_digest, names_file, remedy, write_json, writing
 from kd_lightning.tracking.backends import watching
+from kd_lightning.tracking.curve_picture import draw_curves
 
 VERSION = 2
 """Increased when the identity of a run changes."""
@@ -200,6 +201,8 @@ def _produce(composition: Composition, bench: RunContext, clock: Clock, work: Pa
     # Student's files and result
     card = _card(composition, dataset, metrics, teacher)
     decisions.decided(lambda: _keep(stages, student, card, work))
+    if collectives.rank() == 0:
+        draw_curves(work / "metrics.csv", work / "curves.png", f"{bench.dataset.name}, seed {composition.seed}")
     if trained(student):
         bench.boards.student(work, card)
     return _result(composition, bench, fits, metrics, clock) | ({"iou": ious} if ious else {})

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from kd_lightning.core.inference import predict
@@ -279,6 +278,8 @@ def _assignment(logits: Tensor, labels: Tensor) -> list[int]:
     classes = logits.shape[1]
     counts = torch.zeros(classes, classes, dtype=torch.long)
     counts.index_put_((labels, logits.argmax(1)), torch.ones_like(labels), accumulate=True)
+    from scipy.optimize import linear_sum_assignment  # slow to import, and few teachers need it
+
     return linear_sum_assignment(counts.numpy(), maximize=True)[1].tolist()
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
-from torchvision.utils import make_grid
 
 from kd_lightning.store.artifacts import writing
+from kd_lightning.tracking.fonts import font_of
 
 INK, PAPER, GREY, RED = (30, 30, 30), (255, 255, 255), (140, 140, 140), (190, 30, 30)
 BAR = (54, 108, 166)
@@ -43,9 +43,20 @@ def save_grid(
     """
     zoom = zoom or max(1, 48 // min(images.shape[-2:]))
     enlarged = images.repeat_interleave(zoom, -1).repeat_interleave(zoom, -2)
-    grid = make_grid(enlarged, nrow=columns, padding=max(2, zoom // 2), pad_value=255)
-    picture = Image.fromarray(grid.permute(1, 2, 0).numpy())
+    picture = _tiled(enlarged, columns, gap=max(2, zoom // 2))
     save(_beside(picture, [_text(row) for row in rows]) if rows else picture, path)
+
+
+def _tiled(images: Tensor, columns: int, *, gap: int) -> Image.Image:
+    """Images uint8 (N, C, H, W) in rows, with white between and around them."""
+    n, _, height, width = images.shape
+    columns = min(columns, n)
+    rows = -(-n // columns)
+    picture = Image.new("RGB", (columns * (width + gap) + gap, rows * (height + gap) + gap), PAPER)
+    for i, image in enumerate(images.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).contiguous().numpy()):
+        at = (gap + i % columns * (width + gap), gap + i // columns * (height + gap))
+        picture.paste(Image.fromarray(image), at)
+    return picture
 
 
 def _beside(picture: Image.Image, words: Sequence[Image.Image]) -> Image.Image:
@@ -73,7 +84,7 @@ def bars(counts: Tensor, names: Sequence[str], title: str) -> Image.Image:
         title: above it.
     """
     wide, height, left, top = _pitch(len(counts), most=46, room=1200), 200, 16, 58
-    legible, head = wide >= LEGIBLE, _font(14)
+    legible, head = wide >= LEGIBLE, font_of(14, title)
     labels = _labels(names, wide, hang=True) if legible else _text(f"classes 0 to {len(counts) - 1}", GREY)
     width = 2 * left + max(wide * len(counts), labels.width, round(head.getlength(title)))
     picture = Image.new("RGB", (width, top + height + labels.height + 20), PAPER)
@@ -105,7 +116,7 @@ def matrix(counts: Tensor, names: Sequence[str], title: str, *, rows: str, colum
         columns: what the columns are, such as ``student``.
     """
     k = len(counts)
-    cell, head, font = _pitch(k, most=40, room=1000), _font(14), _font(12)
+    cell, head, font = _pitch(k, most=40, room=1000), font_of(14, title), font_of(12, "".join(names))
     legible = cell >= LEGIBLE
     shown = [_cut(name) for name in names] if legible else []
     above = _labels(names, cell, hang=False) if legible else None
@@ -143,7 +154,7 @@ def shares(values: Mapping[str, Tensor], names: Sequence[str], title: str) -> Im
         names: of the classes.
         title: above it.
     """
-    height, left, top, head, font = 200, 44, 62, _font(14), _font(12)
+    height, left, top, head, font = 200, 44, 62, font_of(14, title), font_of(12, "".join(values))
     wide = max(8 * len(values) + 6, _pitch(len(names), most=28 * len(values) + 12, room=1100))
     labels = _labels(names, wide, hang=True)
     width = max(left + 16 + wide * len(names), 16 + round(head.getlength(title)) + 16)
@@ -177,7 +188,7 @@ def framed(columns: Mapping[str, Tensor], legend: Mapping[str, Sequence[int]]) -
         legend: name -> red, green, blue.
     """
     n, _, height, width = next(iter(columns.values())).shape
-    zoom, gap, left, font = max(1, -(-160 // width)), 4, 16, _font(12)
+    zoom, gap, left, font = max(1, -(-160 // width)), 4, 16, font_of(12, "".join([*columns, *legend]))
     tall, wide = height * zoom, width * zoom
     total = left + len(columns) * (wide + gap) + left - gap
     entries, x, y = [], left, 0
@@ -220,7 +231,7 @@ def scatter(across: Tensor, up: Tensor, *, low: float, high: float, title: str, 
     counts = torch.bincount((cells - 1 - places[1]) * cells + places[0], minlength=cells**2).view(cells, cells)
     shade = (0.35 + 0.65 * counts / counts.max().clamp(min=1)).where(counts > 0, 0.0)[..., None]
     colours = (torch.tensor(PAPER) * (1 - shade) + torch.tensor(DEEP) * shade).round().to(torch.uint8)
-    head, font = _font(14), _font(12)
+    head, font = font_of(14, title), font_of(12, columns + rows)
     width = max(left + side, 16 + round(head.getlength(title))) + 24
     picture = Image.new("RGB", (width, top + side + 46), PAPER)
     draw = ImageDraw.Draw(picture)
@@ -237,13 +248,9 @@ def scatter(across: Tensor, up: Tensor, *, low: float, high: float, title: str, 
     return picture
 
 
-def _font(size: int) -> Any:
-    return ImageFont.load_default(size)
-
-
 def _fitting(number: int, width: int) -> Any:
     """The font, reduced until a number is no wider than its column."""
-    return _font(max(7, min(12, round((width - 4) * 1.7 / len(str(number))))))
+    return font_of(max(7, min(12, round((width - 4) * 1.7 / len(str(number))))))
 
 
 def _pitch(columns: int, *, most: int, room: int) -> int:
@@ -255,7 +262,7 @@ def _cut(name: str, length: int = 20) -> str:
 
 
 def _text(text: str, ink: tuple[int, int, int] = INK) -> Image.Image:
-    font = _font(12)
+    font = font_of(12, text)
     picture = Image.new("RGB", (max(1, round(font.getlength(text))), 16), PAPER)
     ImageDraw.Draw(picture).text((0, 1), text, ink, font)
     return picture

@@ -29,8 +29,9 @@ from kd_lightning.core.tasks import Classification
 from kd_lightning.data.loader import TensorLoader
 from kd_lightning.data.module import Images
 from kd_lightning.distributed.device import fast_precision
-from kd_lightning.engine.callbacks import PhaseBar, WatchGenerator
+from kd_lightning.engine.callbacks import WatchGenerator
 from kd_lightning.engine.fit import Resumable
+from kd_lightning.engine.progress_bar import PhaseBar
 from kd_lightning.losses.image_prior import activation, information_entropy, one_hot
 from kd_lightning.losses.response import kl
 from kd_lightning.methods.data_free.dafl import Dafl

@@ -167,7 +167,9 @@ def test_two_students_teach_each_other() -> None:
     loader = TensorLoader((images * 255).byte(), labels, batch_size=64, shuffle=False)
     x = (images * 255).byte().float() / 255
     own, other = student(x), peer(x)
-    wanted = [F.cross_entropy(a, labels) + 2.0 * kl(a, b.detach(), temperature=1.0) for a, b in ((own, other), (other, own))]
+    wanted = [
+        F.cross_entropy(a, labels) + 2.0 * kl(a, b.detach(), temperature=1.0) for a, b in ((own, other), (other, own))
+    ]
     both = [*student.parameters(), *peer.parameters()]
     gradients = torch.autograd.grad(wanted[0] + wanted[1], both)
     before = [p.detach().clone() for p in both]
