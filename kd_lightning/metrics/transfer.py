@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from kd_lightning.networks.classifiers.split import Split
+from kd_lightning.networks.classifiers.split import SplitNetwork
 
 
 class Transfer:
@@ -17,5 +17,5 @@ class Transfer:
     def __call__(self, network: nn.Module | None, teacher: Any, test: Any, **where: Any) -> dict[str, float | None]:
         """``code`` and ``image``; no ``code`` of a network that is not split."""
         split = getattr(network, "net", None)
-        sent = float(split.bytes_an_image) if isinstance(split, Split) else None
+        sent = float(split.bytes_an_image) if isinstance(split, SplitNetwork) else None
         return {"code": sent, "image": float(test.images[0].numel())}

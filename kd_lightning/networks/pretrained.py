@@ -17,11 +17,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any, cast
 
 from torch import Tensor, nn
 
 from kd_lightning.errors import TeacherError
-from kd_lightning.networks.generators.u2net import DEPTHS
 from kd_lightning.networks.weights import read_weights, refuse_misfits
 
 _SPECTRAL = (
@@ -59,7 +59,8 @@ def load_u2net(net: nn.Module, path: str | Path) -> None:
         TeacherError: there is no such file, it holds more than tensors, or names or shapes do not fit.
             The two sizes have the same names.
     """
-    _load({"": (net, u2net_names(net))}, _read(path), path, into="U2-Net")
+    found = _read(path)
+    _load({"": (net, u2net_names(net))}, found, path, into="U2-Net")
 
 
 def load_tiny_gan(
@@ -91,10 +92,11 @@ def biggan_deep_names(net: nn.Module) -> dict[str, str]:
 def u2net_names(net: nn.Module) -> dict[str, str]:
     """Map our names to the authors'."""
     rules: list[tuple[str, str]] = []
-    for i, depth in enumerate(DEPTHS):
+    depths = [len(cast(Any, stage).down) for stage in cast(Any, net).encoder]
+    for i, depth in enumerate(depths):
         ups = [(rf"^(stage{i + 1}d?)\.up\.{k}\.", rf"\1.rebnconv{depth - 1 - k}d.") for k in range(depth - 1)]
         downs = [(rf"^(stage{i + 1}d?)\.down\.{k}\.", rf"\1.rebnconv{k + 1}.") for k in range(depth)]
-        last = len(DEPTHS) - 2 - i  # the decoder starts at the deepest stage but one
+        last = len(depths) - 2 - i  # the decoder starts at the deepest stage but one
         rules += [(rf"^encoder\.{i}\.", f"stage{i + 1}."), (rf"^decoder\.{last}\.", f"stage{i + 1}d.")]
         rules += [*ups, *downs, (rf"^sides\.{i}\.", f"side{i + 1}.")]
     rules += [

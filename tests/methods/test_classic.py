@@ -28,7 +28,7 @@ from kd_lightning.methods.real_data.distill import Distill
 from kd_lightning.methods.real_data.dml import Dml
 from kd_lightning.metrics.transfer import Transfer
 from kd_lightning.networks.classifiers.reused import ReusedHead
-from kd_lightning.networks.classifiers.split import Split, through_8_bits
+from kd_lightning.networks.classifiers.split import SplitNetwork, through_8_bits
 from kd_lightning.networks.normalized import Normalized
 from kd_lightning.teachers.white_box import FrozenTeacher
 
@@ -113,7 +113,7 @@ def reused(teacher: nn.Module) -> nn.Module:
 
 
 def split(teacher: nn.Module) -> nn.Module:
-    return Split(net=teacher, upto="@blocks.0", image=(1, 8, 8), channels=2)
+    return SplitNetwork(net=teacher, upto="@blocks.0", image=(1, 8, 8), channels=2)
 
 
 @pytest.mark.parametrize(("name", "bare", "part"), [("simkd", reused, "head"), ("ghnd", split, "net")])
@@ -142,7 +142,7 @@ def changed(module: nn.Module) -> None:
 
 def test_a_code_is_sent_in_8_bits_and_counted() -> None:
     net = split(network((16, 32), batch_norm=True).net)  # type: ignore[arg-type]
-    assert isinstance(net, Split)
+    assert isinstance(net, SplitNetwork)
     assert (net.code, net.bytes_an_image) == ((2, 4, 4), 2 * 4 * 4 + 8)
     code = torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(0))
     code[2] = 5.0
@@ -157,7 +157,7 @@ def test_a_code_is_sent_in_8_bits_and_counted() -> None:
     told = Transfer()(Normalized(net, mean=[0.5], std=[0.3]), None, Part(x, torch.zeros(2)))
     assert told == {"code": 40.0, "image": 64.0}
     with pytest.raises(ValueError, match=r"upto=layer1: SmallConvNet has features, features.0"):
-        Split(net=network((8,)).net, upto="layer1", image=(1, 8, 8))  # type: ignore[arg-type]
+        SplitNetwork(net=network((8,)).net, upto="layer1", image=(1, 8, 8))  # type: ignore[arg-type]
 
 
 def test_two_students_teach_each_other() -> None:

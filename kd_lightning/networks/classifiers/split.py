@@ -14,7 +14,7 @@ RANGE = 8
 """Bytes that tell the least and the largest value of an image's code."""
 
 
-class Split(nn.Module):
+class SplitNetwork(nn.Module):
     """A network whose first layers are replaced by an encoder of few values and a decoder.
 
     (N, C, H, W) -> (N, num_classes). In eval mode the code goes through 8 bits, each image with its own range, as it
