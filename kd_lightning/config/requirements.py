@@ -36,9 +36,10 @@ def fit_faults(composition: Composition) -> Iterator[str]:
     teacher, kind = composition.teacher, kind_of(composition.data.load)
     yield from needs_faults("method", composition, _teacher_of(composition, composition), kind=kind)
     yield from given_faults("method", composition, composition.stages)
-    if _class_of(composition.source) is Generated and "generator" in composition.stages:
-        if not str(weights := composition.source.get("weights")).startswith("stage:"):
-            yield f"source.weights={weights}: the stage generator would be trained for nothing: add stages=none"
+    weights = str(composition.source.get("weights"))
+    unused = "generator" in composition.stages and not weights.startswith("stage:")
+    if unused and _class_of(composition.source) is Generated:
+        yield f"source.weights={weights}: the stage generator would be trained for nothing: add stages=none"
     if teacher is not None and teacher.training is not None:
         yield from needs_faults("teacher.fit.method", teacher.training, None, kind=kind)
     for number, stage in enumerate(composition.stages.values()):

@@ -4,7 +4,8 @@
         [--simkd DIR] [--sskd DIR]
 
 Each DIR is a checkout, which nothing here fetches: HobbitLong/RepDistiller, megvii-research/mdistiller,
-yoshitomo-matsubara/torchdistill, DefangChen/SimKD, xuguodong03/SSKD. Their functions are imported as they are. Printed are both values and the difference,
+yoshitomo-matsubara/torchdistill, DefangChen/SimKD, xuguodong03/SSKD. Their functions are imported as they are. Printed
+are both values and the difference,
 relative where they exceed 1; where it is larger than 1e-5 there is a reason.
 """
 
