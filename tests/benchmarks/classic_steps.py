@@ -94,8 +94,14 @@ def theirs(name: str, steps: int) -> float:
             NCE=Settings(K=NEGATIVES, MOMENTUM=0.5, TEMPERATURE=0.07),
         ),
         REVIEWKD=Settings(
-            **{"SHAPES": shapes, "OUT_SHAPES": shapes, "IN_CHANNELS": channels, "OUT_CHANNELS": channels},
-            **{"CE_WEIGHT": 1.0, "REVIEWKD_WEIGHT": 0.6, "WARMUP_EPOCHS": 1, "STU_PREACT": False},
+            SHAPES=shapes,
+            OUT_SHAPES=shapes,
+            IN_CHANNELS=channels,
+            OUT_CHANNELS=channels,
+            CE_WEIGHT=1.0,
+            REVIEWKD_WEIGHT=0.6,
+            WARMUP_EPOCHS=1,
+            STU_PREACT=False,
             MAX_MID_CHANNEL=512,
         ),
     )
