@@ -37,8 +37,8 @@ def fit_faults(composition: Composition) -> Iterator[str]:
     yield from needs_faults("method", composition, _teacher_of(composition, composition), kind=kind)
     yield from given_faults("method", composition, composition.stages)
     weights = str(composition.source.get("weights"))
-    generated = _class_of(composition.source) is Generated and "generator" in composition.stages
-    if generated and not weights.startswith("stage:"):
+    unused = "generator" in composition.stages and not weights.startswith("stage:")
+    if unused and _class_of(composition.source) is Generated:
         yield f"source.weights={weights}: the stage generator would be trained for nothing: add stages=none"
     if teacher is not None and teacher.training is not None:
         yield from needs_faults("teacher.fit.method", teacher.training, None, kind=kind)

@@ -14,7 +14,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import nn
 from torch.nn import functional as F
-from toy import CLASSES, adam, network, patterns, trainer
+from toy import CLASSES, adam, network, patterns, trained_teacher, trainer
 
 from kd_lightning.config.check import check
 from kd_lightning.config.resolvers import conf_dir
@@ -214,6 +214,31 @@ def test_a_wrong_place_is_refused_before_data_is_read() -> None:
         ConfigError, match=r"method.terms.hint.student: SmallConvNet names no place @block; it has @stem"
     ):
         check(composed("problem=mnist_500", "method=fitnet", wrong))
+
+
+@pytest.mark.slow
+def test_a_teacher_with_permuted_classes_does_harm() -> None:
+    teacher = trained_teacher()
+    wrong = Normalized(teacher.net, mean=[0.5], std=[0.3], class_order=[1, 2, 3, 0])  # type: ignore[arg-type]
+    images, labels = patterns(512, seed=3)
+    found = {}
+    for name, asked, label in (("scratch", None, 1.0), ("right", teacher, 0.1), ("wrong", wrong, 0.1)):
+        torch.manual_seed(0)
+        terms = {"response": {"weight": 0.9, "loss": partial(kl, temperature=4.0)}} if asked else {}
+        method = Distill(
+            student=network((8, 16)),
+            teacher=None if asked is None else FrozenTeacher(asked),
+            task=Classification(CLASSES),
+            optimizer=partial(adam, lr=5e-3),
+            label=label,
+            terms=terms,
+        )
+        loader = TensorLoader((images * 255).byte(), labels, batch_size=64, shuffle=True)
+        trainer(6).fit(method.train(), Images(loader, None))
+        unseen, theirs = patterns(512, seed=2)
+        found[name] = float((method.student.eval()(unseen).argmax(1) == theirs).float().mean())
+    assert found["wrong"] < found["scratch"] - 0.3
+    assert found["right"] > found["wrong"] + 0.3
 
 
 def test_a_student_without_the_parts_that_it_should_copy_is_refused() -> None:
