@@ -143,6 +143,13 @@ def test_noise_is_as_large_as_the_scenes_that_a_method_makes() -> None:
     assert composition("method=kd", "controls=digits").controls["noise"].source["size"] is None
 
 
+@pytest.mark.parametrize(("epochs", "at"), [(300, [100, 200]), (20, [6, 13])])
+def test_dense_dfad_lowers_its_rates_twice_whatever_its_length(epochs: int, at: list[int]) -> None:
+    given = ("data=camvid", "teacher=deeplab_resnet50", "student=deeplab_mobilenet_v2", "method=dfad_dense")
+    made = composition(*given, "scale=paper", f"trainer.max_epochs={epochs}").method
+    assert [list(made[key]["milestones"]) for key in ("scheduler", "scheduler_g")] == [at, at]
+
+
 @pytest.mark.parametrize("size", ["5", "'${kd.times:${trainer.max_epochs},0.5}'"])
 def test_a_schedule_that_does_not_follow_keeps_its_shape(size: str) -> None:
     step = "{_target_:torch.optim.lr_scheduler.StepLR,_partial_:true,step_size:" + size + "}"

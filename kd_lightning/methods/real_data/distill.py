@@ -7,7 +7,7 @@ anything inside the two networks, see :mod:`~kd_lightning.methods.real_data.term
 
 Deviations:
     * Weights 0.1 (labels) and 0.9 (teacher, T=4) follow the CIFAR-100 benchmark of Tian et al. (2020);
-      the paper itself names no pair of weights for images.
+      the paper itself names no pair of weights for images. For label maps T=1, as Liu et al. (CVPR 2019) have it.
     * Where labels are numbers, the student imitates the teacher's number: the squared difference in place of KL.
     * With stored answers (``source=queried``) the teacher is not asked again.
 """
