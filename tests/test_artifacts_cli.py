@@ -91,6 +91,8 @@ def test_ls_says_what_it_is_how_big_and_who_uses_it(root: Path, capsys: pytest.C
     assert command(root, "ls", "-l") == 0
     said = capsys.readouterr().out
     rows = {line.split()[0]: line for line in said.splitlines() if line.strip()}
+    fit = next(line for key, line in rows.items() if key.startswith("fit-") and "student" in line)
+    assert "student, zskd on digits" in fit
     assert "zskd on digits, seed 3" in next(line for key, line in rows.items() if key.startswith("run-"))
     pool = name(root, "pool", source="zskd", images=9, seed=0)
     row = next(line for line in said.splitlines() if line.startswith(pool))
