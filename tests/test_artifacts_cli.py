@@ -11,7 +11,7 @@ import pytest
 from filelock import FileLock
 
 from kd_lightning.cli.artifacts import main
-from kd_lightning.store.artifacts import Store
+from kd_lightning.store.artifacts import Store, write_json
 
 LONG_AGO = 1_600_000_000
 
@@ -91,8 +91,6 @@ def test_ls_says_what_it_is_how_big_and_who_uses_it(root: Path, capsys: pytest.C
     assert command(root, "ls", "-l") == 0
     said = capsys.readouterr().out
     rows = {line.split()[0]: line for line in said.splitlines() if line.strip()}
-    fit = next(line for key, line in rows.items() if key.startswith("fit-") and "student" in line)
-    assert "student, zskd on digits" in fit
     assert "zskd on digits, seed 3" in next(line for key, line in rows.items() if key.startswith("run-"))
     pool = name(root, "pool", source="zskd", images=9, seed=0)
     row = next(line for line in said.splitlines() if line.startswith(pool))
@@ -218,3 +216,15 @@ def test_a_damaged_or_foreign_artefact_is_listed_and_can_be_removed(
     assert next(line for line in capsys.readouterr().out.splitlines() if teacher in line).endswith("unreadable")
     assert command(root, "rm", teacher, "--force") == 0
     assert teacher not in names(root)
+
+
+def test_ls_names_a_fit_by_method_data_and_student(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = {"method": {"_target_": "methods.Distill"}, "student": {"_target_": "nets.SmallConvNet"}, "seed": 3}
+    names = {"method": "kd", "student": "small_conv"}
+    for phase, told in (("student", {"names": names}), ("teacher", {})):
+        report = {"phase": phase, "data": "digits", **told}
+        Store(tmp_path).obtain("fit", config | {"phase": phase}, lambda f, r=report: write_json(f / "fit.json", r))
+    assert command(tmp_path, "ls") == 0
+    said = capsys.readouterr().out
+    assert "student, kd on digits, small_conv, seed 3" in said
+    assert "teacher, Distill on digits, SmallConvNet, seed 3" in said
