@@ -213,3 +213,20 @@ def test_copies_of_what_may_not_be_written_may_be(tmp_path: Path) -> None:
     assert all(path.stat().st_mode & 0o200 for path in [target, *target.rglob("*")])
     copy_into(source, target)  # over what is there
     assert (target / "artifact.json").read_text() == "artifact.json"
+
+
+@pytest.mark.parametrize(
+    ("left", "error", "stays"),
+    [("metrics.csv", UserError, False), ("last.ckpt", UserError, True), ("metrics.csv", KeyboardInterrupt, True)],
+)
+def test_a_failed_build_leaves_only_what_it_can_go_on_from(
+    left: str, error: type[BaseException], stays: bool, tmp_path: Path
+) -> None:
+    def build(folder: Path) -> None:
+        (folder / left).write_text("x")
+        raise error("no")
+
+    store = Store(tmp_path)
+    with pytest.raises(error):
+        store.obtain("thing", ONE, build)
+    assert bool(list(tmp_path.glob("*.unfinished"))) == stays

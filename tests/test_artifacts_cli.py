@@ -11,7 +11,7 @@ import pytest
 from filelock import FileLock
 
 from kd_lightning.cli.artifacts import main
-from kd_lightning.store.artifacts import Store
+from kd_lightning.store.artifacts import Store, write_json
 
 LONG_AGO = 1_600_000_000
 
@@ -216,3 +216,15 @@ def test_a_damaged_or_foreign_artefact_is_listed_and_can_be_removed(
     assert next(line for line in capsys.readouterr().out.splitlines() if teacher in line).endswith("unreadable")
     assert command(root, "rm", teacher, "--force") == 0
     assert teacher not in names(root)
+
+
+def test_ls_names_a_fit_by_method_data_and_student(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = {"method": {"_target_": "methods.Distill"}, "student": {"_target_": "nets.SmallConvNet"}, "seed": 3}
+    names = {"method": "kd", "student": "small_conv"}
+    for phase, told in (("student", {"names": names}), ("teacher", {})):
+        report = {"phase": phase, "data": "digits", **told}
+        Store(tmp_path).obtain("fit", config | {"phase": phase}, lambda f, r=report: write_json(f / "fit.json", r))
+    assert command(tmp_path, "ls") == 0
+    said = capsys.readouterr().out
+    assert "student, kd on digits, small_conv, seed 3" in said
+    assert "teacher, Distill on digits, SmallConvNet, seed 3" in said

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import re
 import shlex
+from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from conftest import TINY
 from PIL import Image
 from safetensors.torch import save_file
 
+from kd_lightning.cli.main import _plugin_faults
 from kd_lightning.config import resolvers
 from kd_lightning.config.check import check, faults
 from kd_lightning.config.overrides import jobs, read, swept
@@ -83,13 +87,13 @@ def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "my_api.py").write_text(next(block for block in python if "def ask(images)" in block))
     (tmp_path / "my_method.py").write_text(next(block for block in python if "class Mine(Distiller)" in block))
     (tmp_path / "my_adapter.py").write_text(next(block for block in python if "class Widened" in block))
-    yaml = [block for page in PAGES for block in blocks(page, "yaml")]
+    written = [block for page in PAGES for block in blocks(page, "yaml")]
     marks = {"network/mine": "mobilenet_v3", "method/mine": "my_method.Mine", "method/my_hint": "my_adapter.Widened"}
     marks |= {"metrics/mine": "torchmetrics"}
     for name, mark in marks.items():
         file = tmp_path / "my_conf" / f"{name}.yaml"
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(next(block for block in yaml if mark in block))
+        file.write_text(next(block for block in written if mark in block))
     return tmp_path
 
 
@@ -118,12 +122,34 @@ def typed() -> list[Any]:
 def test_every_command_composes_as_written(page: Path, words: list[str], reader: Path) -> None:
     if words[:1] in (["--help"], ["explain"], ["-sc"]):
         return
+    if "sweep=optuna" in words and not optuna_is_there():
+        assert any("sweep=optuna: not installed" in fault for fault in _plugin_faults(words))
+        words = [word for word in words if word != "sweep=optuna" and "hydra.sweeper." not in word]
     found = [composed for job, folders in composed_jobs(words)[:2] for composed in [read(job, folders)]]
     assert found
     for composed in found:
         assert not composed.problems, composed.problems
         wrong = [fault for fault in faults(composed.cfg) if not fault.startswith("trainer.devices")]  # no such machine
         assert not wrong, wrong
+
+
+def optuna_is_there() -> bool:
+    with suppress(ModuleNotFoundError):
+        return find_spec("hydra_plugins.hydra_optuna_sweeper") is not None
+    return False
+
+
+def test_what_an_agent_starts_composes(reader: Path) -> None:
+    (page,) = (page for page in PAGES if page.name == "wandb.md")
+    sweep = yaml.safe_load(blocks(page, "yaml")[0])
+    assert sweep["metric"]["name"] == "test/accuracy"
+    chosen = {key: some.get("values", [some.get("min")])[0] for key, some in sweep["parameters"].items()}
+    program, *words = sweep["command"]
+    assert (program, words.pop()) == ("kd-lightning", "${args_no_hyphens}")
+    composed = read([*words, *(f"{key}={value}" for key, value in chosen.items())])
+    assert not composed.problems
+    assert not faults(composed.cfg)
+    assert composed.cfg.method.optimizer.lr == 0.0001
 
 
 @pytest.mark.slow

@@ -114,6 +114,10 @@ def test_wandb_without_a_key_keeps_everything_for_later(
     assert {"train/kd", "val/accuracy", "val/agreement", "test/accuracy", "teacher/accuracy"} <= keys
     assert {"generated", "classes", "generated/classes", "generated/rarest"} <= keys
     assert {f"confusion/{name}{kind}" for name in ("labels", "teacher") for kind in ("", "_chart_table")} <= keys
+    (table,) = (row["test/predictions"] for row in run["history"] if "test/predictions" in row)
+    rows = json.loads((file.parent / "files" / table["path"]).read_text())
+    assert rows["columns"] == ["image", "label", "student", "student confidence", "teacher", "teacher confidence"]
+    assert len(rows["data"]) == 100
     accuracy = next(row["test/accuracy"] for row in run["history"] if "test/accuracy" in row)
     assert accuracy == pytest.approx(result["metrics"]["test/accuracy"])
     histogram = next(row["generated/classes"] for row in run["history"] if "generated/classes" in row)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +13,12 @@ from PIL import Image
 
 from kd_lightning.core.segmentation import Segmentation
 from kd_lightning.data.dataset import Split
+from kd_lightning.engine.callbacks import WatchGenerator
 from kd_lightning.metrics.map_pictures import spread
-from kd_lightning.tracking.image_grids import BAR, DEEP, PAPER, RED, bars, matrix
+from kd_lightning.tracking.captioned_grid import captioned
+from kd_lightning.tracking.curve_picture import draw_curves
+from kd_lightning.tracking.fonts import font_of
+from kd_lightning.tracking.image_grids import BAR, DEEP, PAPER, RED, SERIES, bars, matrix
 
 
 def columns_of(picture: Image.Image, colour: tuple[int, int, int]) -> list[tuple[int, int]]:
@@ -82,3 +88,45 @@ def test_overlays_show_images_of_all_parts_of_a_set_and_rare_classes() -> None:
     split = Split(torch.zeros(40, 1, 4, 4, dtype=torch.uint8), labels)
     assert spread(split, Segmentation(3), 4).tolist() == [0, 13, 20, 39]
     assert spread(Split(split.images[:2], labels[:2]), Segmentation(3), 4).tolist() == [0, 1]
+
+
+def test_images_stand_in_rows_with_their_captions() -> None:
+    images = torch.zeros(3, 1, 8, 8, dtype=torch.uint8)
+    images[1] = 200
+    picture = captioned(images, ["a (0.50)", "b", "a name that is far too long for it (0.25)"], columns=2)
+    side = 72
+    assert picture.size == (2 * side + 18, 2 * (side + 22) + 6)
+    assert picture.getpixel((6 + side + 6 + 10, 20)) == (200, 200, 200)
+    strip = picture.crop((0, 6 + side, side, 6 + side + 16))
+    assert strip.getextrema()[0][0] < 100, "no caption"
+
+
+def test_generated_images_are_sorted_by_class_then_by_confidence(tmp_path: Path) -> None:
+    answers = torch.tensor([[0.0, 2.0], [3.0, 0.0], [0.0, 5.0], [9.0, 0.0]])
+    watch = WatchGenerator(tmp_path, ["cat", "dog"])
+    assert watch._sorted(answers).tolist() == [3, 1, 2, 0]
+    captions, _ = watch._worded(answers[watch._sorted(answers)])
+    assert [caption.split()[0] for caption in captions] == ["cat", "cat", "dog", "dog"]
+
+
+@pytest.mark.skipif(find_spec("matplotlib") is None, reason="needs Matplotlib's font")
+@pytest.mark.parametrize("name", ["кошка", "γάτα", "şemsiye", "قط"])
+def test_names_in_other_scripts_are_drawn(name: str) -> None:
+    font = font_of(12, name)
+    missing = bytes(font.getmask("\uffff"))
+    assert all(bytes(font.getmask(letter)) != missing for letter in name)
+
+
+def test_curves_are_drawn_with_their_last_values(tmp_path: Path) -> None:
+    table = tmp_path / "metrics.csv"
+    table.write_text("round,seconds,train/kd,val/accuracy\n0,0.1,2.0,\n9,0.2,1.0,0.5\n19,0.3,nan,0.75\n")
+    draw_curves(table, tmp_path / "curves.png", "digits")
+    with Image.open(tmp_path / "curves.png") as picture:
+        both = picture.size
+        assert SERIES[0] in {colour for _, colour in picture.convert("RGB").getcolors(1 << 20) or ()}
+    table.write_text("round,seconds,train/kd\n0,0.1,2.0\n")
+    draw_curves(table, tmp_path / "one.png", "digits")
+    with Image.open(tmp_path / "one.png") as picture:
+        assert picture.height < both[1]
+    draw_curves(tmp_path / "none.csv", tmp_path / "none.png", "digits")
+    assert not (tmp_path / "none.png").exists()

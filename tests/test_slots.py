@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import shlex
@@ -5,12 +6,14 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import PATIENCE, wait_until
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from kd_lightning.distributed.gpu_slots import missing_gpus, quoted, resume_override, threads_per_job, visible_slots
+from kd_lightning.distributed.job_lines import JobLines
 from kd_lightning.results.run_index import collect
 from kd_lightning.results.table import fold
 
@@ -341,3 +344,27 @@ def test_a_half_written_result_is_run_again(command, tmp_path):
     (tmp_path / "out" / "0" / "result.json").write_text('{"format_version": 1, "sta')
     assert sweep(command, "seed=1", "sweep.resume=out").returncode == 0
     assert starts(tmp_path / "out" / "0") == 2
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_running_jobs_have_a_line_each_that_is_renewed_in_place(tmp_path: Path) -> None:
+    jobs = [SimpleNamespace(number=number, folder=tmp_path / str(number)) for number in (3, 4)]
+    for job in jobs:
+        job.folder.mkdir()
+    (jobs[0].folder / "console.log").write_text("first\nstudent 1%\rstudent 2%\n\n")
+    stream = Terminal()
+    lines = JobLines(stream, seconds=0.0)
+    lines.show(jobs)
+    assert stream.getvalue() == "job 3: student 2%\njob 4: \n"
+    lines.show(jobs[:1])
+    assert stream.getvalue().endswith("\x1b[2A\x1b[Jjob 3: student 2%\n")
+    lines.clear()
+    lines.clear()
+    assert stream.getvalue().endswith("\n\x1b[1A\x1b[J")
+    silent = io.StringIO()
+    JobLines(silent, seconds=0.0).show(jobs)
+    assert silent.getvalue() == ""

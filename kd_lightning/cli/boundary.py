@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kd_lightning.cli.entry import command
+from kd_lightning.core.extras import install
 from kd_lightning.core.segmentation import Segmentation
 from kd_lightning.core.tasks import Regression
 from kd_lightning.errors import UserError
@@ -94,7 +95,7 @@ def draw(measured: Sequence[Measured], metric: Boundary, path: Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise UserError("plots need matplotlib: pip install 'kd-lightning[notebook]'") from error
+        raise UserError(f"plots need matplotlib: {install('notebook')}") from error
     figure = Figure(figsize=(12, 3.6), layout="constrained", dpi=150)
     steps = range(1, metric.max_steps + 1)
     for axes, name in zip(figure.subplots(1, 3), NAMES, strict=True):

@@ -25,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from kd_lightning.cli.entry import writing_to_a_pipe
 from kd_lightning.config import resolvers
+from kd_lightning.core.extras import install
 from kd_lightning.distributed import launch as start
 from kd_lightning.errors import RankLost, UserError
 
@@ -32,12 +33,14 @@ if TYPE_CHECKING:
     from kd_lightning.config.composition import Composition
 
 NAMED = ("data", "source", "teacher", "student", "method", "scale", "experiment")
-LAUNCHERS = {
-    "submitit_slurm": ("slurm", "hydra_plugins.hydra_submitit_launcher"),
-    "submitit_local": ("slurm", "hydra_plugins.hydra_submitit_launcher"),
-    "ray": ("ray", "hydra_plugins.hydra_ray_launcher"),
+PLUGINS = {
+    "hydra/launcher=submitit_slurm": ("slurm", "hydra_plugins.hydra_submitit_launcher"),
+    "hydra/launcher=submitit_local": ("slurm", "hydra_plugins.hydra_submitit_launcher"),
+    "hydra/launcher=ray": ("ray", "hydra_plugins.hydra_ray_launcher"),
+    "hydra/sweeper=optuna": ("optuna", "hydra_plugins.hydra_optuna_sweeper"),
+    "sweep=optuna": ("optuna", "hydra_plugins.hydra_optuna_sweeper"),
 }
-"""hydra/launcher -> the extra that installs it, and its package."""
+"""A plugin of Hydra as it is typed -> the extra that installs it, and its package."""
 
 SHOWS = ("help", "hydra_help", "version", "cfg", "info", "shell_completion")
 """Flags that print something and run nothing."""
@@ -140,7 +143,9 @@ def _refuse_wrong_overrides(args: Namespace) -> bool:
     folders = [args.config_dir] if args.config_dir else []
     each = jobs(args.overrides)
     plans = False
-    lines = dict.fromkeys(_launcher_faults(args.overrides))  # an ordered set
+    lines = dict.fromkeys(_plugin_faults(args.overrides))  # an ordered set
+    if lines:
+        raise refusal(list(lines))  # without the plugin nothing composes
     if len(each) > 1 or any(override.startswith("sweep=") for override in args.overrides):
         varied = swept(args.overrides, folders, args.config_path, args.config_name or "run")
         if varied is not None:
@@ -171,17 +176,18 @@ def _refuse_wrong_overrides(args: Namespace) -> bool:
     return plans
 
 
-def _launcher_faults(overrides: Sequence[str]) -> Iterator[str]:
+def _plugin_faults(overrides: Sequence[str]) -> Iterator[str]:
     given = dict(override.split("=", 1) for override in overrides if "=" in override)
     launcher = given.get("hydra/launcher", "slots")
-    if launcher in LAUNCHERS:
-        extra, package = LAUNCHERS[launcher]
+    for typed, (extra, package) in PLUGINS.items():
+        if typed not in overrides:
+            continue
         try:
             there = find_spec(package)
         except ModuleNotFoundError:
             there = None
         if there is None:
-            yield f"hydra/launcher={launcher}: not installed; type pip install 'kd-lightning[{extra}]'"
+            yield f"{typed}: not installed; type {install(extra)}"
     if launcher != "slots" and given.get("sweep.resume", "null") != "null":
         yield (
             f"sweep.resume: hydra/launcher={launcher} knows no resuming; give the same command again, "

@@ -11,6 +11,7 @@ import sys
 import types
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
 HEAVY = ("scipy", "matplotlib", "torchvision")
@@ -40,9 +41,8 @@ def import_lightly(targets: Iterable[str]) -> None:
 @contextmanager
 def _absent() -> Iterator[None]:
     """Inside, torchmetrics takes the heavy libraries for absent."""
-    from lightning_utilities.core import imports
-
-    cache: Any = imports.RequirementCache
+    imports: Any = import_module("lightning_utilities.core.imports")
+    cache = imports.RequirementCache
     there, available = cache.__bool__, imports.package_available
 
     def answer(requirement: Any) -> bool:

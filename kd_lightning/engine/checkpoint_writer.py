@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,29 @@ class Resumable(Checkpoint):
         self.path = path
         self.seconds = float(os.environ.get("KD_CHECKPOINT_SECONDS", 20)) if seconds is None else seconds
         self.last = time.monotonic()
+        self.before: Any = None
+        self.stopping = False
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """From now on Ctrl-C ends the fit after the round under way, whose state is saved; twice ends it at once."""
+        here = threading.current_thread() is threading.main_thread()  # only there signals can be caught
+        if trainer.world_size == 1 and here and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+            self.before = signal.signal(signal.SIGINT, self._stop)
+
+    def _stop(self, *args: Any) -> None:
+        if self.stopping:
+            raise KeyboardInterrupt
+        self.stopping = True
+        print("stopping after this round; Ctrl-C again stops at once", file=sys.stderr, flush=True)
+
+    def _interruptible_again(self) -> None:
+        if self.before is not None:
+            signal.signal(signal.SIGINT, self.before)
+            self.before = None
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Give Ctrl-C its meaning back."""
+        self._interruptible_again()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -44,10 +70,15 @@ class Resumable(Checkpoint):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the last state."""
         self._save(trainer)
+        self._interruptible_again()
+        if self.stopping:
+            raise KeyboardInterrupt
 
     def _save_if_due(self, trainer: L.Trainer) -> None:
-        if trainer.strategy.broadcast(time.monotonic() - self.last >= self.seconds):
+        if trainer.strategy.broadcast(self.stopping or time.monotonic() - self.last >= self.seconds):
             self._save(trainer)
+        if self.stopping:
+            raise KeyboardInterrupt
 
     def _save(self, trainer: L.Trainer) -> None:
         part = self.path.with_name(self.path.name + ".part")

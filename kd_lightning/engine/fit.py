@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, ProgressBar
 from torch import Tensor
 
-from kd_lightning.config.composition import Training
+from kd_lightning.config.composition import Composition, Training
 from kd_lightning.config.node import thaw
 from kd_lightning.config.signatures import own_code, versions
 from kd_lightning.core.collapse import Collapsed
@@ -269,6 +269,9 @@ def _train(
     report = {
         "phase": phase,
         "data": bench.dataset.name,
+        "names": {word: training.names.get(word) for word in ("method", "student")}
+        if isinstance(training, Composition)
+        else {},
         "rounds": rounds,
         "student_updates": method.student_updates(rounds),
         "trains_student": method.trains_student,

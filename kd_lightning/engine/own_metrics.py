@@ -47,7 +47,9 @@ class OwnMetrics(Callback):
     def on_validation_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, *args: Any
     ) -> None:
-        """Count a batch: ``outputs`` are the student's."""
+        """Count a batch: ``outputs`` are the student's; a method that returns none has no such curves."""
+        if outputs is None:
+            return
         told = keep(outputs) if (keep := kept(self.task)) else outputs
         for name, metric in self.metrics.items():
             add(name, metric, self.task, told, batch.y)
@@ -55,4 +57,5 @@ class OwnMetrics(Callback):
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Log the epoch's values."""
         for name, metric in self.metrics.items():
-            pl_module.log_dict({f"val/{key}": value for key, value in values(name, metric, self.classes).items()})
+            if metric.update_called:
+                pl_module.log_dict({f"val/{key}": value for key, value in values(name, metric, self.classes).items()})

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +15,9 @@ from kd_lightning.data.dataset import Dataset
 from kd_lightning.metrics.map_pictures import draw_maps
 from kd_lightning.tracking.backends import Dashboards
 from kd_lightning.tracking.image_grids import matrix, save, scatter
+
+SHOWN = 100
+"""Most test images in a table of predictions."""
 
 
 def confusion(predicted: Tensor, labels: Tensor, num_classes: int) -> Tensor:
@@ -57,6 +62,16 @@ def _confusions(
         picture = matrix(counts, classes, f"Student against {name}: {same}", rows=rows, columns="student")
         save(picture, folder / f"confusion_{name}.png")
         boards.confusion(f"confusion/{name}", picture, true, said, classes)
+    if dataset.test is not None and boards.loggers:
+        told = {"label": [classes[i] for i in labels[:SHOWN].tolist()], **_guesses("student", student, classes)}
+        told |= {} if teacher is None else _guesses("teacher", teacher, classes)
+        boards.predictions("test/predictions", dataset.test.images[:SHOWN], told)
+
+
+def _guesses(name: str, output: Tensor, classes: Sequence[str]) -> dict[str, list[Any]]:
+    """The class that a network names for each of the first images, and how sure it is, under its name."""
+    sure, said = output[:SHOWN].float().softmax(1).max(1)
+    return {name: [classes[i] for i in said.tolist()], f"{name} confidence": [round(p, 3) for p in sure.tolist()]}
 
 
 def _numbers(

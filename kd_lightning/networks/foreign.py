@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kd_lightning.core.extras import install_package
 from kd_lightning.core.sides import Size
 from kd_lightning.core.strangers import in_a_line
 from kd_lightning.errors import TeacherError
@@ -141,7 +142,7 @@ def _library(name: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name != name:
             raise
-        raise TeacherError(f"teacher: {name} is not installed: pip install {name}") from error
+        raise TeacherError(f"teacher: {name} is not installed: {install_package(name)}") from error
 
 
 def _read(file: str, what: str, load: Any) -> nn.Module:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kd_lightning.core.extras import install
 from kd_lightning.errors import UserError
 from kd_lightning.results.run_index import Group, Stat
 from kd_lightning.results.table import headline_key, measured_in, metric_columns, unit_of
@@ -112,7 +113,7 @@ def _figures() -> Callable[[float, float], Figure]:
     try:
         from matplotlib import figure
     except ImportError as error:
-        raise UserError("plots need matplotlib: pip install 'kd-lightning[notebook]'") from error
+        raise UserError(f"plots need matplotlib: {install('notebook')}") from error
     return lambda width, height: figure.Figure(figsize=(width, height), layout="constrained", dpi=150)
 
 

@@ -16,6 +16,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from kd_lightning.core import strangers
+from kd_lightning.core.extras import install
 from kd_lightning.core.file_format import FORMAT_VERSION, refuse_format
 from kd_lightning.core.inference import predict
 from kd_lightning.core.segmentation import Segmentation
@@ -259,7 +260,7 @@ def to_onnx(student: Student, file: Path, images: Tensor) -> float:
         import onnxruntime
         import onnxscript  # noqa: F401  (torch exports through it)
     except ImportError as error:
-        raise UserError(f"ONNX needs {error.name}: pip install 'kd-lightning[export]'") from error
+        raise UserError(f"ONNX needs {error.name}: {install('export')}") from error
     student = student.cpu().eval()
     with warnings.catch_warnings(action="ignore"):  # torch's own warnings
         try:

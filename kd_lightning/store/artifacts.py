@@ -278,6 +278,9 @@ class Store:
                 self._used.append(set())
                 try:
                     build(work) if everywhere else self._decided(lambda: build(work))
+                except Exception:  # not Ctrl-C, after which the same command goes on
+                    self._decided(lambda: _leave_no_rest(work))
+                    raise
                 finally:
                     used = self._used.pop() | set(NAME.findall(json.dumps(config, default=str)))  # a stage's file too
                 meta = {"format_version": FORMAT_VERSION, "kind": kind, "uses": sorted(used), "config": config}
@@ -314,6 +317,13 @@ class Store:
             yield
         finally:
             lock.release()
+
+
+def _leave_no_rest(work: Path) -> None:
+    """Delete what a failed build left, if it is nothing that the same command goes on from."""
+    kept = ("*.ckpt", "*.part", "*.pt", "*.npy", "*.bin", "*.safetensors", "wandb", "tensorboard")
+    if not any(next(work.rglob(name), None) for name in kept):
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def _unfinished(folder: Path) -> Path:

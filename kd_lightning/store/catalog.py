@@ -93,8 +93,9 @@ def _about(folder: Path, meta: dict[str, Any]) -> str:
             report = read_json(folder / "fit.json")
         except UserError:
             report = {}
-        student = str((config.get("student") or {}).get("_target_")).rpartition(".")[2]
-        method = str(config.get("target")).rpartition(".")[2]
+        named = report.get("names") or {}
+        student = named.get("student") or str((config.get("student") or {}).get("_target_")).rpartition(".")[2]
+        method = named.get("method") or str((config.get("method") or {}).get("_target_")).rpartition(".")[2]
         place = f" on {report['data']}" if "data" in report else ""
         words = [report.get("phase"), f"{method}{place}", student, f"seed {config.get('seed')}"]
     elif kind == "pool":

@@ -18,6 +18,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 from torch import Tensor
 
+from kd_lightning.core.extras import install
 from kd_lightning.distributed import collectives
 from kd_lightning.errors import UserError
 
@@ -124,6 +125,17 @@ class Dashboards:
                 logger.experiment.log({f"{key}_chart": chart})
 
     @rank_zero_only
+    def predictions(self, key: str, images: Tensor, columns: Mapping[str, Sequence[Any]]) -> None:
+        """Show a table in W&B: uint8 images (N, C, H, W) and what is said of each, by column."""
+        for logger in self.loggers:
+            if isinstance(logger, WandbLogger):
+                import wandb
+
+                shown = [wandb.Image(image.permute(1, 2, 0).numpy().squeeze()) for image in images]
+                rows = [list(row) for row in zip(shown, *columns.values(), strict=True)]
+                logger.experiment.log({key: wandb.Table(columns=["image", *columns], data=rows)})
+
+    @rank_zero_only
     def student(self, folder: Path, card: Mapping[str, Any]) -> None:
         """Upload ``student.safetensors`` and ``student.json`` as a W&B artifact with the metrics as metadata."""
         for logger in self.loggers:
@@ -177,7 +189,7 @@ def _opened(logger: Callable[..., Any], work: Path) -> Any:
 
 def _missing(error: ModuleNotFoundError) -> UserError:
     if "tensorboard" in str(error):
-        return UserError("logger=tensorboard needs TensorBoard: pip install 'kd-lightning[tensorboard]'")
+        return UserError(f"logger=tensorboard needs TensorBoard: {install('tensorboard')}")
     return UserError(f"logger: {str(error).splitlines()[0]}")
 
 

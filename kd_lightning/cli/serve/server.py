@@ -17,6 +17,7 @@ from kd_lightning.config.node import thaw
 from kd_lightning.config.overrides import read, refusal, suggest
 from kd_lightning.config.requirements import KINDS, kind_of
 from kd_lightning.config.signatures import fits, wrong
+from kd_lightning.core.extras import install
 from kd_lightning.core.sides import sides
 from kd_lightning.core.tasks import Classification
 from kd_lightning.data.datasets.none import load as describe_data
@@ -207,7 +208,7 @@ def service_of(cfg: DictConfig) -> Service:
         from kd_lightning.cli.serve.app import Service
         from kd_lightning.cli.serve.limits import Limits, Tally
     except ImportError as error:
-        raise UserError(f"serving needs {error.name}: pip install 'kd-lightning[http]'") from error
+        raise UserError(f"serving needs {error.name}: {install('http')}") from error
     key, tally = key_in(cfg.key_env), Tally(cfg.count_file)
     composition = _composition(cfg)
     obtained = obtain(composition)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from kd_lightning.core import strangers
+from kd_lightning.core.extras import install
 from kd_lightning.core.sides import Size, sides
 from kd_lightning.core.tasks import Regression
 from kd_lightning.data.dataset import Dataset, Split, fit_to, hold_out
@@ -78,7 +79,7 @@ def opened(file: Path) -> Any:
     try:
         import h5py
     except ImportError as error:
-        raise DataError("sets in .h5 files need h5py: pip install 'kd-lightning[h5]'") from error
+        raise DataError(f"sets in .h5 files need h5py: {install('h5')}") from error
     if not os.path.lexists(file):
         raise DataError(f"there is no file {file}: put it there, or name another folder with data.root=DIR")
     with strangers.reading(file, error=DataError, said=f"{file} is truncated, or no HDF5 file at all"):

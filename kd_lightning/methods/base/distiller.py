@@ -138,7 +138,7 @@ class Distiller(ResumableModule):
         """Average batch-norm statistics over ranks, so that all validate the same network."""
         self.share_buffers()
 
-    def validation_step(self, batch: Any, batch_idx: int) -> Tensor:
+    def validation_step(self, batch: Any, batch_idx: int) -> Tensor | None:
         """The student's outputs; their metrics against labels, and agreement with the teacher's, are logged."""
         output: Tensor = self.student(batch.x)
         for name, metric in self.metrics.items():

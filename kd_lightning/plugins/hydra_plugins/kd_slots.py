@@ -41,6 +41,7 @@ from kd_lightning.distributed.gpu_slots import (
     threads_per_job,
     visible_slots,
 )
+from kd_lightning.distributed.job_lines import JobLines
 
 log = logging.getLogger(__name__)
 
@@ -159,22 +160,27 @@ class SlotLauncher(Launcher):
 
     def _run(self, jobs: Sequence[Job]) -> None:
         waiting, free, running = deque(jobs), deque(self.slots), list[Job]()
+        lines = JobLines()
         try:
             while waiting or running:
                 while waiting and free:
+                    lines.clear()
                     job = waiting.popleft()
                     job.slot = free.popleft()
                     running.append(job)
                     self._start(job)
                 ended = [job for job in running if job.process and job.process.poll() is not None]
                 for job in ended:
+                    lines.clear()
                     running.remove(job)
                     free.append(job.slot)
                     self._finish(job)
                     self._table(running)
                 if not ended:
+                    lines.show(running)
                     time.sleep(0.05)
         except BaseException:
+            lines.clear()
             stop(running)
             for job in running:
                 job.status = "stopped"

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
+from kd_lightning.core.extras import install
 from kd_lightning.errors import ConfigError, TeacherError, UserError
 from kd_lightning.teachers.answer_types import Answer, Busy, Closed, Described, Unanswered, Unclear, Unfit
 from kd_lightning.teachers.remote import protocol as wire
@@ -184,7 +185,7 @@ class HttpTeacher:
         try:
             import httpx
         except ImportError:
-            raise UserError("querying over HTTP needs httpx: pip install 'kd-lightning[http]'") from None
+            raise UserError(f"querying over HTTP needs httpx: {install('http')}") from None
         if self._client is None:
             self._client = httpx.Client(
                 timeout=httpx.Timeout(self.timeout, connect=min(10.0, self.timeout)),

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from kd_lightning.core.extras import install
 from kd_lightning.core.sides import Size
 from kd_lightning.core.strangers import in_a_line
 from kd_lightning.errors import TeacherError
@@ -58,7 +59,7 @@ def onnx_teacher(
     try:
         import onnxruntime
     except ImportError as error:
-        raise TeacherError("teacher=onnx needs onnxruntime: pip install 'kd-lightning[export]'") from error
+        raise TeacherError(f"teacher=onnx needs onnxruntime: {install('export')}") from error
     path = Path(file).expanduser()
     if not path.is_file():
         raise TeacherError(f"teacher.file: there is no file {path}")
