@@ -47,7 +47,7 @@ OF_OTHERS = ("hydra", "generator", "recipe")  # members of which the files of ot
 GROUPS = sorted(folder.name for folder in conf_dir().iterdir() if folder.is_dir() and folder.name not in OF_OTHERS)
 NEED_MORE = {
     "experiment": {"uda_kd/office31"},
-    "data": {"image_folder", "segmentation_folder"},
+    "data": {"file_names", "image_folder", "saved", "segmentation_folder", "table"},
     "teacher": {"callable", "exported", "file", "http", "huggingface", "onnx", "timm", "torchscript", "torchvision"},
 }
 TARGETS = sorted(
