@@ -48,7 +48,7 @@ class ReusedHead(nn.Module):
         """Logits."""
         maps = self.trunk(x).unflatten(1, self.shape)
         if maps.shape[2] > self.largest[0]:
-            maps = F.adaptive_avg_pool2d(maps, [*self.largest])
+            maps = F.adaptive_avg_pool2d(maps, (self.largest[0], self.largest[1]))
         logits: Tensor = self.head(self.projector(maps).mean((2, 3)))
         return logits
 
