@@ -70,5 +70,5 @@ class Dml(Distiller):
             "mutual": self.mutual * kl(own, other.detach(), temperature=self.temperature),
             "peer_mutual": self.mutual * kl(other, own.detach(), temperature=self.temperature),
         }
-        self.update(self.opts()[0], sum(losses.values()))  # type: ignore[arg-type]
+        self.update(self.opts()[0], sum(losses.values()))
         self.record(**losses)

@@ -91,7 +91,7 @@ def _finished(net: nn.Module, upto: str, image: Sequence[int]) -> tuple[list[str
             shape.append(tuple(output.shape[1:]))
 
     handles = [
-        module.register_forward_hook(lambda _module, _args, output, path=path: finish(path, output))  # type: ignore[misc]
+        module.register_forward_hook(lambda _module, _args, output, path=path: finish(path, output))
         for path, module in modules.items()
         if path
     ]
