@@ -50,6 +50,7 @@ from kd_lightning.methods.generators.biggan import BigGan
 from kd_lightning.methods.generators.ce_gan import CeGan
 from kd_lightning.methods.generators.cvae import Cvae
 from kd_lightning.methods.real_data.distill import Distill
+from kd_lightning.methods.real_data.dml import Dml
 from kd_lightning.methods.real_data.terms import Term
 from kd_lightning.methods.semi_supervised.ugan import Ugan
 from kd_lightning.networks.generators import biggan, pairs, sagan
@@ -193,7 +194,8 @@ def made(name: str, batch: int, *, batch_norm: bool) -> Distiller:
     with torch.no_grad():
         list(teacher.parameters())[-2].mul_(20)  # opinions
     given = {"latent": LATENT, "batch_size": batch, "kd_batch_size": batch, "image": (1, 8, 8), "num_classes": CLASSES}
-    given["peer"] = network((8, 16), batch_norm=batch_norm)
+    if case.target is Dml:
+        given["peer"] = network((8, 16), batch_norm=batch_norm)
     optimizers = ("optimizer", "optimizer_g", "optimizer_d", "optimizer_b", "optimizer_t", "optimizer_head")
     given |= dict.fromkeys(optimizers, partial(sgd, lr=0.05))
     given |= dict.fromkeys(("made", "d_unlabelled", "b_unlabelled"), batch) | {"d_labelled": batch // 2}

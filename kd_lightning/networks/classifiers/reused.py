@@ -36,7 +36,7 @@ class ReusedHead(nn.Module):
                 f"{wanted} channels: take a teacher that averages each channel"
             )
         self.shape = (channels, *size)
-        self.largest = tuple(wanted_size)
+        self.largest = wanted_size[0], wanted_size[1]
         inside = wanted // factor
         self.trunk = trunk
         self.projector = nn.Sequential(
