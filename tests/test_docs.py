@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -76,6 +77,10 @@ def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, labels in {"labels": ["cat", "dog"] * 15, "ages": [3 * i for i in range(30)]}.items():
         rows = [f"my_photos/deep/{i}.png,{label}" for i, label in enumerate(labels)]
         (tmp_path / f"my_{name}.csv").write_text("\n".join(["path,label", *rows]))
+    for name in ("0", "180"):
+        (tmp_path / "lines" / "train" / name).mkdir(parents=True)
+        Image.new("RGB", (192, 48)).save(tmp_path / "lines" / "train" / name / "1.png")
+    (tmp_path / "cls.onnx").touch()
     (tmp_path / "my_scenes").mkdir()
     (tmp_path / "my_scenes" / "classes.txt").write_text("wall\ndoor\n")
     (tmp_path / "my_gan.py").write_text(GENERATOR)
@@ -212,6 +217,28 @@ def test_images_in_memory_are_used_as_written(reader: Path, store: Path, capsys:
     code = next(block for page in PAGES for block in blocks(page, "python") if "train=images" in block)
     exec(compile(code, "page", "exec"), {"__name__": "page"})
     assert 0 <= float(capsys.readouterr().out.split()[-1]) <= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["source=queried", "teacher.white=true"])
+def test_a_deployed_model_is_distilled_as_written(way: str, tmp_path: Path, store: Path, monkeypatch: Any) -> None:
+    if find_spec("rapidocr") is None or (way == "teacher.white=true" and find_spec("onnx2torch") is None):
+        pytest.skip("needs the wheel with the model, and onnx2torch")
+    resolvers.register()
+    monkeypatch.chdir(tmp_path)
+    page = ROOT / "docs" / "deployed_model.md"
+    package = next(iter(find_spec("rapidocr").submodule_search_locations))  # type: ignore[union-attr, arg-type]
+    shutil.copyfile(Path(package) / "models" / "ch_ppocr_mobile_v2.0_cls_mobile.onnx", "cls.onnx")
+    code = blocks(page, "python")[0].replace("12_000", "60").replace("1500", "40")
+    exec(compile(code, "page", "exec"), {"__name__": "page"})
+    words = next(words for words in commands(page, "kd-lightning") if way in words)
+    short = ["data.recipe.epochs=1", "trainer.max_epochs=1", "trainer.accelerator=cpu"]
+    cfg = read([*words, *short, *(["source.rounds=1"] if "method=dfq" in words else [])])
+    assert not cfg.problems
+    quiet()
+    metrics = run(check(cfg.cfg, {}), tmp_path / "run")["metrics"]
+    assert metrics["teacher/accuracy"] > 0.8, "the settings are what the file takes"
+    assert 0 <= metrics["test/agreement"] <= 1
 
 
 def test_links_lead_somewhere() -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from kd_lightning.cli.export import images_to_check, main
+from kd_lightning.core.extras import install
 from kd_lightning.errors import UserError
 from kd_lightning.networks.normalized import Normalized
 from kd_lightning.results import student_files as export
@@ -96,7 +97,7 @@ def test_a_missing_package_is_one_line(
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     assert main([str(finished), "--onnx", str(tmp_path / "student.onnx")]) == 2
-    assert capsys.readouterr().err == f"kd-export: ONNX needs {package}: pip install 'kd-lightning[export]'\n"
+    assert capsys.readouterr().err == f"kd-export: ONNX needs {package}: {install('export')}\n"
 
 
 def test_one_safetensors_file_is_a_whole_student(finished: Path, tmp_path: Path) -> None:

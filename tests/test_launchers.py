@@ -9,6 +9,7 @@ from conftest import composed
 
 from kd_lightning.config import resolvers
 from kd_lightning.config.overrides import jobs, swept
+from kd_lightning.core.extras import install
 from kd_lightning.results.run_index import collect
 from kd_lightning.results.table import fold, render
 
@@ -134,7 +135,7 @@ def test_a_launcher_that_is_not_there_or_cannot_resume_says_what_to_do(run, laun
         __import__(package)
     except ImportError:
         extra = {"submitit_slurm": "slurm", "ray": "ray"}[launcher]
-        assert f"hydra/launcher={launcher}: not installed; type pip install 'kd-lightning[{extra}]'" in ended.stderr
+        assert f"hydra/launcher={launcher}: not installed; type {install(extra)}" in ended.stderr
 
 
 @pytest.mark.slow

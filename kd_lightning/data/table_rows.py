@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kd_lightning.core import strangers
+from kd_lightning.core.extras import install
 from kd_lightning.errors import DataError
 
 IMAGE = ("image", "path", "file", "filename", "file_name", "filepath", "image_path", "img", "image_id", "id")
@@ -39,7 +40,7 @@ def _rows(path: Path, seen: tuple[int, int]) -> list[dict[str, Any]]:
         try:
             from pyarrow import parquet
         except ImportError as error:
-            raise DataError(f"{path}: Parquet needs pyarrow: pip install 'kd-lightning[parquet]'") from error
+            raise DataError(f"{path}: Parquet needs pyarrow: {install('parquet')}") from error
         with strangers.reading(path, error=DataError):
             rows = parquet.ParquetFile(path).read().to_pylist()
     else:

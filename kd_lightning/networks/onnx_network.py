@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from kd_lightning.core.extras import install
 from kd_lightning.core.notices import keep
 from kd_lightning.core.strangers import in_a_line
 from kd_lightning.errors import TeacherError
@@ -116,7 +118,9 @@ def onnx_network(
 
 def converted(model: Any) -> nn.Module:
     """The torch network of an ONNX model: the only place that knows the converter."""
-    return _package("onnx2torch").convert(model)
+    package = _package("onnx2torch")
+    warnings.filterwarnings("ignore", module=r"onnx2torch\.")  # of how it indexes, at each of its forward passes
+    return package.convert(model)
 
 
 def lift_constants(model: Any) -> None:
@@ -213,4 +217,4 @@ def _package(name: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name != name:
             raise
-        raise TeacherError(f"teacher.white=true needs {name}: pip install 'kd-lightning[onnx]'") from error
+        raise TeacherError(f"teacher.white=true needs {name}: {install('onnx')}") from error

@@ -143,7 +143,7 @@ def test_no_file_no_h5_file_and_no_h5py(tmp_path: Path, monkeypatch: pytest.Monk
         return there(name, *rest)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(DataError, match=r"need h5py: pip install 'kd-lightning\[h5\]'"):
+    with pytest.raises(DataError, match=r"need h5py: (uv )?pip install 'kd-lightning\[h5\]'"):
         load(tmp_path / "a.h5")
 
 

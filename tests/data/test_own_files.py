@@ -164,7 +164,7 @@ def test_parquet_is_read_as_csv_is(pictures: Path, tmp_path: Path, monkeypatch: 
     rows = rows_for(pictures)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     (tmp_path / "t.parquet").write_bytes(b"PAR1")
-    with pytest.raises(DataError, match=r"Parquet needs pyarrow: pip install 'kd-lightning\[parquet\]'"):
+    with pytest.raises(DataError, match=r"Parquet needs pyarrow: (uv )?pip install 'kd-lightning\[parquet\]'"):
         table.load(file=tmp_path / "t.parquet", size=8)
     monkeypatch.undo()
     arrow = pytest.importorskip("pyarrow")
@@ -272,7 +272,7 @@ def test_a_saved_set_of_hugging_face(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (tmp_path / "dataset_info.json").write_text('{"features": {"label": {"names": ["a", "b"], "_type": "ClassLabel"}}}')
     assert saved_names(tmp_path) == ["a", "b"]
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(DataError, match=r"need its package: pip install 'kd-lightning\[datasets\]'"):
+    with pytest.raises(DataError, match=r"need its package: (uv )?pip install 'kd-lightning\[datasets\]'"):
         saved.load(root=tmp_path, size=8)
     monkeypatch.undo()
     theirs = pytest.importorskip("datasets")

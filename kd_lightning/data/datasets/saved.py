@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from kd_lightning.core.extras import install
 from kd_lightning.core.sides import Size, sides
 from kd_lightning.data.classes import part_of
 from kd_lightning.data.dataset import Dataset, Split, hold_out
@@ -46,7 +47,7 @@ def load(
         from datasets import Dataset as Table
         from datasets import load_from_disk
     except ImportError as error:
-        raise DataError("saved sets of Hugging Face need its package: pip install 'kd-lightning[datasets]'") from error
+        raise DataError(f"saved sets of Hugging Face need its package: {install('datasets')}") from error
     try:
         found: Any = load_from_disk(str(place))
     except Exception as error:  # many kinds
