@@ -165,9 +165,7 @@ def test_a_missing_converter_is_named_with_the_extra(file: Path, monkeypatch: py
     monkeypatch.undo()
     monkeypatch.setitem(__import__("sys").modules, "onnx2torch", None)
     onnx.save(model(), file)
-    with pytest.raises(
-        TeacherError, match=r"teacher\.white=true needs onnx2torch: (uv )?pip install 'kd-lightning\[onnx\]'"
-    ):
+    with pytest.raises(TeacherError, match=r"white=true needs onnx2torch: (uv )?pip install 'kd-lightning\[onnx\]'"):
         onnx_network(str(file))
 
 
