@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -139,7 +140,7 @@ def test_help_without_its_folder_is_one_line(run):
 def test_help_names_the_users_own_members(run, my_conf):
     done = run(COMMAND, "--help", "--config-dir", my_conf)
     assert "soft" in done.stdout
-    assert done.stdout.count("lean_net") == done.stdout.count("resnet34") == 1
+    assert [len(re.findall(rf"\b{name}\b", done.stdout)) for name in ("lean_net", "resnet34")] == [1, 1]
 
 
 def test_wrong_overrides_end_with_all_of_them_and_code_2(run, tmp_path):
