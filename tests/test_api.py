@@ -112,6 +112,7 @@ def test_a_network_of_the_users_own_is_copied_and_trained(teacher: nn.Module) ->
         load_student(student.folder)
 
 
+@pytest.mark.slow
 def test_a_network_of_a_folder_of_the_users_own(teacher: nn.Module, tmp_path: Path) -> None:
     (tmp_path / "my_conf" / "network").mkdir(parents=True)
     (tmp_path / "my_conf" / "network" / "mine.yaml").write_text("defaults: [small_conv]\nwidths: [5, 6]\n")
@@ -260,6 +261,7 @@ def test_a_function_is_no_network_and_the_error_says_who_asks_it() -> None:
         kd_lightning.distill(lambda images: [0] * len(images), **TINY)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_several_faults_come_together(teacher: nn.Module) -> None:
     with pytest.raises(UserError, match=r"(?s)method=dafk.*trainer\.max_epoch:"):
         kd_lightning.distill(teacher, **TINY, method="dafk", trainer__max_epoch=3)

@@ -54,6 +54,7 @@ def test_same_config_is_built_once_and_another_config_apart(tmp_path: Path) -> N
     assert meta["config"] == ONE
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_build_one(tmp_path: Path) -> None:
     jobs = [FORKS.Process(target=build_slowly, args=(tmp_path, 1.0)) for _ in range(2)]
     for job in jobs:

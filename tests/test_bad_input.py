@@ -299,6 +299,7 @@ def test_nan_names_the_term_and_the_round(at: int, tiny: Tiny, tmp_path: Path, m
     assert json.loads((tmp_path / "run0/result.json").read_text())["status"] == "failed"
 
 
+@pytest.mark.slow
 def test_collapsed_generator_is_warned_about_once(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     forward = ConvGenerator.forward
     monkeypatch.setattr(ConvGenerator, "forward", lambda self, z: forward(self, z) * 0 + 0.5)

@@ -216,6 +216,7 @@ SMALL = "kd_lightning.networks.classifiers.small.SmallConvNet"
 FILTER = f"{{net: {{_target_: {SMALL}, num_classes: 10, in_channels: 1, widths: [8, 8]}}"
 
 
+@pytest.mark.slow
 def test_the_filter_may_have_a_teacher_of_its_own(tmp_path: Path, store: Path, teacher_file: Path) -> None:
     """Trained once, whatever teacher the student has; what it has seen decides what is kept and how it is labelled."""
     made = {"num_classes": 10, "latent": 4, "channels": 1, "size": 8, "widths": 8}

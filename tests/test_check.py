@@ -286,6 +286,7 @@ def test_the_nearest_is_near():
     assert nearest("quux", ["resnet8", "lenet5"]) == []
 
 
+@pytest.mark.slow
 def test_broken_files_of_the_users_own_are_named(tmp_path):
     (tmp_path / "method").mkdir()
     (tmp_path / "experiment" / "mine").mkdir(parents=True)

@@ -143,6 +143,7 @@ def test_help_names_the_users_own_members(run, my_conf):
     assert [len(re.findall(rf"\b{name}\b", done.stdout)) for name in ("lean_net", "resnet34")] == [1, 1]
 
 
+@pytest.mark.slow
 def test_wrong_overrides_end_with_all_of_them_and_code_2(run, tmp_path):
     done = run(
         COMMAND,

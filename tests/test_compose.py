@@ -37,18 +37,19 @@ MAPS = ("camvid", "cityscapes", "dense_digits", "nyuv2", "voc2012")
 SEGMENTERS = ("teacher=small_segmenter", "student=small_segmenter_narrow")
 TAKE_NUMBERS = {"kd", "supervised", "cgan_kd_regression"} | {
     *("ab", "at", "cc", "crd", "crd_kd", "fitnet", "fsp", "ft", "ickd", "l2"),  # those of features
-    *("nst", "ofd", "pad", "pkt", "reviewkd", "rkd", "sp", "vid"),
+    *("nst", "ofd", "pad", "pkt", "reviewkd", "rkd", "sp", "vid", "simkd", "hnd", "ghnd"),
 }
 DENSE = ("cwd", "dist_dense", "ktaad")
 """Methods of segmentation alone."""
 OWN_STUDENTS = {"simkd": "reused", "hnd": "split", "ghnd": "split"}
-"""Methods -> the kind of network that they train."""
+"""Method -> the student that it goes with."""
 OF_OTHERS = ("hydra", "generator", "recipe")  # members of which the files of other groups choose
 GROUPS = sorted(folder.name for folder in conf_dir().iterdir() if folder.is_dir() and folder.name not in OF_OTHERS)
 NEED_MORE = {
     "experiment": {"uda_kd/office31"},
     "data": {"file_names", "image_folder", "saved", "segmentation_folder", "table"},
     "teacher": {"callable", "exported", "file", "http", "huggingface", "onnx", "timm", "torchscript", "torchvision"},
+    "sweep": {"optuna"},  # an extra
 }
 TARGETS = sorted(
     {target for file in conf_dir().rglob("*.yaml") for target in re.findall(r"_target_: ([\w.]+)", file.read_text())}
@@ -70,6 +71,8 @@ def architecture(name):
 
 
 SLOW = pytest.mark.slow
+AROUND = ("regressor", "reused", "split")
+"""Networks that are made of another one."""
 
 
 @pytest.fixture(autouse=True)
@@ -159,7 +162,7 @@ def test_every_member_of_every_group_checks(group, name):
     check(composed(*companions(group, name), f"{group}={name}"))
 
 
-@pytest.mark.parametrize("name", one_of_each(architecture, [name for name in files("network") if name != "regressor"]))
+@pytest.mark.parametrize("name", one_of_each(architecture, [name for name in files("network") if name not in AROUND]))
 def test_every_network_is_a_teacher_and_a_student(name):
     dense = "segmenters" in composed(f"student={name}").student._target_
     on = ("method=kd", "data=camvid") if dense else ("method=dafl", "data=cifar10")
@@ -196,7 +199,7 @@ def test_an_experiment_of_each_paper_checks_with_another_method(name):
 )
 @pytest.mark.parametrize("method", one_of_each(class_of, files("method")))
 def test_every_method_data_and_teacher_checks_or_says_why_not(method, data, teacher):
-    student = "small_conv_narrow" if teacher == "none" else teacher
+    student = "small_conv_narrow" if teacher == "none" else OWN_STUDENTS.get(method, teacher)
     cfg = composed(f"method={method}", f"data={data}", f"teacher={teacher}", f"student={student}")
     lines = faults(cfg)
     if lines:
@@ -205,16 +208,18 @@ def test_every_method_data_and_teacher_checks_or_says_why_not(method, data, teac
         why = r"needs a teacher" if teacher == "none" else r"reads the teacher's batch-norm statistics"
         why += "|is made for numbers" if method == "cgan_kd_regression" else ""
         why += "|tells real images from generated ones" if "gan" in method else ""
+        why += "|.*has no (net|projector|head)" if teacher == "none" else ""  # of the student that the method goes with
         if method in DENSE:
             assert any("is made for maps of classes, but" in line for line in lines)
             return
-        assert all(re.match(rf"[\w.\[\]]+: \w+ ({why})", line) for line in lines), lines
+        assert all(re.match(rf"[\w.\[\]]+: (student: )?\w+ ({why})", line) for line in lines), lines
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", one_of_each(class_of, files("method")))
 def test_every_method_takes_numbers_or_says_why_not(method):
-    lines = faults(composed(f"method={method}", "data=rotated_digits", "teacher=resnet8"))
+    own = [f"student={OWN_STUDENTS[method]}"] if method in OWN_STUDENTS else []
+    lines = faults(composed(f"method={method}", "data=rotated_digits", "teacher=resnet8", *own))
     takes = method in TAKE_NUMBERS
     assert bool(lines) != takes, lines
     if method not in DENSE:

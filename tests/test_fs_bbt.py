@@ -79,6 +79,7 @@ def test_as_many_steps_for_every_row(tiny: Callable[..., Any], store: Path, teac
     assert {report["rounds"] for report in reports if report["phase"] == "student"} == {2 * 5}
 
 
+@pytest.mark.slow
 def test_active_mixup_asks_in_rounds(tiny: Callable[..., Any], store: Path, teacher_file: Path) -> None:
     overrides = ("method=active_mixup", *SMALL, "source.expand.candidates=60", f"teacher.weights={teacher_file}")
     result = tiny(*overrides)

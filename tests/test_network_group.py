@@ -122,6 +122,7 @@ def test_a_file_must_be_named():
     assert faults(read(["teacher=file", "method=kd"]).cfg) == ["teacher.file: required, give it with teacher.file=..."]
 
 
+@pytest.mark.slow
 def test_shapes_follow_the_size_of_the_images():
     def shape(*overrides):
         student = read(["student=resnet20", "teacher=vgg8", *overrides]).cfg.student

@@ -128,6 +128,7 @@ ROWS: dict[str, dict[str, Any]] = {
 """What is typed: key: value. What is small stands here where its numbers were measured."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", ROWS)
 def test_a_row_has_the_settings_of_its_source(row: str) -> None:
     cfg = composed(*row.split())

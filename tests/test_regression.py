@@ -125,6 +125,7 @@ def test_predictions_are_numbers_in_the_unit(run: Path, tmp_path: Path, capsys: 
     assert capsys.readouterr().out.split() == [f"{expected[0]:.6g}", "degrees", str(tmp_path / "0.png")]
 
 
+@pytest.mark.slow
 def test_the_same_data_give_the_runs_own_error(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     overrides = [o for o in DATA if not o.startswith("data.size")]
     assert evaluate.main([str(run), *overrides]) == 0

@@ -60,7 +60,7 @@ def test_result_says_what_was_done(tiny: Tiny, store: Path) -> None:
     assert left == {
         *("result.json", "student.safetensors", "student.json", "last.ckpt", "metrics.csv", ".hydra/config.yaml"),
         *(f"samples/{name}_000{epoch}.png" for name in ("generated", "classes") for epoch in (1, 2)),
-        *("plots/confusion_labels.png", "plots/confusion_teacher.png"),
+        *("plots/confusion_labels.png", "plots/confusion_teacher.png", "curves.png"),
     }
 
 
@@ -439,6 +439,7 @@ def test_a_store_that_may_not_be_written_serves_what_it_holds(
         path.chmod(0o755)
 
 
+@pytest.mark.slow
 def test_the_papers_number_stands_in_the_result_of_the_papers_setting_only(tiny: Callable[..., Outcome]) -> None:
     paper = "+paper.dafl={accuracy: 0.9}"
     assert tiny(paper)["paper"] == {}

@@ -74,6 +74,7 @@ def control(experiment: str, updates: int, *overrides: str) -> Any:
     return own
 
 
+@pytest.mark.slow
 def test_milestones_of_an_equal_update_control_are_where_those_of_its_student_are() -> None:
     """Steering's: 350 epochs with decays after 150 and 250, here of ten batches each in place of 60."""
     own = control("cgan_kd/steering_angle", 350 * 60)

@@ -211,6 +211,7 @@ def refused(*overrides: str) -> str:
     return str(said.value)
 
 
+@pytest.mark.slow
 def test_compositions_that_cannot_be_are_refused_before_data_are_read() -> None:
     maps = ("data=dense_digits", "teacher=small_segmenter", "student=small_segmenter_narrow", "method=kd")
     composition(*maps)

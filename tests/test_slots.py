@@ -91,6 +91,7 @@ def starts(folder):
     return len((folder / "starts").read_text())
 
 
+@pytest.mark.slow
 def test_jobs_that_raise_or_are_killed_leave_the_others_alone_and_resume_runs_them_again(command, tmp_path):
     overrides = ["seed=0,1", "do=die,raise,work", "hydra.sweep.dir=out"]
     ended = sweep(command, *overrides)

@@ -35,11 +35,13 @@ def loaded(*modules: str) -> list[str]:
     return done.stdout.split()
 
 
+@pytest.mark.slow
 def test_methods_reach_no_store_database_client_or_launcher() -> None:
     assert len(METHODS) > 30
     assert [name for name in loaded(*METHODS) if NOT_FOR_METHODS.match(name)] == []
 
 
+@pytest.mark.slow
 def test_a_method_loads_little() -> None:
     names = loaded("kd_lightning.methods.data_free.dafl")
     files = [PACKAGE.parent.joinpath(*name.split(".")) for name in names if re.match(r"kd_lightning(\.|$)", name)]

@@ -172,6 +172,7 @@ def test_a_plan_asks_exactly_as_often_and_a_run_without_data_counts_classes(
     assert counts["rarest"] < counts["commonest"]
 
 
+@pytest.mark.slow
 def test_priors_as_a_control_take_as_many_updates_as_the_student(tiny: Callable[..., Any], teacher_file: Path) -> None:
     whole = composition("method=dafl", "controls=priors", "controls.priors.source.images=640")
     long = whole.controls["priors"].stretched(updates=100, images=None, world=1)

@@ -92,6 +92,7 @@ def ratio(psi: torch.nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return psi(torch.cat([x[:, None], torch.nn.functional.one_hot(y, 3)], 1))
 
 
+@pytest.mark.slow
 def test_the_ratio_of_two_normal_laws_is_recovered(learned: tuple[torch.nn.Module, torch.Generator]) -> None:
     psi, rng = learned
     real, fake, y = pair(20000, rng)

@@ -102,6 +102,7 @@ def test_masks_take_the_shapes_that_nobody_showed_and_textures_the_colours() -> 
     assert good(found := lucky(range(6), learned, good)), found
 
 
+@pytest.mark.slow
 def test_a_class_that_was_never_learned_is_named_at_the_end() -> None:
     told: list[int] = []
     method = cgn_of(lr_g=0.0)
@@ -184,6 +185,7 @@ def test_modes_are_sought_when_it_is_time() -> None:
     assert "ms" not in recorded(1)[0]
 
 
+@pytest.mark.slow
 def test_modes_are_sought_among_masks_of_a_label(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Cgn, "seeks", lambda self: self.ms > 0)
     method = cgn_of(ms=0.01)
@@ -236,6 +238,7 @@ def test_masks_stay_off_the_rim_for_a_price() -> None:
     assert rims[1] < 0.3 * rims[0], rims
 
 
+@pytest.mark.slow
 def test_colours_are_told_by_the_real_image_of_the_label() -> None:
     ones = torch.ones(2, 1, 4, 4)
     red, half = torch.cat([ones, 0 * ones, 0 * ones], 1), torch.cat([0.75 * ones, 0 * ones, 0 * ones], 1)

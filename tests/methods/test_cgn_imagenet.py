@@ -279,6 +279,7 @@ def deep() -> biggan_deep.BigGanDeepGenerator:
     return biggan_deep.BigGanDeepGenerator(size=32, num_classes=10, latent=16, ch=8, layers=layers, attention=2)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:method.saliency=null")
 def test_small_copies_of_the_papers_networks_take_a_step(tmp_path: Path) -> None:
     """All four generators begin at the published weights; every loss is finite; only three learn."""

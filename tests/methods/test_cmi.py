@@ -28,6 +28,7 @@ def teacher() -> nn.Module:
     return trained_teacher(batch_norm=True)
 
 
+@pytest.mark.slow
 def test_the_order_of_a_round(teacher: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     """20 steps of the generator in two training batches, 40 of the student in four."""
     done: list[str] = []

@@ -223,6 +223,7 @@ def test_no_file_says_how_long_a_round_is_a_second_time(method: str, setting: st
     assert not faults(composed(f"method={method}", "teacher.net.batch_norm=true", setting))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ROUNDS)
 def test_the_number_of_rounds_is_that_of_epochs(method: str, tiny: Any) -> None:
     """Whatever the length of a round, and however it is cut into batches."""

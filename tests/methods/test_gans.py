@@ -67,6 +67,7 @@ def named_rightly(method: Any, classifier: nn.Module) -> float:
     return float((classifier(made(method, y)).argmax(1) == y).float().mean())
 
 
+@pytest.mark.slow
 def test_biggan_makes_images_of_the_class_it_is_told(classifier: nn.Module) -> None:
     def learned(first: int) -> tuple[float, Tensor]:
         method = fitted(class_gan(d_steps=2, first=first), real_patterns(), epochs=16)
@@ -148,6 +149,7 @@ def t2(t1: Normalized, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
+@pytest.mark.slow
 def test_t1s_last_layer_reads_the_label_back_from_t2(t1: Normalized, t2: Path) -> None:
     embedding = LabelToHidden(embed=EMBED)
     load_weights(embedding, t2)

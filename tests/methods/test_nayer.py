@@ -225,6 +225,7 @@ def test_settings_that_do_not_fit(teacher: nn.Module) -> None:
         fit(nayer(1e-2, per_batch=3), teacher, range(1))
 
 
+@pytest.mark.slow
 def test_a_fit_that_ends_with_the_warm_up_is_refused() -> None:
     (fault,) = faults(composed("method=nayer", "trainer.max_epochs=2"))
     assert fault.startswith("trainer.max_epochs=2: the student learns nothing in the first 2 epochs (method.warmup): ")

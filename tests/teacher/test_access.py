@@ -141,6 +141,7 @@ print(len([client.ask(np.zeros((1, 8, 8, 1), np.uint8)) for client in kept.asker
 """
 
 
+@pytest.mark.slow
 def test_a_process_may_end_while_teachers_are_open() -> None:
     done = subprocess.run([sys.executable, "-c", LEFT_OPEN], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "20\n"), done.stderr

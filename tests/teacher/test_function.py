@@ -129,6 +129,7 @@ def elsewhere(teacher_file: Path) -> list[int]:
     return NET["seen"]
 
 
+@pytest.mark.slow
 def test_a_teacher_without_a_network_here(tiny: Callable[..., Outcome], elsewhere: list[int], store: Path) -> None:
     settings = (*CALLABLE, f"teacher.function={__name__}.ours", "source.images=600", "teacher.price=0.01",
                 "teacher.max_batch=100", "teacher.budget=600")  # fmt: skip

@@ -91,6 +91,7 @@ def test_where_it_is_not_sure_it_says_nothing(cfg: Any) -> None:
     assert service.teacher.version != service_of(cfg("teacher.access=label")).teacher.version
 
 
+@pytest.mark.slow
 def test_it_says_what_it_is(cfg: Any) -> None:
     composed = cfg("teacher.access=topk", "teacher.k=30", "max_batch=20", "images_per_minute=600")
     with open_dict(composed):
