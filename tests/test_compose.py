@@ -193,11 +193,9 @@ def test_an_experiment_of_each_paper_checks_with_another_method(name):
     check(composed(f"experiment={name}", f"method={'bad_gan' if few_labels else 'kd'}"))
 
 
-@pytest.mark.parametrize(
-    ("data", "teacher"),
-    [pytest.param("digits", "none", marks=SLOW), ("cifar10", "vgg8"), pytest.param("cifar10", "resnet34", marks=SLOW)],
-)
-@pytest.mark.parametrize("method", one_of_each(class_of, files("method")))
+@pytest.mark.slow
+@pytest.mark.parametrize(("data", "teacher"), [("digits", "none"), ("cifar10", "vgg8"), ("cifar10", "resnet34")])
+@pytest.mark.parametrize("method", files("method"))
 def test_every_method_data_and_teacher_checks_or_says_why_not(method, data, teacher):
     student = "small_conv_narrow" if teacher == "none" else OWN_STUDENTS.get(method, teacher)
     cfg = composed(f"method={method}", f"data={data}", f"teacher={teacher}", f"student={student}")
@@ -216,7 +214,7 @@ def test_every_method_data_and_teacher_checks_or_says_why_not(method, data, teac
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", one_of_each(class_of, files("method")))
+@pytest.mark.parametrize("method", files("method"))
 def test_every_method_takes_numbers_or_says_why_not(method):
     own = [f"student={OWN_STUDENTS[method]}"] if method in OWN_STUDENTS else []
     lines = faults(composed(f"method={method}", "data=rotated_digits", "teacher=resnet8", *own))

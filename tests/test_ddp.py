@@ -421,6 +421,7 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RANKS)
 def test_two_ranks_learn_the_same_from_noise_of_their_own(name: str, pair: Pair, tmp_path: Path) -> None:
     first, second = pair.both(as_two, name, str(tmp_path))

@@ -100,6 +100,7 @@ def made(target: str, *overrides: str) -> Any:
     return composition("method=kd", "controls=none", f"teacher.net._target_={__name__}.{target}", *overrides)
 
 
+@pytest.mark.slow
 def test_a_network_that_brings_weights_is_not_trained_over_unasked() -> None:
     first_pass(made("fresh"), bench())
     with pytest.raises(UserError, match=r"drawn brings weights of its own: teacher\.weights=own .*=tune"):
