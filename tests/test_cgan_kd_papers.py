@@ -33,7 +33,7 @@ ONE_EPOCH = (
         "gan.source.batch_size=32",
         "ratio.source.batch_size=32",
     ),
-    *("ratio.method.ratio.widths=[16,8]", "gan.method.latent=8", "source.burn_in=8", "source.draw=8"),
+    *("ratio.method.ratio.widths=[16,16]", "gan.method.latent=8", "source.burn_in=8", "source.draw=8"),
 )
 CLASSES = (
     *(f"features.student.trunk._target_={CONV}", "+features.student.trunk.widths=[8,8,8]"),
