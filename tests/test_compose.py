@@ -220,8 +220,8 @@ def test_every_method_takes_numbers_or_says_why_not(method):
     lines = faults(composed(f"method={method}", "data=rotated_digits", "teacher=resnet8", *own))
     takes = method in TAKE_NUMBERS
     assert bool(lines) != takes, lines
-    if method not in DENSE:
-        assert all("as it is set is made for classes" in line for line in lines)
+    if lines and method not in DENSE:
+        assert "as it is set is made for classes" in lines[0]  # others may follow from it
 
 
 @pytest.mark.parametrize("target", TARGETS)
