@@ -35,6 +35,8 @@ def pulled_in_by(method: str, name: str) -> list[str]:
         return [f"method={method}", f"data={FAMILIES.get(data, data)}", f"scale={scale}", *SEGMENTERS]
     own_teacher = next((name for name in NETWORKS if data.endswith(f"_{name}")), None)
     teacher = [f"teacher={own_teacher}"] if own_teacher else NEED_MORE.get(method, [])
+    if data == "imagenet_resnet50":
+        teacher += ["student=mobilenet_v1"]
     data = data.removesuffix(f"_{own_teacher}")
     own = {"cifar_small": "svhn", "cifar_paper": "cifar10"} if method not in ("deep_inversion",) else {}
     if method in ("adaptive_deep_inversion", "deep_inversion", "rdskd", "dafl"):

@@ -149,7 +149,7 @@ STAGES = (
     *("gan.trainer.max_epochs=2", "gan.source.batch_size=400", "gan.method.ema=0.9", "gan.method.ema_from=1"),
     *("gan.method.latent=4", "gan.method.generator.widths=8", "gan.method.discriminator.widths=8"),
     *("gan.method.discriminator.final=4", "+gan.method.show_every=3"),
-    *("ratio.trainer.max_epochs=2", "ratio.source.batch_size=400", "ratio.method.ratio.widths=[16,8]"),
+    *("ratio.trainer.max_epochs=2", "ratio.source.batch_size=400", "ratio.method.ratio.widths=[16,16]"),
 )
 MECHANISMS = (
     *("method=supervised", "teacher=none", "stages=skdcgn", "trainer.max_epochs=1", "student=digits_cnn"),
