@@ -15,8 +15,9 @@ from kd_lightning.cli.entry import command
 from kd_lightning.core.segmentation import Segmentation
 from kd_lightning.core.tasks import task_of
 from kd_lightning.errors import UserError
+from kd_lightning.results.onnx_export import answer_name, to_onnx
 from kd_lightning.results.run_loader import data_of, open_run
-from kd_lightning.results.student_files import answer_name, load_student, save_single, to_onnx
+from kd_lightning.results.student_files import load_student, save_single
 
 
 def images_to_check(folder: Path, card: dict[str, Any], *, most: int = 1000, trust: bool = False) -> tuple[Tensor, str]:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from kd_lightning.config import ranks
 from kd_lightning.config.composition import Composition, Training
@@ -27,12 +24,12 @@ from kd_lightning.distributed import collectives, decisions
 from kd_lightning.distributed.device import fast_precision
 from kd_lightning.engine.data import load_data
 from kd_lightning.engine.fit import FitResult, RunContext, fit
-from kd_lightning.results.provenance import header_of, leave_reason, parameters, peak_memory
-from kd_lightning.results.student_files import save_student
+from kd_lightning.results.provenance import header_of, leave_reason
 from kd_lightning.run.first_pass import first_pass
-from kd_lightning.run.measured import ADAPTED, Fits, tested, trained
+from kd_lightning.run.measured import Fits, tested, trained
+from kd_lightning.run.result import card_of, keep_files, result_of
 from kd_lightning.run.stages_and_controls import control_of, handed, weak_teacher
-from kd_lightning.run.teacher import TeacherHandle, obtain_source_teacher, obtain_teacher
+from kd_lightning.run.teacher import obtain_source_teacher, obtain_teacher
 from kd_lightning.store.artifacts import Store, copy_into, file_digest, names_file, remedy, write_json, writing
 from kd_lightning.tracking.backends import watching
 from kd_lightning.tracking.curve_picture import draw_curves
@@ -199,13 +196,13 @@ def _produce(composition: Composition, bench: RunContext, clock: Clock, work: Pa
     bench.boards.numbers({k: v for k, v in metrics.items() if v is not None}, student.report["rounds"])
 
     # Student's files and result
-    card = _card(composition, dataset, metrics, teacher)
-    decisions.decided(lambda: _keep(stages, student, card, work))
+    card = card_of(composition, dataset, metrics, teacher)
+    decisions.decided(lambda: keep_files(stages, student, card, work))
     if collectives.rank() == 0:
         draw_curves(work / "metrics.csv", work / "curves.png", f"{bench.dataset.name}, seed {composition.seed}")
     if trained(student):
         bench.boards.student(work, card)
-    return _result(composition, bench, fits, metrics, clock) | ({"iou": ious} if ious else {})
+    return result_of(composition, bench, fits, metrics, clock.seconds) | ({"iou": ious} if ious else {})
 
 
 def _notice_data(dataset: Dataset) -> None:
@@ -220,86 +217,6 @@ def _notice_data(dataset: Dataset) -> None:
         keep(f"data={dataset.name} has no test images, so nothing is measured on them: add a folder test")
 
 
-def _result(
-    composition: Composition, bench: RunContext, fits: Fits, metrics: Mapping[str, float | None], clock: Clock
-) -> dict[str, Any]:
-    teacher, asked, stages, student, controls = (
-        fits.teacher,
-        fits.source_teacher,
-        fits.stages,
-        fits.student,
-        fits.controls,
-    )
-    dataset, device, trainings = bench.dataset, composition.device, [*stages.values(), student]
-    networks: dict[str, Any] = {"teacher": teacher.net} if teacher and teacher.net else {}
-    networks |= {name: stages[name].network for name in composition.teaching}
-    if trained(student):
-        networks["student"] = student.network
-    spent = teacher.spent() if teacher else {}
-    seconds = {"teacher": teacher.seconds if teacher else 0.0, **{k: v.seconds for k, v in stages.items()}}
-    seconds |= {"student": student.seconds, **({"source_teacher": asked.seconds} if asked else {})}
-    seconds |= {name: fitted.seconds for name, fitted in controls.items() if fitted} | clock.seconds
-    return {
-        **header_of(composition),
-        "status": "ok",
-        "reason": None,
-        "ended_by": {
-            name: f.report["cut_short"]
-            for name, f in {"teacher": teacher, **stages, "student": student, **controls}.items()
-            if f and f.report.get("cut_short")
-        },
-        "warnings": [
-            line
-            for f in (teacher, *stages.values(), student, *controls.values())
-            if f
-            for line in f.report.get("warnings", ())
-        ],
-        "restarts": {f.report["phase"]: f.report["restarts"] for f in trainings if f.report.get("restarts")},
-        "objective": objective(metrics, bench.task.headline),
-        "metrics": metrics,
-        "further_metrics": list(composition.metrics),
-        "result_name": composition.result_name,
-        "task": bench.task.described(),
-        "paper": thaw(composition.paper.get(composition.names.get("method") or "", {}))
-        if composition.as_published
-        else {},
-        "teacher_kept": teacher.kept if teacher else None,
-        "models": {k: {"parameters": parameters(net)} for k, net in networks.items()},
-        "cost": {
-            "seconds": {k: round(v, 2) for k, v in {**seconds, "total": sum(seconds.values())}.items()},
-            "teacher_images": sum(f.report["teacher_images"] for f in trainings),
-            "queries": spent["training"]["used"] if spent else sum(f.report.get("queries", 0) for f in trainings),
-            "images_synthesised": sum(f.report["images_synthesised"] for f in trainings),
-            "updates": student.report["student_updates"],
-            "peak_memory_bytes": peak_memory(),
-            **({"asking": spent, "price": sum(bucket["cost"] for bucket in spent.values())} if spent else {}),
-        },
-        **(teacher.told(fits.answers is not None, {**stages, "student": student}) if teacher else {}),
-        **_class_counts({**stages, "student": student, **controls}),
-        "dataset": {
-            "layout": dataset.layout,
-            "encoding": dataset.encoding,
-            "skipped": dataset.skipped,
-            "unread": dict(dataset.unread),
-            "found": dataset.found,
-        },
-        **{key: student.report.get(key) for key in ("precision", "memory_format", "compile", "fold_batchnorm")},
-        "device": torch.cuda.get_device_name() if device != "cpu" else f"cpu x{torch.get_num_threads()}",
-    }
-
-
-def _class_counts(fits: Mapping[str, FitResult | None]) -> dict[str, Any]:
-    """How many images the teacher put in each class, of every fit whose source asked it; nothing if none did."""
-    told = {name: f.report["class_counts"] for name, f in fits.items() if f and "class_counts" in f.report}
-    return {"class_counts": told} if told else {}
-
-
-def objective(metrics: Mapping[str, float | None], headline: str) -> float | None:
-    """What a search optimises: the student's headline metric, or the FID of a run that trains only a generator."""
-    student = metrics[f"test/{headline}"]
-    return student if student is not None else next((v for k, v in metrics.items() if "/FID-" in k), None)
-
-
 class Clock:
     """Seconds by phase."""
 
@@ -312,43 +229,3 @@ class Clock:
         start = time.perf_counter()
         yield
         self.seconds[phase] = time.perf_counter() - start
-
-
-def _card(
-    composition: Composition, dataset: Dataset, metrics: Mapping[str, Any], teacher: TeacherHandle | None
-) -> dict[str, Any]:
-    resize = composition.data.load.get("resize", "crop")
-    return {
-        "network": composition.student.plain(),
-        "classes": dataset.classes,
-        "task": dataset.task.described(),
-        "image_shape": dataset.image_shape,
-        "mean": list(composition.data.mean),
-        "std": list(composition.data.std),
-        "metrics": dict(metrics),
-        "teacher": teacher.key if teacher else None,
-        "seed": composition.seed,
-        **({"resize": resize} if resize != "crop" else {}),
-    }
-
-
-def _keep(stages: Mapping[str, FitResult], student: FitResult, card: Mapping[str, Any], work: Path) -> None:
-    """Save the student, the stages' networks under ``stages/NAME``, and the last fit's checkpoint and curves."""
-    with writing(work):
-        for fitted in (*stages.values(), student):
-            for name in ("last.ckpt", "metrics.csv"):
-                if (fitted.folder / name).is_file():
-                    shutil.copyfile(fitted.folder / name, work / name)
-            if (fitted.folder / "samples").is_dir():
-                copy_into(fitted.folder / "samples", work / "samples")
-        for name, stage in stages.items():
-            (work / "stages" / name).mkdir(parents=True, exist_ok=True)
-            for file in stage.folder.glob("*.safetensors"):
-                if file.name != "student.safetensors" or trained(stage):
-                    shutil.copyfile(file, work / "stages" / name / file.name)
-        if not trained(student):
-            shutil.copyfile(student.folder / "generator.safetensors", work / "generator.safetensors")
-        if (adapted := student.folder / ADAPTED).is_file():
-            shutil.copyfile(adapted, work / ADAPTED)
-    if trained(student):
-        save_student(student.network, work, card)
