@@ -15,8 +15,9 @@ from kd_lightning.cli.export import images_to_check, main
 from kd_lightning.core.extras import install
 from kd_lightning.errors import UserError
 from kd_lightning.networks.normalized import Normalized
-from kd_lightning.results import student_files as export
-from kd_lightning.results.student_files import load_student, save_single, save_student, to_onnx
+from kd_lightning.results import onnx_export as export
+from kd_lightning.results.onnx_export import to_onnx
+from kd_lightning.results.student_files import load_student, save_single, save_student
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")

@@ -35,8 +35,9 @@ from kd_lightning.methods.base.distiller import LastBatch
 from kd_lightning.methods.real_data.distill import Distill
 from kd_lightning.networks.classifiers.small import SmallConvNet
 from kd_lightning.networks.normalized import Normalized
+from kd_lightning.results.onnx_export import _onnx_metadata, answer_name
 from kd_lightning.results.run_loader import load_teacher, open_run
-from kd_lightning.results.student_files import _onnx_metadata, answer_name, load_student
+from kd_lightning.results.student_files import load_student
 from kd_lightning.results.table import collect, fold, headline, render
 from kd_lightning.run.teacher_check import diagnose
 from kd_lightning.store.artifacts import Store

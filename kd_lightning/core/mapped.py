@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import mmap
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from weakref import WeakValueDictionary
 
@@ -55,13 +56,11 @@ def let_go(images: Tensor) -> None:
 def free_memory() -> int:
     """Bytes of memory that this process may still use, as far as the system says it."""
     found: list[int] = []
-    try:
+    with suppress(OSError, ValueError, KeyError):
         lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
         found.append(int(lines["MemAvailable"].split()[0]) * 1024)
         group = Path("/sys/fs/cgroup")  # a container's own limit
         stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
         cached = int(stat["active_file"]) + int(stat["inactive_file"])  # given back where memory is short
         found.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()) + cached)
-    except (OSError, ValueError, KeyError):
-        pass
     return max(0, min(found, default=1 << 62))

@@ -11,7 +11,7 @@ def kl(
     teacher: Tensor,
     *,
     temperature: float | Tensor = 1.0,
-    reduction: Literal["batchmean", "mean"] = "batchmean",
+    reduction: Literal["batchmean", "mean", "none"] = "batchmean",
 ) -> Tensor:
     """T^2 KL(softmax(teacher/T) || softmax(student/T)), the loss of Hinton et al. (2015).
 
@@ -20,7 +20,7 @@ def kl(
         teacher: logits of the same shape. Gradients flow into it too: detach it where the method does.
         temperature: T, which may be learned.
         reduction: "batchmean" sums over classes and averages over samples; "mean" also divides by K
-            (ZSKT's code).
+            (ZSKT's code); "none" sums over classes only.
     """
     check_same_shape(student, teacher)
     log_q = F.log_softmax(student.float() / temperature, dim=1)
@@ -28,9 +28,10 @@ def kl(
     divergence = F.kl_div(log_q, log_p, reduction="none", log_target=True) * temperature**2
     if reduction == "mean":
         return divergence.mean()
-    if reduction == "batchmean":
-        return divergence.sum(1).mean()
-    raise ValueError(f"unknown reduction {reduction!r}: take batchmean or mean")
+    if reduction in ("batchmean", "none"):
+        each = divergence.sum(1)
+        return each if reduction == "none" else each.mean()
+    raise ValueError(f"unknown reduction {reduction!r}: take batchmean, mean or none")
 
 
 def l1_logits(student: Tensor, teacher: Tensor) -> Tensor:

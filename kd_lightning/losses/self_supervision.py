@@ -41,8 +41,7 @@ def similarities(
         wrong: share of the turned images for which the teacher finds another image more similar.
     """
     (s, own), (t, _) = _similarities(student, views), _similarities(teacher, views)
-    kept = least_wrong(t, own, wrong)
-    return kl(s[kept], t[kept], temperature=temperature)
+    return _mean(kl(s, t, temperature=temperature, reduction="none"), least_wrong(t, own, wrong))
 
 
 @full_precision
@@ -62,12 +61,13 @@ def answers_to_views(
     check_same_shape(student, teacher)
     first = len(student) // views
     s, t, y = student[first:], teacher[first:], labels[first:]
-    kept = least_wrong(t, y, wrong)
-    return kl(s[kept], t[kept], temperature=temperature)
+    return _mean(kl(s, t, temperature=temperature, reduction="none"), least_wrong(t, y, wrong))
 
 
 def least_wrong(answers: Tensor, labels: Tensor, share: float) -> Tensor:
-    """Positions of the rows whose label is the first answer, and of ``share`` of the others, the least wrong first.
+    """Whether each row counts (N,): its label is the first answer, or it is among ``share`` of the others.
+
+    Of those the least wrong count first. No value is read from the device.
 
     Args:
         answers: scores (N, K).
@@ -75,9 +75,15 @@ def least_wrong(answers: Tensor, labels: Tensor, share: float) -> Tensor:
         share: of the others, rounded down; how wrong a row is tells the number of higher scores.
     """
     rank = (answers > answers.gather(1, labels[:, None])).sum(1)
-    wrong = int((rank > 0).sum())
-    number = len(rank) - wrong + int(wrong * share)
-    return torch.argsort(rank, stable=True)[:number].sort()[0]
+    wrong = (rank > 0).sum()
+    number = len(rank) - wrong + (wrong * share).floor()
+    counts = torch.arange(len(rank), device=rank.device) < number
+    return torch.zeros_like(counts).scatter(0, torch.argsort(rank, stable=True), counts)
+
+
+def _mean(each: Tensor, counts: Tensor) -> Tensor:
+    """Mean of the rows that count."""
+    return (each * counts).sum() / counts.sum()
 
 
 def _similarities(embeddings: Tensor, views: int) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from kd_lightning.core import strangers
 from kd_lightning.core.extras import install
 from kd_lightning.core.notices import keep
 from kd_lightning.core.strangers import in_a_line
@@ -93,11 +94,10 @@ def onnx_network(
     path = Path(file).expanduser()
     if not path.is_file():
         raise TeacherError(f"teacher.file: there is no file {path}")
-    try:
+    said = f"teacher.file: {path} is not an ONNX network"
+    with strangers.reading(path, error=TeacherError, said=said, advice="expected a .onnx file"):
         model = onnx.load(str(path))
         onnx.checker.check_model(model)
-    except Exception as error:  # protobuf's and onnx's errors are of many kinds
-        raise TeacherError(f"teacher.file: {path} is not an ONNX network: {in_a_line(error)}") from error
     lift_constants(model)
     end = cut_softmax(model, path)
     try:

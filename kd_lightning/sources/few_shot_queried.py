@@ -164,3 +164,27 @@ def mixup_again(x: Tensor, t: Tensor, rng: torch.Generator) -> tuple[Tensor, Ten
     log_p, log_w, log_rest = t.float().log_softmax(1), weight[:, None].log(), (1 - weight[:, None]).log()
     weight = weight.view(-1, 1, 1, 1)
     return weight * x + (1 - weight) * x[other], torch.logaddexp(log_w + log_p, log_rest + log_p[other])
+
+
+def made_and_asked(
+    context: Context,
+    made_of: Mapping[str, Any],
+    make: Callable[[], Tensor],
+    *,
+    batch_size: int,
+    augment: Sequence[Augmentation],
+) -> TensorLoader:
+    """A loader of images that are made once and asked about once, with the teacher's answers.
+
+    Args:
+        context: of the source.
+        made_of: all that determines the images besides their shape, which is added.
+        make: makes them, uint8 (N, C, H, W).
+        batch_size: images per batch and rank.
+        augment: applied to each batch.
+    """
+    made_of = {**made_of, "shape": list(context.dataset.image_shape)}
+    images = kept_pool(context, made_of, lambda: {"images": make()})["images"]
+    context.notes["images_synthesised"] = len(images)
+    places, answers = ask(context, images)
+    return context.serve(images[places], answers=answers, batch_size=batch_size, augment=augment)

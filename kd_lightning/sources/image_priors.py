@@ -17,6 +17,7 @@ Deviations (paper / - / here):
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -25,8 +26,8 @@ from kd_lightning.data.loader import Augmentation, TensorLoader
 from kd_lightning.data.structured_images import priors
 from kd_lightning.errors import ConfigError
 from kd_lightning.sources.context import Context
-from kd_lightning.sources.few_shot_queried import kept_pool
-from kd_lightning.sources.queried_once import ask, require
+from kd_lightning.sources.few_shot_queried import made_and_asked
+from kd_lightning.sources.queried_once import require
 
 
 class ImagePriors:
@@ -103,15 +104,12 @@ class ImagePriors:
         made_of = {
             "priors": self.settings,
             "like": [context.mean, context.std] if self.settings["standardise"] else None,
-            "shape": list(context.dataset.image_shape),
             "images": self.images,
             "seed": self.seed,
             "version": self.version,
         }
-        images = kept_pool(context, made_of, lambda: {"images": self.made(context)})["images"]
-        context.notes["images_synthesised"] = len(images)
-        places, answers = ask(context, images)
-        return context.serve(images[places], answers=answers, batch_size=self.batch_size, augment=self.augment)
+        make = partial(self.made, context)
+        return made_and_asked(context, made_of, make, batch_size=self.batch_size, augment=self.augment)
 
     def made(self, context: Context) -> Tensor:
         """The images, uint8 (images, C, H, W)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,8 +14,8 @@ from kd_lightning.data.loader import Augmentation, TensorLoader
 from kd_lightning.data.structured_images import CHUNK, cropped, different, masks, mixed, standardised
 from kd_lightning.errors import ConfigError, DataError
 from kd_lightning.sources.context import Context
-from kd_lightning.sources.few_shot_queried import kept_pool, pixels
-from kd_lightning.sources.queried_once import ask, require
+from kd_lightning.sources.few_shot_queried import made_and_asked, pixels
+from kd_lightning.sources.queried_once import require
 
 
 class Other:
@@ -98,15 +99,12 @@ class Other:
             "photographs": pixels(photographs),
             "mix": self.mix,
             "like": [context.mean, context.std] if self.standardise else None,
-            "shape": list(context.dataset.image_shape),
             "images": self.images,
             "seed": self.seed,
             "version": self.version,
         }
-        images = kept_pool(context, made_of, lambda: {"images": self.made(context, photographs)})["images"]
-        context.notes["images_synthesised"] = len(images)
-        places, answers = ask(context, images)
-        return context.serve(images[places], answers=answers, batch_size=self.batch_size, augment=self.augment)
+        make = partial(self.made, context, photographs)
+        return made_and_asked(context, made_of, make, batch_size=self.batch_size, augment=self.augment)
 
     def made(self, context: Context, photographs: Tensor) -> Tensor:
         """Images uint8 (images, C, H, W) made of photographs uint8 (M, ., ., .); smaller ones are enlarged before.

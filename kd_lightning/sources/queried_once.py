@@ -9,6 +9,7 @@ from kd_lightning.core.inference import predict
 from kd_lightning.distributed import collectives
 from kd_lightning.errors import ConfigError, TeacherError
 from kd_lightning.sources.context import Context
+from kd_lightning.teachers.answer_types import extremes
 from kd_lightning.teachers.black_box import QueryTeacher
 
 
@@ -71,5 +72,4 @@ def count_classes(context: Context, called: str, answers: Tensor) -> None:
     """Note how many images the teacher put in each class; answers (N, K) of one number or of pixels have no class."""
     if answers.dim() == 2 and answers.shape[1] > 1:
         counts = answers.argmax(1).bincount(minlength=answers.shape[1])
-        told = {"rarest": int(counts.min()), "commonest": int(counts.max()), "each": counts.tolist()}
-        context.notes.setdefault("class_counts", {})[called] = told
+        context.notes.setdefault("class_counts", {})[called] = extremes(counts.tolist())

@@ -8,11 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
 Told = Literal["logits", "probs", "topk", "label"]
+
+
+def extremes(counts: Sequence[int]) -> dict[str, Any]:
+    """How many images a teacher put in each class, and in the rarest and the commonest, as results hold it."""
+    return {"rarest": min(counts), "commonest": max(counts), "each": list(counts)}
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ from kd_lightning.methods.base.freezing import frozen
 from kd_lightning.methods.base.generator_pair import GeneratorPair
 from kd_lightning.methods.base.protocols import AskedTeacher
 from kd_lightning.networks.normalized import Normalized
+from kd_lightning.teachers.answer_types import extremes
 
 
 class Disguide(GeneratorPair):
@@ -180,8 +181,7 @@ class Disguide(GeneratorPair):
         """How many of the images the teacher put in each class."""
         self.go_on()  # a fit that had ended before does not start again
         each = torch.stack(collectives.of_each(self.counts)).sum(0)
-        told = {"rarest": int(each.min()), "commonest": int(each.max()), "each": each.tolist()}
-        return {"class_counts": {"images": told}}
+        return {"class_counts": {"images": extremes(each.tolist())}}
 
     def rank_state(self) -> dict[str, Any]:
         """Images and answers kept, the questions left, and the images last shown to callbacks."""
