@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import composed, composition, tiny_run
-from doors import Tells, closed
+from doors import Fake, Tells, closed
 from test_plan import planned
 
 from kd_lightning.config.check import faults
@@ -19,6 +19,7 @@ from kd_lightning.sources.context import Context
 from kd_lightning.sources.image_priors import ImagePriors
 from kd_lightning.sources.other_dataset import Other
 from kd_lightning.store.artifacts import Store
+from kd_lightning.teachers.answer_types import Abstained
 from kd_lightning.teachers.white_box import FrozenTeacher
 
 ASKED = ("method=kd", "method.label=0.0", "source=image_priors")
@@ -85,6 +86,22 @@ def test_every_image_is_asked_once_and_answers_stay_with_their_images(tmp_path: 
     answered = torch.cat([batch.t.argmax(1) for batch in priors(400).prepare(again)])
     assert counts["each"] == answered.bincount(minlength=3).tolist()
     assert (counts["rarest"], counts["commonest"]) == (min(counts["each"]), max(counts["each"]))
+
+
+class Reticent(Fake):
+    """Abstains on images whose first pixel is even."""
+
+    def ask(self, images: Any) -> Any:
+        return [self.say(image) if image.flat[0] % 2 else Abstained() for image in images]
+
+
+def test_images_without_an_answer_are_left_out(tmp_path: Path) -> None:
+    at = context(tmp_path, teacher=closed(Reticent(), tmp_path))
+    batches = list(priors(60).prepare(at))
+    first = torch.cat([(batch.x[:, 0, 0, 0] * 255).round().long() for batch in batches])
+    assert 0 < len(first) < 60
+    assert (first % 2 == 1).all()
+    assert torch.equal(torch.cat([batch.t.argmax(1) for batch in batches]), first % 3)
 
 
 @pytest.mark.parametrize("source", [priors(), Other(load=photographs, batch_size=100, images=300)])
