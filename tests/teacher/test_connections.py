@@ -15,6 +15,7 @@ from typing import Any
 
 import httpx
 import pytest
+from conftest import wait_until
 from loopback import TEACHER, images, post, serving, toy
 
 from kd_lightning.cli.serve.app import Service
@@ -144,7 +145,8 @@ def test_who_asks_keeps_a_connection_and_who_does_not_gives_way() -> None:
         stranger = held.enter_context(connected(client, b"GET /count HTTP/1.1\r\nHost: x\r\n\r\n"))
         told = b""
         while b'"counted":false}' not in told:
-            told += stranger.recv(10_000)
+            assert (more := stranger.recv(10_000)), told
+            told += more
         assert client.get("/count", headers=key).status_code == 200  # in the place of the first
         assert all_of(idle).startswith(b"HTTP/1.1 503 ")
         second = held.enter_context(httpx.Client(base_url=client.base_url, trust_env=False, timeout=20))
@@ -165,13 +167,11 @@ def test_bodies_on_their_way_take_half_the_places_of_all() -> None:
     with toy(limits=Limits(waiting=4)) as (service, client), somewhere_else(client) as other, ExitStack() as held:
         for n in (1, 2):
             held.enter_context(connected(client, BODY))
-            while service.under_way < n:
-                threading.Event().wait(0.005)
+            wait_until(lambda n=n: service.under_way >= n)
         assert post(client, images(1)).json()["error"]["reason"] == "2 queries from 127.0.0.1 are arriving"
         assert post(other, images(1)).status_code == 200
         held.close()
-        while service.under_way:
-            threading.Event().wait(0.005)
+        wait_until(lambda: not service.under_way)
         assert post(client, images(1)).status_code == 200
         assert not service.arriving
 

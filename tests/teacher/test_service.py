@@ -19,7 +19,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from conftest import PATIENCE
+from conftest import PATIENCE, wait_until
 from loopback import TEACHER, images, post, probs, serving, toy
 
 from kd_lightning.cli.serve.app import Service
@@ -139,10 +139,8 @@ def test_a_question_that_breaks_off_is_not_counted(asked: tuple[Service, Any]) -
     before = service.tally.images
     with socket.create_connection((client.base_url.host, client.base_url.port)) as connection:
         connection.sendall(HALF)
-        while not service.under_way:
-            time.sleep(0.005)
-    while service.under_way:
-        time.sleep(0.005)
+        wait_until(lambda: service.under_way)
+    wait_until(lambda: not service.under_way)
     assert service.tally.images == before
     still_answers(service, client)
 
@@ -197,16 +195,18 @@ def test_too_many_too_soon_are_told_when_to_come_again(limits: Limits, amount: i
 
 
 def test_it_stays_responsive_while_the_network_works_and_refuses_what_it_cannot_hold() -> None:
-    go_on = threading.Event()
+    begun, go_on = threading.Event(), threading.Event()
 
     def slow(asked: np.ndarray) -> list[Answer]:
+        begun.set()
         assert go_on.wait(PATIENCE)
         return probs(asked)
 
     with toy(slow, limits=Limits(waiting=2)) as (service, client), ThreadPoolExecutor(2) as pool:
-        waiting = [pool.submit(post, client, images(c)) for c in (1, 2)]
-        while service.under_way < 2:
-            time.sleep(0.005)
+        waiting = [pool.submit(post, client, images(1))]
+        assert begun.wait(PATIENCE)  # of two places one address may fill one only with a body that is on its way
+        waiting.append(pool.submit(post, client, images(2)))
+        wait_until(lambda: service.under_way == 2)
         assert client.get("/count").json()["questions"] == 0
         refused = post(client, images(3))
         assert (refused.status_code, refused.headers["Retry-After"]) == (503, "1")
