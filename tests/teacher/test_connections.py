@@ -145,7 +145,8 @@ def test_who_asks_keeps_a_connection_and_who_does_not_gives_way() -> None:
         stranger = held.enter_context(connected(client, b"GET /count HTTP/1.1\r\nHost: x\r\n\r\n"))
         told = b""
         while b'"counted":false}' not in told:
-            assert (more := stranger.recv(10_000)), told
+            more = stranger.recv(10_000)
+            assert more, told
             told += more
         assert client.get("/count", headers=key).status_code == 200  # in the place of the first
         assert all_of(idle).startswith(b"HTTP/1.1 503 ")
