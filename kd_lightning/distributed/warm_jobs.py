@@ -79,7 +79,7 @@ class Warm:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", __name__, module, *imports],
                 env=dict(environment),
-                stdin=theirs,
+                stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 process_group=0,

@@ -244,7 +244,8 @@ class SlotLauncher(Launcher):
         from kd_lightning.results.run_lock import RUNNING
         from kd_lightning.results.table import headline
 
-        assert job.process is not None and job.process.returncode is not None
+        assert job.process is not None
+        assert job.process.returncode is not None
         (job.folder / RUNNING).unlink(missing_ok=True)  # a child process of the job may still hold the lock
         code = job.process.returncode
         seconds = time.monotonic() - job.started
