@@ -15,7 +15,8 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
@@ -116,10 +117,8 @@ class SlotLauncher(Launcher):
         jobs = self._plan(job_overrides, initial_job_idx)
         slots = ", ".join(slot or "cpu" for slot in self.slots)
         log.info("%d jobs on slots [%s], results in %s", len(jobs), slots, self.sweep_dir)
-        # nothing is written to the pipe; jobs notice by its closing that this process has ended, even by kill -9
-        self.inner, ours = os.pipe()
         try:
-            with interruptible():
+            with self.piped():
                 self._run([job for job in jobs if job.status == "waiting"])
         except KeyboardInterrupt:
             self._table(show=True)
@@ -127,12 +126,6 @@ class SlotLauncher(Launcher):
             message = "stopped with %d of %d jobs done; go on with the same command and %s"
             log.info(message, done, len(jobs), resume_override(self.sweep_dir))
             sys.exit(130)
-        finally:
-            if self.imported is not None:
-                self.imported.close()
-                self.imported = None
-            os.close(self.inner)
-            os.close(ours)
         self._table(show=True)
         failed = [str(job.number) for job in sorted(jobs, key=lambda job: job.number) if job.status == "failed"]
         message = (
@@ -143,6 +136,20 @@ class SlotLauncher(Launcher):
         basic = self.config.hydra.sweeper._target_.endswith(".BasicSweeper")
         error = SystemExit(message) if basic else SweepError(message)
         return [self._returned(job, error) for job in jobs]
+
+    @contextmanager
+    def piped(self) -> Iterator[None]:
+        """In this block jobs can run; by the closing of a pipe they notice that it has ended, even by kill -9."""
+        self.inner, ours = os.pipe()  # nothing is written to it
+        try:
+            with interruptible():
+                yield
+        finally:
+            if self.imported is not None:
+                self.imported.close()
+                self.imported = None
+            os.close(self.inner)
+            os.close(ours)
 
     def _plan(self, job_overrides: Sequence[Sequence[str]], first: int) -> list[Job]:
         from kd_lightning.errors import UserError, VersionError
@@ -189,6 +196,7 @@ class SlotLauncher(Launcher):
                     free.append(job.slot)
                     self._finish(job)
                     self._table(running)
+                self._watch(running)
                 if not ended:
                     lines.show(running)
                     time.sleep(0.05)
@@ -198,6 +206,9 @@ class SlotLauncher(Launcher):
             for job in running:
                 job.status = "stopped"
             raise
+
+    def _watch(self, running: Collection[Job]) -> None:
+        """Look after the jobs that run, twenty times a second."""
 
     def _command(self, job: Job) -> list[str]:
         """The words of a job's command: its overrides, and the user's Hydra options for configs and logs."""
