@@ -225,6 +225,7 @@ def drawn(order: Sequence[Runner]) -> Figure | None:
             score.append(said["score"])
         if at:
             axes.plot(at, score, "o-", label=runner.name)
+    axes.set_xlim(left=0)
     axes.set_xlabel("seconds of training")
     axes.set_ylabel(order[0].slices[-1]["judged_by"])
     axes.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
