@@ -171,6 +171,7 @@ def test_a_race_on_digits_goes_on_from_slice_to_slice(tmp_path: Path) -> None:
     assert "left out, method=nothing: method=nothing: there is no method called nothing" in done.stderr
     said = [json.loads((tmp_path / "race" / n / SLICES).read_text()) for n in "01"]
     assert "go on with the winner: kd-lightning" in done.stdout
+    assert "Warning" not in (tmp_path / "race" / "0" / "console.log").read_text()
     for each in said:
         rounds = [slice_["round"] for slice_ in each]
         assert rounds == sorted(set(rounds)), "no slice begins anew"

@@ -19,16 +19,13 @@ from hydra.types import HydraContext, TaskFunction
 from hydra_plugins.kd_slots import SlotLauncher, SweepError
 from omegaconf import DictConfig
 
-from kd_lightning.distributed.gpu_slots import Job, signal_group
-
-GRACE = 60.0
-"""Seconds beyond twice its slice that a method may take to make its images, before it is stopped."""
+from kd_lightning.distributed.gpu_slots import STOP_SECONDS, Job, signal_group
 
 
 class RaceLauncher(SlotLauncher):
     """Runs jobs for a slice of time each."""
 
-    seconds = 0.0
+    seconds, grace = 0.0, 0.0
 
     def begin(self, folder: Path) -> None:
         """Write to this folder from now on."""
@@ -48,9 +45,9 @@ class RaceLauncher(SlotLauncher):
 
     def _watch(self, running: Collection[Job]) -> None:
         for job in running:
-            late = time.monotonic() - job.started - 2 * self.seconds - GRACE
+            late = time.monotonic() - job.started - 2 * self.seconds - self.grace
             if self.seconds and late > 0:
-                signal_group(job, signal.SIGKILL if late > GRACE else signal.SIGINT)
+                signal_group(job, signal.SIGKILL if late > STOP_SECONDS else signal.SIGINT)
 
     def _finish(self, job: Job) -> None:
         job.status = "waiting"
@@ -65,10 +62,11 @@ class RaceSweeper(Sweeper):
     Args:
         minutes: of training; the teacher's and the starts of the jobs come on top.
         among: what competes, each as one would type it.
+        grace: seconds beyond twice its slice that a method may take to start and to make its images.
     """
 
-    def __init__(self, minutes: float, among: Sequence[str]) -> None:
-        self.minutes, self.among = minutes, list(among)
+    def __init__(self, minutes: float, among: Sequence[str], grace: float = 60.0) -> None:
+        self.minutes, self.among, self.grace = minutes, list(among), grace
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Keep the configuration, and make the launcher."""
@@ -77,6 +75,7 @@ class RaceSweeper(Sweeper):
         if not own._target_.endswith(".SlotLauncher"):
             raise SweepError("sweep=race runs on the slots of this machine: leave hydra/launcher out")
         self.launcher = RaceLauncher(own.slots, own.module, own.warm)
+        self.launcher.grace = self.grace
         self.launcher.setup(hydra_context=hydra_context, task_function=task_function, config=config)
 
     def sweep(self, arguments: list[str]) -> Any:
@@ -110,6 +109,7 @@ class RaceConf:
     _target_: str = "hydra_plugins.kd_race.RaceSweeper"
     minutes: float = 20.0
     among: tuple[str, ...] = ()
+    grace: float = 60.0
 
 
 ConfigStore.instance().store(group="hydra/sweeper", name="race", node=RaceConf, provider="kd_lightning")

@@ -51,7 +51,7 @@ _PARENTS = ("hydra.sweep", "hydra.launcher", "hydra/launcher", "hydra/sweeper", 
 
 
 # What every run imports; a sweep's jobs start as copies of a process that has done so.
-IMPORTS = ("torchmetrics", "lightning", "kd_lightning.cli.main", "kd_lightning.cli.summary", "kd_lightning.run.run")
+IMPORTS = ("torchmetrics", "lightning", "kd_lightning.cli.summary", "kd_lightning.config.check", "kd_lightning.run.run")
 
 
 class SweepError(CompactHydraException):
