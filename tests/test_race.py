@@ -156,7 +156,12 @@ def test_a_fit_in_slices_is_the_same_as_one_without(
 
 @pytest.mark.slow
 def test_a_race_on_digits_goes_on_from_slice_to_slice(tmp_path: Path) -> None:
-    words = [*TINY, "sweep=race", 'sweep.among=["method=dafl","method=rdskd","method=nothing"]', "sweep.minutes=0.4"]
+    words = [
+        *TINY,
+        "sweep=race",
+        'sweep.among=["method=dafl","method=dfad","method=zskt","method=nothing"]',
+        "sweep.minutes=0.6",
+    ]
     command = [
         sys.executable,
         "-m",
@@ -169,7 +174,8 @@ def test_a_race_on_digits_goes_on_from_slice_to_slice(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, env={**os.environ, **own})
     assert done.returncode == 0, done.stdout + done.stderr
     assert "left out, method=nothing: method=nothing: there is no method called nothing" in done.stderr
-    said = [json.loads((tmp_path / "race" / n / SLICES).read_text()) for n in "01"]
+    said = [json.loads((tmp_path / "race" / n / SLICES).read_text()) for n in "012"]
+    assert sorted(len(each) for each in said) == [1, 2, 2]
     assert "go on with the winner: kd-lightning" in done.stdout
     assert "Warning" not in (tmp_path / "race" / "0" / "console.log").read_text()
     for each in said:
