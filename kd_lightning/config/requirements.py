@@ -16,6 +16,7 @@ from kd_lightning.config.node import UNKNOWN, Node, located, thaw
 from kd_lightning.config.overrides import nearest
 from kd_lightning.config.signatures import as_dict
 from kd_lightning.config.term_faults import given_faults, module_faults, term_faults
+from kd_lightning.core.multi_label import MultiLabel
 from kd_lightning.core.segmentation import Segmentation
 from kd_lightning.core.tasks import Regression
 from kd_lightning.distributed.device import fast_precision
@@ -27,7 +28,8 @@ from kd_lightning.teachers.access import LEVELS
 
 CLASSIFIERS = f"{classifiers.__name__}."
 """Networks that answer one vector for an image."""
-KINDS = {"classification": "classes", "regression": "numbers", "segmentation": "maps of classes"}
+KINDS = {"classification": "classes", "regression": "numbers", "segmentation": "maps of classes",
+         "multi_label": "several labels an image"}  # fmt: skip
 """The labels of each kind of task. What names kinds of tasks in its ``needs`` takes only those."""
 
 
@@ -222,7 +224,7 @@ def answer_faults(composition: Composition) -> Iterator[str]:
         if net is not None and (network := _class_of(net)) is not None:
             needs = net.requirements()
             if net.target.startswith(CLASSIFIERS) and not any(f"task.{task}" in needs for task in KINDS):
-                needs |= {"task.classification", "task.regression"}
+                needs |= {"task.classification", "task.regression", "task.multi_label"}
             yield from _task_faults(path, getattr(network, "__name__", path), needs, kind)
     if kind == "segmentation" and teacher is not None and teacher.access in LEVELS and teacher.access != "white":
         yield (
@@ -248,7 +250,7 @@ def kind_of(load: Node | None) -> str:
         load: the node that reads the data set, or None; without a setting ``task`` the labels are classes.
     """
     task = _class_of(load and Node.of(load.get("task")))
-    for kind, named in (("regression", Regression), ("segmentation", Segmentation)):
+    for kind, named in (("regression", Regression), ("segmentation", Segmentation), ("multi_label", MultiLabel)):
         if inspect.isclass(task) and issubclass(task, named):
             return kind
     return "classification"

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kd_lightning.core.multi_label import MultiLabel
 from kd_lightning.core.segmentation import Segmentation
 from kd_lightning.core.sides import Size, sides
 from kd_lightning.core.tasks import Classification, Regression, Task
@@ -19,7 +20,8 @@ from kd_lightning.errors import DataError
 class Split:
     """One part of a set: ``images`` uint8 (N,C,H,W) and ``labels``.
 
-    Labels are (N,), int64 classes or float32 in their unit, or maps (N,H,W), uint8; None where nobody gave any.
+    Labels are (N,), int64 classes or float32 in their unit; (N,K) of 0 and 1, uint8, where an image has several; or maps
+    (N,H,W), uint8. None where nobody gave any.
     """
 
     images: Tensor
@@ -77,7 +79,7 @@ class Dataset:
         for part in ("train", "val", "test"):
             if (split := getattr(self, part)) is None or not split.labelled:
                 continue
-            if isinstance(task, Regression):
+            if isinstance(task, Regression | MultiLabel):
                 task.check_labels(f"{self.name}/{part}", split.labels)
             elif isinstance(task, Segmentation):
                 task.check_labels(f"{self.name}/{part}", split.labels, split.images)

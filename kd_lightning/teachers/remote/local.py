@@ -72,6 +72,7 @@ def _answer(
     net: nn.Module, described: Described, abstain_below: float | None, device: str, questions: queue.SimpleQueue[Any]
 ) -> None:
     how: dict[str, Any] = {"decimals": described.decimals, "k": described.k, "abstain_below": abstain_below}
+    how["several"] = described.several
     while (question := questions.get()) is not None:
         images, reply = question
         try:
