@@ -20,8 +20,8 @@ from kd_lightning.errors import DataError
 class Split:
     """One part of a set: ``images`` uint8 (N,C,H,W) and ``labels``.
 
-    Labels are (N,), int64 classes or float32 in their unit; (N,K) of 0 and 1, uint8, where an image has several; or maps
-    (N,H,W), uint8. None where nobody gave any.
+    Labels are (N,), int64 classes or float32 in their unit; (N,K) of 0 and 1, uint8, where an image has several; or
+    maps (N,H,W), uint8. None where nobody gave any.
     """
 
     images: Tensor

@@ -61,9 +61,7 @@ def _of_several(output: Tensor, labels: Tensor, classes: Sequence[str]) -> Itera
         yield f"no test image has the label {_few(absent)}: left out of map, the mean over the other {int(there.sum())}"
     if len(labels) > 1 and bool((labels != labels[0]).any()) and float(output.std(0).max()) <= 1e-6:
         yield "the student is constant: it tells the same labels of every test image"
-    elif never := [
-        name for name, some, is_there in zip(classes, told.any(0), there, strict=True) if is_there and not some
-    ]:
+    elif never := [classes[i] for i in (there & ~told.any(0)).nonzero().flatten().tolist()]:
         yield f"the student never tells {_few(never)}, of which there are test images"
 
 

@@ -21,6 +21,7 @@ class Queried:
         seed: of the choice.
     """
 
+    needs = frozenset({"task.multi_label"})  # takes it
     offers = frozenset({"source.images", "source.index", "source.labels", "source.answers"})
 
     def __init__(

@@ -124,7 +124,9 @@ class Distill(Distiller):
                 need.add("task.classification")
             elif term.get("student", OUTPUT) == OUTPUT and target in FOR_MAPS:
                 need.add("task.segmentation")
-        return need
+            elif "labels" in asked and str(getattr(target, "__module__", "")).startswith("kd_lightning."):
+                need |= {"task.classification", "task.regression", "task.segmentation"}  # one label an image
+        return need if any(each.startswith("task.") for each in need) else need | {"task.multi_label"}
 
     def build_terms(self, image_shape: Sequence[int], num_images: int | None) -> None:
         """Build adapters and losses that are modules, for the shapes that a dry run finds; called before training.
