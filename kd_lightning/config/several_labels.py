@@ -35,7 +35,8 @@ def several_faults(path: str, what: Any, needs: Set[str], *, single: bool) -> It
     ours = str(getattr(what, "__module__", "")).startswith("kd_lightning.")
     if (single or ours) and f"task.{SEVERAL}" not in needs:
         instead = next((way for word, way in INSTEAD.items() if word in path), METHODS)
-        yield f"{path}: {getattr(what, '__name__', path)} as it is set is not made for several labels an image: {instead}"
+        name = getattr(what, "__name__", path)
+        yield f"{path}: {name} as it is set is not made for several labels an image: {instead}"
 
 
 def several_teacher_faults(teacher: TeacherSettings) -> Iterator[str]:
