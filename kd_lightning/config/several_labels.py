@@ -12,6 +12,7 @@ from kd_lightning.teachers.remote.function import Function
 
 SEVERAL = "multi_label"
 """The kind of task; what ``needs`` ``task.multi_label`` takes it, besides what else it names."""
+OURS = ("kd_lightning.methods.", "kd_lightning.sources.", "kd_lightning.metrics.")
 METHODS = "use method=kd, supervised, or one that compares features, such as fitnet"
 INSTEAD = {
     "controls": "use controls=none",
@@ -28,11 +29,12 @@ def several_faults(path: str, what: Any, needs: Set[str], *, single: bool) -> It
 
     Args:
         path: its key.
-        what: a method, source, metric or network; of other packages it is trusted, unless it names kinds of labels.
+        what: a method, source, metric or network. Networks, and all of other packages, are refused only where they name
+            other kinds of labels.
         needs: what it names.
         single: whether it names other kinds of labels.
     """
-    ours = str(getattr(what, "__module__", "")).startswith("kd_lightning.")
+    ours = str(getattr(what, "__module__", "")).startswith(OURS)
     if (single or ours) and f"task.{SEVERAL}" not in needs:
         instead = next((way for word, way in INSTEAD.items() if word in path), METHODS)
         name = getattr(what, "__name__", path)

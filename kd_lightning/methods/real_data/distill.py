@@ -9,7 +9,7 @@ Deviations:
     * Weights 0.1 (labels) and 0.9 (teacher, T=4) follow the CIFAR-100 benchmark of Tian et al. (2020);
       the paper itself names no pair of weights for images. For label maps T=1, as Liu et al. (CVPR 2019) have it.
     * Where labels are numbers, the student imitates the teacher's number: the squared difference in place of KL.
-      Where an image has several labels, KL of each label by itself.
+      Where an image has several labels, KL of each label by itself, at T=1.
     * With stored answers (``source=queried``) the teacher is not asked again.
 """
 
