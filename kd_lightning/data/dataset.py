@@ -51,6 +51,7 @@ class Dataset:
         skipped: images left out because they could not be decoded.
         unread: how many files of each ending are of no kind that is read.
         found: what was found on disk, in words, where folders decide it.
+        doubts: lines about what was left out there or may have been misread.
         shape: (C,H,W), needed where there is no part to read it from.
         task: the meaning of the labels, where they are no classes.
         unlabelled: uint8 (N,C,H,W), training images without labels of another domain, to which ``test`` then belongs.
@@ -69,6 +70,7 @@ class Dataset:
     skipped: int = 0
     unread: Mapping[str, int] = field(default_factory=dict)
     found: str = ""
+    doubts: tuple[str, ...] = ()
     shape: tuple[int, int, int] | None = None
     task: Task = None  # type: ignore[assignment]  # never None after __post_init__
     unlabelled: Tensor | None = None

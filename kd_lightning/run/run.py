@@ -212,7 +212,9 @@ def _produce(composition: Composition, bench: RunContext, clock: Clock, work: Pa
 
 
 def _notice_data(dataset: Dataset) -> None:
-    """Keep what is missing of the data with the result."""
+    """Keep what is missing of the data, or may be misread, with the result."""
+    for doubt in dataset.doubts:
+        notice(doubt)
     if dataset.unread:
         keep(f"files of kinds that are not read were left out: {counted(dataset.unread)}; convert them to .png or .jpg")
     if dataset.skipped:
