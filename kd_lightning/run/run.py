@@ -130,7 +130,7 @@ def _kept_or_made(composition: Composition, folder: Path) -> dict[str, Any]:
 
     def build(work: Path) -> None:
         with watching(loggers, composition.plain(), work, folder) as boards:
-            bench = RunContext(store, dataset, data_key, dataset.task, boards, run=name)
+            bench = RunContext(store, dataset, data_key, dataset.task, boards, run=name, folder=folder)
             with noticing() as heard:
                 result = _produce(composition, bench, clock, work)
             result["warnings"] = list(dict.fromkeys([*result["warnings"], *heard]))
