@@ -228,7 +228,7 @@ def _train(
         else TensorLoader(
             *(val.images, val.labels),
             answers=val_answers,
-            batch_size=at_once(val.images) if kept(bench.task) else 500,
+            batch_size=at_once(val.images, maps=kept(bench.task) is not None),
             shuffle=False,
             rank=context.rank,
             world=context.world,
