@@ -207,7 +207,8 @@ class Term(nn.Module):
             gathered: rows (N, ...) of this rank -> those of all ranks.
         """
         assert self.loss is not None, "build the terms before training"
-        known = {"several": False, **known, "student_logits": student.get(OUTPUT), "teacher_logits": teacher.get(OUTPUT)}
+        logits = {"student_logits": student.get(OUTPUT), "teacher_logits": teacher.get(OUTPUT)}
+        known = {"several": False, **known, **logits}
         views = known.get("views", 1)
         told = {name: known[name] for name in self.wanted}
         if views > 1:
