@@ -41,7 +41,7 @@ class MeanAveragePrecision(MultilabelAveragePrecision):
         unknown = ~dim_zero_cat(self.target).bool().any(0) | dim_zero_cat(self.preds).isnan().any()
         return values.masked_fill(unknown, torch.nan)
 
-    def compute(self) -> Tensor:
+    def compute(self) -> Tensor:  # type: ignore[override]
         """The mean over the labels that some image has, in [0, 1]; NaN without any, or where an answer was NaN."""
         return self.each().nanmean()
 

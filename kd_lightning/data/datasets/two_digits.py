@@ -36,7 +36,8 @@ def load(
         part: _pairs(split, n, size, torch.Generator().manual_seed(3 * seed + number)) if split and n else None
         for number, (part, (split, n)) in enumerate(parts.items())
     }
-    return Dataset("two_digits", single.classes, *drawn.values(), layout="sklearn", encoding="raw", task=task)
+    train_, val_, test_ = drawn.values()
+    return Dataset("two_digits", single.classes, train_, val_, test_, layout="sklearn", encoding="raw", task=task)
 
 
 def _pairs(split: Split, n: int, size: Size, generator: torch.Generator) -> Split:
