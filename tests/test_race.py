@@ -110,12 +110,15 @@ def test_a_method_that_is_chosen_already() -> None:
 
 @pytest.mark.slow
 def test_who_competes(capsys: Any) -> None:
-    (runner,) = entrants(["controls=baselines"], [["method=dfq"], ["method=dafl", "method.latent=8"]], Path("race"))
-    assert (runner.name, runner.job.number) == ("method=dafl", 0)
+    among = [["method=dfq"], ["method=dafl", "method.latent=8"], ["method=zskt"]]
+    runner, other = entrants(["controls=baselines"], among, Path("race"))
+    assert [(each.name, each.job.number) for each in (runner, other)] == [("method=dafl", 0), ("method=zskt", 1)]
     assert runner.job.overrides == ["method=dafl", "method.latent=8", "controls=none"]
     assert "left out, method=dfq: method: Dfq reads the teacher's batch-norm statistics" in capsys.readouterr().err
-    with pytest.raises(ConfigError, match=r"none of sweep\.among can run with these settings"):
+    with pytest.raises(ConfigError, match=r"of sweep\.among none can run with these settings"):
         entrants([], [["method=dfq"]], Path("race"))
+    with pytest.raises(ConfigError, match=r"of sweep\.among only method=dafl can run with these settings"):
+        entrants([], [["method=dfq"], ["method=dafl"]], Path("race"))
 
 
 def test_the_picture_has_a_line_for_each() -> None:

@@ -122,8 +122,9 @@ def entrants(
             continue
         number = len(runners)
         runners.append(Runner(list(words), Job(number, overrides, folder / str(number), " ".join(words))))
-    if not runners:
-        raise ConfigError("sweep=race: none of sweep.among can run with these settings; the reasons stand above")
+    if len(runners) < 2:
+        left = f"only {runners[0].name}" if runners else "none"
+        raise ConfigError(f"sweep=race: of sweep.among {left} can run with these settings; the reasons stand above")
     return runners
 
 
