@@ -74,6 +74,11 @@ def test_what_was_taken_away_stands_in_the_command_as_typed(tmp_path):
     assert command_of(read_run(folder)) == "kd-lightning method=kd ~controls.noise seed=1"
 
 
+def test_a_sweep_that_chooses_groups_stands_in_the_command(tmp_path):
+    folder = run_at(tmp_path / "run", ["sweep=classic", "sweep.resume=old", "method=kd", "seed=1"], seed=1)
+    assert command_of(read_run(folder)) == "kd-lightning sweep=classic method=kd seed=1"
+
+
 def test_every_run_becomes_a_file_named_after_method_setting_and_seed(tmp_path, capsys):
     for i, (method, lr, seed) in enumerate([("dafl", 0.1, 0), ("dafl", 0.1, 1), ("dafl", 0.2, 0), ("kd", 0.1, 0)]):
         run_at(tmp_path / "runs" / f"{i}", [f"method={method}", f"lr={lr}"], 0.9, seed=seed, method=method)

@@ -47,7 +47,7 @@ FIELDS = {
 }
 REQUIRED = ("record_version", "source", "metrics")
 _ABSOLUTE = re.compile(r"(?<![\w.])~?/(?:[^\s'\",\]}/]+/)*([^\s'\",\]}/]+)/?")
-_OF_THE_MACHINE = re.compile(r"\+*(hydra|artifacts|sweep|logger)([./].*)?")
+_OF_THE_MACHINE = re.compile(r"\+*(hydra|artifacts|logger|sweep(?=[.]))([./].*)?")
 
 
 @dataclass(frozen=True)
