@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import save_file
@@ -20,6 +20,7 @@ from kd_lightning.config import resolvers
 from kd_lightning.config.check import examined
 from kd_lightning.config.overrides import read, refusal
 from kd_lightning.config.record import chosen, leave, put
+from kd_lightning.core.multi_label import MultiLabel
 from kd_lightning.core.user_code import fingerprint
 from kd_lightning.data.dataset import Dataset
 from kd_lightning.data.datasets.in_memory import split_of
@@ -29,6 +30,7 @@ from kd_lightning.store.artifacts import Store, writing
 
 EPOCHS = 60
 """Passes over the images of a call, unless its settings say ``data__recipe__epochs`` or ``trainer__max_epochs``."""
+MULTI_LABEL = f"{MultiLabel.__module__}.{MultiLabel.__name__}"
 _HELD: dict[str, Any] = {}
 """Networks and data that a composition refers to by fingerprint during a call."""
 
@@ -45,6 +47,7 @@ def distill(
     classes: Sequence[str] | None = None,
     data: Any = None,
     train: Any = None,
+    labels: Literal["classes", "several"] = "classes",
     folder: str | Path | None = None,
     config_dir: str | Path | None = None,
     **settings: Any,
@@ -70,6 +73,8 @@ def distill(
             agreement with the teacher is measured.
         train: images to train on, of the same kinds, for methods that take them: ``method="kd"``. Without labels,
             ``method__label=0`` trains on the teacher's answers only.
+        labels: ``several`` where an image has any number of labels: those of ``train`` and ``data`` are then (N, K) of
+            0 and 1, and the teacher's logits are of each label by itself.
         folder: the run folder; default is one named after method and time in ``runs``.
         config_dir: a folder with groups of your own, such as ``network/mine.yaml`` for ``student="mine"``.
         **settings: any other setting of the command, a dot written as two underscores: ``seed=1``,
@@ -93,14 +98,22 @@ def distill(
         )
     _refuse_shapes(num_classes, image, mean, std, classes)
     parts = {"train": train, "data": data}
-    splits = {what: split_of(part, image, num_classes, what=what) for what, part in parts.items() if part is not None}
+    if labels not in ("classes", "several") or (labels == "several" and train is None):
+        raise UserError(f"labels={labels!r}: expected 'classes', or 'several' for images of yours, train=...")
+    several = labels == "several"
+    splits = {
+        what: split_of(part, image, num_classes, what=what, several=several)
+        for what, part in parts.items()
+        if part is not None
+    }
     overrides = _overrides(num_classes, image, method, student, mean, std, settings, trains=train is not None)
     resolvers.register()
     found = read(overrides, [str(config_dir)] if config_dir is not None else [])
     with _holding(teacher=teacher, student=student, data=splits or None) as keys, warnings.catch_warnings():
         quiet()
         cfg = put(
-            found.cfg, _in_memory(keys, Store(chosen(found.cfg, "artifacts.root")), teacher, image, mean, classes)
+            found.cfg,
+            _in_memory(keys, Store(chosen(found.cfg, "artifacts.root")), teacher, image, mean, classes, several),
         )
         names = _names(keys, method, student, settings, chosen(cfg, "source._target_"))
         wrong, composition = examined(cfg, names)
@@ -127,20 +140,22 @@ def held(key: str) -> nn.Module:
     return copy.deepcopy(_HELD[key]).cpu()
 
 
-def held_data(key: str, classes: Sequence[str] | int, image: Sequence[int]) -> Dataset:
+def held_data(key: str, classes: Sequence[str] | int, image: Sequence[int], task: MultiLabel | None = None) -> Dataset:
     """The images with this fingerprint; a composition's ``_target_`` for data in memory.
 
     Args:
         key: the fingerprint.
         classes: names of the classes, or their number.
         image: (C, H, W).
+        task: of several labels an image; None for classes.
     """
     if key not in _HELD:
         raise UserError(f"the data {key} were handed over in memory and are gone")
     names = [str(i) for i in range(classes)] if isinstance(classes, int) else list(classes)
     splits = _HELD[key]
     shape = image[0], image[1], image[2]
-    return Dataset("in_memory", names, splits.get("train"), None, splits.get("data"), "none", "raw", shape=shape)
+    parts = splits.get("train"), None, splits.get("data")
+    return Dataset("in_memory", names, *parts, "none", "raw", shape=shape, task=task)  # type: ignore[arg-type]
 
 
 @contextmanager
@@ -215,6 +230,7 @@ def _in_memory(
     image: tuple[int, int, int],
     mean: Sequence[float] | None,
     classes: Sequence[str] | None,
+    several: bool,
 ) -> dict[str, Any]:
     """Settings that refer to the networks and data in memory: dotted key -> value."""
     values: dict[str, Any] = {"teacher.net": {"_target_": IN_MEMORY, "key": keys["teacher"]}}
@@ -225,7 +241,8 @@ def _in_memory(
         values["student"] = {"_target_": IN_MEMORY, "key": keys["student"]}
     if "data" in keys:
         what = {"key": keys["data"], "classes": "${data.num_classes}", "image": list(image)}
-        values["data.load"] = {"_target_": DATA_IN_MEMORY, **what}
+        task = {"task": {"_target_": MULTI_LABEL, "num_classes": "${data.num_classes}"}} if several else {}
+        values["data.load"] = {"_target_": DATA_IN_MEMORY, **what, **task}
     if classes is not None:
         values["data.load.classes"] = list(classes)
     return values

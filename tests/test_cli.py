@@ -8,8 +8,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from hydra import compose
 
 from kd_lightning.cli import main as cli
+from kd_lightning.config import overrides, resolvers
 
 COMMAND = Path(sys.executable).with_name("kd-lightning")
 
@@ -221,6 +223,15 @@ def test_misspelt_members_are_all_named_at_once_without_torch(run):
         "method=kdd: there is no method called kdd; did you mean method=kd?",
         "method=dafll: there is no method called dafll; did you mean method=dafl?",
     ]
+
+
+def test_a_misspelt_key_costs_two_compositions(monkeypatch):
+    composed = []
+    resolvers.register()
+    monkeypatch.setattr(overrides, "compose", lambda *args: composed.append(args) or compose(*args))
+    found = overrides.read(["seeed=1"])
+    assert overrides.misspelt_keys(found) == ["seeed: no file sets it; did you mean seed?"]
+    assert len(composed) == 2
 
 
 @pytest.mark.slow

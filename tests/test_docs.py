@@ -74,9 +74,12 @@ def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         for name in (f"my_photos/deep/{i}.png", f"my_faces/{3 * i}_{i}.png"):
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (32, 32), (8 * i, 0, 0)).save(tmp_path / name)
-    for name, labels in {"labels": ["cat", "dog"] * 15, "ages": [3 * i for i in range(30)]}.items():
+    tags = ["cat;dog", "dog;indoor", ""] * 10
+    for name, labels in {"labels": ["cat", "dog"] * 15, "ages": [3 * i for i in range(30)], "tags": tags}.items():
         rows = [f"my_photos/deep/{i}.png,{label}" for i, label in enumerate(labels)]
         (tmp_path / f"my_{name}.csv").write_text("\n".join(["path,label", *rows]))
+    rows = [f"my_photos/deep/{i}.png,{i % 2},{i % 3 // 2},{i // 15}" for i in range(30)]
+    (tmp_path / "my_flags.csv").write_text("\n".join(["path,cat,dog,indoor", *rows]))
     for name in ("0", "180"):
         (tmp_path / "lines" / "train" / name).mkdir(parents=True)
         Image.new("RGB", (192, 48)).save(tmp_path / "lines" / "train" / name / "1.png")
@@ -191,6 +194,8 @@ def test_what_pages_say_of_settings_runs_as_written(said: str, reader: Path, sto
     [
         "my_labels.csv",
         "my_ages.csv",
+        "my_tags.csv",
+        "my_flags.csv",
         "my_faces",
         "my_photos",
         "data.cache=disk",
@@ -214,8 +219,11 @@ def test_what_pages_say_of_data_runs_as_written(said: str, reader: Path, store: 
 
 
 @pytest.mark.slow
-def test_images_in_memory_are_used_as_written(reader: Path, store: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code = next(block for page in PAGES for block in blocks(page, "python") if "train=images" in block)
+@pytest.mark.parametrize("said", ["train=images", 'labels="several"'])
+def test_images_in_memory_are_used_as_written(
+    said: str, reader: Path, store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = next(block for page in PAGES for block in blocks(page, "python") if said in block)
     exec(compile(code, "page", "exec"), {"__name__": "page"})
     assert 0 <= float(capsys.readouterr().out.split()[-1]) <= 1
 

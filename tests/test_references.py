@@ -48,6 +48,7 @@ def test_a_wrong_key_below_a_reference_is_named() -> None:
 
 EARLY = "{_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: %s, patience: 0, mode: max, min_delta: 2.0}"
 CYCLE = "{_target_: torch.optim.lr_scheduler.OneCycleLR, _partial_: true, max_lr: 0.01, total_steps: %d}"
+UP_AND_DOWN = "{_target_: torch.optim.lr_scheduler.CyclicLR, _partial_: true, base_lr: 0.001, max_lr: 0.01}"
 
 
 @pytest.mark.parametrize(
@@ -56,6 +57,11 @@ CYCLE = "{_target_: torch.optim.lr_scheduler.OneCycleLR, _partial_: true, max_lr
         ("+trainer.logger={_target_: lightning.pytorch.loggers.CSVLogger, save_dir: x}", "logger=tensorboard"),
         ("+trainer.default_root_dir=elsewhere", r"hydra\.run\.dir=DIR"),
         ("+trainer.callbacks=[{_target_: lightning.pytorch.callbacks.ModelCheckpoint}]", "ModelCheckpoint is left out"),
+        ("trainer.log_every_n_steps=5", r"set \+method\.log_every=N"),
+        ("+trainer.gradient_clip_algorithm=value", r"method\.clip"),
+        ("+trainer.fast_dev_run=true", "plan=true tries every fit"),
+        ("+trainer.overfit_batches=3", r"\+trainer\.limit_train_batches"),
+        (f"method.scheduler={UP_AND_DOWN}", r"there are 12 .* before its cycle does: set .*step_size_up=6"),
         (f"method.scheduler={CYCLE % 360}", r"stepped once an epoch, and there are 12 .*total_steps=12"),
         (
             "method.scheduler={_target_: torch.optim.lr_scheduler.ReduceLROnPlateau, _partial_: true}",

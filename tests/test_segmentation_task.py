@@ -107,7 +107,7 @@ class Largest(TorchDispatchMode):
 
 
 def test_the_memory_of_a_test_does_not_grow_with_the_images() -> None:
-    net, few = nn.Conv2d(1, 3, 1), at_once(torch.empty(0, 1, 128, 256))
+    net, few = nn.Conv2d(1, 3, 1), at_once(torch.empty(0, 1, 128, 256), maps=True)
 
     def most(n: int) -> int:
         images, labels = torch.zeros(n, 1, 128, 256, dtype=torch.uint8), torch.zeros(n, 128, 256, dtype=torch.uint8)

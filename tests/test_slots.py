@@ -49,12 +49,15 @@ def main(cfg):
         os.kill(os.getpid(), signal.SIGKILL)
     if cfg.do == "nothing":
         return
+    parent = Path(f"/proc/{os.getppid()}/cmdline").read_text() if Path("/proc").exists() else ""
+    if cfg.do == "kill the parent":
+        os.kill(os.getppid(), signal.SIGKILL)
     accuracy = 0.9 + cfg.seed / 100
     result = {
         "format_version": 1, "status": "ok", "reason": None, "system": "kd", "data": "digits",
         "seed": cfg.seed, "metrics": {"test/accuracy": accuracy}, "objective": accuracy, "root": cfg.root,
         "cuda": os.environ["CUDA_VISIBLE_DEVICES"], "threads": os.environ["OMP_NUM_THREADS"],
-        "out": str(out), "sweep": os.environ["KD_SWEEP"], "verbose": HydraConfig.get().verbose,
+        "out": str(out), "parent": parent, "sweep": os.environ["KD_SWEEP"], "verbose": HydraConfig.get().verbose,
     }
     (out / "result.json").write_text(json.dumps(result))
     if cfg.do == "exit":
@@ -204,6 +207,49 @@ def ended(status):
         return "(zombie)" in status.read_text()
     except OSError:
         return True
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a copy of a process may not go on")
+@pytest.mark.parametrize("warm", [True, False])
+def test_jobs_begin_as_copies_of_a_process_with_the_imports(command, tmp_path, warm):
+    done = sweep(command, "seed=0,1,2", "hydra.sweep.dir=out", f"hydra.launcher.warm={warm}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    parents = {result(tmp_path / "out" / n)["parent"] for n in "012"}
+    assert len(parents) == 1
+    assert ("kd_lightning.distributed.warm_jobs" in parents.pop()) == warm
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a copy of a process may not go on")
+def test_a_sweep_goes_on_without_the_process_with_the_imports(command, tmp_path):
+    done = sweep(command, "do=kill the parent,work,raise", "hydra.sweep.dir=out", slots='[""]')
+    assert done.returncode == 1
+    assert "1 of 3 jobs failed: 2." in done.stderr, done.stdout + done.stderr
+    assert [result(tmp_path / "out" / n)["status"] for n in "01"] == ["ok", "ok"]
+    assert "kd_lightning.distributed.warm_jobs" in result(tmp_path / "out" / "0")["parent"]
+    assert "kd_lightning.distributed.warm_jobs" not in result(tmp_path / "out" / "1")["parent"]
+
+
+@pytest.mark.slow
+def test_what_jobs_share_is_imported_without_a_look_at_the_gpus():
+    code = """
+import torch
+from importlib import import_module
+from hydra.core.plugins import Plugins
+
+def touched(*_):
+    raise AssertionError("a copy of a process that has asked CUDA cannot use it")
+
+for name in ("_cuda_getDeviceCount", "_cuda_init"):
+    setattr(torch._C, name, touched)
+torch.cuda._lazy_init = touched
+Plugins.instance()
+from hydra_plugins.kd_slots import IMPORTS
+
+for name in IMPORTS:
+    import_module(name)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 0, done.stderr
 
 
 def test_cores_are_shared_among_the_slots(monkeypatch):

@@ -12,8 +12,10 @@ import torch
 from kd_lightning.cli.summary import summary
 from kd_lightning.core.notices import keep, notice, noticing
 from kd_lightning.core.tasks import Classification, Regression
+from kd_lightning.data.dataset import Dataset
 from kd_lightning.metrics.shortcomings import shortcomings
 from kd_lightning.results.table import warned
+from kd_lightning.run.run import _notice_data
 
 NAMES = ["cat", "dog", "frog"]
 LABELS = torch.tensor([0, 1, 2] * 20)
@@ -76,3 +78,10 @@ def test_a_table_says_each_warning_once() -> None:
 class Namespace:
     def __init__(self, folder: str, result: dict[str, Any]) -> None:
         self.folder, self.result = Path(folder), result
+
+
+def test_what_may_be_misread_is_said_and_kept() -> None:
+    doubtful = Dataset("mine", ["a", "b"], None, None, None, "folders", "png", doubts=("x was left out",))
+    with noticing() as heard, pytest.warns(UserWarning, match="x was left out"):
+        _notice_data(doubtful)
+    assert heard[0] == "x was left out"

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from kd_lightning.cli.entry import command
 from kd_lightning.core.extras import install
+from kd_lightning.core.multi_label import MultiLabel
 from kd_lightning.core.segmentation import Segmentation
 from kd_lightning.core.tasks import Regression
 from kd_lightning.errors import UserError
@@ -53,6 +54,8 @@ def measure(runs: Sequence[Run], metric: Boundary, *, trust: bool = False) -> li
             finished = open_run(run.folder, trust=trust)
             if isinstance(finished.task, Regression):
                 raise UserError(f"{run.folder}: its labels are numbers, between which there is no boundary")
+            if isinstance(finished.task, MultiLabel):
+                raise UserError(f"{run.folder}: its images have several labels, and walks are between two classes")
             if isinstance(finished.task, Segmentation):
                 raise UserError(
                     f"{run.folder}: its labels are maps of classes, but walks are between images of one class"

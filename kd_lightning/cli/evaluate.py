@@ -18,6 +18,7 @@ from kd_lightning.cli.entry import command
 from kd_lightning.config import resolvers
 from kd_lightning.config.composition import Composition
 from kd_lightning.core.inference import predict
+from kd_lightning.core.multi_label import MultiLabel, average_precisions
 from kd_lightning.core.segmentation import Segmentation, class_ious, pixel_confusion
 from kd_lightning.core.tasks import Classification, Regression, Task, task_of
 from kd_lightning.data.dataset import Dataset, Split, fit_to
@@ -116,7 +117,7 @@ def evaluate_on(student: Student, composition: Composition) -> Evaluation:
     dataset = load_data(data, Store(composition.artifacts.root))
     if (theirs := dataset.task).unit != ours.unit or type(theirs) is not type(ours):
         raise UserError(f"the student says {_labels(ours)}, the labels of these data are {_labels(theirs)}")
-    if isinstance(ours, Segmentation) and theirs.outputs != ours.outputs:
+    if isinstance(ours, Segmentation | MultiLabel) and theirs.outputs != ours.outputs:
         raise UserError(f"the student knows {ours.outputs} classes, these data have {theirs.outputs}")
     split, kind = _measured(dataset)
     channels, *shape = card["image_shape"]
@@ -128,6 +129,8 @@ def evaluate_on(student: Student, composition: Composition) -> Evaluation:
     if isinstance(ours, Regression):
         return _of_numbers(images, ours, answers, split.labels)
     split, note = _matched(split, dataset, card)
+    if isinstance(ours, MultiLabel):
+        return _of_several(images, card["classes"], answers, split.labels, note)
     right = answers.argmax(1) == split.labels
     count = torch.bincount(split.labels, minlength=len(card["classes"])).tolist()
     hits = torch.bincount(split.labels[right], minlength=len(card["classes"])).tolist()
@@ -141,6 +144,8 @@ def evaluate_on(student: Student, composition: Composition) -> Evaluation:
 
 
 def _labels(task: Task) -> str:
+    if isinstance(task, MultiLabel):
+        return "several labels an image"
     return "a class for every pixel" if isinstance(task, Segmentation) else task.unit or "classes"
 
 
@@ -159,6 +164,21 @@ def _of_numbers(images: str, task: Regression, answers: Tensor, labels: Tensor, 
         parts={name: (n, t / n if n else None) for name, n, t in zip(names, count, total, strict=True)},
         what=task.unit,
         metric=f"mae ({task.unit})",
+    )
+
+
+def _of_several(images: str, classes: Sequence[str], answers: Tensor, labels: Tensor, note: str) -> Evaluation:
+    """mAP, and the average precision of each label with the number of images that have it."""
+    each, there = average_precisions(answers, labels), labels.sum(0, dtype=torch.int64).tolist()
+    parts = zip(classes, there, each.tolist(), strict=True)
+    return Evaluation(
+        images=images,
+        n=len(labels),
+        score=float(each.nanmean()),
+        parts={name: (n, precision if n else None) for name, n, precision in parts},
+        note=note,
+        what="label",
+        metric="map",
     )
 
 
@@ -201,6 +221,9 @@ def _matched(split: Split, dataset: Dataset, card: dict[str, Any]) -> tuple[Spli
         order = torch.tensor([ours.index(name) for name in theirs])
         if isinstance(dataset.task, Segmentation):
             order = torch.cat([order, torch.arange(len(order), 256)]).to(torch.uint8)  # void stays
+        if isinstance(dataset.task, MultiLabel):
+            columns = torch.zeros_like(split.labels).index_copy_(1, order, split.labels)
+            return replace(split, labels=columns), "labels matched by name, their order differs"
         return replace(split, labels=order[split.labels.long()]), "classes matched by name, their order differs"
     i = next(i for i, pair in enumerate(zip(ours, theirs, strict=True)) if pair[0] != pair[1])
     return split, f"classes matched by position, their names differ: {ours[i]!r} of the student is {theirs[i]!r} here"

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from kd_lightning.cli.entry import command
 from kd_lightning.core.inference import predict
+from kd_lightning.core.multi_label import MultiLabel, told_labels
 from kd_lightning.core.palette import colours
 from kd_lightning.core.segmentation import Segmentation
 from kd_lightning.core.strangers import in_a_line
@@ -33,12 +34,16 @@ PIXELS = 1 << 26
 
 
 class Prediction(NamedTuple):
-    """A file's class and probability, or only its number; ``problem`` if the file could not be decoded."""
+    """A file's class and probability, or only its number, or its labels; ``problem`` if it could not be decoded.
+
+    ``each`` has the probabilities of all labels where an image has several.
+    """
 
     file: Path
     label: str
     confidence: float | None
     problem: str = ""
+    each: tuple[float, ...] = ()
 
 
 def image_files(paths: Iterable[str | Path]) -> list[Path]:
@@ -95,16 +100,19 @@ def predictions(student: Student, files: Sequence[Path], *, batch_size: int = 25
                 if isinstance(image, str):
                     yield Prediction(file, "", None, image)
                 else:
-                    yield Prediction(file, *next(said))
+                    yield next(said)._replace(file=file)
 
 
-def _said(card: Mapping[str, Any], answers: Tensor) -> list[tuple[str, float | None]]:
-    """Answers (N, K) as text: class and probability, or a number and None."""
+def _said(card: Mapping[str, Any], answers: Tensor) -> list[Prediction]:
+    """Answers (N, K) as text, of no file yet."""
     task = task_of(card)
     if isinstance(task, Regression):
-        return [(f"{number:.6g}", None) for number in task.numbers(answers).tolist()]
+        return [Prediction(Path(), f"{number:.6g}", None) for number in task.numbers(answers).tolist()]
+    if isinstance(task, MultiLabel):
+        told = zip(told_labels(answers, card["classes"]), answers.float().sigmoid().tolist(), strict=True)
+        return [Prediction(Path(), labels, None, each=tuple(each)) for (labels, _), each in told]
     pairs = zip(*(values.tolist() for values in answers.softmax(1).max(1)), strict=True)
-    return [(card["classes"][label], confidence) for confidence, label in pairs]
+    return [Prediction(Path(), card["classes"][label], confidence) for confidence, label in pairs]
 
 
 def write_masks(student: Student, files: Sequence[Path], folder: Path) -> Iterator[Prediction]:
@@ -149,7 +157,7 @@ def write_masks(student: Student, files: Sequence[Path], folder: Path) -> Iterat
 
 @command("kd-predict")
 def main(argv: Sequence[str] | None) -> int:
-    """Print or write class and probability, the number or the map of every file; returns 2 if one is not an image."""
+    """Print or write class and probability, number, labels or map of every file; returns 2 if one is not an image."""
     parser = argparse.ArgumentParser(prog="kd-predict", description="Predictions of a run's student for image files.")
     parser.add_argument("run", metavar="RUN", type=Path, help="a run folder, or a file that kd-export wrote")
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files, or folders of them")
@@ -157,7 +165,8 @@ def main(argv: Sequence[str] | None) -> int:
         "--csv",
         metavar="FILE",
         type=Path,
-        help="write file, class, confidence (or file and number) instead of printing",
+        help="write file, class, confidence (or file and number; or file, labels and the probability of each label) "
+        "instead of printing",
     )
     parser.add_argument("--masks", metavar="DIR", type=Path, help="where a student of segmentation writes its maps")
     parser.add_argument("--trust", action="store_true", help="import the student's network from anywhere")
@@ -175,23 +184,32 @@ def main(argv: Sequence[str] | None) -> int:
     files = image_files(args.images)
     if maps:
         return _masks(student, files, args.masks)
-    unit = task_of(student.card).unit
-    width = max(map(len, student.card["classes"]), default=9)
+    task, classes = task_of(student.card), student.card["classes"]
+    unit, several = task.unit, isinstance(task, MultiLabel)
+    header = ["file", unit] if unit else ["file", "labels", *classes] if several else ["file", "class", "confidence"]
+    width = max(map(len, classes), default=9)
     rows = []
     for prediction in predictions(student, files):
         if prediction.problem:
             print(f"kd-predict: cannot decode {prediction.file}: {prediction.problem}", file=sys.stderr)
             continue
         sure = prediction.confidence
-        rows.append([prediction.file, prediction.label, *([] if sure is None else [f"{sure:.6f}"])])
+        numbers = prediction.each if several else [] if sure is None else [sure]
+        rows.append([prediction.file, prediction.label, *(f"{p:.6f}" for p in numbers)])
         if not args.csv:
-            number = f"{prediction.label:>{width}} {unit}"
+            number = _with_probabilities(prediction, classes) if several else f"{prediction.label:>{width}} {unit}"
             print(f"{number if sure is None else f'{sure:.3f}  {prediction.label:<{width}}'}  {prediction.file}")
     if args.csv:
         with writing(args.csv), args.csv.open("w", newline="") as out:
-            csv.writer(out).writerows([["file", unit] if unit else ["file", "class", "confidence"], *rows])
+            csv.writer(out).writerows([header, *rows])
         print(f"wrote {args.csv}: {len(rows)} images")
     return 0 if len(rows) == len(files) else 2
+
+
+def _with_probabilities(prediction: Prediction, classes: Sequence[str]) -> str:
+    """The labels of an image with their probabilities, such as ``cat 0.980, dog 0.710``."""
+    told = sorted(zip(prediction.each, classes, strict=True), reverse=True)
+    return ", ".join(f"{name} {p:.3f}" for p, name in told if p > 0.5) or "none"
 
 
 def _masks(student: Student, files: Sequence[Path], folder: Path) -> int:

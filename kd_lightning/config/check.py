@@ -30,6 +30,11 @@ FORBIDDEN_TRAINER = {
     "gradient_clip_val": "methods optimise by hand and clip by a setting of their own, such as method.clip",
     "logger": "dashboards are a group of their own, such as logger=tensorboard or logger=wandb",
     "default_root_dir": "a run writes to hydra.run.dir=DIR, and keeps its work in artifacts.root=DIR",
+    "gradient_clip_algorithm": "methods clip by a setting of their own, such as method.clip",
+    "log_every_n_steps": "methods write their curves by themselves; set +method.log_every=N",
+    "fast_dev_run": "it leaves out the files of a run; plan=true tries every fit, debug=smoke is a short run",
+    "overfit_batches": "batches are drawn anew; +trainer.limit_train_batches makes an epoch shorter",
+    "barebones": "it leaves out the files of a run",
     "accumulate_grad_batches": "methods optimise by hand; raise the batch size, or method.accumulate where it exists",
 }
 
@@ -190,8 +195,8 @@ def _trainer_faults(plain: Mapping[str, Any]) -> Iterator[str]:
     for path, trainer in [("trainer", as_dict(plain.get("trainer"))), *_partial_trainers(plain)]:
         for key, why in FORBIDDEN_TRAINER.items():
             value = trainer.get(key)
-            nothing = {"accumulate_grad_batches": 1, "logger": False}
-            if value not in (None, -1, UNKNOWN) and value != nothing.get(key, UNKNOWN):
+            nothing = {"accumulate_grad_batches": 1, "log_every_n_steps": 1_000_000}
+            if value not in (None, -1, False, UNKNOWN) and value != nothing.get(key, UNKNOWN):
                 yield f"{path}.{key}={value}: {why}"
         if trainer.get("max_epochs") == -1:
             yield f"{path}.max_epochs=-1: a fit has an end; give the number of epochs"

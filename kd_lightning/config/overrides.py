@@ -63,8 +63,8 @@ def read(
         ConfigError: the configuration cannot be composed even without overrides.
     """
     with loaded(config_dirs, config_path):
-        with suppress(*REFUSALS):
-            return Composed(compose(config_name, list(overrides)), [], {})
+        if (found := _with_added_keys(config_name, overrides)) is not None:
+            return found
         try:
             cfg = compose(config_name)
         except REFUSALS as error:
@@ -86,6 +86,24 @@ def read(
                         continue
                 problems.append(_explain(override, error, compose(config_name, kept, return_hydra_config=True)))
         return Composed(cfg, problems, unset)
+
+
+def _with_added_keys(config_name: str, overrides: Sequence[str]) -> Composed | None:
+    """All overrides, keys that no file sets among them; None if anything else is wrong with them."""
+    given = list(overrides)
+    unset: dict[str, str] = {}
+    while True:
+        try:
+            return Composed(compose(config_name, given), [], unset)
+        except REFUSALS as error:
+            key = match[1] if (match := re.match(r"Could not override '([^']+)'", str(error))) else "hydra."
+            if key.startswith("hydra.") or key in unset:
+                return None
+            at = next((i for i, override in enumerate(given) if override.partition("=")[0] == key), None)
+            if at is None:
+                return None
+            unset[key] = given[at]
+            given[at] = f"++{given[at]}"
 
 
 def absent(overrides: Iterable[str], config_dirs: Sequence[str] = (), config_path: str | None = None) -> list[str]:

@@ -14,8 +14,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from kd_lightning.config.composition import Composition, TeacherSettings, Training
 from kd_lightning.config.node import UNKNOWN, Node, located, thaw
 from kd_lightning.config.overrides import nearest
+from kd_lightning.config.several_labels import SEVERAL, several_faults, several_teacher_faults
 from kd_lightning.config.signatures import as_dict
 from kd_lightning.config.term_faults import given_faults, module_faults, term_faults
+from kd_lightning.core.multi_label import MultiLabel
 from kd_lightning.core.segmentation import Segmentation
 from kd_lightning.core.tasks import Regression
 from kd_lightning.distributed.device import fast_precision
@@ -28,6 +30,7 @@ from kd_lightning.teachers.access import LEVELS
 CLASSIFIERS = f"{classifiers.__name__}."
 """Networks that answer one vector for an image."""
 KINDS = {"classification": "classes", "regression": "numbers", "segmentation": "maps of classes"}
+KINDS |= {SEVERAL: "several an image"}
 """The labels of each kind of task. What names kinds of tasks in its ``needs`` takes only those."""
 
 
@@ -77,7 +80,7 @@ def needs_faults(path: str, fit: Training, teacher: Answering | None, *, kind: s
         path: key of the method.
         fit: the training that the method belongs to.
         teacher: the teacher that it may get.
-        kind: of the task: ``classification``, ``regression`` or ``segmentation``.
+        kind: of the task, see :func:`kind_of`.
     """
     method, source = _class_of(fit.method), _class_of(fit.source)
     if method is None:
@@ -92,7 +95,7 @@ def needs_faults(path: str, fit: Training, teacher: Answering | None, *, kind: s
         yield str(fault).replace("method.", f"{path}.")
         return
     yield from _teacher_faults(path, name, needs, teacher, method.instead_of_gradients)
-    yield from _task_faults(path, name, needs, kind)
+    yield from _task_faults(path, method, needs, kind)
     if "student.no_batch_norm" in needs and _has_batch_norm(fit.student):
         yield (
             f"{path.removesuffix('method')}student: {name} tells real images from generated ones by what its student "
@@ -109,7 +112,7 @@ def needs_faults(path: str, fit: Training, teacher: Answering | None, *, kind: s
     if source is None:
         return
     beside = f"{path.removesuffix('method')}source"
-    yield from _task_faults(beside, source.__name__, fit.source.requirements(), kind)
+    yield from _task_faults(beside, source, fit.source.requirements(), kind)
     yield from _teacher_faults(beside, source.__name__, fit.source.requirements(), teacher)
     if not hasattr(source, "offers"):
         yield f"{beside}._target_: {source.__name__} is not a source: it lacks `offers`"
@@ -209,7 +212,7 @@ def metric_faults(composition: Composition) -> Iterator[str]:
         if (metric := _class_of(node)) is None:
             continue
         needs = node.requirements()
-        yield from _task_faults(f"metrics.{name}", getattr(metric, "__name__", name), needs, kind)
+        yield from _task_faults(f"metrics.{name}", metric, needs, kind)
         if "teacher.gradients" in needs and (teacher is None or teacher.access != "white"):
             offered = "teacher=none" if teacher is None else f"teacher.access={teacher.access} gives answers alone"
             yield f"metrics.{name}: follows the teacher's gradients, but {offered}: leave it out with metrics=none"
@@ -222,8 +225,10 @@ def answer_faults(composition: Composition) -> Iterator[str]:
         if net is not None and (network := _class_of(net)) is not None:
             needs = net.requirements()
             if net.target.startswith(CLASSIFIERS) and not any(f"task.{task}" in needs for task in KINDS):
-                needs |= {"task.classification", "task.regression"}
-            yield from _task_faults(path, getattr(network, "__name__", path), needs, kind)
+                needs |= {"task.classification", "task.regression", "task.multi_label"}
+            yield from _task_faults(path, network, needs, kind)
+    if kind == SEVERAL and teacher is not None:
+        yield from several_teacher_faults(teacher)
     if kind == "segmentation" and teacher is not None and teacher.access in LEVELS and teacher.access != "white":
         yield (
             f"teacher.access={teacher.access}: a teacher that answers a class for every pixel is only had whole: set "
@@ -242,13 +247,13 @@ def answer_faults(composition: Composition) -> Iterator[str]:
 
 
 def kind_of(load: Node | None) -> str:
-    """The kind of a data set's task: ``classification``, ``regression`` or ``segmentation``.
+    """The kind of a data set's task: ``classification``, ``regression``, ``segmentation`` or ``multi_label``.
 
     Args:
         load: the node that reads the data set, or None; without a setting ``task`` the labels are classes.
     """
     task = _class_of(load and Node.of(load.get("task")))
-    for kind, named in (("regression", Regression), ("segmentation", Segmentation)):
+    for kind, named in (("regression", Regression), ("segmentation", Segmentation), (SEVERAL, MultiLabel)):
         if inspect.isclass(task) and issubclass(task, named):
             return kind
     return "classification"
@@ -259,8 +264,12 @@ def of_numbers(load: Node | None) -> bool:
     return kind_of(load) == "regression"
 
 
-def _task_faults(path: str, name: str, needs: Set[str], kind: str) -> Iterator[str]:
-    made_for = [task for task in KINDS if f"task.{task}" in needs]
+def _task_faults(path: str, what: Any, needs: Set[str], kind: str) -> Iterator[str]:
+    name = getattr(what, "__name__", path)
+    made_for = [task for task in KINDS if f"task.{task}" in needs and task != SEVERAL]
+    if kind == SEVERAL:
+        yield from several_faults(path, what, needs, single=bool(made_for))
+        return
     if not made_for or kind in made_for:
         return
     wanted, labels = " or ".join(KINDS[task] for task in made_for), KINDS[kind]

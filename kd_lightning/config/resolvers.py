@@ -13,7 +13,8 @@ from kd_lightning.config import references
 from kd_lightning.config.groups import members
 from kd_lightning.errors import ConfigError
 
-NUMBERS = "numbers"
+NUMBERS, SEVERAL = "numbers", "several"
+MULTI_LABEL = "kd_lightning.core.multi_label.MultiLabel"
 
 
 def register() -> None:
@@ -25,6 +26,8 @@ def register() -> None:
     OmegaConf.register_new_resolver("kd.count_named", _count_named, replace=True)
     OmegaConf.register_new_resolver("kd.count_saved", _count_saved, replace=True)
     OmegaConf.register_new_resolver("kd.numbers", _numbers, replace=True)
+    OmegaConf.register_new_resolver("kd.labels", _labels, replace=True)
+    OmegaConf.register_new_resolver("kd.temperature", _temperature, replace=True)
     OmegaConf.register_new_resolver("kd.first_of", _first_of, replace=True)
     OmegaConf.register_new_resolver("kd.length", _length, replace=True)
     OmegaConf.register_new_resolver("kd.repeat", _repeat, replace=True)
@@ -51,10 +54,15 @@ def _count_pixel_classes(file: str) -> int:
     return count_pixel_classes(file)
 
 
-def _count_labels(file: str, column: str | None, classes: Any, labels: str) -> int:
-    """Outputs of a network for the labels in a table: one for numbers, else the classes given or found."""
+def _count_labels(file: str, column: Any, classes: Any, labels: str, separator: str) -> int:
+    """Outputs of a network for the labels in a table: one for numbers, else the classes or labels given or found."""
+    from kd_lightning.data.label_sets import set_names
     from kd_lightning.data.table_rows import label_names
 
+    if labels == SEVERAL:
+        return len(classes or set_names(file, column, separator))
+    if isinstance(column, ListConfig | list):
+        raise ConfigError(f"data.label_column={list(column)}: columns of several labels: set data.labels=several")
     return 1 if labels == NUMBERS else len(classes or label_names(file, column))
 
 
@@ -81,6 +89,20 @@ def _numbers(labels: str, low: Any, high: Any, unit: str) -> DictConfig | None:
     if low is None or high is None:
         raise ConfigError("data.labels=numbers: say which there can be, with data.low=... and data.high=...")
     return OmegaConf.create({"_target_": "kd_lightning.core.tasks.Regression", "low": low, "high": high, "unit": unit})
+
+
+def _labels(labels: str, low: Any, high: Any, unit: str, count: int) -> DictConfig | None:
+    """The same, where an image may also have several labels, ``count`` in all."""
+    if labels == SEVERAL:
+        return OmegaConf.create({"_target_": MULTI_LABEL, "num_classes": count})
+    if labels not in ("classes", NUMBERS):
+        raise ConfigError(f"data.labels={labels}: expected classes, numbers or several")
+    return _numbers(labels, low, high, unit)
+
+
+def _temperature(task: str | None, of_classes: float) -> float:
+    """The temperature of ``kd``: 1 where an image has several labels, which students learn worse at 4."""
+    return 1.0 if task == MULTI_LABEL else of_classes
 
 
 def _first_of(value: Any, other: Any) -> Any:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lightning.pytorch.callbacks import Checkpoint
+from torch.optim.lr_scheduler import CyclicLR
 
 from kd_lightning.config.node import located
 from kd_lightning.config.signatures import as_dict, at
@@ -40,6 +41,12 @@ def _one(path: str, node: Mapping[str, Any], epochs: Any, trainer: str) -> Itera
         yield (
             f"{path}: {target.__name__} asks for {asks[0]} at every step, and schedules count epochs only: choose "
             "another, such as torch.optim.lr_scheduler.CosineAnnealingLR"
+        )
+    up, down = node.get("step_size_up", 2000), node.get("step_size_down")
+    if target is CyclicLR and isinstance(up, int) and isinstance(epochs, int) and up + (down or up) > epochs:
+        yield (
+            f"{path}.step_size_up={up}: schedules are stepped once an epoch, and there are {epochs} "
+            f"({trainer}.max_epochs), which end before its cycle does: set {path}.step_size_up={max(1, epochs // 2)}"
         )
     total = node.get("total_steps")
     if total is None and isinstance(node.get("epochs"), int) and isinstance(node.get("steps_per_epoch"), int):

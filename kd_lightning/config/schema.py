@@ -26,6 +26,8 @@ KEYS: dict[str, Any] = {
     "fold_batchnorm": bool,
     "sweep.resume": str | None,
     "sweep.source_seed": int,
+    "sweep.minutes": float | None,
+    "sweep.among": list[str],
     "artifacts.root": str | None,
     "artifacts.reuse": bool,
     "artifacts.scope": Literal["student", "all"],

@@ -11,13 +11,14 @@ from kd_lightning.core.mapped import let_go
 
 BATCH = 500
 """Most images of a batch."""
-PIXELS = 1 << 19
-"""Most pixels of a batch whose outputs are maps."""
+PIXELS, MAP_PIXELS = 1 << 21, 1 << 19
+"""Most pixels of a batch, and of one whose outputs are maps: 500 images of 64 pixels, 41 of 224."""
 
 
-def at_once(images: Tensor) -> int:
-    """The number of images (N, C, H, W) in a batch whose outputs are maps."""
-    return max(1, min(BATCH, PIXELS // (images.shape[-2] * images.shape[-1])))
+def at_once(images: Tensor, *, maps: bool = False) -> int:
+    """The number of images (N, C, H, W) in a batch, so that a network's features of it do not fill the memory."""
+    most = MAP_PIXELS if maps else PIXELS
+    return max(1, min(BATCH, most // (images.shape[-2] * images.shape[-1])))
 
 
 @torch.no_grad()
@@ -41,7 +42,7 @@ def predict(
     """
 
     def outputs() -> Tensor:
-        batches = images.split(at_once(images) if keep else BATCH)
+        batches = images.split(at_once(images, maps=keep is not None))
         found = []
         for batch in batches:
             output = net(batch.to(device).float() / 255).float()

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 from torchmetrics import Metric
 
+from kd_lightning.core.multi_label import MultiLabel
 from kd_lightning.core.strangers import in_a_line
 from kd_lightning.core.tasks import Regression, Task
 from kd_lightning.errors import ConfigError
@@ -19,7 +20,8 @@ def add(name: str, metric: Metric, task: Task, output: Tensor, label: Tensor) ->
     Args:
         name: of the metric in the configuration.
         metric: any that compares predictions with labels.
-        task: what the outputs mean; it gets numbers in their unit, and logits or masks as they are.
+        task: what the outputs mean; it gets numbers in their unit, probabilities of several labels, and logits or
+            masks as they are.
         output: what :func:`~kd_lightning.core.tasks.kept` keeps of a network's outputs.
         label: the labels.
 
@@ -27,6 +29,8 @@ def add(name: str, metric: Metric, task: Task, output: Tensor, label: Tensor) ->
         ConfigError: the metric does not take them.
     """
     told = task.numbers(output) if isinstance(task, Regression) else output
+    if isinstance(task, MultiLabel):
+        told, label = output.sigmoid(), label.long()
     try:
         metric.update(told, label)
     except Exception as error:  # torchmetrics raises many kinds of errors on outputs that it does not take

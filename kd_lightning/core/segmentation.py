@@ -32,7 +32,7 @@ def pixel_confusion(rows: Tensor, columns: Tensor, num_classes: int) -> Tensor:
         num_classes: C.
     """
     counts = torch.zeros(num_classes**2, dtype=torch.long, device=rows.device)
-    few = at_once(rows)  # the masks of a whole set would take many times their memory
+    few = at_once(rows, maps=True)  # the masks of a whole set would take many times their memory
     for some, others in zip(rows.split(few), columns.split(few), strict=True):
         one, two = some.long().flatten(), others.long().flatten()
         counted = (one >= 0) & (one < num_classes) & (two >= 0) & (two < num_classes)

@@ -17,6 +17,7 @@ from torch import Tensor
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
 
+from kd_lightning.core.multi_label import MultiLabel
 from kd_lightning.core.segmentation import Segmentation
 from kd_lightning.errors import ConfigError, DataError
 
@@ -168,7 +169,7 @@ class Regression:
             )
 
 
-Task = Classification | Regression | Segmentation
+Task = Classification | Regression | Segmentation | MultiLabel
 
 
 def _places(output: Tensor) -> Tensor:
@@ -180,7 +181,12 @@ def _places(output: Tensor) -> Tensor:
 def task_of(card: Mapping[str, Any]) -> Task:
     """The task that a student's card or a result describes; classification where it has no entry ``task``."""
     described = dict(card.get("task") or {"kind": "classification", "num_classes": len(card.get("classes") or ())})
-    kinds = {"classification": Classification, "regression": Regression, "segmentation": Segmentation}
+    kinds: dict[str, type[Task]] = {
+        "classification": Classification,
+        "regression": Regression,
+        "segmentation": Segmentation,
+        "multi_label": MultiLabel,
+    }
     return kinds[described.pop("kind")](**described)
 
 

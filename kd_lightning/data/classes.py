@@ -12,8 +12,10 @@ from kd_lightning.errors import DataError
 SPLITS = {"train": ("train", "training", "trn"), "val": ("val", "valid", "validation", "dev"),
           "test": ("test", "testing", "tst")}  # fmt: skip
 """Part -> usual names of its folder, in any case, with or without a ``set`` or ``_set`` behind."""
-LIKELY = re.compile(r"(train|valid|val|test)[^a-z].*|(training|testing|validation).*", re.IGNORECASE)
+LIKELY = re.compile(r"(train|valid|val|test)[^a-z].*|(training|testing|validation|trainval).*", re.IGNORECASE)
 """Names that are rather those of a part than of a class."""
+ENDING = re.compile(r".*[^a-z](train|training|val|valid|validation|test|testing)", re.IGNORECASE)
+"""Names that may be either: ``bullet_train``, ``images_train``; rather parts where two kinds of parts are named so."""
 
 
 def part_of(name: str) -> str | None:
@@ -26,7 +28,8 @@ def split_folders(root: str | Path) -> dict[str, Path]:
     """Map ``train``, ``val``, ``test`` to their folders, of any usual name; without any, ``train`` is ``root`` itself.
 
     Raises:
-        DataError: ``root`` is no folder, has only a ``val`` folder, or two for the same part.
+        DataError: ``root`` is no folder, has only a ``val`` folder, two for the same part, or beside them one whose
+            name is rather that of a part.
     """
     root = Path(root).expanduser()
     if not root.is_dir():
@@ -42,7 +45,16 @@ def split_folders(root: str | Path) -> dict[str, Path]:
     found = {part: folders[0] for part, folders in places.items() if folders}
     if list(found) == ["val"]:
         raise DataError(f"{root} holds a folder {found['val'].name}, but neither train nor test: expected {_EXPECTED}")
+    if found and (like := _likely(beside(root))):
+        raise DataError(f"{root} holds {', '.join(p.name for p in found.values())} and {like[0]}: which part is "
+                        f"{like[0]}? Call parts train, val and test")  # fmt: skip
     return found or {"train": root}
+
+
+def beside(root: str | Path) -> list[str]:
+    """Names of the folders beside those of parts, which are not read."""
+    folders = (path for path in Path(root).expanduser().iterdir() if path.is_dir())
+    return sorted(f.name for f in folders if part_of(f.name) is None and not f.name.startswith((".", "__")))
 
 
 def class_names(folder: Path) -> list[str]:
@@ -79,7 +91,7 @@ def classes_of(parts: dict[str, Path]) -> list[str]:
     """
     folder = parts.get("train") or parts["test"]
     names = class_names(folder)
-    if likely := [name for name in names if LIKELY.fullmatch(name)]:
+    if likely := _likely(names):
         raise DataError(
             f"{folder} holds {', '.join(names[:5])}: is {likely[0]} a part of the set and no class? Call parts train, "
             "val and test"
@@ -96,6 +108,19 @@ def classes_of(parts: dict[str, Path]) -> list[str]:
             f"{_EXPECTED}"
         )
     return names
+
+
+def _likely(names: list[str]) -> list[str]:
+    """Those of the names that are rather those of parts."""
+    ending = {name: part_of(match[1]) for name in names if (match := ENDING.fullmatch(name))}
+    several = len(set(ending.values())) > 1
+    return [name for name in names if LIKELY.fullmatch(name) or (several and name in ending)]
+
+
+def alike_below(folder: Path, names: list[str]) -> list[str]:
+    """The folders in the class folders if they are the same two or more in each: they may be the classes; else none."""
+    below = [{path.name for path in (folder / name).iterdir() if path.is_dir()} for name in names]
+    return sorted(below[0]) if len(below[0]) > 1 and all(each == below[0] for each in below) else []
 
 
 def pixel_classes(file: str | Path) -> list[tuple[str, tuple[int, int, int] | None]]:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kd_lightning.core.multi_label import MultiLabel
 from kd_lightning.core.segmentation import Segmentation
 from kd_lightning.core.sides import Size, sides
 from kd_lightning.core.tasks import Classification, Regression, Task
@@ -19,7 +20,8 @@ from kd_lightning.errors import DataError
 class Split:
     """One part of a set: ``images`` uint8 (N,C,H,W) and ``labels``.
 
-    Labels are (N,), int64 classes or float32 in their unit, or maps (N,H,W), uint8; None where nobody gave any.
+    Labels are (N,), int64 classes or float32 in their unit; (N,K) of 0 and 1, uint8, where an image has several; or
+    maps (N,H,W), uint8. None where nobody gave any.
     """
 
     images: Tensor
@@ -49,6 +51,7 @@ class Dataset:
         skipped: images left out because they could not be decoded.
         unread: how many files of each ending are of no kind that is read.
         found: what was found on disk, in words, where folders decide it.
+        doubts: lines about what was left out there or may have been misread.
         shape: (C,H,W), needed where there is no part to read it from.
         task: the meaning of the labels, where they are no classes.
         unlabelled: uint8 (N,C,H,W), training images without labels of another domain, to which ``test`` then belongs.
@@ -67,6 +70,7 @@ class Dataset:
     skipped: int = 0
     unread: Mapping[str, int] = field(default_factory=dict)
     found: str = ""
+    doubts: tuple[str, ...] = ()
     shape: tuple[int, int, int] | None = None
     task: Task = None  # type: ignore[assignment]  # never None after __post_init__
     unlabelled: Tensor | None = None
@@ -77,7 +81,7 @@ class Dataset:
         for part in ("train", "val", "test"):
             if (split := getattr(self, part)) is None or not split.labelled:
                 continue
-            if isinstance(task, Regression):
+            if isinstance(task, Regression | MultiLabel):
                 task.check_labels(f"{self.name}/{part}", split.labels)
             elif isinstance(task, Segmentation):
                 task.check_labels(f"{self.name}/{part}", split.labels, split.images)

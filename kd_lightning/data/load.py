@@ -6,6 +6,7 @@ import hashlib
 import json
 
 from kd_lightning.core.mapped import let_go
+from kd_lightning.core.multi_label import MultiLabel
 from kd_lightning.core.segmentation import Segmentation
 from kd_lightning.data.dataset import Dataset
 from kd_lightning.errors import DataError
@@ -26,7 +27,7 @@ def refuse_other_classes(dataset: Dataset, num_classes: int) -> None:
 def dataset_digest(dataset: Dataset) -> str:
     """Hash of all pixels and labels, and of their meaning (classes or task)."""
     said = [dataset.name, dataset.classes or dataset.task.described(), dataset.image_shape]
-    if isinstance(dataset.task, Segmentation):  # the same maps mean something else with another void
+    if isinstance(dataset.task, Segmentation | MultiLabel):  # the same maps mean something else with another void
         said.append(dataset.task.described())
     total = hashlib.sha256(json.dumps(said).encode())
     for split in (dataset.train, dataset.val, dataset.test):

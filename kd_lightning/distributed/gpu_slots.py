@@ -19,7 +19,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from hydra.core.override_parser.types import Quote, QuotedString
 
@@ -31,6 +31,19 @@ STOP_SECONDS = 30.0
 
 PARENT = "KD_PARENT"
 """Variable with the pipe whose closing tells a rank or job that its parent has ended."""
+
+
+class Process(Protocol):
+    """What the launcher asks of a job's process: :class:`subprocess.Popen` answers it."""
+
+    pid: int
+    returncode: int | None
+
+    def poll(self) -> int | None:
+        """The exit status, negative for a signal; None while it runs."""
+
+    def wait(self) -> int:
+        """Wait for the end."""
 
 
 @dataclass
@@ -48,7 +61,7 @@ class Job:
     label: str
     status: str = "waiting"
     slot: str = ""
-    process: subprocess.Popen[bytes] | None = None
+    process: Process | None = None
     started: float = 0.0
     result: dict[str, Any] = field(default_factory=dict)
 

@@ -13,6 +13,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
 
+from kd_lightning.engine.slices import Slice
 from kd_lightning.store.artifacts import writing
 
 
@@ -25,8 +26,9 @@ class Resumable(Checkpoint):
     and skip them. As a ``Checkpoint`` it is called after the method and all other callbacks.
     """
 
-    def __init__(self, path: Path, *, seconds: float | None = None) -> None:
+    def __init__(self, path: Path, *, seconds: float | None = None, slice_: Slice | None = None) -> None:
         self.path = path
+        self.slice = slice_
         self.seconds = float(os.environ.get("KD_CHECKPOINT_SECONDS", 20)) if seconds is None else seconds
         self.last = time.monotonic()
         self.before: Any = None
@@ -59,6 +61,8 @@ class Resumable(Checkpoint):
         """Save if ``seconds`` have passed on the first rank's clock, which several ranks compare every 50 rounds."""
         done = batch_idx + 1
         ends = done == trainer.num_training_batches or done % (trainer.val_check_batch or 1) == 0
+        if self.slice is not None and self.slice.over:
+            self.stopping = True
         if not ends and (trainer.world_size == 1 or done % 50 == 0):
             self._save_if_due(trainer)
 
@@ -71,13 +75,17 @@ class Resumable(Checkpoint):
         """Save the last state."""
         self._save(trainer)
         self._interruptible_again()
-        if self.stopping:
+        if self.slice is not None:
+            self.slice.leave(trainer, ended=True)
+        elif self.stopping:
             raise KeyboardInterrupt
 
     def _save_if_due(self, trainer: L.Trainer) -> None:
         if trainer.strategy.broadcast(self.stopping or time.monotonic() - self.last >= self.seconds):
             self._save(trainer)
         if self.stopping:
+            if self.slice is not None:
+                self.slice.leave(trainer, ended=False)
             raise KeyboardInterrupt
 
     def _save(self, trainer: L.Trainer) -> None:

@@ -32,6 +32,7 @@ from kd_lightning.engine.kept_networks import agreement_on_drawn, keep_networks
 from kd_lightning.engine.own_metrics import OwnMetrics, own_metrics
 from kd_lightning.engine.progress_bar import PhaseBar
 from kd_lightning.engine.restart import begin_again, next_seed, restarts
+from kd_lightning.engine.slices import slice_of
 from kd_lightning.engine.user_callbacks import callbacks_of
 from kd_lightning.methods.base.distiller import Distiller
 from kd_lightning.methods.base.protocols import Teacher
@@ -70,6 +71,7 @@ class RunContext:
         task: loss and metrics.
         boards, callbacks: dashboards of the stages and the student, and further callbacks of every fit.
         run: name of the run, to which queries to a black-box teacher are charged.
+        folder: of the run, where a student that learns in slices says how good it is.
     """
 
     store: Store
@@ -79,6 +81,7 @@ class RunContext:
     boards: Dashboards
     callbacks: list[Callback] = field(default_factory=list)
     run: str = "no run"
+    folder: Path | None = None
 
 
 def build_network(training: Training) -> Normalized:
@@ -196,6 +199,7 @@ def _train(
     val_answers: Tensor | None,
     boards: Dashboards,
 ) -> tuple[Distiller, dict[str, Any]]:
+    slice_ = slice_of(bench.folder, bench.dataset, training.data) if bench.folder and phase == "student" else None
     # Networks and method
     runtime, settings = training.runtime, training.trainer
     L.seed_everything(training.seed, verbose=False)  # the same on every rank; a method's noise differs
@@ -224,7 +228,7 @@ def _train(
         else TensorLoader(
             *(val.images, val.labels),
             answers=val_answers,
-            batch_size=at_once(val.images) if kept(bench.task) else 500,
+            batch_size=at_once(val.images, maps=kept(bench.task) is not None),
             shuffle=False,
             rank=context.rank,
             world=context.world,
@@ -251,7 +255,7 @@ def _train(
         enable_checkpointing=True,
         logger=curves,
         max_time=duration(settings.get("max_time")),
-        callbacks=[*watching, marked, Resumable(checkpoint), *bench.callbacks],
+        callbacks=[*watching, marked, Resumable(checkpoint, slice_=slice_), *bench.callbacks],
     )
     method.train()
     try:

@@ -6,21 +6,43 @@ from torch.nn import functional as F
 from kd_lightning.losses.response import check_same_shape, kl
 
 
-def imitation(student: Tensor, teacher: Tensor, *, temperature: float = 1.0) -> Tensor:
-    """Distance of the student's outputs from the teacher's, for classification and regression.
+def imitation(student: Tensor, teacher: Tensor, *, temperature: float = 1.0, several: bool = False) -> Tensor:
+    """Distance of the student's outputs from the teacher's, for any task.
 
-    Outputs with one value are numbers: mean squared error, the task's own loss on labels. Outputs with several values
-    are logits: :func:`kl`.
+    Where an image has several labels, :func:`binary_kl`. Else outputs with one value are numbers: mean squared error,
+    the task's own loss on labels; and outputs with several values are logits: :func:`kl`.
 
     Args:
         student: (N,1), or logits (N,K) or (N,K,...).
         teacher: of the same shape.
         temperature: T, for logits only.
+        several: whether an image has several labels; a term is told it.
     """
     check_same_shape(student, teacher)
+    if several:
+        return binary_kl(student, teacher, temperature=temperature)
     if student.shape[1] == 1:
         return F.mse_loss(student.float(), teacher.float())
     return kl(student, teacher, temperature=temperature)
+
+
+def binary_kl(student: Tensor, teacher: Tensor, *, temperature: float = 1.0) -> Tensor:
+    """T^2 KL(p || q) of each label, p = sigmoid(teacher/T) and q = sigmoid(student/T): the mean over labels and images.
+
+    Hinton et al.'s loss for each label as a problem of two classes: a sigmoid is the softmax of a logit and 0. It
+    differs from the binary cross-entropy with targets p by their entropy, so its gradient, T (q - p), is the same, and
+    equal logits give 0.
+
+    Args:
+        student: logits (N,K).
+        teacher: logits of the same shape.
+        temperature: T.
+    """
+    check_same_shape(student, teacher)
+    s, t = student.float() / temperature, teacher.float() / temperature
+    there = t.sigmoid() * (F.logsigmoid(t) - F.logsigmoid(s))
+    absent = (-t).sigmoid() * (F.logsigmoid(-t) - F.logsigmoid(-s))
+    return temperature**2 * (there + absent).mean()
 
 
 def soft_cross_entropy(student: Tensor, targets: Tensor, *, temperature: float = 1.0) -> Tensor:

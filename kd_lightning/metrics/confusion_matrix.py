@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kd_lightning.core.multi_label import MultiLabel, average_precisions, told_labels
 from kd_lightning.core.segmentation import Segmentation
 from kd_lightning.core.tasks import Regression
 from kd_lightning.data.dataset import Dataset
 from kd_lightning.metrics.map_pictures import draw_maps
 from kd_lightning.tracking.backends import Dashboards
-from kd_lightning.tracking.image_grids import matrix, save, scatter
+from kd_lightning.tracking.image_grids import bars, matrix, save, scatter
 
 SHOWN = 100
 """Most test images in a table of predictions."""
@@ -31,21 +32,22 @@ def draw_answers(
     """Write a picture of the student against the labels and, where its answers are known, one against the teacher.
 
     ``confusion_labels.png`` and ``confusion_teacher.png`` where labels are classes, ``numbers_labels.png`` and
-    ``numbers_teacher.png`` where they are numbers; where they are maps, see
-    :func:`~kd_lightning.metrics.map_pictures.draw_maps`.
+    ``numbers_teacher.png`` where they are numbers; ``average_precision.png`` where an image has several; where they are
+    maps, see :func:`~kd_lightning.metrics.map_pictures.draw_maps`.
 
     Args:
         folder: where to write them.
         boards: dashboards that get them too.
         dataset: has the task and the class names.
         student: outputs on the test images, (N, K), or masks (N, H, W).
-        labels: (N,) or (N, H, W).
+        labels: (N,), (N, K) or (N, H, W).
         teacher: the same of the teacher, or None.
     """
     if isinstance(dataset.task, Segmentation):
         draw_maps(folder, boards, dataset, {"student": student} | ({} if teacher is None else {"teacher": teacher}))
         return
     draw = _numbers if isinstance(dataset.task, Regression) else _confusions
+    draw = _several if isinstance(dataset.task, MultiLabel) else draw
     draw(folder, boards, dataset, student.cpu(), labels.cpu(), None if teacher is None else teacher.cpu())
 
 
@@ -72,6 +74,25 @@ def _guesses(name: str, output: Tensor, classes: Sequence[str]) -> dict[str, lis
     """The class that a network names for each of the first images, and how sure it is, under its name."""
     sure, said = output[:SHOWN].float().softmax(1).max(1)
     return {name: [classes[i] for i in said.tolist()], f"{name} confidence": [round(p, 3) for p in sure.tolist()]}
+
+
+def _several(
+    folder: Path, boards: Dashboards, dataset: Dataset, student: Tensor, labels: Tensor, teacher: Tensor | None
+) -> None:
+    classes, each = dataset.classes, average_precisions(student, labels)
+    percent = (100 * each.nan_to_num(0)).round().long()
+    title = f"Average precision of each label in %, of the student on {len(labels):,} test images"
+    picture = bars(percent, classes, title)
+    save(picture, folder / "average_precision.png")
+    boards.picture("average_precision", picture, None)
+    if dataset.test is not None and boards.loggers:
+        told = {
+            "label": [";".join(n for n, there in zip(classes, row, strict=True) if there) for row in labels[:SHOWN]]
+        }
+        for name, output in ({"student": student} | ({} if teacher is None else {"teacher": teacher})).items():
+            said, sure = zip(*told_labels(output[:SHOWN], classes), strict=True)
+            told |= {name: list(said), f"{name} confidence": [round(p, 3) for p in sure]}
+        boards.predictions("test/predictions", dataset.test.images[:SHOWN], told)
 
 
 def _numbers(

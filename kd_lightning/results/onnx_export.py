@@ -16,8 +16,9 @@ from torch import Tensor
 from kd_lightning.core.extras import install
 from kd_lightning.core.file_format import FORMAT_VERSION
 from kd_lightning.core.inference import predict
+from kd_lightning.core.multi_label import MultiLabel
 from kd_lightning.core.segmentation import Segmentation
-from kd_lightning.core.tasks import Regression, kept, task_of
+from kd_lightning.core.tasks import Regression, Task, kept, task_of
 from kd_lightning.errors import UserError
 from kd_lightning.results.student_files import Student
 from kd_lightning.store.artifacts import writing
@@ -121,12 +122,22 @@ def _onnx_metadata(card: Mapping[str, Any]) -> dict[str, str]:
         "input_size": "x".join(map(str, card["image_shape"][1:])),
         "input_resize": card.get("resize", "crop"),
         task.headline: json.dumps((card.get("metrics") or {}).get(f"test/{task.headline}")),
+        "output": _meaning(task),
         "task": json.dumps(task.described()),
         "teacher": str(card.get("teacher") or ""),
         "network": json.dumps(card["network"]),
         "kd_lightning": version("kd_lightning"),
         "torch": torch.__version__,
     }
+
+
+def _meaning(task: Task) -> str:
+    """What a student's answers are, for people."""
+    if isinstance(task, Regression):
+        return f"places in the range of the labels: 0 is {task.low:g}, 1 is {task.high:g} {task.unit}".rstrip()
+    if isinstance(task, MultiLabel):
+        return "logits, a sigmoid of each is the probability of that label"
+    return "logits, a softmax over classes makes them probabilities"
 
 
 def _difference(student: Student, onnxruntime: Any, content: bytes, images: Tensor) -> float:

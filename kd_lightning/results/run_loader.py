@@ -14,6 +14,7 @@ from torch import nn
 
 from kd_lightning.config.record import resolved
 from kd_lightning.core import strangers
+from kd_lightning.core.multi_label import MultiLabel
 from kd_lightning.core.tasks import Regression, Task, task_of
 from kd_lightning.data.dataset import Dataset, Split
 from kd_lightning.data.domains import moved_to
@@ -52,7 +53,7 @@ class Finished:
 
     @property
     def task(self) -> Task:
-        """Classification or regression, from the student's card."""
+        """What its labels are, from the student's card."""
         return task_of(self.student.card)
 
     @property
@@ -60,8 +61,13 @@ class Finished:
         """Class names; their positions are the labels.
 
         Raises:
-            UserError: the labels are numbers.
+            UserError: the labels are numbers, or an image has several.
         """
+        if isinstance(self.task, MultiLabel):
+            raise UserError(
+                f"{self.folder}: its images have several labels, run.student.card['classes'], each with a probability "
+                "of its own: answers(...).sigmoid() gives them, and plots/average_precision.png shows how good they are"
+            )
         if isinstance(self.task, Regression):
             raise UserError(
                 f"{self.folder}: its labels are numbers ({self.task.unit}), not classes; run.task.numbers(answers) "

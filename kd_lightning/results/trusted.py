@@ -14,6 +14,7 @@ from torch.nn.modules import module as hooks
 
 from kd_lightning.config.node import located as locate
 from kd_lightning.core import strangers
+from kd_lightning.core.multi_label import MultiLabel
 from kd_lightning.core.segmentation import Segmentation
 from kd_lightning.core.tasks import Classification, Regression
 from kd_lightning.errors import UserError
@@ -21,7 +22,7 @@ from kd_lightning.errors import UserError
 NETWORKS, DATA = "kd_lightning.networks.", "kd_lightning.data.datasets."
 PATTERNS = f"{DATA}file_names"
 """Takes a regular expression, which may take for ever."""
-TASKS = {f"{task.__module__}.{task.__name__}" for task in (Classification, Regression, Segmentation)}
+TASKS = {f"{task.__module__}.{task.__name__}" for task in (Classification, Regression, Segmentation, MultiLabel)}
 FETCHING = ("weights", "weights_backbone", "pretrained", "pretrained_backbone", "download")
 """Arguments with which a constructor would download something."""
 WORDS = ("_target_", "_args_", "_partial_", "_recursive_", "_convert_")

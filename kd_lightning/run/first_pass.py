@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from kd_lightning.config.composition import Composition, TeacherSettings
 from kd_lightning.config.node import Node
+from kd_lightning.core.multi_label import MultiLabel
 from kd_lightning.core.segmentation import Segmentation
 from kd_lightning.core.tasks import Classification, Regression, Task
 from kd_lightning.data.dataset import Dataset
@@ -85,6 +86,10 @@ def try_network(what: str, net: nn.Module, image: tuple[int, ...], task: Task | 
             raise UserError(
                 f"{what}: {name} answers with probabilities, and losses take logits: leave the softmax at its end out"
             )
+        if not trained and isinstance(task, MultiLabel) and isinstance(list(net.modules())[-1], nn.Sigmoid):
+            raise UserError(
+                f"{what}: {name} answers with probabilities, and losses take logits: leave the sigmoid at its end out"
+            )
     net.eval()
 
 
@@ -101,7 +106,7 @@ def _refuse_shape(what: str, name: str, answer: Tensor, task: Task | None, mode:
                 "the images' height and width: a class for every pixel"
             )
         return
-    if not isinstance(task, Classification | Regression) or tuple(answer.shape) == (2, task.outputs):
+    if not isinstance(task, Classification | Regression | MultiLabel) or tuple(answer.shape) == (2, task.outputs):
         return
     shape = tuple(answer.shape)
     said = f"{what}: {name} answers 2 images with {shape}, {mode}, expected {(2, task.outputs)}"

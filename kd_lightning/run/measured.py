@@ -13,6 +13,7 @@ from torchmetrics import Metric
 
 from kd_lightning.config.composition import Composition
 from kd_lightning.core.inference import predict
+from kd_lightning.core.multi_label import MultiLabel, average_precisions
 from kd_lightning.core.notices import keep
 from kd_lightning.core.own_metrics import add, values
 from kd_lightning.core.segmentation import Segmentation, class_ious, pixel_confusion
@@ -48,15 +49,15 @@ def tested(
 ) -> tuple[dict[str, float | None], dict[str, dict[str, float | None]]]:
     """Metrics of teacher, student, stages that teach and controls on the test images, by ``NAME/METRIC``.
 
-    None where not measured. And, for segmentation, the IoU of each class, by name of the network and of the class.
+    None where not measured. And what :func:`by_class` gives of them.
     """
-    ious: dict[str, dict[str, float | None]] = {}
+    parts: dict[str, dict[str, float | None]] = {}
     dataset, task, answers, student = bench.dataset, bench.task, fits.answers, fits.student
     test = dataset.test
     metrics: dict[str, float | None] = {}
     if fits.teacher is not None:
         if answers is not None and test:
-            ious |= iou_by_class("teacher", dataset, answers)
+            parts |= by_class("teacher", dataset, answers)
         accuracy = evaluate(task, answers, test.labels, None) if answers is not None and test else {}
         metrics |= {f"teacher/{k}": accuracy.get(k) for k in task.metrics()}
     outputs: Tensor | None = None
@@ -67,7 +68,7 @@ def tested(
         else:
             output = predict(fitted.network, test.images, keep=kept(task), device=composition.device)
             measured = evaluate(task, output, test.labels, answers)
-            ious |= iou_by_class(name, dataset, output)
+            parts |= by_class(name, dataset, output)
             if name == "test":
                 outputs = output
                 for line in shortcomings(task, output, test.labels, dataset.classes) if test.labelled else ():
@@ -96,21 +97,28 @@ def tested(
     metrics |= {f"gate/{name}": gate["value"] for name, gate in student.report.get("pool", {}).get("gates", {}).items()}
     told = ("generated/agreement", "chosen/")
     metrics |= {key: value for key, value in student.report.items() if key.startswith(told)}
-    return metrics, ious
+    return metrics, parts
 
 
-def iou_by_class(name: str, dataset: Dataset, masks: Tensor) -> dict[str, dict[str, float | None]]:
-    """Under ``name``, the IoU of each class of the test images; empty where labels are no maps.
+def by_class(name: str, dataset: Dataset, output: Tensor) -> dict[str, dict[str, float | None]]:
+    """Under ``name``, the IoU of each class, or the average precision of each label where an image has several.
+
+    Empty for other labels; None for a class that no test image has.
 
     Args:
         name: of the network.
         dataset: has the test images and the classes.
-        masks: the network's classes on the test images, (N, H, W).
+        output: what is kept of the network's answers to the test images.
     """
-    if not isinstance(dataset.task, Segmentation) or dataset.test is None:
+    if dataset.test is None or not dataset.test.labelled:
         return {}
-    found = class_ious(pixel_confusion(dataset.test.labels, masks, dataset.num_classes)).tolist()
-    return {name: {c: None if iou != iou else iou for c, iou in zip(dataset.classes, found, strict=True)}}
+    if isinstance(dataset.task, Segmentation):
+        found = class_ious(pixel_confusion(dataset.test.labels, output, dataset.num_classes))
+    elif isinstance(dataset.task, MultiLabel):
+        found = average_precisions(output, dataset.test.labels)
+    else:
+        return {}
+    return {name: {c: None if v != v else v for c, v in zip(dataset.classes, found.tolist(), strict=True)}}
 
 
 def _further(

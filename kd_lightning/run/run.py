@@ -15,7 +15,9 @@ from kd_lightning.config.composition import Composition, Training
 from kd_lightning.config.node import Node, freeze, thaw
 from kd_lightning.config.record import leave_plain
 from kd_lightning.config.signatures import own_code, versions
+from kd_lightning.core.multi_label import MultiLabel
 from kd_lightning.core.notices import keep, notice, noticing
+from kd_lightning.core.segmentation import Segmentation
 from kd_lightning.core.strangers import read_json
 from kd_lightning.data.dataset import Dataset
 from kd_lightning.data.datasets.image_files import counted
@@ -36,6 +38,8 @@ from kd_lightning.tracking.curve_picture import draw_curves
 
 VERSION = 2
 """Increased when the identity of a run changes."""
+PARTS = {Segmentation: "iou", MultiLabel: "average_precision"}
+"""Name in the result of what is measured of each class."""
 NOT_COPIED = ("artifact.json", "latest-run", "debug*.log")  # W&B's links lead out of the folder
 
 
@@ -126,7 +130,7 @@ def _kept_or_made(composition: Composition, folder: Path) -> dict[str, Any]:
 
     def build(work: Path) -> None:
         with watching(loggers, composition.plain(), work, folder) as boards:
-            bench = RunContext(store, dataset, data_key, dataset.task, boards, run=name)
+            bench = RunContext(store, dataset, data_key, dataset.task, boards, run=name, folder=folder)
             with noticing() as heard:
                 result = _produce(composition, bench, clock, work)
             result["warnings"] = list(dict.fromkeys([*result["warnings"], *heard]))
@@ -190,7 +194,7 @@ def _produce(composition: Composition, bench: RunContext, clock: Clock, work: Pa
     # Test
     fits = Fits(teacher, asked, answers, stages, student, controls)
     with clock("test"):
-        metrics, ious = tested(composition, bench, fits, work)
+        metrics, parts = tested(composition, bench, fits, work)
     if collectives.rank() == 0 and (weak := weak_teacher(composition.controls, metrics, bench.task)):
         notice(weak)
     bench.boards.numbers({k: v for k, v in metrics.items() if v is not None}, student.report["rounds"])
@@ -202,11 +206,15 @@ def _produce(composition: Composition, bench: RunContext, clock: Clock, work: Pa
         draw_curves(work / "metrics.csv", work / "curves.png", f"{bench.dataset.name}, seed {composition.seed}")
     if trained(student):
         bench.boards.student(work, card)
-    return result_of(composition, bench, fits, metrics, clock.seconds) | ({"iou": ious} if ious else {})
+    return result_of(composition, bench, fits, metrics, clock.seconds) | (
+        {PARTS[type(bench.task)]: parts} if parts else {}
+    )
 
 
 def _notice_data(dataset: Dataset) -> None:
-    """Keep what is missing of the data with the result."""
+    """Keep what is missing of the data, or may be misread, with the result."""
+    for doubt in dataset.doubts:
+        notice(doubt)
     if dataset.unread:
         keep(f"files of kinds that are not read were left out: {counted(dataset.unread)}; convert them to .png or .jpg")
     if dataset.skipped:

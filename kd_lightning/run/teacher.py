@@ -14,6 +14,7 @@ from kd_lightning.config.composition import Composition, TeacherSettings, Traini
 from kd_lightning.config.node import Node, thaw
 from kd_lightning.config.signatures import own_code
 from kd_lightning.core.inference import predict
+from kd_lightning.core.multi_label import MultiLabel
 from kd_lightning.core.tasks import Task, kept
 from kd_lightning.core.user_code import fingerprint
 from kd_lightning.data.dataset import Dataset, Split
@@ -173,6 +174,8 @@ def obtain_teacher(
         )
         if isinstance(client, Function):
             client.name_classes(bench.dataset.classes)
+            if isinstance(bench.task, MultiLabel):
+                client.expect_several()
         _refuse_another(client.describe(), settings, bench.dataset)
         file = settings.ledger or Store(composition.artifacts.root).root / "ledger.sqlite"
         pace = settings.pace.build()
@@ -185,6 +188,7 @@ def obtain_teacher(
         [
             key,
             *(said[k] for k in ("name", "version", "access", "decimals", "k")),
+            *(["several"] if described.several else []),
             settings.smoothing,
             *_code_of(settings),
         ]
@@ -236,6 +240,7 @@ def _at_home(settings: TeacherSettings, net: Normalized, key: str, dataset: Data
         decimals=settings.decimals,
         k=settings.k,
         price=settings.price,
+        several=isinstance(dataset.task, MultiLabel),
     )
     return LocalAsker(net, described, abstain_below=settings.abstain_below, device=device)
 

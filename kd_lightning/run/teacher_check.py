@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from kd_lightning.core.inference import predict
+from kd_lightning.core.multi_label import MultiLabel, ranking_precision
 from kd_lightning.core.segmentation import Segmentation, class_ious, pixel_confusion
 from kd_lightning.core.tasks import Classification, Regression, Task, kept
 from kd_lightning.data.dataset import Split
 from kd_lightning.errors import TeacherError
 from kd_lightning.networks.normalized import Normalized
-from kd_lightning.networks.outputs import kind_of
+from kd_lightning.networks.outputs import Kind, kind_of
 
 GAIN = 0.05
 """A teacher is misconfigured if another normalisation, channel or class order improves its score by this much."""
@@ -41,9 +42,9 @@ def recognise(teacher: Normalized, images: Tensor, task: Task, *, device: str = 
     name = type(teacher.net).__name__
     if not output.isfinite().all():
         raise TeacherError(f"the teacher {name} answers with NaN or infinity: are these its weights, its images?")
-    if not isinstance(task, Classification):
+    if not isinstance(task, Classification | MultiLabel):
         return
-    kind = kind_of(output, task.outputs)
+    kind = kind_of(output, task.outputs) if isinstance(task, Classification) else _kind_of_several(output)
     if kind != teacher.outputs and (kind == "logits" or teacher.outputs == "logits"):
         one = "one for two classes, " if output.dim() == 1 or output.shape[1] == 1 else ""
         raise TeacherError(
@@ -66,6 +67,11 @@ def refuse_constant(teacher: Normalized, images: Tensor, *, device: str = "cpu")
             "teacher.weights=FILE and its normalisation with teacher.mean and teacher.std, or accept it as it is with "
             "teacher.check=false"
         )
+
+
+def _kind_of_several(output: Tensor) -> Kind:
+    """What answers (N, K) for several labels are: logits of all of them are not in [0, 1]."""
+    return "sigmoid" if bool((output >= 0).all() and (output <= 1).all()) else "logits"
 
 
 SAID = {
@@ -100,8 +106,8 @@ def diagnose(
         trained: whether it was trained on these data as they are read: no other reading is looked for then.
 
     Returns:
-        Accuracy or mean IoU, in [0, 1]; for regression 1 - e / e_median, with the mean absolute errors of the teacher
-        and of the labels' median.
+        Accuracy, mean IoU or the precision of the labels' ranking, in [0, 1]; for regression 1 - e / e_median, with the
+        mean absolute errors of the teacher and of the labels' median.
 
     Raises:
         TeacherError: it is near chance, or better under another normalisation, channel order or class order, by
@@ -116,6 +122,8 @@ def diagnose(
         measure = _of_numbers(task, labels)
     elif isinstance(task, Segmentation):
         measure = _of_maps(task, labels)
+    elif isinstance(task, MultiLabel):
+        measure = _of_several(labels)
     else:
         measure = _of_classes(labels, output.shape[1])
     score, said = measure.score(output, labels), measure.said
@@ -193,6 +201,13 @@ def _of_maps(task: Segmentation, labels: Tensor) -> _Measure:
 
     said = "reaches a mean IoU of {:.3f}".format
     return _Measure(miou, said, "the commonest class", chance, GAIN, 2 * chance, "classes")
+
+
+def _of_several(labels: Tensor) -> _Measure:
+    often = labels.float().mean(0).expand(len(labels), -1)
+    chance = float(ranking_precision(often, labels).mean())
+    said = "ranks labels with a precision of {:.3f}".format
+    return _Measure(ranking_precision, said, "the commonest labels first", chance, GAIN, chance + GAIN, "labels")
 
 
 def _best_reading(

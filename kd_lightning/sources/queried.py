@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from kd_lightning.data.loader import Augmentation, TensorLoader
 from kd_lightning.sources.context import Context
@@ -21,6 +22,7 @@ class Queried:
         seed: of the choice.
     """
 
+    needs = frozenset({"task.multi_label"})  # takes it
     offers = frozenset({"source.images", "source.index", "source.labels", "source.answers"})
 
     def __init__(
@@ -33,12 +35,17 @@ class Queried:
         split = context.real(labels="source.labels" in context.needs)
         order = torch.randperm(len(split), generator=torch.Generator().manual_seed(self.seed))
         index = order[: self.images].sort().values
-        answered, answers = ask(context, split.images[index])
+        answered, answers = ask(context, _rows(split.images, index))
         index = index[answered]
         return context.serve(
-            split.images[index],
+            _rows(split.images, index),
             split.labels[index] if split.labelled else None,
             answers=answers,
             batch_size=self.batch_size,
             augment=self.augment,
         )
+
+
+def _rows(images: Tensor, index: Tensor) -> Tensor:
+    """The images at places in order; all of them as they are, for they may lie in a file larger than memory."""
+    return images if len(index) == len(images) else images[index]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from kd_lightning.core.inference import predict
+from kd_lightning.core.multi_label import MultiLabel
 from kd_lightning.distributed import collectives
 from kd_lightning.errors import ConfigError, TeacherError
 from kd_lightning.sources.context import Context
@@ -70,6 +71,9 @@ def ask(context: Context, images: Tensor, *, called: str = "images") -> tuple[Te
 
 def count_classes(context: Context, called: str, answers: Tensor) -> None:
     """Note how many images the teacher put in each class; answers (N, K) of one number or of pixels have no class."""
-    if answers.dim() == 2 and answers.shape[1] > 1:
+    if isinstance(context.dataset.task, MultiLabel):
+        counts = (answers > 0).sum(0)
+        context.notes.setdefault("class_counts", {})[called] = extremes(counts.tolist())
+    elif answers.dim() == 2 and answers.shape[1] > 1:
         counts = answers.argmax(1).bincount(minlength=answers.shape[1])
         context.notes.setdefault("class_counts", {})[called] = extremes(counts.tolist())

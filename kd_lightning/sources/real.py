@@ -21,6 +21,7 @@ class Real:
         augment: applied to each batch in this order.
     """
 
+    needs = frozenset({"task.multi_label"})  # takes it
     offers = frozenset({"source.images", "source.index", "source.labels"})
 
     def __init__(self, *, batch_size: int, augment: Sequence[Augmentation] = ()) -> None:

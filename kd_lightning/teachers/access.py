@@ -16,7 +16,13 @@ LEVELS = ("white", "logits", "probs", "topk", "label")
 
 
 def told(
-    logits: Tensor, access: Told, *, decimals: int | None = None, k: int = 5, abstain_below: float | None = None
+    logits: Tensor,
+    access: Told,
+    *,
+    decimals: int | None = None,
+    k: int = 5,
+    abstain_below: float | None = None,
+    several: bool = False,
 ) -> list[Answer]:
     """Reduce logits to the answers of an access level.
 
@@ -26,12 +32,13 @@ def told(
         decimals: decimals to which probabilities are rounded, as an API would print them; None for no rounding.
         k: number of classes in a ``topk`` answer.
         abstain_below: abstain where the largest probability is below this; None for never.
+        several: probabilities are of each label by itself.
 
     Returns:
         N answers, in the order of the rows.
     """
     logits = logits.detach().double().cpu()
-    probs = logits.softmax(1).numpy()
+    probs = (logits.sigmoid() if several else logits.softmax(1)).numpy()
     answers: list[Answer]
     if access == "logits":
         answers = [Probs(tuple(row)) for row in logits.tolist()]
@@ -54,7 +61,8 @@ def told(
 def usable(answers: Sequence[Answer], teacher: Described, *, smoothing: float = 0.1) -> Tensor:
     """Answers of any access level as logits (N, K), so that one response loss serves all levels.
 
-    Below ``logits`` they are log-probabilities: ``softmax`` of the result is the answer.
+    Below ``logits`` they are log-probabilities: ``softmax`` of the result is the answer. Where an image has several
+    labels, ``sigmoid`` of it is.
 
     Args:
         answers: N answers of the teacher's access level, without abstentions.
@@ -79,6 +87,9 @@ def usable(answers: Sequence[Answer], teacher: Described, *, smoothing: float = 
         probs[:] = np.array([cast(Probs, a).values for a in answers], np.float64).reshape(shape)
     # a probability rounded to 0 means "less than half of the last decimal", not "impossible"
     floor = 0.5 * 10.0**-teacher.decimals if teacher.decimals is not None else math.exp(-30)
+    if teacher.several:
+        there, absent = np.maximum(probs, floor), np.maximum(1 - probs, floor)
+        return torch.from_numpy(np.log(there) - np.log(absent)).float()
     return torch.from_numpy(np.log(np.maximum(probs, floor))).float()
 
 
@@ -104,6 +115,7 @@ def malformed(answer: object, teacher: Described) -> str | None:
     if not all(map(math.isfinite, values)):
         return "a value that is not finite"
     rounding = 0.0 if teacher.decimals is None else len(values) * 10.0**-teacher.decimals
-    if teacher.access != "logits" and (min(values) < 0 or sum(values) > 1.01 + rounding):
+    most = max(values) if teacher.several else sum(values)
+    if teacher.access != "logits" and (min(values) < 0 or most > 1.01 + rounding):
         return f"not probabilities: they range from {min(values):g} to {max(values):g} and sum to {sum(values):g}"
     return None

@@ -66,6 +66,7 @@ class Described:
         decimals: decimals to which its probabilities are rounded, None for no rounding.
         k: number of classes in a ``topk`` answer.
         price: of one image, in any currency.
+        several: whether an image has several labels: probabilities are then of each label by itself.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Described:
     decimals: int | None = None
     k: int = 5
     price: float = 0.0
+    several: bool = False
 
 
 class TeacherClient(Protocol):

@@ -242,11 +242,29 @@ def test_usual_names_of_parts_in_any_case(train: str, val: str, test: str, tmp_p
         (("train/a", "test/a"), "one class folder, a: with one class there is nothing to tell apart"),
         (("train_data/a", "test_data/a"), "is test_data a part of the set and no class"),
         (("val/a", "valid/b", "train/a"), "val and valid, both for val"),
+        (("images_train/a", "images_test/a"), "is images_test a part of the set and no class"),
+        (("train/a", "train/b", "test-images/a"), r"train and test-images: which part is test-images\?"),
+        (("trainval/a", "test/a", "test/b"), r"test and trainval: which part is trainval\?"),
     ],
 )
 def test_misread_folders_are_refused(places: tuple[str, ...], said: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=said):
         folder.load(root=layout(tmp_path, *places), size=8)
+
+
+def test_what_may_be_misread_is_said(tmp_path: Path) -> None:
+    root = layout(
+        tmp_path, *(f"{part}/{name}" for part in ("train", "test", "holdout") for name in ("a", "bullet_train"))
+    )
+    Image.new("RGB", (8, 8)).save(root / "train" / "loose.png")
+    beside, loose = folder.load(root=root, size=8, val=0).doubts
+    assert beside == f"{root}: holdout beside the parts of the set: not read"
+    assert loose == f"{root / 'train'}: 1 images outside the class folders were left out, such as loose.png"
+    folds = layout(tmp_path / "folds", *(f"{fold}/{name}" for fold in ("one", "two") for name in ("cat", "dog")))
+    (deep,) = folder.load(root=folds, size=8, val=0).doubts
+    assert "one, two ... were taken as the classes, and each holds the folders cat, dog" in deep
+    layout(folds, "two/cow")
+    assert folder.load(root=folds, size=8, val=0).doubts == ()
 
 
 def test_formats_that_are_read_and_files_that_are_not(tmp_path: Path) -> None:

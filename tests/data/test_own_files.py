@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import composed
 from PIL import Image
+from torch import nn
 
 from kd_lightning.cli import evaluate
 from kd_lightning.core import mapped as maps
@@ -25,7 +26,9 @@ from kd_lightning.data.loader import TensorLoader
 from kd_lightning.data.table_rows import saved_names
 from kd_lightning.errors import ConfigError, DataError, UserError
 from kd_lightning.sources.context import Context
+from kd_lightning.sources.queried import Queried
 from kd_lightning.store.artifacts import Store
+from kd_lightning.teachers.white_box import FrozenTeacher
 
 
 @pytest.fixture
@@ -225,6 +228,27 @@ def test_a_set_on_disk_is_the_set_in_memory(tmp_path: Path) -> None:
     pool.write_bytes(pool.read_bytes()[:-1])
     with pytest.raises(DataError, match=r"pixels\.uint8 cannot be read .*bytes, expected"):
         folder.load(**how, cache="disk")
+
+
+def test_a_set_on_disk_is_asked_about_where_it_lies(tmp_path: Path) -> None:
+    root, store = _two_classes(tmp_path), Store(tmp_path / "store")
+    disk = folder.load(root=root, size=8, channels=1, val=4, store=store, cache="disk")
+    teacher = FrozenTeacher(nn.Sequential(nn.Flatten(), nn.Linear(64, 2)))
+    context = Context(disk, teacher, store, {}, [0.5], [0.5])
+    assert Queried(images=None, batch_size=4).prepare(context).streamed
+    assert not Queried(images=5, batch_size=4).prepare(context).streamed
+
+
+@pytest.mark.parametrize(("side", "most"), [(32, 500), (64, 500), (224, 41)])
+def test_large_images_are_answered_a_few_at_a_time(side: int, most: int) -> None:
+    seen: list[int] = []
+
+    def net(x: torch.Tensor) -> torch.Tensor:
+        seen.append(len(x))
+        return x[:, :, 0, 0]
+
+    assert len(predict(net, torch.zeros(510, 1, side, side, dtype=torch.uint8))) == 510
+    assert max(seen) == most
 
 
 def test_nothing_is_kept_where_that_is_asked(tmp_path: Path) -> None:

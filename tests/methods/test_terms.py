@@ -265,7 +265,8 @@ def test_a_memory_needs_images_that_last(teacher: nn.Module) -> None:
     with pytest.raises(ConfigError, match=r"terms\.hint: Memory keeps something for every image.*source=real"):
         made(teacher, terms=hint(loss=Memory), num_images=None)
     settings = {"terms": {"hint": {"weight": 1.0, "loss": {"_target_": f"{__name__}.Memory"}}}}
-    assert Distill.needs(label=0.0, **settings) == {"source.images", "source.index", "source.labels", "teacher"}
+    asked = {"source.images", "source.index", "source.labels", "teacher"}
+    assert Distill.needs(label=0.0, **settings) == asked | {"task.multi_label"}  # losses of others take any labels
     settings["terms"]["hint"]["teacher"] = LAST  # type: ignore[assignment]
     assert "teacher.features" in Distill.needs(label=0.0, **settings)
     assert "teacher" not in Distill.needs(terms={"ls": {"weight": 1.0, "loss": F.mse_loss, "teacher": None}})

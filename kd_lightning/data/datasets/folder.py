@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from kd_lightning.core.sides import Size
-from kd_lightning.data.classes import class_names, classes_of, split_folders
+from kd_lightning.data.classes import alike_below, beside, class_names, classes_of, split_folders
 from kd_lightning.data.dataset import Dataset
 from kd_lightning.data.datasets.decoding import Cache
 from kd_lightning.data.datasets.image_files import ENCODINGS, USUAL, Resize, counted
@@ -54,7 +55,7 @@ def load(
     names = list(classes) if classes else classes_of(parts)
     unread: Counter[str] = Counter()
     files = [file for part, folder in parts.items() for file in _list(folder, part, names, unread)]
-    return dataset_of(
+    found = dataset_of(
         files,
         Reading(size, channels, store, skip_bad, resize, cache),
         root=root,
@@ -65,6 +66,23 @@ def load(
         unread=unread,
         places={part: "" if folder == root else folder.name for part, folder in parts.items()},
     )
+    return replace(found, doubts=tuple(_doubts(root, parts, names)))
+
+
+def _doubts(root: Path, parts: dict[str, Path], names: list[str]) -> Iterator[str]:
+    """Yield a line that says which folders and images are left out, and where classes may lie one folder deeper."""
+    if root not in parts.values() and (others := beside(root)):
+        yield f"{root}: {', '.join(others[:5])} beside the parts of the set: not read"
+    for folder in parts.values():
+        if loose := [path for path in folder.iterdir() if path.suffix.lower() in ENCODINGS and path.is_file()]:
+            yield f"{folder}: {len(loose):,} images outside the class folders were left out, such as {loose[0].name}"
+    first = next(iter(parts.values()))
+    taken = [name for name in names if (first / name).is_dir()]
+    if same := alike_below(first, taken):
+        yield (
+            f"{first}: {', '.join(taken[:3])} ... were taken as the classes, and each holds the folders "
+            f"{', '.join(same[:5])}: if those are the classes, bring them into train/<class>/* and test/<class>/*"
+        )
 
 
 def _list(folder: Path, part: str, names: list[str], unread: Counter[str]) -> list[Listed]:

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
+from kd_lightning.core.multi_label import MultiLabel
 from kd_lightning.data.dataset import Split, check_labels
 from kd_lightning.data.datasets.image_files import pixels_of
 from kd_lightning.data.table_rows import IMAGE, LABEL
@@ -20,8 +21,8 @@ SLACK = 1e-3
 """How far outside [0, 1] rounding may bring images."""
 
 
-def split_of(given: Any, image: tuple[int, int, int], num_classes: int, *, what: str) -> Split:
-    """Images uint8 (N,C,H,W) and labels int64 (N,), or None, of what somebody has in memory.
+def split_of(given: Any, image: tuple[int, int, int], num_classes: int, *, what: str, several: bool = False) -> Split:
+    """Images uint8 (N,C,H,W) and labels, int64 (N,) or uint8 (N,K), or None, of what somebody has in memory.
 
     Args:
         given: images, or a pair of images and labels: arrays or tensors, uint8 or floats in [0, 1], (N,C,H,W),
@@ -30,6 +31,7 @@ def split_of(given: Any, image: tuple[int, int, int], num_classes: int, *, what:
         image: (C,H,W) that is expected.
         num_classes: K; labels are 0 to K - 1.
         what: name of the argument, for messages.
+        several: whether an image has several labels, (N,K) of 0 and 1.
 
     Raises:
         UserError: no image, another shape or range, or labels that are no classes.
@@ -37,21 +39,24 @@ def split_of(given: Any, image: tuple[int, int, int], num_classes: int, *, what:
     if isinstance(given, Tensor | np.ndarray):
         images, labels = _pixels(given, image, what), None
     elif isinstance(given, tuple | list) and len(given) == 2 and all(isinstance(g, Tensor | np.ndarray) for g in given):
-        images, labels = _pixels(given[0], image, what), _labels(given[1], what)
+        images, labels = _pixels(given[0], image, what), _labels(given[1], what, several)
     elif isinstance(given, Iterable) or hasattr(given, "__getitem__"):
-        images, labels = _collected(given, image, what)
+        images, labels = _collected(given, image, what, several)
     else:
         raise UserError(
             f"{what}: expected arrays or tensors of images, a torch Dataset or DataLoader, got {type(given).__name__}"
         )
-    if labels is not None and labels.shape != images.shape[:1]:
+    if labels is not None and len(labels) != len(images):
         raise UserError(f"{what}: {len(images)} images, but labels {tuple(labels.shape)}: expected one for each image")
-    if labels is not None:
+    if labels is not None and several:
+        MultiLabel(num_classes).check_labels(what, labels)
+        labels = labels.to(torch.uint8)
+    elif labels is not None:
         check_labels(what, labels, num_classes)
     return Split(images, labels)  # type: ignore[arg-type]
 
 
-def _collected(given: Any, image: tuple[int, int, int], what: str) -> tuple[Tensor, Tensor | None]:
+def _collected(given: Any, image: tuple[int, int, int], what: str, several: bool) -> tuple[Tensor, Tensor | None]:
     """The images and labels of a data set's items, or of a loader's batches."""
     images: list[Tensor] = []
     labels: list[Tensor] = []
@@ -66,7 +71,7 @@ def _collected(given: Any, image: tuple[int, int, int], what: str) -> tuple[Tens
             )
         images.append(_pixels(x if batches else x[None], image, what))
         if y is not None:
-            labels.append(_labels(y if batches else np.asarray(y)[None], what))
+            labels.append(_labels(y if batches else np.asarray(y)[None], what, several))
     if not images:
         raise UserError(f"{what}: it holds no image")
     if labels and len(labels) < len(images):
@@ -119,8 +124,15 @@ def _pixels(given: Tensor | np.ndarray, image: tuple[int, int, int], what: str) 
     return x.clamp(0, 1).mul(255).round().to(torch.uint8).contiguous()
 
 
-def _labels(given: Any, what: str) -> Tensor:
+def _labels(given: Any, what: str, several: bool) -> Tensor:
     y = torch.as_tensor(given).detach().cpu()
+    if several:
+        return y
+    if y.dim() == 2 and y.shape[1] > 1 and bool(((y == 0) | (y == 1)).all()):
+        raise UserError(
+            f"{what}: labels are {tuple(y.shape)} of 0 and 1: labels='several' takes any number of them for an image, "
+            "y.argmax(1) makes classes of one each"
+        )
     if y.is_floating_point() or y.dtype == torch.bool or y.dim() > 2 or (y.dim() == 2 and y.shape[1] != 1):
         raise UserError(f"{what}: labels are {_kind(y)} {tuple(y.shape)}, expected whole numbers (N,), one class each")
     return y.reshape(-1).long()

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kd_lightning.core.multi_label import MultiLabel
 from kd_lightning.core.sides import Size
 from kd_lightning.core.tasks import Regression
 from kd_lightning.data.dataset import Dataset, Split, held_out
@@ -24,11 +25,11 @@ PARTS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class Listed:
-    """An image file in one part of a set, and its label: a class or a number, None where it has none."""
+    """An image file in one part of a set, and its label: a class, a number, or 0 or 1 for each of several; or None."""
 
     path: Path
     part: str
-    label: int | float | None = None
+    label: int | float | tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def dataset_of(
     root: Path,
     name: str,
     classes: Sequence[str] = (),
-    task: Regression | None = None,
+    task: Regression | MultiLabel | None = None,
     shares: Mapping[str, int | float] | None = None,
     layout: str,
     unread: Mapping[str, int] | None = None,
@@ -73,7 +74,7 @@ def dataset_of(
         root: folder that messages and keys name the files by.
         name: of the set.
         classes: names in the order of the labels; none where labels are numbers.
-        task: the meaning of numbers; None for classes.
+        task: the meaning of numbers, or of several labels; None for classes.
         shares: number or share of the training images held out as ``test`` or ``val`` where no file is listed for it.
         layout: for the result.
         unread: files that are of no kind that is read, by ending.
@@ -97,7 +98,7 @@ def dataset_of(
         of = f"of class {classes[label]} " if classes and isinstance(label, int) else ""
         if of or part not in {f.part for f in kept}:
             raise DataError(f"{root}: no image {of}in the part {part} can be decoded")
-    splits = {part: _split(images, kept, part, task) for part in PARTS if any(f.part == part for f in kept)}
+    splits = {part: _split(images, kept, part) for part in PARTS if any(f.part == part for f in kept)}
     return Dataset(
         name=name,
         classes=list(classes),
@@ -122,14 +123,15 @@ def _moved(files: Sequence[Listed], part: str, share: int | float) -> list[Liste
 
 
 def _labels(files: Sequence[Listed]) -> Tensor | None:
-    """int64 or float32 (N,), None where the files have no labels."""
+    """int64 or float32 (N,), uint8 (N, K) of several labels, None where the files have none."""
     labels: list[Any] = [file.label for file in files]
     if None in labels:
         return None
-    return torch.tensor(labels, dtype=torch.float32 if isinstance(labels[0], float) else torch.int64)
+    kinds = {float: torch.float32, tuple: torch.uint8}
+    return torch.tensor(labels, dtype=kinds.get(type(labels[0]), torch.int64))
 
 
-def _split(images: Tensor, files: Sequence[Listed], part: str, task: Regression | None) -> Split:
+def _split(images: Tensor, files: Sequence[Listed], part: str) -> Split:
     rows = [i for i, file in enumerate(files) if file.part == part]
     together = rows[-1] - rows[0] == len(rows) - 1
     own = images[rows[0] : rows[-1] + 1] if together else images[torch.tensor(rows)]
@@ -141,7 +143,7 @@ def _told(
     own: set[str],
     root: Path,
     classes: Sequence[str],
-    task: Regression | None,
+    task: Regression | MultiLabel | None,
     places: Mapping[str, str],
 ) -> str:
     """What was found: the parts with their places and counts, and the classes."""
@@ -150,10 +152,11 @@ def _told(
         place = places.get(part, "") if part in own else "held out of training"
         without = "" if split.labelled else " without labels"
         said.append(f"{len(split):,} images{without} for {part}{f' ({place})' if place not in ('', part) else ''}")
-    if task is not None:
+    if isinstance(task, Regression):
         return f"{root}: {', '.join(said)}; numbers from {task.low:g} to {task.high:g} {task.unit}".rstrip()
     few = ", ".join(classes[:8]) + (" ..." if len(classes) > 8 else "")
-    return f"{root}: {', '.join(said)}; {len(classes)} classes: {few}"
+    kind = "classes" if task is None else "labels, several an image"
+    return f"{root}: {', '.join(said)}; {len(classes)} {kind}: {few}"
 
 
 def listed_images(folder: Path, unread: Counter[str]) -> list[Path]:

@@ -9,6 +9,7 @@ Deviations:
     * Weights 0.1 (labels) and 0.9 (teacher, T=4) follow the CIFAR-100 benchmark of Tian et al. (2020);
       the paper itself names no pair of weights for images. For label maps T=1, as Liu et al. (CVPR 2019) have it.
     * Where labels are numbers, the student imitates the teacher's number: the squared difference in place of KL.
+      Where an image has several labels, KL of each label by itself, at T=1.
     * With stored answers (``source=queried``) the teacher is not asked again.
 """
 
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from kd_lightning.core.multi_label import MultiLabel
 from kd_lightning.core.taps import OUTPUT, Taps, find
 from kd_lightning.data.batches import Batch
 from kd_lightning.errors import ConfigError
@@ -82,7 +84,7 @@ class Distill(Distiller):
     ) -> None:
         super().__init__(**base)
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
-        self.label, self.views = label, views
+        self.label, self.views, self.several = label, views, isinstance(self.task, MultiLabel)
         self.lr_of, self.clip, self.accumulate = dict(lr_of or {}), clip, accumulate
         self.held = 0  # batches whose gradients wait for the next update
         self.frozen = list(freeze)
@@ -122,7 +124,9 @@ class Distill(Distiller):
                 need.add("task.classification")
             elif term.get("student", OUTPUT) == OUTPUT and target in FOR_MAPS:
                 need.add("task.segmentation")
-        return need
+            elif "labels" in asked and str(getattr(target, "__module__", "")).startswith("kd_lightning."):
+                need |= {"task.classification", "task.regression", "task.segmentation"}  # one label an image
+        return need if any(each.startswith("task.") for each in need) else need | {"task.multi_label"}
 
     def build_terms(self, image_shape: Sequence[int], num_images: int | None) -> None:
         """Build adapters and losses that are modules, for the shapes that a dry run finds; called before training.
@@ -187,7 +191,7 @@ class Distill(Distiller):
             losses["label"] = self.label * self.task.loss(student[OUTPUT][:n], batch.y)
         if self.terms:
             teacher = self.ask(x, batch.t)
-            told = {"labels": batch.y, "index": batch.index, "epoch": self.current_epoch}
+            told = {"labels": batch.y, "index": batch.index, "epoch": self.current_epoch, "several": self.several}
             for name, term in self.terms.items():
                 rows = len(x) if term.all_views else n
                 known = {**told, "views": rows // n}

@@ -55,6 +55,7 @@ OFFERED = {
     "labels": "(N,) int64, or floats for regression; with all_views those of every row",
     "index": "(N,) int64 positions of the images in the source, or of every row",
     "epoch": "from 0",
+    "several": "whether an image has several labels, which are then (N, K) of 0 and 1",
     "student_logits": "(N, K)",
     "teacher_logits": "(N, K), those stored with the images if there are any",
 }
@@ -163,7 +164,7 @@ class Term(nn.Module):
         """Values of what the loss asks for, to try it on."""
         shapes = {"student_logits": student.get(OUTPUT), "teacher_logits": teacher.get(OUTPUT)}
         made: dict[str, Any] = {name: torch.randn(TRIED, *shape) for name, shape in shapes.items() if shape}
-        made |= {"labels": torch.arange(TRIED) % 2, "index": torch.arange(TRIED), "epoch": 0}
+        made |= {"labels": torch.arange(TRIED) % 2, "index": torch.arange(TRIED), "epoch": 0, "several": False}
         return {name: made.get(name) for name in self.wanted}
 
     def _load_given(self, adapter: nn.Module) -> None:
@@ -206,7 +207,8 @@ class Term(nn.Module):
             gathered: rows (N, ...) of this rank -> those of all ranks.
         """
         assert self.loss is not None, "build the terms before training"
-        known = {**known, "student_logits": student.get(OUTPUT), "teacher_logits": teacher.get(OUTPUT)}
+        logits = {"student_logits": student.get(OUTPUT), "teacher_logits": teacher.get(OUTPUT)}
+        known = {"several": False, **known, **logits}
         views = known.get("views", 1)
         told = {name: known[name] for name in self.wanted}
         if views > 1:

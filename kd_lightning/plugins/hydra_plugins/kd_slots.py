@@ -12,11 +12,11 @@ import itertools
 import logging
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
@@ -42,11 +42,16 @@ from kd_lightning.distributed.gpu_slots import (
     visible_slots,
 )
 from kd_lightning.distributed.job_lines import JobLines
+from kd_lightning.distributed.warm_jobs import Warm, start
 
 log = logging.getLogger(__name__)
 
 # Overrides that are not passed on to the jobs: each runs in mode RUN, in its own folder.
 _PARENTS = ("hydra.sweep", "hydra.launcher", "hydra/launcher", "hydra/sweeper", "hydra.mode", "hydra.run.")
+
+
+# What every run imports; a sweep's jobs start as copies of a process that has done so.
+IMPORTS = ("torchmetrics", "lightning", "kd_lightning.cli.summary", "kd_lightning.config.check", "kd_lightning.run.run")
 
 
 class SweepError(CompactHydraException):
@@ -71,11 +76,14 @@ class SlotLauncher(Launcher):
         slots: values for CUDA_VISIBLE_DEVICES; None means the visible GPUs.
         module: what ``python -m`` runs for each job; it must accept Hydra's command line, and end with this process by
             ``start.stay_with_parent``.
+        warm: import what the jobs share only once, on Linux and where there are more jobs than slots.
     """
 
-    def __init__(self, slots: Sequence[str] | None, module: str) -> None:
+    def __init__(self, slots: Sequence[str] | None, module: str, warm: bool = True) -> None:
         self.slots = visible_slots() if slots is None else [str(slot) for slot in slots]
         self.module = module
+        self.warm = warm and sys.platform == "linux"
+        self.imported: Optional[Warm] = None  # noqa: UP045
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Check the slots, and set the folder of the sweep that is resumed; raises SweepError if one is wrong."""
@@ -109,10 +117,8 @@ class SlotLauncher(Launcher):
         jobs = self._plan(job_overrides, initial_job_idx)
         slots = ", ".join(slot or "cpu" for slot in self.slots)
         log.info("%d jobs on slots [%s], results in %s", len(jobs), slots, self.sweep_dir)
-        # nothing is written to the pipe; jobs notice by its closing that this process has ended, even by kill -9
-        self.inner, ours = os.pipe()
         try:
-            with interruptible():
+            with self.piped():
                 self._run([job for job in jobs if job.status == "waiting"])
         except KeyboardInterrupt:
             self._table(show=True)
@@ -120,9 +126,6 @@ class SlotLauncher(Launcher):
             message = "stopped with %d of %d jobs done; go on with the same command and %s"
             log.info(message, done, len(jobs), resume_override(self.sweep_dir))
             sys.exit(130)
-        finally:
-            os.close(self.inner)
-            os.close(ours)
         self._table(show=True)
         failed = [str(job.number) for job in sorted(jobs, key=lambda job: job.number) if job.status == "failed"]
         message = (
@@ -133,6 +136,20 @@ class SlotLauncher(Launcher):
         basic = self.config.hydra.sweeper._target_.endswith(".BasicSweeper")
         error = SystemExit(message) if basic else SweepError(message)
         return [self._returned(job, error) for job in jobs]
+
+    @contextmanager
+    def piped(self) -> Iterator[None]:
+        """In this block jobs can run; by the closing of a pipe they notice that it has ended, even by kill -9."""
+        self.inner, ours = os.pipe()  # nothing is written to it
+        try:
+            with interruptible():
+                yield
+        finally:
+            if self.imported is not None:
+                self.imported.close()
+                self.imported = None
+            os.close(self.inner)
+            os.close(ours)
 
     def _plan(self, job_overrides: Sequence[Sequence[str]], first: int) -> list[Job]:
         from kd_lightning.errors import UserError, VersionError
@@ -161,6 +178,9 @@ class SlotLauncher(Launcher):
     def _run(self, jobs: Sequence[Job]) -> None:
         waiting, free, running = deque(jobs), deque(self.slots), list[Job]()
         lines = JobLines()
+        if self.warm and len(jobs) > len(self.slots):
+            imports = IMPORTS if self.module.startswith("kd_lightning.") else ()
+            self.imported = Warm(self.module, imports, self._environment())
         try:
             while waiting or running:
                 while waiting and free:
@@ -176,6 +196,7 @@ class SlotLauncher(Launcher):
                     free.append(job.slot)
                     self._finish(job)
                     self._table(running)
+                self._watch(running)
                 if not ended:
                     lines.show(running)
                     time.sleep(0.05)
@@ -186,10 +207,13 @@ class SlotLauncher(Launcher):
                 job.status = "stopped"
             raise
 
+    def _watch(self, running: Collection[Job]) -> None:
+        """Look after the jobs that run, twenty times a second."""
+
     def _command(self, job: Job) -> list[str]:
-        """The command line of a job: its overrides, and the user's Hydra options for configs and logs."""
+        """The words of a job's command: its overrides, and the user's Hydra options for configs and logs."""
         flags = {"main": "--config-path", "command-line": "--config-dir"}
-        command = [sys.executable, "-m", self.module]
+        command = []
         for source in self.config.hydra.runtime.config_sources:
             if source.provider in flags and source.schema == "file":
                 command += [flags[source.provider], source.path]
@@ -199,15 +223,12 @@ class SlotLauncher(Launcher):
         kept = [override for override in given if not override.lstrip("+~").startswith(_PARENTS)]
         return [*command, *job.overrides, *kept, "hydra.mode=RUN", f"hydra.run.dir={quoted(str(job.folder))}"]
 
+    def _environment(self) -> dict[str, str]:
+        threads = str(threads_per_job(len(self.slots)))
+        return {"OMP_NUM_THREADS": threads, "PYTHONUNBUFFERED": "1", **os.environ, "KD_SWEEP": self.sweep_dir.name}
+
     def _start(self, job: Job) -> None:
-        environment = {
-            "OMP_NUM_THREADS": str(threads_per_job(len(self.slots))),
-            "PYTHONUNBUFFERED": "1",
-            **os.environ,
-            "CUDA_VISIBLE_DEVICES": job.slot,
-            "KD_SWEEP": self.sweep_dir.name,
-            PARENT: str(self.inner),
-        }
+        environment = self._environment() | {"CUDA_VISIBLE_DEVICES": job.slot, PARENT: str(self.inner)}
         from kd_lightning.results.run_lock import hold
 
         log.info("job %d on %s: %s", job.number, job.slot or "cpu", job.label)
@@ -219,16 +240,10 @@ class SlotLauncher(Launcher):
             held = hold(job.folder)
             with open(job.folder / "console.log", "wb") as console:
                 job.started = time.monotonic()
-                job.process = subprocess.Popen(
-                    self._command(job),
-                    env=environment,
-                    pass_fds=[self.inner] if held is None else [self.inner, held],
-                    stdin=subprocess.DEVNULL,
-                    stdout=console,
-                    stderr=subprocess.STDOUT,
-                    # A process group of its own: Ctrl-C reaches a job and its children once, through stop.
-                    process_group=0,
-                )
+                kept = [self.inner] if held is None else [self.inner, held]
+                # in a process group of its own: Ctrl-C reaches a job and its children once, through stop
+                words = self._command(job)
+                job.process = start(self.imported, self.module, words, environment, console.fileno(), kept)
         except OSError as error:
             raise SweepError(f"cannot start job {job.number} in {job.folder}: {error}") from error
         if held is not None:
@@ -241,6 +256,7 @@ class SlotLauncher(Launcher):
         from kd_lightning.results.table import headline
 
         assert job.process is not None
+        assert job.process.returncode is not None
         (job.folder / RUNNING).unlink(missing_ok=True)  # a child process of the job may still hold the lock
         code = job.process.returncode
         seconds = time.monotonic() - job.started
@@ -297,6 +313,7 @@ class SlotLauncherConf:
     _target_: str = "hydra_plugins.kd_slots.SlotLauncher"
     slots: Optional[list[str]] = None  # noqa: UP045
     module: str = "kd_lightning.cli.main"
+    warm: bool = True
 
 
 ConfigStore.instance().store(group="hydra/launcher", name="slots", node=SlotLauncherConf, provider="kd_lightning")

@@ -30,7 +30,8 @@ def keys_of(teacher: Described, images: np.ndarray) -> list[bytes]:
         images: uint8 (N, H, W, C).
     """
     decimals = teacher.decimals if teacher.access in ("probs", "topk") else None
-    answers = [teacher.access, decimals, teacher.k if teacher.access == "topk" else None]
+    answers: list[object] = [teacher.access, decimals, teacher.k if teacher.access == "topk" else None]
+    answers += ["several"] if teacher.several else []
     about = [teacher.name, teacher.version, answers, str(images.dtype), images.shape[1:]]
     beginning = hashlib.sha256(json.dumps(about).encode())
     keys = []

@@ -272,9 +272,15 @@ class LedgerClient:
         drift = 0.0
         if pairs:
             sides: Any = zip(*pairs, strict=True)
-            old, new = (usable(side, self.described, smoothing=0.0).softmax(1) for side in sides)
-            flipped += int((old.argmax(1) != new.argmax(1)).sum())
-            drift = float((old - new).abs().sum(1).mean()) / 2
+            answers = [usable(side, self.described, smoothing=0.0) for side in sides]
+            if self.described.several:
+                old, new = (each.sigmoid() for each in answers)
+                flipped += int(((old > 0.5) != (new > 0.5)).any(1).sum())
+                drift = float((old - new).abs().amax(1).mean())
+            else:
+                old, new = (each.softmax(1) for each in answers)
+                flipped += int((old.argmax(1) != new.argmax(1)).sum())
+                drift = float((old - new).abs().sum(1).mean()) / 2
         if flipped or (drift > DRIFT and self.described.access != "label"):
             raise self._changed(f"of {len(before)} images {flipped} changed class, and answers moved by {drift:.3f}")
 

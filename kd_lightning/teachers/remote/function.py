@@ -5,6 +5,7 @@ from __future__ import annotations
 import numbers
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -73,6 +74,10 @@ class Function:
     def name_classes(self, names: Sequence[str]) -> None:
         """From now on understand these names of the classes 0 to K - 1, in upper or lower case, too."""
         self.numbers = {_plain(name): i for i, name in enumerate(names)}
+
+    def expect_several(self) -> None:
+        """From now on its probabilities are of each label by itself, for an image has several."""
+        self.described = replace(self.described, several=True)
 
     def describe(self) -> Described:
         """The description given by the arguments."""

@@ -12,11 +12,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from kd_lightning.core.inference import at_once
 from kd_lightning.teachers.access import told
 from kd_lightning.teachers.answer_types import Answer, Described
-
-CHUNK = 500
-"""Largest number of images in one forward pass."""
 
 
 class LocalAsker:
@@ -72,6 +70,7 @@ def _answer(
     net: nn.Module, described: Described, abstain_below: float | None, device: str, questions: queue.SimpleQueue[Any]
 ) -> None:
     how: dict[str, Any] = {"decimals": described.decimals, "k": described.k, "abstain_below": abstain_below}
+    how["several"] = described.several
     while (question := questions.get()) is not None:
         images, reply = question
         try:
@@ -79,7 +78,7 @@ def _answer(
             shape = images.transpose(0, 3, 1, 2).shape
             # flat in between: a single channel's strides look like channels last, for which torch computes other digits
             x = torch.from_numpy(images.transpose(0, 3, 1, 2).reshape(-1)).view(shape)
-            logits = torch.cat([net(chunk.to(device).float() / 255).float().cpu() for chunk in x.split(CHUNK)])
+            logits = torch.cat([net(chunk.to(device).float() / 255).float().cpu() for chunk in x.split(at_once(x))])
             reply.put(told(logits, described.access, **how))
         except Exception as error:
             reply.put(f"{type(error).__name__}: {error}")
