@@ -1,12 +1,14 @@
-"""How long a step of classic distillation takes here beside mdistiller's, as ratios of one run.
+"""How long a step of classic distillation takes here beside mdistiller's and torchdistill's, as ratios of one run.
 
-    python tests/benchmarks/classic_steps.py --mdistiller DIR [--steps 20] [--rounds 3] [--threads 1]
+    python tests/benchmarks/classic_steps.py [--mdistiller DIR] [--torchdistill DIR] [--steps 20] [--rounds 3]
+        [--threads 1]
 
-DIR is a checkout of megvii-research/mdistiller, which nothing here fetches. ResNet-20 teaches ResNet-8 on random images
-of 32x32 in batches of 64, SGD, fp32, the same methods and settings. Theirs is the body of their loop without meters;
-the negatives of their CRD are drawn beforehand, as their loader's workers do. Ours runs under Lightning with everything
-that a run has, and once more with channels last and, where the CPU multiplies in it, bf16. A round times theirs,
-ours, ours fast; ratios are those of the medians.
+Each DIR is a checkout of megvii-research/mdistiller or yoshitomo-matsubara/torchdistill, which nothing here fetches.
+ResNet-20 teaches ResNet-8 on random images of 32x32 in batches of 64, SGD, fp32, the same methods and settings. Theirs
+is the body of their loop without meters, of torchdistill with its hooks, wrappers and loss modules; the negatives of
+their CRD are drawn beforehand, as their loaders' workers do. Ours runs under Lightning with everything that a run has,
+and once more with channels last and, where the CPU multiplies in it, bf16. A round times all sides; ratios are those of
+the medians.
 """
 
 from __future__ import annotations
@@ -78,7 +80,7 @@ def images(steps: int) -> TensorLoader:
     return TensorLoader(pixels, torch.randint(CLASSES, (n,), generator=rng), batch_size=BATCH, shuffle=True)
 
 
-def theirs(name: str, steps: int) -> float:
+def mdistillers(name: str, steps: int) -> float:
     """Seconds of mdistiller's steps after the first few."""
     distillers: Any = importlib.import_module("mdistiller.distillers")
     models: Any = importlib.import_module("mdistiller.models").cifar_model_dict
@@ -128,6 +130,107 @@ def theirs(name: str, steps: int) -> float:
     return time.perf_counter() - start
 
 
+HOOKS: dict[str, dict[str, Any]] = {
+    "KD": {"teacher": {}, "student": {}},
+    "CRD": {
+        side: {"input": ["empty"], "output": [f"{place}avgpool", "normalizer"]}
+        for side, place in (("teacher", "model."), ("student", "model."))
+    },
+    "ReviewKD": {
+        "teacher": {"input": [f"layer{i}.-1.relu" for i in (1, 2, 3)], "output": ["avgpool"]},
+        "student": {
+            "input": [f"student_model.layer{i}.-1.relu" for i in (1, 2, 3)],
+            "output": ["student_model.avgpool", *(f"abf_modules.{i}" for i in range(4))],
+        },
+    },
+}
+
+
+def torchdistills(name: str, steps: int) -> float:
+    """Seconds of torchdistill's steps after the first few: its networks, hooks, wrappers and losses."""
+    of = "torchdistill."
+    modules: list[Any] = [
+        importlib.import_module(of + module)
+        for module in (
+            "core.util",
+            "losses.mid_level",
+            "losses.high_level",
+            "models.wrapper",
+            "models.classification.resnet",
+        )
+    ]
+    core, mid, high, wrapper, resnet = modules
+    torch.manual_seed(0)
+    nets = (resnet.ResNet4Cifar(resnet.BasicBlock, [n] * 3, CLASSES) for n in (1, 3))
+    student, teacher = nets
+    teacher.eval().requires_grad_(False)
+    loader, device = images(steps), torch.device("cpu")
+    answers = {"student_module_path": ".", "student_module_io": "output"}
+    answers |= {"teacher_module_path": ".", "teacher_module_io": "output"}
+    source = {"is_from_teacher": False, "module_path": ".", "io": "output"}
+    label = mid.SimpleLossWrapper(nn.CrossEntropyLoss(), input=source, target={"uses_label": True})
+    alone = {"device": device, "device_ids": None, "distributed": False}
+    terms: dict[str, Any] = {"label": {"criterion": label, "weight": 1.0}}
+    if name == "KD":
+        both = mid.KDLoss(**answers, temperature=4.0, alpha=0.1, beta=0.9)
+        terms = {"kd": {"criterion": both, "weight": 1.0}}
+    elif name == "CRD":
+        linear = {"input_module_path": "model.avgpool", "linear_kwargs": {"in_features": 64, "out_features": 128}}
+        student = wrapper.Linear4CRD(**linear, **alone, student_model=student)
+        teacher = wrapper.Linear4CRD(**linear, **alone, teacher_model=teacher)
+        sizes = {"input_size": 128, "output_size": len(loader.images), "num_samples": len(loader.images)}
+        contrast = mid.CRDLoss("normalizer", "empty", "normalizer", num_negative_samples=NEGATIVES, **sizes)
+        terms["crd"] = {"criterion": contrast, "weight": 0.8}
+    else:
+        fused = [("input", f"student_model.layer{i}.-1.relu", 16 * 2 ** (i - 1)) for i in (1, 2, 3)]
+        abfs = [
+            {"io": io, "path": path, "kwargs": {"in_channels": c, "mid_channels": 64, "out_channels": c}}
+            for io, path, c in [*fused, ("output", "student_model.avgpool", 64)]
+        ]
+        student = wrapper.Student4KnowledgeReview(student, abfs, **alone, sizes=[1, 8, 16, 32])
+        theirs = [("avgpool", "output"), *((f"layer{i}.-1.relu", "input") for i in (3, 2, 1))]
+        for i, (path, io) in enumerate(theirs):
+            loss = mid.HierarchicalContextLoss(f"abf_modules.{i}", "output", path, io)
+            terms[f"level{i}"] = {"criterion": loss, "weight": 0.6}
+    criterion = high.WeightedSumLoss(sub_terms=terms)
+    taps: dict[str, dict[str, Any]] = {"student": {}, "teacher": {}}
+    for side, net in (("student", student), ("teacher", teacher)):
+        core.set_hooks(net, net, {"forward_hook": HOOKS[name][side]}, taps[side])
+    learning = [p for net in (student, teacher) for p in net.parameters() if p.requires_grad]
+    optimizer = sgd(learning)
+    student.train()
+    drawn = torch.randint(len(loader.images), (BATCH, NEGATIVES))
+    mean, std = (torch.tensor(STATISTICS[key]).view(-1, 1, 1) for key in ("mean", "std"))
+
+    def passed(side: str, net: nn.Module, *given: Any) -> dict[str, Any]:
+        output = net(*given)
+        found = core.extract_io_dict(taps[side], device)
+        found["."]["output"] = output
+        if isinstance(net, wrapper.AuxiliaryModelWrapper):
+            net.secondary_forward(found)
+            core.update_io_dict(found, core.extract_io_dict(taps[side], device))
+        return found
+
+    start = 0.0
+    for i, batch in enumerate(loader):
+        if i == WARM:
+            start = time.perf_counter()
+        x = (batch.x - mean) / std
+        told = (
+            {"pos_idx": batch.index, "contrast_idx": torch.cat([batch.index[:, None], drawn], 1)}
+            if name == "CRD"
+            else 0
+        )
+        given = (x, told) if name == "CRD" else (x,)
+        with torch.set_grad_enabled(name == "CRD"):
+            of_teacher = passed("teacher", teacher, *given)
+        loss = criterion({"teacher": of_teacher, "student": passed("student", student, *given)}, {}, batch.y)
+        loss.mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return time.perf_counter() - start
+
+
 def our_seconds(name: str, steps: int, *, fast: bool) -> float:
     """Seconds of as many of our steps."""
     torch.manual_seed(0)
@@ -145,23 +248,29 @@ def our_seconds(name: str, steps: int, *, fast: bool) -> float:
 def main() -> None:
     """Print one line per method."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--mdistiller", metavar="DIR", required=True)
+    references = {"mdistiller": mdistillers, "torchdistill": torchdistills}
+    for reference in references:
+        parser.add_argument(f"--{reference}", metavar="DIR")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
+    given = [name for name in references if getattr(args, name)]
+    if not given:
+        parser.error("nothing to compare with: give --mdistiller DIR or --torchdistill DIR")
     quiet()
     torch.set_num_threads(args.threads)
-    sys.path.insert(0, args.mdistiller)
-    print("method       theirs ms   ours  ratio   fast  ratio")
+    sys.path[:0] = [getattr(args, name) for name in given]
+    print("method     of             theirs ms   ours  ratio   fast  ratio")
     for name in TERMS:
-        found: list[list[float]] = [[], [], []]
+        sides = [*(references[of] for of in given), partial(our_seconds, fast=False), partial(our_seconds, fast=True)]
+        found: list[list[float]] = [[] for _ in sides]
         for _ in range(args.rounds):
-            sides = (theirs, partial(our_seconds, fast=False), partial(our_seconds, fast=True))
             for seconds, side in zip(found, sides, strict=True):
                 seconds.append(side(name, args.steps) / args.steps * 1e3)
-        a, b, c = (statistics.median(each) for each in found)
-        print(f"{name:12} {a:9.1f} {b:6.1f} {b / a:6.2f} {c:6.1f} {c / a:6.2f}", flush=True)
+        *theirs, b, c = (statistics.median(each) for each in found)
+        for of, a in zip(given, theirs, strict=True):
+            print(f"{name:10} {of:14} {a:9.1f} {b:6.1f} {b / a:6.2f} {c:6.1f} {c / a:6.2f}", flush=True)
 
 
 if __name__ == "__main__":

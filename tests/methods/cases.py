@@ -451,8 +451,9 @@ CASES = {
         images=1,
         ranks={},
         gathers=True,
-        tiny=(SCHEDULED, "method.scheduler_g=${method.scheduler}", "source.rounds=2"),
+        tiny=(SCHEDULED, "method.scheduler_g=${method.scheduler}", "source.rounds=2", "method.ema=0.5"),
     ),
+    "dafl-average": Case(method=Dafl, ranks={"ema": 0.5}),
     "mskd": Case(
         lambda: dafl(0.005, ms=1.0),
         lambda: dafl(0.0, ms=1.0),
@@ -511,7 +512,14 @@ CASES = {
         rounds=60,
         ranks={**POOLED, "local": (), "steps": 2},
         own=True,
-        tiny=(*TINY_POOL, "method.latent=8", "method.steps=4", "method.bank_size=64", "method.kd_steps=2"),
+        tiny=(
+            *TINY_POOL,
+            "method.latent=8",
+            "method.steps=4",
+            "method.bank_size=64",
+            "method.kd_steps=2",
+            "method.exchange=0.7",
+        ),
     ),
     "adaptive_deep_inversion": Case(
         lambda: adi(0.1),

@@ -14,11 +14,12 @@ from toy import fit, trained_teacher
 
 from kd_lightning.core.feature_hooks import capture
 from kd_lightning.core.image_buffer import ImageBuffer
+from kd_lightning.errors import ConfigError
 from kd_lightning.losses.adversarial import masked_kl
 from kd_lightning.losses.batch_norm import BatchNormTap, batch_norm_statistics
 from kd_lightning.losses.contrastive import info_nce
 from kd_lightning.methods.base.statistics import Best
-from kd_lightning.methods.data_free.cmi import Cmi, pooled_maps
+from kd_lightning.methods.data_free.cmi import Cmi, exchange_channels, pooled_maps
 
 B = 64
 
@@ -187,3 +188,59 @@ def test_the_best_of_the_steps_is_kept() -> None:
 def test_settings_that_do_not_fit(teacher: nn.Module) -> None:
     with pytest.raises(ValueError, match="per_batch must divide steps=25, got 10"):
         fit(cmi(1e-2, steps=25), teacher, range(1))
+
+
+def test_exchanged_channels() -> None:
+    """Half of each row's channels are its own, half those of the row opposite, at their places."""
+    rng = torch.Generator().manual_seed(0)
+    maps = torch.arange(7 * 6).float().view(7, 6, 1, 1).expand(7, 6, 2, 3).clone().requires_grad_()
+    mixed = exchange_channels(maps, rng)
+    assert mixed.shape == maps.shape
+    own = (mixed == maps).flatten(2).all(2)
+    opposite = (mixed == maps.flip(0)).flatten(2).all(2)
+    assert (own | opposite).all()
+    rows = [0, 1, 2, 4, 5, 6]  # the one in the middle is its own opposite
+    assert own.sum(1)[rows].tolist() == [3] * 6
+    assert own[3].all()
+    assert len({tuple(row) for row in own[rows].tolist()}) > 1
+    (weights := torch.rand(mixed.shape, generator=rng)).mul(mixed).sum().backward()
+    wanted = torch.where(own[..., None, None], weights, 0) + torch.where(own[..., None, None], 0, weights).flip(0)
+    assert maps.grad is not None
+    wanted[3] = weights[3]
+    torch.testing.assert_close(maps.grad, wanted)
+
+
+def test_an_exchange_with_itself_changes_nothing() -> None:
+    maps = torch.randn(1, 5, 4, 4).expand(6, -1, -1, -1)
+    assert torch.equal(exchange_channels(maps, torch.Generator().manual_seed(1)), maps)
+
+
+def test_images_are_rendered_from_the_maps_that_made_them(teacher: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The generator is kept; without a share of exchanged steps each image is its own."""
+    begun: list[torch.Tensor] = []
+    begin = Cmi.begin
+    monkeypatch.setattr(Cmi, "begin", lambda self: (begun.append(self.generator.project.weight.clone()), begin(self)))
+    method = fit(cmi(1e-2, steps=10, kd_steps=10, exchange=1.0), teacher, range(4))
+    assert len(begun) == 2
+    assert not torch.equal(*begun)
+    assert method.generator.project.weight.std() > 0.03  # trained for two batches, not redrawn to 0.02
+    assert len(method.maps) == len(method.pool) == 2 * B
+    assert method.maps.rows.dtype == torch.float16
+    seen: list[torch.Tensor] = []
+    render = method.generator.render
+    monkeypatch.setattr(method.generator, "render", lambda maps: (seen.append(maps), render(maps))[1])
+    rows = method.maps.rows.float()
+    for share in 1.0, 0.0:
+        method.exchange = share or 1e-9
+        assert method.draw(8).shape == (8, 1, 8, 8)
+        known = [any(torch.equal(one, row) for row in rows) for one in seen[-1]]
+        assert known == [not share] * 8
+
+
+def test_an_exchange_needs_a_generator_with_maps(teacher: nn.Module) -> None:
+    with pytest.raises(ConfigError, match=r"method\.exchange=1\.5"):
+        fit(cmi(1e-2, exchange=1.5), teacher, range(1))
+    make = cmi(1e-2, exchange=0.7)
+    make.keywords["generator"] = nn.Linear(16, 64)
+    with pytest.raises(ConfigError, match=r"Linear has no methods maps"):
+        fit(make, teacher, range(1))

@@ -5,6 +5,10 @@ adds a contrastive loss: from the teacher's features of a part of an image, a tr
 the others of the batch and from those of earlier batches. The images go to a pool, on which the student is
 distilled.
 
+With ``exchange`` the student's images are new compositions of those made: SpaceshipNet's channel-wise feature exchange
+(Yu et al., CVPR 2023). The generator is kept from batch to batch, and with it the first maps of every image. In a share
+of the student's steps half of the channels of an image's maps are another's, and the generator renders the mixture.
+
 Deviations (paper / authors' code / here):
     * Bank of features: - / in the round that fills it nothing is returned, the loss is NaN, and so is the head ever
       after / a ring that returns what was written.
@@ -14,6 +18,8 @@ Deviations (paper / authors' code / here):
     * Pool: - / 50,000 images made before, in the rows with the best numbers, of which those for WRN-40-2 were
       released / empty at first, the authors' configuration from scratch.
     * Student: - / shuffled passes over the pool / draws with replacement.
+    * Exchange: maps of several layers / one of three layers, drawn for each step, at full precision / the first
+      layer, in half precision. Latents learn here as without it, theirs do not; their attention maps are no part.
     * Several processes: - / - / one generator and head for all, latents and bank of each one's own.
     * Result: - / best test accuracy over all epochs / the last step.
 """
@@ -31,6 +37,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from kd_lightning.core.feature_hooks import capture
 from kd_lightning.core.image_buffer import ImageBuffer
 from kd_lightning.data.loader import Augmentation
+from kd_lightning.errors import ConfigError
 from kd_lightning.losses.adversarial import masked_kl
 from kd_lightning.losses.batch_norm import BatchNormTap, batch_norm_statistics
 from kd_lightning.losses.contrastive import info_nce
@@ -62,7 +69,11 @@ class Cmi(ImagePool):
         features: modules of the teacher whose inputs are the features; None takes all batch norms.
         bank_size: images whose features are kept.
         negatives: most of them that a step is contrasted with.
+        exchange: share of the student's steps whose images exchange channels; 0 is CMI, 0.7 SpaceshipNet.
         **pool: see :class:`ImagePool`.
+
+    Raises:
+        ConfigError: ``exchange`` is no share, or the generator has no ``maps`` and ``render``.
     """
 
     generator_lr = "method.optimizer_g.lr"
@@ -87,9 +98,17 @@ class Cmi(ImagePool):
         features: Sequence[str] | None = None,
         bank_size: int = 40960,
         negatives: int = 4096,
+        exchange: float = 0.0,
         **pool: Any,
     ) -> None:
         super().__init__(**pool)
+        if not 0 <= exchange <= 1:
+            raise ConfigError(f"method.exchange={exchange}: expected a share of the steps from 0 to 1, such as 0.7")
+        if exchange and not (hasattr(generator, "maps") and hasattr(generator, "render")):
+            raise ConfigError(
+                f"method.exchange={exchange}: {type(generator).__name__} has no methods maps(z) and render(maps); "
+                "type method.exchange=0, or give them to the generator"
+            )
         if steps % self.per_batch:
             raise ValueError(f"per_batch must divide steps={steps}, got {self.per_batch}")
         self.generator, self.latent, self.batch_size = generator, latent, batch_size
@@ -100,6 +119,7 @@ class Cmi(ImagePool):
         self.taps = self.batch_norms() if features is None else tuple(features)
         d = self.feature_length()
         self.head = nn.Sequential(nn.Linear(d, d), nn.ReLU(), nn.Linear(d, head_dim))
+        self.exchange, self.maps = exchange, ImageBuffer(dtype=torch.float16)
         self.bank = ImageBuffer(bank_size, dtype=torch.float32)
         self.z, self.y, self.best = torch.empty(0), torch.empty(0), Best()
 
@@ -143,8 +163,9 @@ class Cmi(ImagePool):
             self.report({f"train/{name}": loss.item() for name, loss in losses.items()})
 
     def begin(self) -> None:
-        """Reinitialise the generator, and draw new latents and labels."""
-        self.redraw_generator()
+        """Reinitialise the generator, unless it is kept, and draw new latents and labels."""
+        if not self.exchange or not len(self.pool):
+            self.redraw_generator()
         restart(self.opts()[1])
         self.z = self.noise(self.batch_size, self.latent).requires_grad_()
         self.y = torch.randint(self.num_classes, (self.batch_size,), generator=self.rng, device=self.device)
@@ -153,7 +174,8 @@ class Cmi(ImagePool):
 
     def synthesise(self) -> dict[str, Tensor]:
         """Take one step of generator, latents and head; returns the loss terms."""
-        x = self.generator(self.z)
+        made = self.generator.maps(self.z) if self.exchange else None
+        x = self.generator(self.z) if made is None else self.generator.render(made)
 
         # Inversion, on the global view
         view = self.view(x)
@@ -181,7 +203,8 @@ class Cmi(ImagePool):
         losses["cr"] = self.cr * info_nce(query, key, temperature=self.cr_temperature, fresh=len(x))
 
         loss = torch.stack(list(losses.values())).sum()
-        self.best.offer(loss, x, t, torch.cat([local_features, global_features], 1))
+        features = torch.cat([local_features, global_features], 1)
+        self.best.offer(loss, x, t, features, *([] if made is None else [made]))
         optimizers: list[Any] = [*self.opts()[1:], self.opt_z]
         for opt in optimizers:
             opt.zero_grad()
@@ -192,11 +215,23 @@ class Cmi(ImagePool):
 
     def commit(self) -> None:
         """Add the images of the best step to the pool, and their features to the bank."""
-        _, x, t, features = self.best.kept
+        _, x, t, features, *maps = self.best.kept
         self.pool.add(x)
+        for made in maps:
+            self.maps.add(made)
         self.bank.add(features)
         self.show(x, t)
         self.z, self.y, self.best = torch.empty(0), torch.empty(0), Best()
+
+    @torch.no_grad()
+    def draw(self, n: int) -> Tensor:
+        """``n`` images (n, C, H, W) as the student sees them: of the pool or, with ``exchange``, rendered anew."""
+        if not self.exchange:
+            return super().draw(n)
+        maps = self.maps.sample(n, self.rng)
+        exchanging = torch.rand((), generator=self.rng, device=self.device) < self.exchange
+        mixed = torch.where(exchanging, exchange_channels(maps, self.rng), maps)
+        return self.view(self.generator.render(mixed.float()))
 
     def cached(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Local and global features (N', D) of N' <= ``negatives`` earlier images, without repetition."""
@@ -234,6 +269,8 @@ class Cmi(ImagePool):
     def rank_state(self) -> dict[str, Any]:
         """The bank and the unfinished batch, too."""
         state = {**super().rank_state(), "bank": self.bank.save(self.beside("bank"))}
+        if self.exchange:
+            state["maps"] = self.maps.save(self.beside("maps"))
         if len(self.z):
             unfinished = {"z": self.z.detach(), "y": self.y, "best": self.best.kept, "opt_z": self.opt_z.state_dict()}
             state["unfinished"] = unfinished
@@ -243,6 +280,8 @@ class Cmi(ImagePool):
         """Restore them."""
         super().load_rank_state(state)
         self.bank.load(self.beside("bank"), state["bank"], self.device)
+        if self.exchange:
+            self.maps.load(self.beside("maps"), state["maps"], self.device)
         if "unfinished" in state:
             unfinished = state["unfinished"]
             self.z = unfinished["z"].to(self.device).requires_grad_()
@@ -250,6 +289,18 @@ class Cmi(ImagePool):
             self.best = Best(*(tensor.to(self.device) for tensor in unfinished["best"]))
             self.opt_z = self.make_optimizer_g([self.z])
             self.opt_z.load_state_dict(unfinished["opt_z"])
+
+
+def exchange_channels(maps: Tensor, rng: torch.Generator) -> Tensor:
+    """Maps (N, C, ...) of which half of the channels, other ones for each row, are those of the row opposite.
+
+    The row opposite is the one as far from the end as the row is from the start: channel-wise feature exchange, Yu et
+    al., CVPR 2023. Of an odd number of channels a row keeps the smaller half.
+    """
+    n, c = maps.shape[:2]
+    order = torch.rand(n, c, generator=rng, device=maps.device).argsort(1).argsort(1)
+    own = (order < c // 2).view(n, c, *(1 for _ in maps.shape[2:]))
+    return torch.where(own, maps, maps.flip(0))
 
 
 def pooled_maps(maps: dict[str, Tensor]) -> Tensor:

@@ -74,8 +74,14 @@ class Dafl(GeneratorPair):
             losses["ms"] = self.ms * self.mode_seeking(self.gathered(x), self.gathered(z))
         self.update(opt_g, torch.stack(list(losses.values())).sum())
 
-        # Student, L_KD: imitate on the same images, detached from the generator
-        loss_kd = kl(self.student(x.detach()), t.detach())
+        # Student, L_KD: imitate on the same images, detached from the generator, but for those of its average
+        x_s, t_s = x.detach(), t.detach()
+        if self.averaged is not None and len(old := self.of_average(z)):
+            with torch.no_grad():
+                x_old = self.averaged(old)
+                x_s = torch.cat([x_s[: -len(old)], x_old])
+                t_s = torch.cat([t_s[: -len(old)], self.white(x_old)])
+        loss_kd = kl(self.student(x_s), t_s)
         self.update(opt_s, loss_kd)
 
         self.record(kd=loss_kd, **losses)

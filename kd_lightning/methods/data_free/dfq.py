@@ -101,7 +101,10 @@ class Dfq(GeneratorPair):
     @torch.no_grad()
     def draw(self, n: int) -> Tensor:
         """``n`` images (n, C, H, W) as the student sees them: the generator in evaluation mode."""
-        self.generator.eval()
-        x = self.generate(n)
-        self.generator.train()
+        generators = [net for net in (self.generator, self.averaged) if net is not None]
+        for net in generators:
+            net.eval()
+        x = super().draw(n)
+        for net in generators:
+            net.train()
         return x

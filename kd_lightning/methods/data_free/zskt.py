@@ -76,7 +76,7 @@ class Zskt(GeneratorPair):
 
         # The same z through the updated generator, and the teacher's logits and attention
         with torch.no_grad(), capture(self.white.net, outputs=self.blocks) as maps_t:
-            x = self.generator(z)
+            x = self.to_study(z)
             t = self.white(x)
             looked_t = [attention(maps_t[block]) for block in self.blocks]
 

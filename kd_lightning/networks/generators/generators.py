@@ -109,7 +109,16 @@ class ConvGenerator(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """Images from latents z (N,latent), standard normal in all papers above."""
-        u: Tensor = self.tail(self.body(self.project(z).unflatten(1, self.shape)))
+        return self.render(self.maps(z))
+
+    def maps(self, z: Tensor) -> Tensor:
+        """The first maps (N,2 ngf,H/4,W/4) of latents (N,latent), after their BatchNorm."""
+        first: Tensor = self.body[0](self.project(z).unflatten(1, self.shape))
+        return first
+
+    def render(self, maps: Tensor) -> Tensor:
+        """Images (N,channels,H,W) of first maps."""
+        u: Tensor = self.tail(self.body[1:](maps))
         return u * self.std + self.mean if self.standardised else u
 
 
