@@ -46,8 +46,11 @@ class RaceLauncher(SlotLauncher):
     def _watch(self, running: Collection[Job]) -> None:
         for job in running:
             late = time.monotonic() - job.started - 2 * self.seconds - self.grace
-            if self.seconds and late > 0:
-                signal_group(job, signal.SIGKILL if late > STOP_SECONDS else signal.SIGINT)
+            if self.seconds and late > STOP_SECONDS:
+                signal_group(job, signal.SIGKILL)
+            elif self.seconds and late > 0 and job.status == "running":
+                signal_group(job, signal.SIGINT)
+                job.status = "late"
 
     def _finish(self, job: Job) -> None:
         job.status = "waiting"
