@@ -111,7 +111,8 @@ class Cmi(ImagePool):
             )
         if steps % self.per_batch:
             raise ValueError(f"per_batch must divide steps={steps}, got {self.per_batch}")
-        self.generator, self.latent, self.batch_size = generator, latent, batch_size
+        self.generator: Any = generator
+        self.latent, self.batch_size = latent, batch_size
         self.make_optimizer_g, self.make_optimizer_head = optimizer_g, optimizer_head
         self.num_classes, self.local = num_classes, tuple(local)
         self.steps, self.bn, self.oh, self.adv = steps, bn, oh, adv
