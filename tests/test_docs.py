@@ -115,12 +115,11 @@ def composed_jobs(words: list[str]) -> list[tuple[list[str], list[str]]]:
 
 def typed() -> list[Any]:
     """Every command; those of README and the first of each page by default, the others with ``-m slow``."""
-    firsts = dict(reversed(ALL))
     return [
         pytest.param(
             *(page, words),
             id=f"{page.name}: {shlex.join(words)}",
-            marks=[] if page.name == "README.md" or firsts[page] is words else [pytest.mark.slow],
+            marks=[] if page.name == "README.md" else [pytest.mark.slow],
         )
         for page, words in ALL
     ]

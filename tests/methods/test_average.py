@@ -34,7 +34,7 @@ def trained(name: str, teachers: dict[bool, nn.Module], rounds: int = 2, **setti
     return method
 
 
-@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n != "dafl")) for n in PAIRS])
 def test_without_a_share_the_average_changes_nothing(name: str, teachers: dict[bool, nn.Module]) -> None:
     bare, beside, shared = (
         trained(name, teachers, **given) for given in ({}, {"ema_share": 0.0, "ema": 0.9}, {"ema": 0.9})

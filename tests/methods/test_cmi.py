@@ -147,6 +147,7 @@ def test_latents_and_head_learn(teacher: nn.Module, monkeypatch: pytest.MonkeyPa
     assert seen["done"]
 
 
+@pytest.mark.slow
 def test_the_bank_never_returns_what_was_not_written(teacher: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before, in and after the round that fills it, where the authors' returns nothing and the loss is NaN."""
     sizes: list[tuple[int, int, bool]] = []
