@@ -114,7 +114,7 @@ def composed_jobs(words: list[str]) -> list[tuple[list[str], list[str]]]:
 
 
 def typed() -> list[Any]:
-    """Every command; those of README and the first of each page by default, the others with ``-m slow``."""
+    """Every command; those of README by default, those of other pages with ``-m slow``."""
     return [
         pytest.param(
             *(page, words),
