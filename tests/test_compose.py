@@ -112,6 +112,8 @@ def companions(group, name):
         return ["data=rotated_digits"]
     if (group, name) in (("data", "rotated_digits"), ("data", "utkface"), ("data", "steering_angle")):
         return ["method=kd"]
+    if (group, name) == ("data", "two_digits"):
+        return ["method=kd", "controls=none"]
     if (group, name) == ("teacher", "none"):
         return ["method=supervised"]
     if f"{group}={name}" in FOR_KD:

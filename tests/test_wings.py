@@ -46,7 +46,7 @@ def test_a_method_loads_little() -> None:
     names = loaded("kd_lightning.methods.data_free.dafl")
     files = [PACKAGE.parent.joinpath(*name.split(".")) for name in names if re.match(r"kd_lightning(\.|$)", name)]
     sources = [file / "__init__.py" if file.is_dir() else file.with_suffix(".py") for file in files]
-    assert sum(len(source.read_text().splitlines()) for source in sources) < 900
+    assert sum(len(source.read_text().splitlines()) for source in sources) < 1000
 
 
 @pytest.mark.parametrize("word", ["DictConfig", "OmegaConf", "to_container", "open_dict", "hydra._internal"])

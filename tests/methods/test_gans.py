@@ -17,7 +17,7 @@ from kd_lightning.core.tasks import Classification
 from kd_lightning.data.diff_augment import DiffAugment
 from kd_lightning.data.loader import TensorLoader
 from kd_lightning.errors import TeacherError
-from kd_lightning.methods.base.conditional_gan import average
+from kd_lightning.methods.base.averages import average
 from kd_lightning.methods.generators.biggan import BigGan
 from kd_lightning.methods.generators.ccgan import CcGan
 from kd_lightning.methods.generators.label_embedding import LabelEmbedding

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from kd_lightning.core.tasks import Classification
 from kd_lightning.data.loader import Augmentation
 from kd_lightning.distributed import collectives
+from kd_lightning.methods.base.averages import average
 from kd_lightning.methods.base.distiller import Distiller, LastBatch, OptimizerFactory, SchedulerFactory
 from kd_lightning.methods.base.protocols import WhiteTeacher
 
@@ -131,17 +132,3 @@ class ConditionalGan(Distiller):
         """Restore them."""
         if "seen" in state:
             self.seen = LastBatch(*(tensor.to(self.device) for tensor in state["seen"]))
-
-
-@torch.no_grad()
-def average(kept: nn.Module, live: nn.Module, decay: float) -> None:
-    """Update weights and batch-norm statistics: kept = decay kept + (1 - decay) live; the rest is copied.
-
-    The vectors of spectral norm are copied, too: they have length 1, which an average does not.
-    """
-    new = live.state_dict()
-    for name, old in kept.state_dict().items():
-        if old.is_floating_point() and not name.endswith(("._u", "._v")):
-            old.lerp_(new[name], 1 - decay)
-        else:
-            old.copy_(new[name])

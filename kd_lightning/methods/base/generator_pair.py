@@ -10,7 +10,7 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 
 from kd_lightning.errors import ConfigError
-from kd_lightning.methods.base.conditional_gan import average
+from kd_lightning.methods.base.averages import average
 from kd_lightning.methods.base.distiller import Distiller, OptimizerFactory, SchedulerFactory
 
 

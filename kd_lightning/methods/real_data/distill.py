@@ -38,6 +38,8 @@ from kd_lightning.networks.places import spread
 
 FOR_CLASSES = {f"{loss.__module__}.{loss.__name__}" for loss in (kl, soft_cross_entropy, answer_cross_entropy)}
 """Losses that expect logits of classes; :func:`~kd_lightning.losses.soft_labels.imitation` suits regression, too."""
+ONE_LABEL = ("classification", "regression", "segmentation")
+"""Tasks with one label for an image or a pixel."""
 FOR_VECTORS = (logits.__name__, learned_temperature.__name__)
 """Files of losses that expect one vector of logits for an image."""
 FOR_MAPS = (channel_wise, dist_pixels, adaptation, affinity)
@@ -104,7 +106,7 @@ class Distill(Distiller):
         """Images; labels, a teacher, its features and lasting positions if a loss asks for them; classes if one is
         made for them.
         """
-        need = {"source.images"} | ({"teacher", "teacher.features"} if copied else set())
+        need, one_label = {"source.images"} | ({"teacher", "teacher.features"} if copied else set()), False
         if label:
             need.add("source.labels")
         for term in (terms or {}).values():
@@ -125,8 +127,10 @@ class Distill(Distiller):
             elif term.get("student", OUTPUT) == OUTPUT and target in FOR_MAPS:
                 need.add("task.segmentation")
             elif "labels" in asked and str(getattr(target, "__module__", "")).startswith("kd_lightning."):
-                need |= {"task.classification", "task.regression", "task.segmentation"}  # one label an image
-        return need if any(each.startswith("task.") for each in need) else need | {"task.multi_label"}
+                one_label = True
+        if any(each.startswith("task.") for each in need):
+            return need
+        return need | ({f"task.{kind}" for kind in ONE_LABEL} if one_label else {"task.multi_label"})
 
     def build_terms(self, image_shape: Sequence[int], num_images: int | None) -> None:
         """Build adapters and losses that are modules, for the shapes that a dry run finds; called before training.

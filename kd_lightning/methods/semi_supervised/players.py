@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from kd_lightning.core.feature_hooks import capture
 from kd_lightning.distributed import collectives
 from kd_lightning.errors import ConfigError
-from kd_lightning.methods.base.conditional_gan import average
+from kd_lightning.methods.base.averages import average
 from kd_lightning.methods.base.distiller import Distiller, OptimizerFactory, SchedulerFactory
 from kd_lightning.methods.semi_supervised.pair_monitor import PairMonitor
 from kd_lightning.networks import head_of
