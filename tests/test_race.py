@@ -26,7 +26,7 @@ AMONG = [["method=dafl"], ["method=zskt"], ["method=dfad"], ["method=rdskd"]]
 class Told:
     """A launcher whose jobs reach the scores that they were told to, a round a second."""
 
-    def __init__(self, scores: Sequence[float | None], ends: int | None = None, slots: int = 1) -> None:
+    def __init__(self, scores: Sequence[float | None], ends: Sequence[int] = (), slots: int = 1) -> None:
         self.slots = [""] * slots
         self.scores, self.ends = scores, ends
         self.given: list[tuple[list[int], float]] = []
@@ -48,7 +48,7 @@ class Told:
             file = job.folder / SLICES
             said = json.loads(file.read_text()) if file.is_file() else []
             slice_ = {"round": len(said) + 1, "seconds": seconds, "score": score, "higher_is_better": True}
-            said.append(slice_ | {"judged_by": "accuracy on validation images", "ended": job.number == self.ends})
+            said.append(slice_ | {"judged_by": "accuracy on validation images", "ended": job.number in self.ends})
             file.write_text(json.dumps(said))
 
 
@@ -83,11 +83,18 @@ def test_the_better_half_goes_on_and_the_best_wins(capsys: Any) -> None:
 
 
 def test_what_fails_leaves_and_what_has_ended_takes_no_more_time() -> None:
-    launcher = Told([None, 0.9, 0.7, 0.1], ends=1)
+    launcher = Told([None, 0.9, 0.7, 0.1], ends=[1])
     order = raced(launcher)
     assert [numbers for numbers, _ in launcher.given] == [[0, 1, 2, 3], [0, 1, 2, 3], [2]]
     assert order[0].name == "method=zskt"
     assert order[-1].left == "failed: no such file"
+
+
+def test_where_all_have_ended_the_best_wins_however_early() -> None:
+    launcher = Told([0.9, 0.8, 0.1, 0.2], ends=[0, 1])
+    order = raced(launcher)
+    assert [numbers for numbers, _ in launcher.given] == [[0, 1, 2, 3], [0, 1, 2, 3]]
+    assert [runner.name for runner in order[:2]] == ["method=dafl", "method=zskt"]
 
 
 def test_none_trains() -> None:

@@ -61,8 +61,6 @@ class Resumable(Checkpoint):
         """Save if ``seconds`` have passed on the first rank's clock, which several ranks compare every 50 rounds."""
         done = batch_idx + 1
         ends = done == trainer.num_training_batches or done % (trainer.val_check_batch or 1) == 0
-        if self.slice is not None and self.slice.over:
-            self.stopping = True
         if not ends and (trainer.world_size == 1 or done % 50 == 0):
             self._save_if_due(trainer)
 
@@ -81,6 +79,8 @@ class Resumable(Checkpoint):
             raise KeyboardInterrupt
 
     def _save_if_due(self, trainer: L.Trainer) -> None:
+        if self.slice is not None:
+            self.stopping = self.stopping or trainer.strategy.broadcast(self.slice.over)  # by the first rank's clock
         if trainer.strategy.broadcast(self.stopping or time.monotonic() - self.last >= self.seconds):
             self._save(trainer)
         if self.stopping:

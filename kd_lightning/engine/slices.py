@@ -55,11 +55,13 @@ class Slice:
         return time.monotonic() - self.started >= self.seconds
 
     def leave(self, trainer: L.Trainer, *, ended: bool) -> None:
-        """Append what the student reached to ``slices.json``.
+        """Append what the student reached to ``slices.json``, on the first rank.
 
         Raises:
             UserError: there is nothing to judge it by.
         """
+        if not trainer.is_global_zero:
+            return
         rounds = trainer.fit_loop.epoch_loop.total_batch_idx + 1
         score, judged_by = self._score(cast("Distiller", trainer.lightning_module))
         file = self.folder / SLICES

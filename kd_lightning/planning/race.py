@@ -176,7 +176,9 @@ def race(launcher: Launcher, runners: Sequence[Runner], *, seconds: float, folde
             runner.left = f"left after rung {rung + 1}"
         if len(racing) == 1:
             break
-    return sorted(runners, key=lambda runner: (runner not in racing, -len(runner.slices), -runner.worth))
+    left = [runner for runner in runners if runner not in racing]
+    last = sorted(left, key=lambda runner: (-len(runner.slices), -runner.worth))
+    return [*sorted(racing, key=lambda runner: -runner.worth), *last]
 
 
 def tell(order: Sequence[Runner], given: Sequence[str], folder: Path) -> None:

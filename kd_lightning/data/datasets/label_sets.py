@@ -8,7 +8,7 @@ from pathlib import Path
 
 from kd_lightning.core.multi_label import MultiLabel
 from kd_lightning.data.dataset import Dataset
-from kd_lightning.data.datasets.listed import Listed, Reading, dataset_of
+from kd_lightning.data.datasets.listed import Listed, Reading, dataset_of_table
 from kd_lightning.errors import DataError
 
 
@@ -44,16 +44,6 @@ def labelled_by_set(
         if strange := [each for each in there if each not in known]:
             raise DataError(f"{said}: the label {strange[0]} is none of the {len(names)}: {', '.join(names[:8])}")
         listed.append(Listed(path, part, tuple(int(each in there) for each in names)))
-    if "train" not in {each.part for each in listed}:
-        shares = {}
-    return dataset_of(
-        listed,
-        reading,
-        root=root,
-        name=name,
-        classes=names,
-        task=task,
-        shares=shares,
-        layout="table",
-        unread=unread,
+    return dataset_of_table(
+        listed, reading, root=root, name=name, classes=names, task=task, shares=shares, unread=unread
     )

@@ -114,6 +114,24 @@ def dataset_of(
     )
 
 
+def dataset_of_table(
+    files: Sequence[Listed], reading: Reading, *, shares: Mapping[str, int | float], **what: Any
+) -> Dataset:
+    """The data set of the rows of a table; nothing is held out where none of them is for training.
+
+    Args:
+        files: one for each row.
+        reading: how they are read.
+        shares: number or share of the training images held out, see :func:`dataset_of`.
+        **what: as there.
+
+    Raises:
+        DataError: as there.
+    """
+    held_out = shares if any(file.part == "train" for file in files) else {}
+    return dataset_of(files, reading, shares=held_out, layout="table", **what)
+
+
 def _moved(files: Sequence[Listed], part: str, share: int | float) -> list[Listed]:
     """The files, some of training moved to another part."""
     rows = [i for i, file in enumerate(files) if file.part == "train"]

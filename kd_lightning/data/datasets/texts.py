@@ -10,7 +10,7 @@ from typing import Any
 
 from kd_lightning.core.tasks import Regression
 from kd_lightning.data.dataset import Dataset
-from kd_lightning.data.datasets.listed import Listed, Reading, dataset_of
+from kd_lightning.data.datasets.listed import Listed, Reading, dataset_of_table
 from kd_lightning.data.table_rows import class_names_of
 from kd_lightning.errors import DataError
 
@@ -38,18 +38,9 @@ def labelled_by_text(
         if label is None:
             raise DataError(f"{said}: the label {text} is none of the {len(names)} classes {', '.join(names[:8])}")
         listed.append(Listed(path, part, label))
-    if "train" not in {each.part for each in listed}:
-        shares = {}
-    return dataset_of(
-        listed,
-        reading,
-        root=root,
-        name=name,
-        classes=() if task is not None else names,
-        task=task,
-        shares=shares,
-        layout="table",
-        unread=unread,
+    told = () if task is not None else names
+    return dataset_of_table(
+        listed, reading, root=root, name=name, classes=told, task=task, shares=shares, unread=unread
     )
 
 

@@ -69,8 +69,12 @@ def _end(questions: queue.SimpleQueue[Any], thread: threading.Thread) -> None:
 def _answer(
     net: nn.Module, described: Described, abstain_below: float | None, device: str, questions: queue.SimpleQueue[Any]
 ) -> None:
-    how: dict[str, Any] = {"decimals": described.decimals, "k": described.k, "abstain_below": abstain_below}
-    how["several"] = described.several
+    how: dict[str, Any] = {
+        "decimals": described.decimals,
+        "k": described.k,
+        "abstain_below": abstain_below,
+        "several": described.several,
+    }
     while (question := questions.get()) is not None:
         images, reply = question
         try:
