@@ -358,6 +358,12 @@ def test_a_run_is_judged_by_map(run: Path) -> None:
         assert {"val/map", "val/agreement", "train/label", "train/response"} <= set(next(csv.reader(file)))
 
 
+def test_only_labels_that_are_there_are_printed_the_surest_first() -> None:
+    told = predict.Prediction(Path("a.png"), "dog;cat", None, each=(0.7, 0.98, 0.4))
+    assert predict._with_probabilities(told, ["cat", "dog", "cow"]) == "dog 0.980, cat 0.700"
+    assert predict._with_probabilities(told._replace(each=(0.1, 0.2, 0.5)), ["cat", "dog", "cow"]) == "none"
+
+
 def test_predictions_are_labels_and_the_probability_of_each(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
