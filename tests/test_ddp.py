@@ -43,6 +43,7 @@ from kd_lightning.distributed import collectives, decisions, process_group
 from kd_lightning.distributed.launch import MEETING, ProcessInfo, place_in, wanted
 from kd_lightning.engine.checkpoint_writer import Resumable
 from kd_lightning.errors import ConfigError, UserError
+from kd_lightning.losses.contrastive_memory import ContrastiveMemory
 from kd_lightning.losses.moments import pooled
 from kd_lightning.methods.base.conditional_gan import ConditionalGan
 from kd_lightning.methods.base.distiller import Distiller
@@ -560,43 +561,55 @@ def test_gradients_cross_the_gathering(pair: Pair) -> None:
 
 
 def comparing() -> dict[str, dict[str, Any]]:
-    """The terms of conf/method whose losses compare images with each other, by method."""
+    """The terms of conf/method that are no mean over images, by method and name."""
     found = {}
     for file in (resolvers.conf_dir() / "method").glob("*.yaml"):
-        method: Any = OmegaConf.to_container(OmegaConf.load(file)).get("method") or {}
-        for term in (method.get("terms") or {}).values():
-            if term.get("global_batch") and "Memory" not in term["loss"]["_target_"]:
-                found[file.stem] = term
+        settings: Any = OmegaConf.to_container(OmegaConf.load(file))
+        for part in (settings, *settings.values()):  # stages of its own, too
+            method = (part.get("method") if isinstance(part, dict) else None) or {}
+            for name, term in (method.get("terms") or {}).items():
+                if term.get("global_batch"):
+                    found[f"{file.stem}.{name}"] = term
     return found
 
 
 def term_slopes(common: bool) -> dict[str, tuple[float, Tensor]]:
     """Each of those losses on this rank's part of 8 images, and its gradient there."""
-    slopes = {}
+    slopes, place = {}, collectives.rank()
     for name, given in comparing().items():
-        views = given["loss"].get("views", 1)
+        settings = {key: given[key] for key in ("global_batch", "all_views") if key in given}
+        small = {"width": 5, "negatives": 6} if "Memory" in given["loss"]["_target_"] else {}
+        term = Term(weight=1.0, loss=instantiate({**given["loss"], **small}), **settings)
+        views = inspect.signature(term.make_loss).parameters.get("views")
         rng = torch.Generator().manual_seed(0)
-        whole = torch.randn(2, views, 8, 5, generator=rng)
-        own, told = (rows.clone() for rows in whole.chunk(collectives.world(), 2)[collectives.rank()])
+        whole = torch.randn(2, views.default if views else 1, 8, 5, generator=rng)
+        own, told = (rows.clone() for rows in whole.chunk(collectives.world(), 2)[place])
+        torch.manual_seed(0)
+        term.build({"output": (5,)}, {"output": (5,)}, 20)
+        if isinstance(term.loss, ContrastiveMemory):
+            drawn = torch.randint(20, (8, 6), generator=rng)
+            term.loss.draw = lambda index, drawn=drawn: drawn[: len(index)]  # type: ignore[method-assign, misc]
+        known = {"labels": torch.arange(8) % 4, "index": torch.arange(8) + 3}
+        known = {key: rows.chunk(collectives.world())[place] for key, rows in known.items()}
         own.requires_grad_()
-        term = Term(
-            weight=1.0, loss=instantiate(given["loss"]), global_batch=True, all_views=given.get("all_views", False)
-        )
         both = ({"output": rows.flatten(0, 1)} for rows in (own, told))
         gathered = collectives.gathered if common else lambda rows: rows
-        loss = term(*both, {"epoch": 0, "views": views}, gathered)
+        loss = term(*both, {**known, "epoch": 0, "views": len(own)}, gathered)
         loss.backward()
         assert own.grad is not None
         slopes[name] = loss.item(), own.grad
     return slopes
 
 
-def test_losses_that_compare_images_see_those_of_all_ranks(pair: Pair) -> None:
+def test_losses_that_are_no_mean_over_images_see_those_of_all_ranks(pair: Pair) -> None:
     one, (first, second) = term_slopes(True), pair.both(term_slopes, True)
-    assert {"sp", "rkd", "pkt", "cc", "srd", "dist", "mlkd"} <= one.keys()
+    expected = {"sp", "rkd", "pkt", "cc", "srd", "dist", "mlkd", "crd", "sskd", "ghnd"}
+    assert expected <= {name.partition(".")[0] for name in one}
     for name, (loss, slope) in one.items():
         assert first[name][0] == second[name][0] == pytest.approx(loss, rel=1e-5), name
-        torch.testing.assert_close(torch.cat([first[name][1], second[name][1]], 1), 2 * slope, msg=name)
+        torch.testing.assert_close(
+            torch.cat([first[name][1], second[name][1]], 1), 2 * slope, rtol=1e-4, atol=1e-5, msg=name
+        )
     apart, _ = pair.both(term_slopes, False)
     assert all(apart[name][0] != pytest.approx(loss, rel=1e-5) for name, (loss, _) in one.items())
 

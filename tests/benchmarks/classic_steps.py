@@ -6,8 +6,8 @@
 Each DIR is a checkout of megvii-research/mdistiller or yoshitomo-matsubara/torchdistill, which nothing here fetches.
 ResNet-20 teaches ResNet-8 on random images of 32x32 in batches of 64, SGD, fp32, the same methods and settings; CRD has
 a memory of 50,000 images and 16,384 negatives. Theirs is the body of their loop without meters, of torchdistill with
-its hooks, wrappers and loss modules; the negatives of their CRD are drawn beforehand, as their loaders' workers do. Ours
-runs under Lightning with everything that a run has:
+its hooks, wrappers and loss modules; the negatives of their CRD are drawn beforehand, as their loaders' workers do.
+Ours runs under Lightning with everything that a run has:
 
     here      as problem=cifar100_resnet56_resnet20 composes it, with channels_last
     fast      and with fold_batchnorm, in bf16 where the CPU multiplies in it, with --compile compiled where nothing
