@@ -560,17 +560,48 @@ def test_gradients_cross_the_gathering(pair: Pair) -> None:
     torch.testing.assert_close(torch.cat(parts), 2 * slope(x))
 
 
-def comparing() -> dict[str, dict[str, Any]]:
-    """The terms of conf/method that are no mean over images, by method and name."""
-    found = {}
-    for file in (resolvers.conf_dir() / "method").glob("*.yaml"):
+def shipped_terms() -> Iterator[tuple[str, dict[str, Any]]]:
+    """The terms of conf/method that name a loss, by method and name."""
+    for file in sorted((resolvers.conf_dir() / "method").glob("*.yaml")):
         settings: Any = OmegaConf.to_container(OmegaConf.load(file))
         for part in (settings, *settings.values()):  # stages of its own, too
             method = (part.get("method") if isinstance(part, dict) else None) or {}
             for name, term in (method.get("terms") or {}).items():
-                if term.get("global_batch"):
-                    found[f"{file.stem}.{name}"] = term
-    return found
+                if term and "loss" in term:
+                    term["loss"] = {k: 4.0 if str(v).startswith("$") else v for k, v in term["loss"].items()}
+                    yield f"{file.stem}.{name}", term
+
+
+def comparing() -> dict[str, dict[str, Any]]:
+    """Those that are no mean over images."""
+    return {name: term for name, term in shipped_terms() if term.get("global_batch")}
+
+
+SEES_OWN_IMAGES = {"ofd.features", "dist_dense.dist", "ktaad.code"}
+"""Losses of whole maps that depend on a batch: each rank takes its own, as their maps are many bytes to send."""
+
+
+def test_all_other_terms_are_means_over_images() -> None:
+    """So that the mean over ranks is what one rank makes of the whole batch."""
+    shapes = {"wide": (3, 8, 8), "deep": (5, 4, 4), "vector": (5,)}
+    rng = torch.Generator().manual_seed(0)
+    rows = [{path: torch.randn(8, *shape, generator=rng) for path, shape in shapes.items()} for _ in range(2)]
+    labels = torch.arange(8) % 4
+    for name, given in shipped_terms():
+        if given.get("global_batch") or name in SEES_OWN_IMAGES:
+            continue
+        file = given["loss"]["_target_"].split(".")[-2]
+        taps: Any = {"feature_maps": ["wide", "deep"], "dense": "deep", "variational": "deep"}.get(file, "vector")
+        term = Term(weight=1.0, loss=instantiate(given["loss"]), student=taps, teacher=taps)
+        term.build(shapes, shapes, None)
+        term.eval()  # batch norm has its own setting for ranks
+
+        def loss(part: slice, term: Term = term) -> float:
+            both = ({path: values[part] for path, values in side.items()} for side in rows)
+            return term(*both, {"labels": labels[part], "epoch": 0}, lambda own: own).item()
+
+        halves = loss(slice(4)), loss(slice(4, 8))
+        assert sum(halves) / 2 == pytest.approx(loss(slice(8)), rel=1e-5), name
 
 
 def term_slopes(common: bool) -> dict[str, tuple[float, Tensor]]:
