@@ -159,8 +159,8 @@ class AttentionFusion(nn.Module):
             own = self.squeeze[layer](students[layer])
             if later is not None:
                 later = F.interpolate(later, own.shape[2:])
-                share = self.weigh[layer](torch.cat([own, later], 1))
-                own = own * share[:, :1] + later * share[:, 1:]
+                here, there = self.weigh[layer](torch.cat([own, later], 1)).chunk(2, 1)
+                own = torch.addcmul(own * here, later, there)
             size = teachers[layer].shape[2:]
             later = own if own.shape[2:] == size else F.interpolate(own, size)
             fused.insert(0, self.expand[layer](later))

@@ -10,8 +10,8 @@ its hooks, wrappers and loss modules; the negatives of their CRD are drawn befor
 Ours runs under Lightning with everything that a run has:
 
     here      as problem=cifar100_resnet56_resnet20 composes it, with channels_last
-    fast      and with fold_batchnorm, in bf16 where the CPU multiplies in it, with --compile compiled where nothing
-              inside the networks is looked at
+    fast      and with fold_batchnorm, in bf16 where the CPU multiplies in it, with --compile compiled (adapters, and
+              networks inside which nothing is looked at)
     kept      fast, with the teacher's answers stored (source=queried): KD only, and for images without augmentation
 
 A round times all sides, in CPU time of one thread; ratios are those of the medians.
@@ -36,7 +36,7 @@ from kd_lightning.core.log_filters import quiet
 from kd_lightning.core.tasks import Classification
 from kd_lightning.data.loader import TensorLoader
 from kd_lightning.distributed.device import fast_precision
-from kd_lightning.engine.fit import compile_networks
+from kd_lightning.engine.compiled import compile_adapters, compile_networks
 from kd_lightning.losses.contrastive_memory import ContrastiveMemory
 from kd_lightning.losses.feature_maps import hierarchical_context
 from kd_lightning.losses.response import kl
@@ -257,6 +257,8 @@ def our_seconds(name: str, steps: int, how: str, *, compiled: bool = False) -> f
     if how == "kept":
         loader.answers = torch.randn(len(loader.images), CLASSES)
     method.build_terms((3, 32, 32), IN_MEMORY)
+    if compiled and how != "here":
+        compile_adapters(method, "inductor")
     return ours(method, loader, precision, WARM, clock=time.process_time)
 
 
