@@ -41,7 +41,8 @@ from kd_lightning.losses.contrastive_memory import ContrastiveMemory
 from kd_lightning.losses.feature_maps import hierarchical_context
 from kd_lightning.losses.response import kl
 from kd_lightning.methods.real_data.distill import Distill
-from kd_lightning.networks.adapters import AttentionFusion, Embeddings
+from kd_lightning.networks.adapters import Embeddings
+from kd_lightning.networks.attention_fusion import AttentionFusion
 from kd_lightning.networks.classifiers.resnet import CifarResNet
 from kd_lightning.networks.normalized import Normalized
 from kd_lightning.teachers.white_box import FrozenTeacher

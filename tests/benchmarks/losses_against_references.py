@@ -29,7 +29,8 @@ from kd_lightning.losses import feature_maps, feature_vectors, logits, relations
 from kd_lightning.losses.contrastive_memory import ContrastiveMemory
 from kd_lightning.losses.response import kl
 from kd_lightning.losses.variational import VariationalInformation
-from kd_lightning.networks.adapters import AttentionFusion, Averaged, MeanRegressors
+from kd_lightning.networks.adapters import Averaged, MeanRegressors
+from kd_lightning.networks.attention_fusion import AttentionFusion
 from kd_lightning.networks.classifiers.reused import ReusedHead
 
 Row = tuple[str, Callable[[], Any], Callable[[], Any], str]
