@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -42,8 +44,7 @@ class AttentionFusion(nn.Module):
             own = self.squeeze[layer](students[layer])
             if later is not None:
                 later = F.interpolate(later, own.shape[2:])
-                convolution, sigmoid = self.weigh[layer]  # type: ignore[misc]
-                here, there = sigmoid(convolved(convolution, own, later)).chunk(2, 1)
+                here, there = shares(self.weigh[layer], own, later).chunk(2, 1)
                 own = torch.addcmul(own * here, later, there)
             size = teachers[layer].shape[2:]
             later = own if own.shape[2:] == size else F.interpolate(own, size)
@@ -51,9 +52,10 @@ class AttentionFusion(nn.Module):
         return fused, teachers
 
 
-def convolved(convolution: nn.Conv2d, first: Tensor, second: Tensor) -> Tensor:
-    """A 1x1 convolution of two maps (N, C, H, W) side by side, as linear maps of either: neither is copied."""
+def shares(layers: Any, first: Tensor, second: Tensor) -> Tensor:
+    """``layers``, a 1x1 convolution and a sigmoid, of two maps (N, C, H, W) side by side, neither of which is copied."""
+    convolution, sigmoid = layers
     weights = convolution.weight.flatten(1).chunk(2, 1)
     one, two = (F.linear(maps.movedim(1, -1), w) for maps, w in zip((first, second), weights, strict=True))
-    assert convolution.bias is not None
-    return (one + two + convolution.bias).movedim(-1, 1)
+    weighed: Tensor = sigmoid((one + two + convolution.bias).movedim(-1, 1))
+    return weighed

@@ -16,7 +16,7 @@ from kd_lightning.networks.adapters import (
     Translator,
     Widened,
 )
-from kd_lightning.networks.attention_fusion import AttentionFusion, convolved
+from kd_lightning.networks.attention_fusion import AttentionFusion, shares
 
 STUDENT, TEACHER = [(4, 8, 8), (6, 4, 4), (8, 2, 2)], [(5, 16, 16), (7, 4, 4), (9, 1, 1)]
 
@@ -83,9 +83,9 @@ def test_fusion_takes_pooled_features_as_maps_of_one_pixel() -> None:
     assert [f.shape for f in fused] == [t.shape for t in told] == [(3, 5, 4, 4), (3, 9, 1, 1)]
 
 
-def test_two_maps_are_convolved_as_if_side_by_side() -> None:
-    convolution, a, b = nn.Conv2d(6, 2, 1), torch.randn(4, 3, 5, 7), torch.randn(4, 3, 5, 7)
-    torch.testing.assert_close(convolved(convolution, a, b), convolution(torch.cat([a, b], 1)))
+def test_two_maps_are_weighed_as_if_side_by_side() -> None:
+    layers, (a, b) = nn.Sequential(nn.Conv2d(6, 2, 1), nn.Sigmoid()), torch.randn(2, 4, 3, 5, 7)
+    torch.testing.assert_close(shares(layers, a, b), layers(torch.cat([a, b], 1)))
 
 
 def test_fusion_hands_later_layers_to_earlier_ones_only() -> None:
