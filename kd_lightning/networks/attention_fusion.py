@@ -53,7 +53,7 @@ class AttentionFusion(nn.Module):
 
 
 def shares(layers: Any, first: Tensor, second: Tensor) -> Tensor:
-    """``layers``, a 1x1 convolution and a sigmoid, of two maps (N, C, H, W) side by side, neither of which is copied."""
+    """``layers``, a 1x1 convolution and a sigmoid, of two maps (N, C, H, W) side by side, which are not copied."""
     convolution, sigmoid = layers
     weights = convolution.weight.flatten(1).chunk(2, 1)
     one, two = (F.linear(maps.movedim(1, -1), w) for maps, w in zip((first, second), weights, strict=True))
