@@ -371,6 +371,38 @@ def test_the_spread_over_all_other_settings_has_one_row_for_each_value(tmp_path)
         spread(groups, "colour")
 
 
+def test_accuracy_over_a_setting_is_a_line_for_each_combination_of_the_others(tmp_path):
+    pytest.importorskip("matplotlib")
+    from kd_lightning.results.plot import curves
+    from kd_lightning.results.run_index import group
+
+    for method in ("kd", "disguide"):
+        for budget in (20000, 2000):
+            for seed in (0, 1):
+                overrides = [f"method={method}", f"teacher.budget={budget}"]
+                accuracy = 0.9 + seed / 50 - 1000 / budget
+                run_at(tmp_path / f"{method}{budget}{seed}", overrides, accuracy, seed=seed)
+    groups = group(collect([tmp_path]))
+    axes = curves(groups, "teacher.budget").axes[0]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["teacher", "disguide", "kd"]
+    line = axes.containers[0].lines[0]
+    assert list(line.get_xdata()) == [2000, 20000]
+    assert list(line.get_ydata()) == pytest.approx([0.41, 0.86])
+    assert axes.get_xscale() == "log"
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["2,000", "20,000"]
+    with pytest.raises(UserError, match="--over method: disguide is not a number; for names it is --by method"):
+        curves(groups, "method")
+    with pytest.raises(UserError, match="--over seed: does not vary"):
+        curves(groups, "seed")
+
+
+@pytest.mark.parametrize("option", ["--by", "--over"])
+def test_a_form_of_the_figure_without_a_figure_is_refused(tmp_path, capsys, option):
+    run_at(tmp_path / "0", ["method=kd"])
+    assert main([str(tmp_path), option, "method"]) == 2
+    assert f"{option} method says how the figure is drawn: add --plot FILE.png" in capsys.readouterr().err
+
+
 def test_nothing_to_plot_is_one_clear_error(tmp_path):
     pytest.importorskip("matplotlib")
     from kd_lightning.results.plot import plot

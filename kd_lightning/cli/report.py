@@ -25,15 +25,20 @@ def main(argv: Sequence[str] | None) -> None:
     form.add_argument("--markdown", action="store_const", dest="form", const="markdown", default="terminal")
     form.add_argument("--csv", action="store_const", dest="form", const="csv", help="full precision, for other tools")
     parser.add_argument("--plot", metavar="PNG", type=Path, help="also draw the groups, over time and queries")
-    parser.add_argument("--by", metavar="KEY", help="draw the spread over all other settings instead: --by method")
+    figure = parser.add_mutually_exclusive_group()
+    figure.add_argument("--by", metavar="KEY", help="draw the spread over all other settings instead: --by method")
+    figure.add_argument("--over", metavar="KEY", help="or lines over a setting that is a number: --over teacher.budget")
     parser.add_argument("--against", metavar="METHOD", help="paired differences to the runs of this method")
     parser.add_argument("--record", metavar="results/TABLE", type=Path, help="also keep one small file for each run")
     args = parser.parse_args(argv)
     if len(args.folders) == 1 and (Path(args.folders[0]) / ROWS).is_file():
-        if args.form == "csv" or args.plot or args.by or args.against or args.record:
+        if args.form == "csv" or args.plot or args.by or args.over or args.against or args.record:
             raise UserError(f"{args.folders[0]} holds records, of which only the page can be made: --markdown")
         print(results_page(Path(args.folders[0])), end="")
         return
+    if not args.plot and (args.by or args.over):
+        how = f"--by {args.by}" if args.by else f"--over {args.over}"
+        raise UserError(f"{how} says how the figure is drawn: add --plot FILE.png")
     runs = collect(args.folders)
     table = fold(runs, args.against)
     print(render(table, args.form), end="")
@@ -43,5 +48,5 @@ def main(argv: Sequence[str] | None) -> None:
         for path in write_records(runs, args.record):
             print(f"wrote {path}", file=sys.stderr)
     if args.plot:
-        plot(group(runs), args.plot, args.by)
+        plot(group(runs), args.plot, args.by, args.over)
         print(f"wrote {args.plot}", file=sys.stderr)

@@ -33,6 +33,7 @@ def register() -> None:
     OmegaConf.register_new_resolver("kd.repeat", _repeat, replace=True)
     OmegaConf.register_new_resolver("kd.if", _if, replace=True)
     OmegaConf.register_new_resolver("kd.times", _times, replace=True)
+    OmegaConf.register_new_resolver("kd.passes", _passes, replace=True)
     OmegaConf.register_new_resolver("kd.image", _image, replace=True)
     OmegaConf.register_new_resolver("kd.plus", _plus, replace=True)
     OmegaConf.register_new_resolver("kd.merged", _merged, replace=True)
@@ -138,6 +139,11 @@ def _times(value: Any, factor: float) -> Any:
     if isinstance(value, ListConfig | list):
         return OmegaConf.create([_times(each, factor) for each in value])
     return type(value)(value * factor)
+
+
+def _passes(updates: int, images: int, batch_size: int) -> int:
+    """Epochs over ``images`` that make about ``updates`` full batches; at least one."""
+    return max(1, round(updates / max(1, images // batch_size)))
 
 
 def _image(channels: int, size: Any) -> ListConfig:

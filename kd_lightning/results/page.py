@@ -14,7 +14,7 @@ A table with ``columns`` shows several measures instead: a column has ``title`` 
 ``digits``, ``over`` (a metric: the quotient is printed behind the value) and ``run``, which takes the place of the
 ``*`` in a row's ``run``. ``average`` is the title of a last row, with the mean and the deviation of every column.
 
-``today`` maps words of recorded commands, or all of one, to what is typed in their place now; the page shows that.
+``today`` maps words of recorded commands, one or several, to what is typed in their place now; the page shows that.
 """
 
 from __future__ import annotations
@@ -79,12 +79,14 @@ def in_words_of_today(record: Record, today: Mapping[str, str]) -> Record:
 
     Args:
         record: as it was written.
-        today: a word of old commands, or all of one -> what is typed in its place.
+        today: words of old commands -> what is typed in their place.
     """
     if (command := record.holds.get("command")) is None:
         return record
-    by_word = " ".join(today.get(word, word) for word in command.split(" "))
-    return replace(record, holds={**record.holds, "command": today.get(command, by_word)})
+    said = f" {command} "
+    for then, now in today.items():
+        said = said.replace(f" {then} ", f" {now} ")
+    return replace(record, holds={**record.holds, "command": said[1:-1]})
 
 
 def _checked(node: Any, kind: str) -> dict[str, Any]:

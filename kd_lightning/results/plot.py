@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from kd_lightning.core.extras import install
 from kd_lightning.errors import UserError
-from kd_lightning.results.run_index import Group, Stat
+from kd_lightning.results.run_index import NOTHING, Group, Stat
 from kd_lightning.results.table import headline_key, measured_in, metric_columns, unit_of
 from kd_lightning.store.artifacts import writing
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def plot(groups: Sequence[Group], path: Path, by: str | None = None) -> None:
-    """Save the figure of :func:`draw` or, if ``by`` names a setting, of :func:`spread`.
+def plot(groups: Sequence[Group], path: Path, by: str | None = None, over: str | None = None) -> None:
+    """Save the figure of :func:`draw` or, if a setting is named, of :func:`spread` or :func:`curves`.
 
     Raises:
-        UserError: as for these two, or ``path`` cannot be written.
+        UserError: as for these three, or ``path`` cannot be written.
     """
-    figure = draw(groups) if by is None else spread(groups, by)
+    figure = curves(groups, over) if over else spread(groups, by) if by else draw(groups)
     with writing(path):
         figure.savefig(path)
 
@@ -89,9 +89,7 @@ def spread(groups: Sequence[Group], by: str) -> Figure:
     """
     figure_of_size = _figures()
     key, measured = _measured(groups)
-    varying = list(dict.fromkeys(name for at, _ in measured for name in at.settings))
-    if by not in varying:
-        raise UserError(f"--by {by}: does not vary among these runs; what does: {', '.join(varying) or 'nothing'}")
+    _refuse_constant(measured, by, "--by")
     means: dict[str, list[float]] = {}
     for at, stat in measured:
         means.setdefault(at.settings[by], []).append(stat.mean)
@@ -107,6 +105,52 @@ def spread(groups: Sequence[Group], by: str) -> Figure:
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     return figure
+
+
+def curves(groups: Sequence[Group], over: str) -> Figure:
+    """Plot the metric over the numbers of the setting ``over``, a line for each combination of the other settings.
+
+    Raises:
+        UserError: matplotlib is missing, nothing was measured, or ``over`` does not vary or is not a number.
+    """
+    figure_of_size = _figures()
+    key, measured = _measured(groups)
+    _refuse_constant(measured, over, "--over")
+    lines: dict[str, list[tuple[float, Stat]]] = {}
+    for at, stat in measured:
+        try:
+            place = float(at.settings[over])
+        except ValueError:
+            said = f"--over {over}: {at.settings[over]} is not a number"
+            raise UserError(f"{said}; for names it is --by {over}") from None
+        others = [value for name, value in at.settings.items() if name != over and value != NOTHING]
+        lines.setdefault(", ".join(others) or "student", []).append((place, stat))
+    figure = figure_of_size(7.5, 3.8)
+    axes = figure.subplots()
+    for name, points in lines.items():
+        places, stats = zip(*sorted(points), strict=True)
+        spreads = [stat.std or 0.0 for stat in stats]
+        axes.errorbar(places, [stat.mean for stat in stats], yerr=spreads, fmt="o-", capsize=3, label=name)
+    teachers = {s.mean for at, _ in measured if (s := at.stat(f"teacher/{key.removeprefix('test/')}"))}
+    if len(teachers) == 1:
+        axes.axhline(teachers.pop(), color="grey", linestyle="--", linewidth=1, label="teacher")
+    ticks = sorted({place for points in lines.values() for place, _ in points})
+    if ticks[0] > 0 and ticks[-1] >= 10 * ticks[0]:
+        axes.set_xscale("log")
+    axes.set_xticks(ticks, [f"{tick:,.10g}" for tick in ticks])
+    axes.minorticks_off()
+    axes.set_xlabel(over)
+    axes.set_ylabel(_label(key, measured))
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
+def _refuse_constant(measured: Sequence[tuple[Group, Stat]], key: str, option: str) -> None:
+    varying = list(dict.fromkeys(name for at, _ in measured for name in at.settings))
+    if key not in varying:
+        raise UserError(f"{option} {key}: does not vary among these runs; what does: {', '.join(varying) or 'nothing'}")
 
 
 def _figures() -> Callable[[float, float], Figure]:

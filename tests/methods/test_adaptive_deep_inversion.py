@@ -58,7 +58,8 @@ def test_a_batch_is_made_and_merged_then_the_student_steps(teacher: nn.Module, r
     # with batch norm in the student: its running statistics stand still as well while pixels move
     assert [each["student moved"] for each in rounds] == [kind == "kd" for kind in kinds]
     assert all(each["training"] for each in rounds)
-    assert [each["asked"] for each in rounds] == [16, 24, 16] * 3 + [16]
+    # the student is taught by one answer to each of the batch's 8 images
+    assert [each["asked"] for each in rounds] == [16, 24, 8] * 3 + [16]
     assert method.images_made == 3 * 8
     assert method.pool.rows.dtype == torch.uint8  # type: ignore[union-attr]
     assert [method.student_updates(n) for n in (2, 3, 10)] == [0, 2, 6]
@@ -81,8 +82,8 @@ def test_hooks_sit_on_the_teacher_while_pixels_move_and_no_longer(
 
     monkeypatch.setattr(type(teacher), "forward", watched)
     fit(small(), teacher, range(3))
-    # four steps on pixels, the look at the finished batch, two of the student
-    assert hooked == [2, 2, 2, 2, 0, 0, 0]
+    # four steps on pixels, the look at the finished batch, the answers for the student
+    assert hooked == [2, 2, 2, 2, 0, 0]
 
 
 def test_the_losses(teacher: nn.Module, rounds: list[dict[str, Any]]) -> None:

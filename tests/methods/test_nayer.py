@@ -181,6 +181,27 @@ def test_no_forward_or_backward_pass_too_many(teacher: nn.Module) -> None:
     assert flops(lambda: fit(make, teacher, range(1))) == 3 * (g.train + noisy + t.through + s.through)
 
 
+def test_an_image_that_is_not_augmented_is_answered_once(teacher: nn.Module) -> None:
+    method = fit(nayer(1e-2, warmup=0, g_loops=2), teacher, range(12))
+    assert isinstance(method, Nayer)
+    x, t = method.lesson(32)
+    assert torch.equal(t, method.white(x))
+    assert len(method.answers) == len(method.pool)
+    rows = (method.pool.rows.float() / 255).flatten(1)
+    assert all(any(torch.equal(one, row) for row in rows) for one in x.flatten(1))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(method.white), "__call__", lambda *_: pytest.fail("asked again"))
+        method.lesson(32)
+
+
+def test_an_augmented_image_is_answered_as_the_student_sees_it(teacher: nn.Module) -> None:
+    method = fit(nayer(1e-2, warmup=0, augment=[lambda x, rng: x.flip(3)]), teacher, range(4))
+    assert isinstance(method, Nayer)
+    x, t = method.lesson(32)
+    assert torch.equal(t, method.white(x))
+    assert not len(method.answers)
+
+
 def test_embeddings_are_equally_far_apart_and_always_the_same() -> None:
     rows = orthonormal(10, 512)
     assert torch.allclose(rows @ rows.T, torch.eye(10), atol=1e-5)

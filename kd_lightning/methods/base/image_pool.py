@@ -13,6 +13,9 @@ from kd_lightning.data.loader import Augmentation
 from kd_lightning.losses.response import kl
 from kd_lightning.methods.base.distiller import Distiller, LastBatch, OptimizerFactory, SchedulerFactory
 
+ANSWERED = 512
+"""Images that the teacher answers at once."""
+
 
 class ImagePool(Distiller):
     """A pool of synthetic images, and the training of the student on it.
@@ -28,7 +31,7 @@ class ImagePool(Distiller):
         per_batch: optimiser steps in one training batch, a divisor of ``kd_steps``.
         kd_batch_size: images of one student step, per rank.
         temperature: T of the student's KL.
-        augment: augmentations of the pool's images for the student.
+        augment: augmentations of the pool's images for the student. Without them the teacher answers each image once.
         **base: see :class:`Distiller`.
 
     Raises:
@@ -53,7 +56,7 @@ class ImagePool(Distiller):
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
         self.kd_steps, self.per_batch, self.kd_batch_size = kd_steps, per_batch, kd_batch_size
         self.temperature, self.augment = temperature, tuple(augment)
-        self.pool = ImageBuffer()
+        self.pool, self.answers = ImageBuffer(), ImageBuffer(dtype=torch.float32)
 
     @classmethod
     def needs(cls, **settings: Any) -> set[str]:
@@ -83,29 +86,40 @@ class ImagePool(Distiller):
         return x
 
     @torch.no_grad()
+    def lesson(self, n: int) -> tuple[Tensor, Tensor]:
+        """``n`` images (n, C, H, W) of the pool as the student sees them, and the teacher's answers (n, K)."""
+        assert self.teacher is not None
+        if self.augment:
+            x = self.view(self.pool.sample(n, self.rng))
+            return x, self.teacher(x)
+        while (known := len(self.answers)) < len(self.pool):
+            fresh = torch.arange(known, min(known + ANSWERED, len(self.pool)), device=self.device)
+            self.answers.add(self.teacher(self.pool.at(fresh)).float())
+        places = torch.randint(len(self.pool), (n,), generator=self.rng, device=self.device)
+        return self.pool.at(places), self.answers.at(places)
+
     def draw(self, n: int) -> Tensor:
-        """``n`` images (n, C, H, W) as the student sees them: drawn from the pool and augmented."""
-        return self.view(self.pool.sample(n, self.rng))
+        """``n`` images (n, C, H, W) as the student sees them."""
+        return self.lesson(n)[0]
 
     def distil(self) -> Tensor:
         """``per_batch`` student steps on the pool; returns the last loss."""
-        assert self.teacher is not None
         opt_s = self.opts()[0]
         for _ in range(self.per_batch):
-            with torch.no_grad():
-                x = self.draw(self.kd_batch_size)
-                t = self.teacher(x)
+            x, t = self.lesson(self.kd_batch_size)
             loss = kl(self.student(x), t, temperature=self.temperature)
             self.update(opt_s, loss)
         return loss
 
     def rank_state(self) -> dict[str, Any]:
-        """The pool, and the images last shown to callbacks."""
-        state: dict[str, Any] = {"pool": self.pool.save(self.beside("pool"))}
+        """The pool, the answers to it, and the images last shown to callbacks."""
+        state: dict[str, Any] = {name: getattr(self, name).save(self.beside(name)) for name in ("pool", "answers")}
         return state if self.seen is None else state | {"seen": tuple(self.seen)}
 
     def load_rank_state(self, state: dict[str, Any]) -> None:
-        """Restore both."""
-        self.pool.load(self.beside("pool"), state["pool"], self.device)
+        """Restore them."""
+        for name in ("pool", "answers"):  # the answers are not in files of earlier versions
+            if name in state:
+                getattr(self, name).load(self.beside(name), state[name], self.device)
         if "seen" in state:
             self.seen = LastBatch(*(tensor.to(self.device) for tensor in state["seen"]))

@@ -225,14 +225,15 @@ class Cmi(ImagePool):
         self.z, self.y, self.best = torch.empty(0), torch.empty(0), Best()
 
     @torch.no_grad()
-    def draw(self, n: int) -> Tensor:
-        """``n`` images (n, C, H, W) as the student sees them: of the pool or, with ``exchange``, rendered anew."""
+    def lesson(self, n: int) -> tuple[Tensor, Tensor]:
+        """``n`` images (n, C, H, W) of the pool or, with ``exchange``, rendered anew; and the answers (n, K)."""
         if not self.exchange:
-            return super().draw(n)
+            return super().lesson(n)
         maps = self.maps.sample(n, self.rng)
         exchanging = torch.rand((), generator=self.rng, device=self.device) < self.exchange
         mixed = torch.where(exchanging, exchange_channels(maps, self.rng), maps)
-        return self.view(self.generator.render(mixed.float()))
+        x = self.view(self.generator.render(mixed.float()))
+        return x, self.white(x)
 
     def cached(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Local and global features (N', D) of N' <= ``negatives`` earlier images, without repetition."""
