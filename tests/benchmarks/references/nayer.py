@@ -1,10 +1,10 @@
 """NAYER (tmtuan1307): the class ``NAYER``, a step of its generator with noisy layers.
 
-Its script does not start as released, so that the class is called here as the script would. Both sides use our
-orthonormal embeddings, which lie in a pickle of CLIP's there, the same views in place of kornia's, and as many images
-as make whole runs of the classes, at least the batch that was asked for: theirs would fill up with random classes. A
-batch is made an epoch; the generator is not redrawn. With several of them theirs trains BatchNorm of the student from
-the second on, which it puts back into training mode before.
+Its script does not start as released, so that the class is called as the script would call it. Both sides have our
+orthonormal embeddings, where theirs reads those of CLIP from a pickle, and our views, where theirs has kornia's.
+Neither redraws the generator. A batch is filled up to whole runs of the classes, where theirs would take random
+classes. Theirs computes gradients of teacher and student, too, which nobody uses, and has a module for each noisy
+layer. An epoch has one batch: theirs would put the student into training mode for further ones.
 """
 
 from __future__ import annotations
