@@ -79,7 +79,6 @@ def synthesis(at: At) -> tuple[Trace, Ours]:
             lr_g=1e-3,
             kd_steps=0,
             per_batch=INNER,
-            temperature=20.0,
             bank_size=bank,
             local=[lambda x, _: views.part(x), lambda x, _: views.flip(x)],
             augment=[lambda x, _: views.crop(x), lambda x, _: views.flip(x)],

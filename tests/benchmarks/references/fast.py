@@ -114,6 +114,7 @@ def ours(
         num_classes=10,
         batch_size=at.batch,
         kd_batch_size=at.batch,
+        temperature=20.0,
         optimizer=partial(sgd, lr=0.2, weight_decay=1e-4),
         optimizer_g=partial(adam, lr=lr_g, betas=(0.5, 0.999)),
         **settings,

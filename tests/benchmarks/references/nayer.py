@@ -78,7 +78,6 @@ def synthesis(at: At) -> tuple[Trace, Ours]:
             warmup=0,
             kd_steps=0,
             per_batch=1,
-            temperature=20.0,
             augment=[lambda x, _: views.crop(x), lambda x, _: views.flip(x)],
             **WEIGHTS,
         )
