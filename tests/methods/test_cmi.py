@@ -237,7 +237,7 @@ def test_images_are_rendered_from_the_maps_that_made_them(teacher: nn.Module, mo
     rows = method.maps.rows.float()
     for share in 1.0, 0.0:
         method.exchange = share or 1e-9
-        assert method.lesson(8)[0].shape == (8, 1, 8, 8)
+        assert method.draw(8).shape == (8, 1, 8, 8)
         known = [any(torch.equal(one, row) for row in rows) for one in seen[-1]]
         assert known == [not share] * 8
 

@@ -98,6 +98,10 @@ class ImagePool(Distiller):
         places = torch.randint(len(self.pool), (n,), generator=self.rng, device=self.device)
         return self.pool.at(places), self.answers.at(places)
 
+    def draw(self, n: int) -> Tensor:
+        """``n`` images (n, C, H, W) as the student sees them."""
+        return self.lesson(n)[0]
+
     def distil(self) -> Tensor:
         """``per_batch`` student steps on the pool; returns the last loss."""
         opt_s = self.opts()[0]
