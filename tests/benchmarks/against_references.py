@@ -5,9 +5,9 @@
 
 DIR holds checkouts, which nothing here fetches: DAFL (huawei-noah/DAFL), RDSKD (PengchaoHan/RDSKD), DFAD
 (VainF/Data-Free-Adversarial-Distillation), ZSKT (polo5/ZeroShotKnowledgeTransfer), DeepInversion
-(NVlabs/DeepInversion), DataFree (zju-vipa/DataFree), Fast (zju-vipa/Fast-Datafree), KD_UDA
-(LIVIAETS/KD_UDA). Their scripts are executed as they are, until enough backward passes were seen; CUDA, data sets and
-loggers that they ask for are stood in for.
+(NVlabs/DeepInversion), DataFree (zju-vipa/DataFree), Fast (zju-vipa/Fast-Datafree), CMI (zju-vipa/CMI), NAYER
+(tmtuan1307/NAYER), KD_UDA (LIVIAETS/KD_UDA). Their scripts are executed as they are, until enough backward passes were
+seen; CUDA, data sets and loggers that they ask for are stood in for.
 
 First the losses are compared over ``--steps`` steps of a small batch, relative where they exceed 1: in the first step,
 over all of them, and over all of them in double precision, where what rounding did to the others is gone. Then steps
@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from references import dafl, datafree, deep_inversion, dfad, fast, kd_uda, rdskd, zskt
+from references import cmi, dafl, datafree, deep_inversion, dfad, fast, kd_uda, nayer, rdskd, zskt
 from references.observed import Trace, in_double
 from references.sides import At
 
@@ -74,6 +74,8 @@ SYSTEMS = {
     "dfad": System("DFAD", dfad.dfad, (6, 6), batch=128, most=(0.95, 0.40)),
     "dfad_dense": System("DFAD", dfad.dense, (6, 6), batch=2, most=(0.90, None)),
     "fast": System("Fast", fast.inner, cycle=(fast.INNER, fast.INNER), pause=fast.INNER, most=(0.95, 0.40)),
+    "cmi": System("CMI", cmi.synthesis, cycle=(fast.INNER, fast.INNER), pause=fast.INNER),
+    "nayer": System("NAYER", nayer.synthesis, cycle=(fast.INNER, fast.INNER), pause=fast.INNER, batch=40),
     "memory": System("Fast", fast.memory, cycle=(fast.PASS, 10), most=(0.50, 0.40)),
     "dafl": System("DAFL", dafl.mnist, (1, 2), batch=128),
     "uda_kd": System("KD_UDA", kd_uda.joint, (2, 2), batch=32, most=(0.9, None)),

@@ -12,7 +12,8 @@ Deviations (paper / authors' code / here):
     * Noisy layers: one for as many images as there are classes / the same, as modules / one tensor of all.
     * Batch: - / filled up with random classes or a part of a run / as many whole runs of the classes as fit.
     * Warm-up epochs: - / shorter than the others / as long, with nothing to do once their images are made.
-    * Student while images are made: - / evaluation mode / likewise.
+    * Student while images are made: - / evaluation mode for the first batch of an epoch, training mode for the others /
+      evaluation mode.
     * Student: - / shuffled passes over the pool / draws with replacement.
     * Several processes: - / - / one generator for all, noisy layers of each one's own.
     * Result: - / best test accuracy over all epochs / the last step.

@@ -21,9 +21,7 @@ def dfq(at: At) -> tuple[Trace, Ours]:
         free = importlib.import_module("datafree")
         models = importlib.import_module("datafree.models.classifiers.wresnet")
         teacher, student = settled(models.WideResNet(16, 10, 2)), models.WideResNet(16, 10, 1)
-        generator = importlib.import_module("datafree.models.generator").ConvGenerator(
-            nz=100, ngf=64, img_size=32, nc=3
-        )
+        generator = importlib.import_module("datafree.models.generator").Generator(nz=100, ngf=64, img_size=32, nc=3)
         made = method(
             Dfq,
             copied(teacher, WideResNet(depth=16, widen=2, num_classes=10)),

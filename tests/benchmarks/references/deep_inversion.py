@@ -68,4 +68,5 @@ def inversion(at: At, *, compete: float) -> tuple[Trace, Ours | Pixels]:
         return theirs, Pixels(source, Normalized(nets[0], **COLOUR).eval().requires_grad_(False), at.batch)
     still: dict[str, Any] = {"jitter": 0, "flip": False, "image": (3, 32, 32), "inverted": at.batch, "optimizer": adam}
     still |= {"steps": at.limit, "kd_steps": at.limit, "per_batch": at.limit, "legacy_js": True, "compete": compete}
+    still |= {"kd_batch_size": at.batch, "temperature": 3.0}
     return theirs, Ours(method(AdaptiveDeepInversion, *nets, COLOUR, **still, **WEIGHTS))

@@ -18,7 +18,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
-from kd_lightning.data.augment import HorizontalFlip, RandomCrop
+from kd_lightning.data.augment import HorizontalFlip, RandomCrop, RandomResizedCrop
 from kd_lightning.methods.data_free.fast_dfkd import FastDfkd
 from kd_lightning.networks.classifiers.wide_resnet import WideResNet
 from references.datafree import sigmoid
@@ -26,6 +26,7 @@ from references.observed import Trace, copied, empty, importable, settled, trace
 from references.sides import COLOUR, MANY, At, Ours, adam, method, sgd
 
 INNER = 10
+SIZES = {"latent": 256, "steps": INNER, "warmup": 0}
 PASS = 20
 """Batches in the pool when their script begins to distil."""
 ABSENT = ("termcolor", "kornia", "kornia.geometry", "kornia.geometry.transform", "kornia.geometry.transform.affwarp")
@@ -49,27 +50,32 @@ class Views:
         """Left and right."""
         return HorizontalFlip()(x, self.rng)
 
+    def part(self, x: Tensor) -> Tensor:
+        """A part of the image, enlarged."""
+        return RandomResizedCrop()(x, self.rng)
+
 
 @contextlib.contextmanager
 def equal_labels(views: Views) -> Iterator[None]:
-    """Whoever draws one label for each image is given 0, 1, 2 ...; views begin anew."""
+    """Whoever draws one label for each image is given sorted ones, as theirs sorts them; views begin anew."""
     randint = torch.randint
     views.again()
 
     def drawing(*args: Any, **settings: Any) -> Tensor:
         shape = settings.get("size", args[1] if len(args) > 1 else ())
-        return torch.arange(shape[0]) % 10 if len(shape) == 1 else randint(*args, **settings)
+        return torch.arange(shape[0]) * 10 // shape[0] if len(shape) == 1 else randint(*args, **settings)
 
     with patch("torch.randint", drawing):
         yield
 
 
 @contextlib.contextmanager
-def checkout(at: At, views: Views) -> Iterator[Any]:
-    """The package ``datafree``."""
-    with importable(at.folder, *ABSENT, "torchvision.models.utils"):
+def checkout(at: At, views: Views, *absent: str) -> Iterator[Any]:
+    """The package ``datafree``; what else it asks for and nobody reads here is ``absent``."""
+    with importable(at.folder, *ABSENT, "torchvision.models.utils", *absent):
         stand_in: Any = sys.modules["kornia"].augmentation  # type: ignore[attr-defined]
         stand_in.RandomCrop, stand_in.RandomHorizontalFlip = (lambda **_: views.crop), (lambda: views.flip)
+        stand_in.RandomResizedCrop = lambda **_: views.part
         yield importlib.import_module("datafree")
 
 
@@ -89,22 +95,28 @@ def synthesizer(free: Any, nets: tuple[nn.Module, nn.Module, nn.Module], at: At,
     return free.synthesis.FastMetaSynthesizer(*nets, normalizer=normalizer, **script, **sizes | settings)
 
 
-def ours(make: Callable[..., Any], nets: tuple[nn.Module, nn.Module, nn.Module], at: At, **settings: Any) -> Any:
-    """Our method with their weights and the same settings."""
+def ours(
+    make: Callable[..., Any],
+    nets: tuple[nn.Module, nn.Module, nn.Module],
+    at: At,
+    *,
+    inputs: int = 256,
+    lr_g: float = 2e-3,
+    **settings: Any,
+) -> Any:
+    """Our method with their weights and the same settings; the generator takes vectors of length ``inputs``."""
     return method(
         make,
         copied(nets[0], WideResNet(depth=40, widen=2, num_classes=10)),
         copied(nets[1], WideResNet(depth=16, widen=1, num_classes=10)),
         COLOUR,
-        generator=copied(nets[2], sigmoid(256)),
+        generator=copied(nets[2], sigmoid(inputs)),
         num_classes=10,
-        latent=256,
         batch_size=at.batch,
-        steps=INNER,
-        warmup=0,
         kd_batch_size=at.batch,
+        temperature=20.0,
         optimizer=partial(sgd, lr=0.2, weight_decay=1e-4),
-        optimizer_g=partial(adam, lr=2e-3, betas=(0.5, 0.999)),
+        optimizer_g=partial(adam, lr=lr_g, betas=(0.5, 0.999)),
         **settings,
     )
 
@@ -118,6 +130,7 @@ def inner(at: At) -> tuple[Trace, Ours]:
             FastDfkd,
             nets,
             at,
+            **SIZES,
             kd_steps=0,
             per_batch=1,
             augment=[lambda x, _: views.crop(x), lambda x, _: views.flip(x)],
@@ -160,7 +173,7 @@ def memory(at: At) -> tuple[Trace, Ours]:
         images = torch.rand(PASS * at.batch, 3, 32, 32)
         shown: list[Tensor] = []
         make = partial(Distils, images=images, shown=shown)
-        made = ours(make, nets, at, augment=[RandomCrop(4), HorizontalFlip()])
+        made = ours(make, nets, at, **SIZES, augment=[RandomCrop(4), HorizontalFlip()])
         transform = registry.get_dataset(name="cifar10", data_root=pool)[1].transform
         maker = synthesizer(free, nets, at, save_dir=pool, transform=transform, iterations=1)
         maker.data_pool.add(images[at.batch :])

@@ -56,7 +56,7 @@ def student(at: At) -> tuple[Trace, Ours]:
     with tempfile.TemporaryDirectory() as out, importable(at.folder):
         write_mnist(Path(out), digits)
         his = importlib.import_module("lenet").LeNet5()
-        maker = importlib.import_module("generator").ConvGenerator()
+        maker = importlib.import_module("generator").Generator()
         arguments = ["--batch_size", str(at.batch), "--output_file", f"{out}/x.csv", "--data_dir", out]
         saved = {"teacher": his, "generator": maker}
         kept = script(at.folder / "student-train.py", arguments, theirs, at.limit, saved)
