@@ -67,6 +67,11 @@ ONE_FAULT = {
     "a key of the teacher": ([*KD, "+teacher.acess=probs"], "teacher.acess: nothing", "did you mean teacher.access?"),
     "a key of a recipe": ([*KD, "+data.recipe.epoch=3"], "data.recipe.epoch: nothing", "data.recipe.epochs?"),
     "a key of another group": ([*KD, "lr=1"], "lr: nothing", "data.recipe.optimizer.lr"),
+    "a key with keys of its own": (
+        [*KD, "+teacher.train.trainer.max_epochs=1"],
+        "teacher.train: nothing",
+        "did you mean teacher.fit.trainer?",
+    ),
     "a group": ([*KD, "studnt=lenet5"], "studnt: nothing", "did you mean student?"),
     "a key of an optimiser": (
         [*KD, "+data.recipe.optimizer.learning=1"],

@@ -275,7 +275,8 @@ def suggest(key: str, siblings: Iterable[str], everywhere: Iterable[str] = ()) -
     near = [f"{parent}.{name}" if parent else name for name in nearest(leaf, siblings)]
     if not near:
         word = key.partition(".")[0] + "."
-        places = [p for p in everywhere if p != key and (p.startswith(word) if parent else not p.startswith(_ECHOES))]
+        elsewhere = [p for p in everywhere if p != key and not p.startswith(f"{key}.")]
+        places = [p for p in elsewhere if (p.startswith(word) if parent else not p.startswith(_ECHOES))]
         leaves = nearest(leaf, {p.rpartition(".")[2] for p in places}, cutoff=0.75)
         near = [p for p in places if p.rpartition(".")[2] in leaves]
         near = [p for p in near if p.rpartition(".")[0] == parent] or near[:3]
