@@ -148,9 +148,9 @@ def _run(cfg: DictConfig, folder: Path, names: Mapping[str, str | None]) -> floa
     place, mode = start.placed(), HydraConfig.get().mode
     plain = whole(cfg, names) if place is None else None
     key = circumstances(plain) if plain else None
-    if plain and (result := recalled(key, plain, folder)) is not None:
-        print(summary(result, _worth_opening(folder)), end="")
-        return result["objective"]
+    if plain and (kept := recalled(key, plain, folder)) is not None:
+        print(summary(kept, _worth_opening(folder)), end="")
+        return kept["objective"]
 
     import_for(cfg)
     from kd_lightning.core.log_filters import plain_warnings, quiet

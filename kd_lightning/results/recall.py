@@ -144,7 +144,7 @@ def _seen(path: str, suffix: str = "") -> list[Any] | None:
     """
     if not os.path.lexists(path):
         return None
-    found = []
+    found: list[Any] = []
     for file in _files(path):
         if os.path.isdir(file):
             found.append([file])
