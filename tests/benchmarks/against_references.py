@@ -11,11 +11,11 @@ seen; CUDA, data sets and loggers that they ask for are stood in for.
 
 First the losses are compared over ``--steps`` steps of a small batch, relative where they exceed 1: in the first step,
 over all of them, and over all of them in double precision, where what rounding did to the others is gone. Where steps
-multiply even that, as those of CMI, NAYER and FastDFKD do, ``--rates 1e-4`` makes them small. Then
-steps are timed, in rounds of theirs, ours, theirs, ours ...; ours runs under Lightning with everything that a run has, with
-``--fast`` once more in each round with channels last, the teacher's batch norms folded and, where the CPU multiplies
-in it, bf16, and with ``--compile`` once more like that with teacher and student compiled. Ratios are those of the
-medians over rounds. What does not run is listed with its reason.
+multiply even that, as those of CMI, NAYER and FastDFKD do, ``--rates 1e-4`` makes them small. Then steps are timed, in
+rounds of theirs, ours, theirs, ours ...; ours runs under Lightning with everything that a run has, with ``--fast`` once
+more in each round with channels last, the teacher's batch norms folded and, where the CPU multiplies in it, bf16, and
+with ``--compile`` once more like that with teacher and student compiled. Ratios are those of the medians over rounds.
+What does not run is listed with its reason.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ SYSTEMS = {
 
 
 def gaps(system: System, folder: Path, batch: int, steps: int, rates: float, *, double: bool) -> list[float]:
-    """How far the losses of each step lie apart, in units of theirs where that exceeds 1; ``rates``: of learning."""
+    """How far the losses of each step lie apart, in units of theirs where that exceeds 1; ``rates`` multiplies learning rates."""
     with at_rates(rates), in_double() if double else nullcontext():
         torch.manual_seed(0)
         passes, our_passes = system.passes
