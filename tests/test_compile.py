@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,10 @@ from torch._dynamo.utils import counters
 from kd_lightning.config.check import faults
 from kd_lightning.core.feature_hooks import capture
 from kd_lightning.core.taps import Taps
+from kd_lightning.core.tasks import Classification
+from kd_lightning.engine.compiled import compile_adapters
 from kd_lightning.losses.batch_norm import BatchNormTap
+from kd_lightning.methods.real_data.distill import Distill
 
 
 @pytest.mark.slow
@@ -27,6 +31,17 @@ def test_a_compiled_run_gives_the_same_numbers_by_a_fit_of_its_own(tiny: Callabl
     assert len(list(store.glob("fit-*"))) == 2 * fits
     assert (as_written["compile"], compiled["compile"]) == (None, "aot_eager")
     assert compiled["metrics"] == pytest.approx(as_written["metrics"], abs=0.02)  # it may round differently
+
+
+class Doubled(nn.Module):
+    """An adapter."""
+
+    def forward(self, student: torch.Tensor, teacher: None) -> tuple[torch.Tensor, None]:
+        return 2 * student, teacher
+
+
+def mean_square(student: torch.Tensor, teacher: None) -> torch.Tensor:
+    return student.square().mean()
 
 
 @pytest.fixture
@@ -55,6 +70,21 @@ def test_taps_are_read_in_a_compiled_network(net: nn.Module) -> None:
         assert torch.equal(seen["0"], net[0](x))  # type: ignore[index]
         assert seen["3:input"].shape == (5, 8)
         assert taps.run(lambda: net(x), output=False).keys() == {"0", "3:input"}
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+def test_adapters_are_compiled() -> None:
+    term = {"weight": 1.0, "student": "0", "teacher": None, "adapt": Doubled, "loss": mean_square}
+    settings: Any = {"teacher": None, "task": Classification(3), "optimizer": torch.optim.SGD, "label": 0.0}
+    net = nn.Sequential(nn.Linear(4, 3))
+    method = Distill(student=net, terms={"norm": term, "plain": {**term, "adapt": None}}, **settings)
+    method.build_terms((4,), None)
+    seen, rows, graphs = method.look("student", torch.ones(2, 4), output=False), [], counters["stats"]["unique_graphs"]
+    for _ in range(2):
+        rows.append(method.terms["norm"](seen, {}, {"epoch": 0}, torch.Tensor.clone))
+        compile_adapters(method, "eager")
+    assert counters["stats"]["unique_graphs"] == graphs + 1
+    assert rows[0] == rows[1] == 4 * seen["0"].square().mean()
 
 
 def test_a_compiled_networks_batch_norms_are_seen(net: nn.Module) -> None:

@@ -43,6 +43,7 @@ from kd_lightning.distributed import collectives, decisions, process_group
 from kd_lightning.distributed.launch import MEETING, ProcessInfo, place_in, wanted
 from kd_lightning.engine.checkpoint_writer import Resumable
 from kd_lightning.errors import ConfigError, UserError
+from kd_lightning.losses.contrastive_memory import ContrastiveMemory
 from kd_lightning.losses.moments import pooled
 from kd_lightning.methods.base.conditional_gan import ConditionalGan
 from kd_lightning.methods.base.distiller import Distiller
@@ -559,44 +560,87 @@ def test_gradients_cross_the_gathering(pair: Pair) -> None:
     torch.testing.assert_close(torch.cat(parts), 2 * slope(x))
 
 
+def shipped_terms() -> Iterator[tuple[str, dict[str, Any]]]:
+    """The terms of conf/method that name a loss, by method and name."""
+    for file in sorted((resolvers.conf_dir() / "method").glob("*.yaml")):
+        settings: Any = OmegaConf.to_container(OmegaConf.load(file))
+        for part in (settings, *settings.values()):  # stages of its own, too
+            method = (part.get("method") if isinstance(part, dict) else None) or {}
+            for name, term in (method.get("terms") or {}).items():
+                if term and "loss" in term:
+                    term["loss"] = {k: 4.0 if str(v).startswith("$") else v for k, v in term["loss"].items()}
+                    yield f"{file.stem}.{name}", term
+
+
 def comparing() -> dict[str, dict[str, Any]]:
-    """The terms of conf/method whose losses compare images with each other, by method."""
-    found = {}
-    for file in (resolvers.conf_dir() / "method").glob("*.yaml"):
-        method: Any = OmegaConf.to_container(OmegaConf.load(file)).get("method") or {}
-        for term in (method.get("terms") or {}).values():
-            if term.get("global_batch") and "Memory" not in term["loss"]["_target_"]:
-                found[file.stem] = term
-    return found
+    """Those that are no mean over images."""
+    return {name: term for name, term in shipped_terms() if term.get("global_batch")}
+
+
+SEES_OWN_IMAGES = {"ofd.features", "dist_dense.dist", "ktaad.code"}
+"""Losses of whole maps that depend on a batch: each rank takes its own, as their maps are many bytes to send."""
+
+
+def test_all_other_terms_are_means_over_images() -> None:
+    """So that the mean over ranks is what one rank makes of the whole batch."""
+    shapes = {"wide": (3, 8, 8), "deep": (5, 4, 4), "vector": (5,)}
+    rng = torch.Generator().manual_seed(0)
+    rows = [{path: torch.randn(8, *shape, generator=rng) for path, shape in shapes.items()} for _ in range(2)]
+    labels = torch.arange(8) % 4
+    for name, given in shipped_terms():
+        if given.get("global_batch") or name in SEES_OWN_IMAGES:
+            continue
+        file = given["loss"]["_target_"].split(".")[-2]
+        taps: Any = {"feature_maps": ["wide", "deep"], "dense": "deep", "variational": "deep"}.get(file, "vector")
+        term = Term(weight=1.0, loss=instantiate(given["loss"]), student=taps, teacher=taps)
+        term.build(shapes, shapes, None)
+        term.eval()  # batch norm has its own setting for ranks
+
+        def loss(part: slice, term: Term = term) -> float:
+            both = ({path: values[part] for path, values in side.items()} for side in rows)
+            return term(*both, {"labels": labels[part], "epoch": 0}, lambda own: own).item()
+
+        halves = loss(slice(4)), loss(slice(4, 8))
+        assert sum(halves) / 2 == pytest.approx(loss(slice(8)), rel=1e-5), name
 
 
 def term_slopes(common: bool) -> dict[str, tuple[float, Tensor]]:
     """Each of those losses on this rank's part of 8 images, and its gradient there."""
-    slopes = {}
+    slopes, place = {}, collectives.rank()
     for name, given in comparing().items():
-        views = given["loss"].get("views", 1)
+        settings = {key: given[key] for key in ("global_batch", "all_views") if key in given}
+        small = {"width": 5, "negatives": 6} if "Memory" in given["loss"]["_target_"] else {}
+        term = Term(weight=1.0, loss=instantiate({**given["loss"], **small}), **settings)
+        views = inspect.signature(term.make_loss).parameters.get("views")
         rng = torch.Generator().manual_seed(0)
-        whole = torch.randn(2, views, 8, 5, generator=rng)
-        own, told = (rows.clone() for rows in whole.chunk(collectives.world(), 2)[collectives.rank()])
+        whole = torch.randn(2, views.default if views else 1, 8, 5, generator=rng)
+        own, told = (rows.clone() for rows in whole.chunk(collectives.world(), 2)[place])
+        torch.manual_seed(0)
+        term.build({"output": (5,)}, {"output": (5,)}, 20)
+        if isinstance(term.loss, ContrastiveMemory):
+            drawn = torch.randint(20, (8, 6), generator=rng)
+            term.loss.draw = lambda index, drawn=drawn: drawn[: len(index)]  # type: ignore[method-assign, misc]
+        known = {"labels": torch.arange(8) % 4, "index": torch.arange(8) + 3}
+        known = {key: rows.chunk(collectives.world())[place] for key, rows in known.items()}
         own.requires_grad_()
-        term = Term(
-            weight=1.0, loss=instantiate(given["loss"]), global_batch=True, all_views=given.get("all_views", False)
-        )
         both = ({"output": rows.flatten(0, 1)} for rows in (own, told))
         gathered = collectives.gathered if common else lambda rows: rows
-        loss = term(*both, {"epoch": 0, "views": views}, gathered)
+        loss = term(*both, {**known, "epoch": 0, "views": len(own)}, gathered)
         loss.backward()
         assert own.grad is not None
         slopes[name] = loss.item(), own.grad
     return slopes
 
 
-def test_losses_that_compare_images_see_those_of_all_ranks(pair: Pair) -> None:
+def test_losses_that_are_no_mean_over_images_see_those_of_all_ranks(pair: Pair) -> None:
     one, (first, second) = term_slopes(True), pair.both(term_slopes, True)
-    assert {"sp", "rkd", "pkt", "cc", "srd", "dist", "mlkd"} <= one.keys()
+    expected = {"sp", "rkd", "pkt", "cc", "srd", "dist", "mlkd", "crd", "sskd", "ghnd"}
+    assert expected <= {name.partition(".")[0] for name in one}
     for name, (loss, slope) in one.items():
         assert first[name][0] == second[name][0] == pytest.approx(loss, rel=1e-5), name
-        torch.testing.assert_close(torch.cat([first[name][1], second[name][1]], 1), 2 * slope, msg=name)
+        torch.testing.assert_close(
+            torch.cat([first[name][1], second[name][1]], 1), 2 * slope, rtol=1e-4, atol=1e-5, msg=name
+        )
     apart, _ = pair.both(term_slopes, False)
     assert all(apart[name][0] != pytest.approx(loss, rel=1e-5) for name, (loss, _) in one.items())
 

@@ -17,7 +17,7 @@ from conftest import TINY
 from PIL import Image
 from safetensors.torch import save_file
 
-from kd_lightning.cli.main import _plugin_faults
+from kd_lightning.cli.refusals import plugin_faults
 from kd_lightning.config import resolvers
 from kd_lightning.config.check import check, faults
 from kd_lightning.config.overrides import jobs, read, swept
@@ -130,7 +130,7 @@ def test_every_command_composes_as_written(page: Path, words: list[str], reader:
     if words[:1] in (["--help"], ["explain"], ["-sc"]):
         return
     if "sweep=optuna" in words and not optuna_is_there():
-        assert any("sweep=optuna: not installed" in fault for fault in _plugin_faults(words))
+        assert any("sweep=optuna: not installed" in fault for fault in plugin_faults(words))
         words = [word for word in words if word != "sweep=optuna" and "hydra.sweeper." not in word]
     found = [composed for job, folders in composed_jobs(words)[:2] for composed in [read(job, folders)]]
     assert found

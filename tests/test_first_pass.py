@@ -96,6 +96,11 @@ def fresh(**how: Any) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
 
 
+def lazy(**how: Any) -> nn.Module:
+    """A network whose first layer takes what the first images give it."""
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(8), nn.Linear(8, 10))
+
+
 def made(target: str, *overrides: str) -> Any:
     return composition("method=kd", "controls=none", f"teacher.net._target_={__name__}.{target}", *overrides)
 
@@ -113,6 +118,10 @@ def test_a_network_that_brings_weights_is_not_trained_over_unasked() -> None:
     net, key = load_net(own.teacher)
     assert torch.equal(net.net[1].weight, drawn()[1].weight)
     assert load_net(own.teacher)[1] == key
+
+
+def test_a_layer_that_images_shape_brings_no_weights() -> None:
+    first_pass(made("lazy"), bench())
 
 
 def test_sizes_that_a_network_or_a_generator_cannot_take() -> None:

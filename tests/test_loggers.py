@@ -16,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 
 from kd_lightning.errors import UserError
+from kd_lightning.store.artifacts import Store
 from kd_lightning.tracking.backends import Dashboards, watching, weights_and_biases
 from kd_lightning.tracking.curves import Curves, KeepCurves
 
@@ -195,6 +196,29 @@ def test_tensorboard_says_what_to_install(tmp_path: Path, monkeypatch: pytest.Mo
         watching(loggers, {}, tmp_path, tmp_path),
     ):
         pass
+
+
+def test_what_a_failed_run_logged_is_in_its_folder_and_holds_nothing_back(tmp_path: Path) -> None:
+    class Board:
+        def __init__(self, save_dir: str) -> None:
+            (Path(save_dir) / "tensorboard").mkdir()
+            (Path(save_dir) / "tensorboard" / "events").write_text("curves")
+
+        def log_hyperparams(self, composition: Any) -> None: ...
+        def finalize(self, status: str) -> None:
+            assert status == "failed"
+
+    def build(work: Path) -> None:
+        with watching([Board], {}, work, folder):
+            raise UserError("no")
+
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for _ in range(2):
+        with pytest.raises(UserError):
+            Store(tmp_path / "store").obtain("run", {}, build)
+        assert (folder / "tensorboard" / "events").read_text() == "curves"
+    assert not list((tmp_path / "store").glob("*.unfinished"))
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from sklearn.metrics import average_precision_score, label_ranking_average_preci
 from torch import Tensor, nn
 
 from kd_lightning.api import distill
-from kd_lightning.cli import boundary, evaluate, predict
+from kd_lightning.cli import boundary, evaluate, export, predict
 from kd_lightning.config.check import faults
 from kd_lightning.core.multi_label import MeanAveragePrecision, MultiLabel, ranking_precision, told_labels
 from kd_lightning.core.tasks import evaluate as measured
@@ -399,6 +399,31 @@ def test_what_comes_after_a_run_knows_several_labels(run: Path) -> None:
         open_run(run).classes  # noqa: B018
     with pytest.raises(UserError, match="the student says several labels an image, the labels of these data are class"):
         evaluate.evaluate_on(student, evaluate.compose_data(["data=digits"], student.card))
+
+
+@pytest.mark.slow
+def test_a_table_of_predictions_and_an_onnx_file_tell_every_label(tmp_path: Path) -> None:
+    result = tiny_run(tmp_path / "run", "method=kd", "logger=wandb_offline", *DATA, root=tmp_path / "store")
+    student, test = load_student(result.folder), two_digits.load(task=MultiLabel(10), train=400, val=100, test=100).test
+    assert test is not None
+    with torch.no_grad():
+        logits = student(test.images.float() / 255)
+    (table,) = result.folder.glob("wandb/*/files/media/table/test/predictions*.json")
+    rows = json.loads(table.read_text())
+    assert rows["columns"] == ["image", "label", "student", "student confidence", "teacher", "teacher confidence"]
+    assert len(rows["data"]) == 100
+    for row, there, output in zip(rows["data"], test.labels, logits, strict=True):
+        assert row[1] == ";".join(str(i) for i in range(10) if there[i])
+        assert set(row[2].split(";")) == ({str(i) for i in range(10) if output[i] > 0} or {"none"})
+    onnxruntime, file = pytest.importorskip("onnxruntime"), tmp_path / "student.onnx"
+    assert export.main([str(result.folder), "--onnx", str(file)]) == 0
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    assert session.get_outputs()[0].name == "logits"
+    metadata = session.get_modelmeta().custom_metadata_map
+    assert metadata["output"] == "logits, a sigmoid of each is the probability of that label"
+    assert json.loads(metadata["task"]) == {"kind": "multi_label", "num_classes": 10}
+    (answers,) = session.run(None, {"images": (test.images[:7].float() / 255).numpy()})
+    assert torch.allclose(torch.from_numpy(answers), logits[:7], atol=1e-4)
 
 
 def test_walks_are_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

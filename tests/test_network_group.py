@@ -107,6 +107,7 @@ def test_a_report_reads_the_student_that_no_override_names(tmp_path):
         ("student=resnet81", "student=resnet81: there is no student called resnet81; did you mean student=resnet8?"),
         ("teacher=htp", "teacher=htp: there is no teacher called htp; did you mean teacher=http?"),
         ("student=20", "student=20: expected the name of a student, got a value; did you mean student=resnet20?"),
+        ("controls=null", "controls=null: expected the name of a member; for none of them type controls=none"),
         (
             "student=regressor/resnt20",
             "student=regressor/resnt20: there is no student called regressor/resnt20; did you mean "

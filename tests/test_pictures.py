@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +16,7 @@ from kd_lightning.core.segmentation import Segmentation
 from kd_lightning.data.dataset import Split
 from kd_lightning.engine.callbacks import WatchGenerator
 from kd_lightning.metrics.map_pictures import spread
+from kd_lightning.tracking import fonts
 from kd_lightning.tracking.captioned_grid import captioned
 from kd_lightning.tracking.curve_picture import draw_curves
 from kd_lightning.tracking.fonts import font_of
@@ -115,6 +117,62 @@ def test_names_in_other_scripts_are_drawn(name: str) -> None:
     font = font_of(12, name)
     missing = bytes(font.getmask("\uffff"))
     assert all(bytes(font.getmask(letter)) != missing for letter in name)
+
+
+@pytest.fixture
+def fonts_anew(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No font of this system; what was found before is forgotten, and again at the end."""
+
+    def forget() -> None:
+        for found in (fonts._installed, fonts._covering, fonts._has, fonts._say_missing):
+            found.cache_clear()
+
+    forget()
+    monkeypatch.setattr(fonts, "_of_system", lambda: iter(()))
+    yield
+    forget()
+
+
+def test_names_that_no_font_has_are_numbers_and_it_is_said_once(
+    fonts_anew: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(fonts, "PACKAGED", {})
+    assert fonts.legible(["cat", "猫", "naïve", "犬 dog"]) == ["cat", "class 1", "naive", "class 3"]
+    said = capsys.readouterr().err
+    assert said.startswith("no font here has the letters of 猫 and 1 more: pictures show the numbers")
+    assert "install 'kd-lightning[fonts]'" in said
+    counts, numbers = torch.tensor([[3, 1], [0, 2]]), ["class 0", "class 1"]
+    for draw in (
+        lambda names: bars(counts[0], names, "t"),
+        lambda names: matrix(counts, names, "t", rows="r", columns="c"),
+    ):
+        assert draw(["猫", "犬"]).tobytes() == draw(numbers).tobytes()
+    assert capsys.readouterr().err == "", "it is said once"
+
+
+def test_a_font_that_a_package_brings_draws_them(
+    fonts_anew: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    builder = pytest.importorskip("fontTools.fontBuilder").FontBuilder(1000)
+    pen = pytest.importorskip("fontTools.pens.ttGlyphPen").TTGlyphPen(None)
+    pen.moveTo((0, 0))
+    for corner in ((0, 900), (900, 900), (900, 0)):
+        pen.lineTo(corner)
+    pen.closePath()
+    empty = pytest.importorskip("fontTools.pens.ttGlyphPen").TTGlyphPen(None).glyph()
+    builder.setupGlyphOrder([".notdef", "cat"])
+    builder.setupCharacterMap({ord("猫"): "cat"})
+    builder.setupGlyf({".notdef": empty, "cat": pen.glyph()})
+    builder.setupHorizontalMetrics({".notdef": (500, 0), "cat": (1000, 0)})
+    builder.setupHorizontalHeader(ascent=900, descent=-100)
+    builder.setupOS2()
+    builder.setupPost()
+    (tmp_path / "noto_cjk_sans_otc").mkdir()
+    (tmp_path / "noto_cjk_sans_otc" / "__init__.py").touch()
+    builder.save(tmp_path / "noto_cjk_sans_otc" / "NotoSansCJK-Regular.ttc")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert fonts.legible(["猫", "犬"]) == ["猫", "class 1"]
+    assert font_of(20, "猫").getmask("猫").getbbox() is not None
 
 
 def test_curves_are_drawn_with_their_last_values(tmp_path: Path) -> None:

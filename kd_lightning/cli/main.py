@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 import tempfile
 import warnings
-from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator, Mapping, Sequence
+from argparse import ArgumentParser
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from importlib.metadata import version
-from importlib.util import find_spec
-from itertools import chain
 from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING
@@ -24,8 +21,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from kd_lightning.cli.entry import writing_to_a_pipe
+from kd_lightning.cli.refusals import import_for, refuse_wrong_overrides
 from kd_lightning.config import resolvers
-from kd_lightning.core.extras import install
 from kd_lightning.distributed import launch as start
 from kd_lightning.errors import RankLost, UserError
 
@@ -33,20 +30,9 @@ if TYPE_CHECKING:
     from kd_lightning.config.composition import Composition
 
 NAMED = ("data", "source", "teacher", "student", "method", "scale", "experiment")
-PLUGINS = {
-    "hydra/launcher=submitit_slurm": ("slurm", "hydra_plugins.hydra_submitit_launcher"),
-    "hydra/launcher=submitit_local": ("slurm", "hydra_plugins.hydra_submitit_launcher"),
-    "hydra/launcher=ray": ("ray", "hydra_plugins.hydra_ray_launcher"),
-    "hydra/sweeper=optuna": ("optuna", "hydra_plugins.hydra_optuna_sweeper"),
-    "sweep=optuna": ("optuna", "hydra_plugins.hydra_optuna_sweeper"),
-}
-"""A plugin of Hydra as it is typed -> the extra that installs it, and its package."""
-
 SHOWS = ("help", "hydra_help", "version", "cfg", "info", "shell_completion")
 """Flags that print something and run nothing."""
 
-MOST_JOBS = 32
-"""Largest number of a sweep's jobs that are checked before it starts."""
 _PLANS: list[tuple[float, int]] = []
 """Seconds and bytes of each planned job."""
 _PROMISED: set[str] = set()
@@ -91,7 +77,7 @@ def _main() -> None:
     plans = False
     if not only_shows:
         try:
-            plans = _refuse_wrong_overrides(args)
+            plans = refuse_wrong_overrides(args)
         except UserError as error:
             _fail(error)
     command = hydra.main(version_base="1.3", config_path=str(resolvers.conf_dir()), config_name="run")(_task)
@@ -136,65 +122,6 @@ def _flags() -> ArgumentParser:
     return parser
 
 
-def _refuse_wrong_overrides(args: Namespace) -> bool:
-    """Check the overrides of all jobs; returns whether any job only plans."""
-    from kd_lightning.config.overrides import absent, jobs, misspelt_keys, read, refusal, swept
-
-    folders = [args.config_dir] if args.config_dir else []
-    each = jobs(args.overrides)
-    plans = False
-    lines = dict.fromkeys(_plugin_faults(args.overrides))  # an ordered set
-    if lines:
-        raise refusal(list(lines))  # without the plugin nothing composes
-    if len(each) > 1 or any(override.startswith("sweep=") for override in args.overrides):
-        varied = swept(args.overrides, folders, args.config_path, args.config_name or "run")
-        if varied is not None:
-            each = jobs([*varied, *args.overrides])
-        elif len(each) > 1 and not args.multirun:
-            several = [o for o in args.overrides if all(o not in job for job in each)]
-            lines |= dict.fromkeys(f"{o}: several values; add -m to run one job for each" for o in several)
-    if misspelt := absent(dict.fromkeys(chain(*each)), folders, args.config_path):
-        raise refusal([*lines, *misspelt])  # at once: what else is wrong may depend on them
-    for job in each[:MOST_JOBS]:
-        found = read(job, folders, config_path=args.config_path, config_name=args.config_name or "run")
-        plans = plans or found.cfg.get("plan") is True
-        if not found.problems and not found.unset and not lines:
-            continue
-        if not found.problems and (typos := misspelt_keys(found)):
-            raise refusal([*lines, *typos])  # at once, before seconds of imports
-        _import_lightly(found.cfg)
-        from kd_lightning.config.check import faults, key_of
-
-        wrong = faults(found.cfg)
-        named = [key_of(line) for line in wrong]
-        lines |= dict.fromkeys(found.problems + wrong)
-        for key, override in found.unset.items():
-            if not any(key == name or key.startswith(f"{name}.") for name in named):
-                lines[f"{key}: no file sets it, so type +{override}"] = None
-    if lines:
-        raise refusal(list(lines))
-    return plans
-
-
-def _plugin_faults(overrides: Sequence[str]) -> Iterator[str]:
-    given = dict(override.split("=", 1) for override in overrides if "=" in override)
-    launcher = given.get("hydra/launcher", "slots")
-    for typed, (extra, package) in PLUGINS.items():
-        if typed not in overrides:
-            continue
-        try:
-            there = find_spec(package)
-        except ModuleNotFoundError:
-            there = None
-        if there is None:
-            yield f"{typed}: not installed; type {install(extra)}"
-    if launcher != "slots" and given.get("sweep.resume", "null") != "null":
-        yield (
-            f"sweep.resume: hydra/launcher={launcher} knows no resuming; give the same command again, "
-            "and what has finished is not run again but read from the artefacts"
-        )
-
-
 def _task(cfg: DictConfig) -> float | None:
     resolvers.register()  # a launcher may have brought this function to a process that main never saw
     config = HydraConfig.get()
@@ -214,14 +141,23 @@ def _task(cfg: DictConfig) -> float | None:
 
 
 def _run(cfg: DictConfig, folder: Path, names: Mapping[str, str | None]) -> float | None:
-    _import_lightly(cfg)
     from kd_lightning.cli.summary import summary
+    from kd_lightning.config.record import whole
+    from kd_lightning.results.recall import circumstances, recalled, remember
+
+    place, mode = start.placed(), HydraConfig.get().mode
+    plain = whole(cfg, names) if place is None else None
+    key = circumstances(plain) if plain else None
+    if plain and (result := recalled(key, plain, folder)) is not None:
+        print(summary(result, _worth_opening(folder)), end="")
+        return result["objective"]
+
+    import_for(cfg)
     from kd_lightning.core.log_filters import plain_warnings, quiet
     from kd_lightning.distributed import decisions, process_group
     from kd_lightning.run.run import run
 
     quiet()
-    place, mode = start.placed(), HydraConfig.get().mode
     try:
         composition = checked(cfg, names, folder)
         if place is None and (number := start.wanted(composition.trainer.settings)) > 1:
@@ -240,16 +176,11 @@ def _run(cfg: DictConfig, folder: Path, names: Mapping[str, str | None]) -> floa
     except KeyboardInterrupt:
         print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
         sys.exit(130)
+    if plain:
+        remember(key, plain, result["run_kept"])
     if place is None or place.rank == 0:
         print(summary(result, _worth_opening(folder)), end="")
     return result["objective"]
-
-
-def _import_lightly(cfg: DictConfig) -> None:
-    from kd_lightning.core.light_imports import import_lightly
-
-    if OmegaConf.select(cfg, "compile") is None:
-        import_lightly(re.findall(r"_target_: *(\S+)", OmegaConf.to_yaml(cfg)))
 
 
 def chosen(choices: Mapping[str, str | None] | DictConfig) -> dict[str, str | None]:

@@ -227,6 +227,8 @@ def _explain(override: str, error: Exception, cfg: DictConfig | None = None) -> 
     if text.startswith("Could not delete"):
         return f"{override}: there is nothing of that name to delete"
     if text.startswith("Config group override must be a string"):
+        if value == "null" and "none" in members(key):
+            return f"{override}: expected the name of a member; for none of them type {key}=none"
         return f"{override}: expected the name of a {key}, got a value{_nearest_member(key, value)}"
     return f"{override}: {text.splitlines()[0]}"
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
 from kd_lightning.config import resolvers
 from kd_lightning.config.node import thaw
@@ -22,6 +23,20 @@ def resolved(tree: Mapping[str, Any]) -> dict[str, Any]:
     resolvers.register()
     plain: Any = OmegaConf.to_container(OmegaConf.create(dict(tree)), resolve=True)
     return plain
+
+
+def whole(cfg: DictConfig, names: Mapping[str, str | None]) -> dict[str, Any] | None:
+    """A composed configuration in plain values, as it is recorded; None if a reference cannot be resolved.
+
+    Args:
+        cfg: the configuration.
+        names: the chosen members of the groups.
+    """
+    try:
+        plain: Any = OmegaConf.to_container(cfg, resolve=True)
+    except OmegaConfBaseException:
+        return None
+    return {key: value for key, value in plain.items() if key != "main"} | {"names": {**plain["names"], **names}}
 
 
 def chosen(cfg: DictConfig, key: str) -> Any:

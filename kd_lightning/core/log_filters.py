@@ -23,6 +23,7 @@ def quiet() -> None:
         ".*Total length of `.*` across ranks is zero.*",
         ".*The .* logger connector.*",
         ".*module.s. in eval mode at the start of training.*",
+        "The .grad attribute of a Tensor that is not a leaf.*",  # read by torch.compile itself
     ):
         warnings.filterwarnings("ignore", message)
 

@@ -31,10 +31,10 @@ def mapped(file: str | Path, shape: Sequence[int]) -> Tensor:
     return images
 
 
-def _map_of(images: Tensor) -> np.memmap | None:
-    if not _MAPS or images.device.type != "cpu":
+def _map_of(images: Tensor | np.ndarray) -> np.memmap | None:
+    if not _MAPS or (isinstance(images, Tensor) and images.device.type != "cpu"):
         return None
-    at = images.data_ptr()
+    at = images.data_ptr() if isinstance(images, Tensor) else images.__array_interface__["data"][0]
     return next((pool for start, pool in list(_MAPS.items()) if start <= at < start + pool.nbytes), None)
 
 
@@ -43,8 +43,8 @@ def is_mapped(images: Tensor) -> bool:
     return _map_of(images) is not None
 
 
-def let_go(images: Tensor) -> None:
-    """Take the pages of a mapped tensor out of this process's memory; nothing for any other tensor.
+def let_go(images: Tensor | np.ndarray) -> None:
+    """Take the pages of a mapped tensor, or of an array that shares them, out of this process's memory; else nothing.
 
     They are read again where they are needed; the system keeps them in its own cache as long as there is room.
     """

@@ -25,6 +25,7 @@ from kd_lightning.sources.pool import checked
 from kd_lightning.teachers.white_box import FrozenTeacher
 from kd_lightning.tracking.backends import Dashboards
 from kd_lightning.tracking.captioned_grid import captioned
+from kd_lightning.tracking.fonts import legible
 from kd_lightning.tracking.image_grids import bars, save, to_uint8
 
 BINS = 24
@@ -146,10 +147,10 @@ class WatchGenerator(Callback):
         surest = confidence.argsort(descending=True, stable=True)
         return surest[label[surest].argsort(stable=True)]
 
-    def _worded(self, answers: torch.Tensor) -> tuple[list[str], list[str]]:
-        """A caption for each image, and a name for each class or bin."""
+    def _worded(self, answers: torch.Tensor, classes: Sequence[str] | None = None) -> tuple[list[str], list[str]]:
+        """A caption for each image, and a name for each class, by default the data's, or bin."""
         if self.numbers is None:
-            names = list(self.classes) or [str(i) for i in range(answers.shape[1])]
+            names = list(self.classes if classes is None else classes) or [str(i) for i in range(answers.shape[1])]
             if answers.dim() == 4:  # an image has many classes: its commonest one, and how much of it that is
                 shares = torch.stack([class_counts(each[None]) for each in answers]) / answers[0, 0].numel()
                 confidence, label = shares.max(1)
@@ -166,8 +167,9 @@ class WatchGenerator(Callback):
         order = self._sorted(method.seen.teacher[:100])
         images = to_uint8(method.seen.images[:100][order])
         captions, names = self._worded(method.seen.teacher[:100][order])
+        drawn, _ = self._worded(method.seen.teacher[:100][order], legible(self.classes))
         save(
-            captioned(images, captions, columns=10 if len(images) % 10 == 0 else 8),
+            captioned(images, drawn, columns=10 if len(images) % 10 == 0 else 8),
             self.folder / "samples" / f"generated_{number}.png",
         )
         self.boards.images("generated", images, captions, method.rounds_done)

@@ -28,6 +28,7 @@ from kd_lightning.distributed import collectives, decisions, process_group
 from kd_lightning.engine.callbacks import WatchGenerator
 from kd_lightning.engine.checkpoint_reader import Marked, resumable
 from kd_lightning.engine.checkpoint_writer import Resumable
+from kd_lightning.engine.compiled import compile_adapters, compile_networks
 from kd_lightning.engine.kept_networks import agreement_on_drawn, keep_networks
 from kd_lightning.engine.own_metrics import OwnMetrics, own_metrics
 from kd_lightning.engine.progress_bar import PhaseBar
@@ -221,6 +222,8 @@ def _train(
     if isinstance(method, Distill):
         lasting = isinstance(loader, TensorLoader) and loader.mix is None
         method.build_terms(bench.dataset.image_shape, len(loader.images) if lasting else None)
+        if runtime.compile:
+            compile_adapters(method, runtime.compile)
     val = bench.dataset.val
     val_loader = (
         None
@@ -294,10 +297,3 @@ def _train(
         method.to(context.device).go_on()
         report["generated/agreement"] = agreement_on_drawn(method, bench.task, training.seed)
     return method, report
-
-
-def compile_networks(method: Distiller, backend: str) -> None:
-    """Compile a method's student and its teacher if that is white-box, each at its first call."""
-    method.student.compile(backend=backend)
-    if isinstance(method.teacher, FrozenTeacher):
-        method.teacher.compile_with(backend)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -79,29 +80,48 @@ def standardised_kl(student: Tensor, teacher: Tensor, *, temperature: float = 2.
 
 @full_precision
 def multi_level(
-    student: Tensor, teacher: Tensor, *, temperatures: Sequence[float] = (2.0, 3.0, 4.0, 5.0, 6.0), views: int = 1
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    temperatures: Sequence[float] = (2.0, 3.0, 4.0, 5.0, 6.0),
+    views: int = 1,
+    variant: Literal["paper", "code"] = "paper",
 ) -> Tensor:
     """KL, and distances of the products of probabilities over classes and over samples: MLKD (Jin et al., CVPR 2023).
 
     For each T: T^2 KL, ||p p^T - q q^T||^2 / N over pairs of samples and ||p^T p - q^T q||^2 / K over
     pairs of classes; all are added, for each view of the images by itself.
 
+    Deviations of the authors' code, which is ``code`` and has two views:
+        * In the first view, KL and the distance of samples are multiplied by the share of images of which the teacher
+          is at most as sure as of the median one, the distance of classes by the share of classes that it expects at
+          most as often as the median one: about a half. (It masks images and classes, but after the mean.)
+        * The second view has KL only, and where T is 2 or 6 it is the first view's.
+
     Args:
         student: logits (N, K), or (V N, K) view by view.
         teacher: logits of the same shape.
         temperatures: T.
         views: V; the authors' are a weakly and a strongly augmented one.
+        variant: which of the two.
+
+    Raises:
+        ValueError: different shapes, or ``code`` with other than two views.
     """
     check_same_shape(student, teacher)
-    if views > 1:
-        pairs = zip(student.chunk(views), teacher.chunk(views), strict=True)
-        return torch.stack([multi_level(s, t, temperatures=temperatures) for s, t in pairs]).sum()
+    pairs = list(zip(student.chunk(views), teacher.chunk(views), strict=True))
+    if variant == "paper":
+        return torch.stack([each for s, t in pairs for degree in temperatures for each in _levels(s, t, degree)]).sum()
+    if views != 2:
+        raise ValueError(f"variant=code compares two views, got {views}: set views to 2")
+    weak, strong = pairs
+    p = F.softmax(weak[1].float(), dim=1)
+    unsure, rare = _up_to_median(p.amax(1)), _up_to_median(p.sum(0))
     losses = []
     for temperature in temperatures:
-        q, p = (F.softmax(z.float() / temperature, dim=1) for z in (student, teacher))
-        samples = (q @ q.T - p @ p.T).square().sum() / len(q)
-        classes = (q.T @ q - p.T @ p).square().sum() / q.shape[1]
-        losses.append(kl(student, teacher, temperature=temperature) + samples + classes)
+        answers, samples, classes = _levels(*weak, temperature)
+        losses += [unsure * (answers + samples), rare * classes]
+        losses.append(answers if temperature in (2, 6) else kl(*strong, temperature=temperature))
     return torch.stack(losses).sum()
 
 
@@ -145,6 +165,19 @@ def _target_or_not(z: Tensor, labels: Tensor, other: Tensor) -> Tensor:
     whole = z.logsumexp(1, keepdim=True)
     rest = z.masked_fill(~other, -torch.inf).logsumexp(1, keepdim=True)
     return torch.cat([z.gather(1, labels[:, None]), rest], 1) - whole
+
+
+def _levels(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    """MLKD's three distances of logits (N, K): of answers, of pairs of samples and of pairs of classes."""
+    q, p = (F.softmax(z.float() / temperature, dim=1) for z in (student, teacher))
+    samples = (q @ q.T - p @ p.T).square().sum() / len(q)
+    classes = (q.T @ q - p.T @ p).square().sum() / q.shape[1]
+    return kl(student, teacher, temperature=temperature), samples, classes
+
+
+def _up_to_median(values: Tensor) -> Tensor:
+    """The share of values that are at most their median."""
+    return (values <= values.quantile(0.5)).float().mean()
 
 
 def _correlation(a: Tensor, b: Tensor) -> Tensor:

@@ -19,6 +19,8 @@ from kd_lightning.tracking.image_grids import bars, matrix, save, scatter
 
 SHOWN = 100
 """Most test images in a table of predictions."""
+NONE = "none"
+"""In such a table, of an image with several labels: that it has, or is told, none."""
 
 
 def confusion(predicted: Tensor, labels: Tensor, num_classes: int) -> Tensor:
@@ -86,12 +88,11 @@ def _several(
     save(picture, folder / "average_precision.png")
     boards.picture("average_precision", picture, None)
     if dataset.test is not None and boards.loggers:
-        told = {
-            "label": [";".join(n for n, there in zip(classes, row, strict=True) if there) for row in labels[:SHOWN]]
-        }
+        there = [";".join(n for n, one in zip(classes, row, strict=True) if one) for row in labels[:SHOWN]]
+        told: dict[str, list[Any]] = {"label": [names or NONE for names in there]}
         for name, output in ({"student": student} | ({} if teacher is None else {"teacher": teacher})).items():
             said, sure = zip(*told_labels(output[:SHOWN], classes), strict=True)
-            told |= {name: list(said), f"{name} confidence": [round(p, 3) for p in sure]}
+            told |= {name: [names or NONE for names in said], f"{name} confidence": [round(p, 3) for p in sure]}
         boards.predictions("test/predictions", dataset.test.images[:SHOWN], told)
 
 

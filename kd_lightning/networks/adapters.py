@@ -38,7 +38,7 @@ class Regressors(nn.Module):
     ) -> None:
         super().__init__()
         self.layers = nn.ModuleList()
-        for s, t in _paired(student_shapes, teacher_shapes):
+        for s, t in paired(student_shapes, teacher_shapes):
             if where_needed and tuple(s) == tuple(t):
                 self.layers.append(nn.Identity())
             else:
@@ -67,7 +67,7 @@ class Widened(nn.Module):
     ) -> None:
         super().__init__()
         self.layers = nn.ModuleList()
-        for s, t in _paired(student_shapes, teacher_shapes):
+        for s, t in paired(student_shapes, teacher_shapes):
             if len(s) < 3 or tuple(s[1:]) == (1, 1):
                 self.layers.append(nn.Sequential(nn.Flatten(), nn.Linear(prod(s), prod(t))))
                 continue
@@ -91,7 +91,7 @@ class MeanRegressors(nn.Module):
     def __init__(self, *, student_shapes: Shapes, teacher_shapes: Shapes) -> None:
         super().__init__()
         self.layers = nn.ModuleList()
-        for s, t in _paired(student_shapes, teacher_shapes):
+        for s, t in paired(student_shapes, teacher_shapes):
             widths = (s[0], t[0], t[0], t[0])
             convolutions = [nn.Conv2d(a, b, 1, bias=False) for a, b in pairwise(widths)]
             self.layers.append(nn.Sequential(convolutions[0], nn.ReLU(), convolutions[1], nn.ReLU(), convolutions[2]))
@@ -124,47 +124,6 @@ class Embeddings(nn.Module):
     def forward(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings (N, width) of both."""
         return self.student(student.flatten(1)), self.teacher(teacher.flatten(1))
-
-
-class AttentionFusion(nn.Module):
-    """Fuse each of the student's maps with those of all later layers: ReviewKD (Chen et al., CVPR 2021, section 3.3).
-
-    From the last layer to the first, a map goes through a 1x1 convolution, is added to the fused map of the next layer,
-    enlarged, with a weight at each position for either, and through a 3x3 convolution to the teacher's channels.
-
-    Args:
-        student_shapes: (C, H, W) of each layer; (D,) counts as (D, 1, 1).
-        teacher_shapes: (C, H, W) of each layer.
-        widest: most channels of the fused maps.
-    """
-
-    def __init__(self, *, student_shapes: Shapes, teacher_shapes: Shapes, widest: int = 512) -> None:
-        super().__init__()
-        middle = min(widest, student_shapes[-1][0])
-        self.squeeze, self.expand, self.weigh = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
-        for s, t in _paired(student_shapes, teacher_shapes):
-            self.squeeze.append(nn.Sequential(nn.Conv2d(s[0], middle, 1, bias=False), nn.BatchNorm2d(middle)))
-            self.expand.append(nn.Sequential(nn.Conv2d(middle, t[0], 3, padding=1, bias=False), nn.BatchNorm2d(t[0])))
-            for convolution in (self.squeeze[-1], self.expand[-1]):
-                nn.init.kaiming_uniform_(convolution[0].weight, a=1)  # type: ignore[index]
-        for _ in student_shapes[:-1]:
-            self.weigh.append(nn.Sequential(nn.Conv2d(2 * middle, 2, 1), nn.Sigmoid()))
-
-    def forward(self, student: list[Tensor], teacher: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """The fused maps in the teacher's shapes, from the first layer to the last, and the teacher's."""
-        students, teachers = ([f if f.ndim == 4 else f[:, :, None, None] for f in fs] for fs in (student, teacher))
-        later: Tensor | None = None
-        fused: list[Tensor] = []
-        for layer in reversed(range(len(students))):
-            own = self.squeeze[layer](students[layer])
-            if later is not None:
-                later = F.interpolate(later, own.shape[2:])
-                share = self.weigh[layer](torch.cat([own, later], 1))
-                own = own * share[:, :1] + later * share[:, 1:]
-            size = teachers[layer].shape[2:]
-            later = own if own.shape[2:] == size else F.interpolate(own, size)
-            fused.insert(0, self.expand[layer](later))
-        return fused, teachers
 
 
 class Paraphraser(nn.Module):
@@ -299,7 +258,7 @@ def leaky_layers(
     return nn.Sequential(*layers)
 
 
-def _paired(student: Shapes, teacher: Shapes) -> list[tuple[Sequence[int], Sequence[int]]]:
+def paired(student: Shapes, teacher: Shapes) -> list[tuple[Sequence[int], Sequence[int]]]:
     """The shapes of each layer of both.
 
     Raises:

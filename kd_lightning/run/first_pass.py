@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from kd_lightning.config.composition import Composition, TeacherSettings
 from kd_lightning.config.node import Node
@@ -142,7 +143,8 @@ def _refuse_own_weights(teacher: TeacherSettings, net: nn.Module) -> None:
         return
     torch.manual_seed(torch.initial_seed() + 1)
     again = dict(_built("teacher.net", teacher.net).named_parameters())
-    drawn = {name: p for name, p in net.named_parameters() if p.dim() > 1 and p.numel() > 1 and bool(p.std() > 0)}
+    there = {name: p for name, p in net.named_parameters() if not is_lazy(p)}  # whose size images decide brings nothing
+    drawn = {name: p for name, p in there.items() if p.dim() > 1 and p.numel() > 1 and bool(p.std() > 0)}
     own = [name for name, p in drawn.items() if name in again and torch.equal(p, again[name])]
     if 2 * sum(drawn[name].numel() for name in own) < sum(p.numel() for p in drawn.values()) or not own:
         return  # a table of positions or fixed filters are no weights that were learned

@@ -18,7 +18,6 @@ from kd_lightning.config.signatures import own_code, versions
 from kd_lightning.core.multi_label import MultiLabel
 from kd_lightning.core.notices import keep, notice, noticing
 from kd_lightning.core.segmentation import Segmentation
-from kd_lightning.core.strangers import read_json
 from kd_lightning.data.dataset import Dataset
 from kd_lightning.data.datasets.image_files import counted
 from kd_lightning.data.load import dataset_digest
@@ -27,12 +26,13 @@ from kd_lightning.distributed.device import fast_precision
 from kd_lightning.engine.data import load_data
 from kd_lightning.engine.fit import FitResult, RunContext, fit
 from kd_lightning.results.provenance import header_of, leave_reason
+from kd_lightning.results.stored import copied, result_in, said_again
 from kd_lightning.run.first_pass import first_pass
 from kd_lightning.run.measured import Fits, tested, trained
 from kd_lightning.run.result import card_of, keep_files, result_of
 from kd_lightning.run.stages_and_controls import control_of, handed, weak_teacher
 from kd_lightning.run.teacher import obtain_source_teacher, obtain_teacher
-from kd_lightning.store.artifacts import Store, copy_into, file_digest, names_file, remedy, write_json, writing
+from kd_lightning.store.artifacts import Store, file_digest, names_file, write_json
 from kd_lightning.tracking.backends import watching
 from kd_lightning.tracking.curve_picture import draw_curves
 
@@ -40,7 +40,6 @@ VERSION = 2
 """Increased when the identity of a run changes."""
 PARTS = {Segmentation: "iou", MultiLabel: "average_precision"}
 """Name in the result of what is measured of each class."""
-NOT_COPIED = ("artifact.json", "latest-run", "debug*.log")  # W&B's links lead out of the folder
 
 
 def run(composition: Composition, folder: Path) -> dict[str, Any]:
@@ -136,25 +135,14 @@ def _kept_or_made(composition: Composition, folder: Path) -> dict[str, Any]:
             result["warnings"] = list(dict.fromkeys([*result["warnings"], *heard]))
         decisions.decided(lambda: write_json(work / "result.json", result))
 
-    before = time.time()
     kept = store.obtain("run", made_of, build, everywhere=True, students=True)
 
     # Copy to the run folder
-    decisions.decided(lambda: _copied(kept, folder))
-    result = read_json(kept / "result.json", advice=remedy(kept))
-    result["stored"] = kept not in store.built
+    decisions.decided(lambda: copied(kept, folder))
+    result = result_in(kept) | {"run_kept": name, "stored": kept not in store.built}
     if result["stored"] and collectives.rank() == 0:
-        made = time.strftime("%Y-%m-%d %H:%M", time.localtime((kept / "result.json").stat().st_mtime or before))
-        print(
-            f"This composition was run before: its stored result of {made} follows (artifacts.reuse=false runs "
-            "anew, with artifacts.scope=student the student only)."
-        )
+        said_again(kept)
     return result
-
-
-def _copied(kept: Path, folder: Path) -> None:
-    with writing(folder):
-        copy_into(kept, folder, NOT_COPIED)
 
 
 def _produce(composition: Composition, bench: RunContext, clock: Clock, work: Path) -> dict[str, Any]:

@@ -321,7 +321,7 @@ class Store:
 
 def _leave_no_rest(work: Path) -> None:
     """Delete what a failed build left, if it is nothing that the same command goes on from."""
-    kept = ("*.ckpt", "*.part", "*.pt", "*.npy", "*.bin", "*.safetensors", "wandb", "tensorboard")
+    kept = ("*.ckpt", "*.part", "*.pt", "*.npy", "*.bin", "*.safetensors")
     if not any(next(work.rglob(name), None) for name in kept):
         shutil.rmtree(work, ignore_errors=True)
 

@@ -185,5 +185,5 @@ def to_bytes(x: Tensor) -> np.ndarray:
 
 
 def channels_last(images: Tensor) -> np.ndarray:
-    """Images (N, C, H, W) as an array (N, H, W, C)."""
-    return np.ascontiguousarray(images.cpu().permute(0, 2, 3, 1).numpy())
+    """A view of images (N, C, H, W) as an array (N, H, W, C): those of a file stay in it until they are asked about."""
+    return images.cpu().permute(0, 2, 3, 1).numpy()

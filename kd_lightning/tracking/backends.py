@@ -22,6 +22,10 @@ from kd_lightning.core.extras import install
 from kd_lightning.distributed import collectives
 from kd_lightning.errors import UserError
 
+WRITTEN = ("wandb", "tensorboard")
+"""Folders that loggers write to."""
+LINKS = shutil.ignore_patterns("latest-run", "debug*.log")
+"""W&B's links in them."""
 MOST_CLASSES = 100
 """Confusion matrices of more classes are logged as pictures only: W&B's chart needs a row for every cell."""
 
@@ -156,6 +160,8 @@ def watching(
 ) -> Iterator[Dashboards]:
     """Open the loggers of a composition; close them at the end of the block, also after an error.
 
+    What they had written by then goes to ``folder``, because a run that failed leaves nothing in ``work``.
+
     Args:
         loggers: each opens one, given ``save_dir``.
         composition: plain data that they note.
@@ -166,7 +172,7 @@ def watching(
         UserError: TensorBoard is configured but not installed.
     """
     mine = loggers if collectives.rank() == 0 else ()
-    for leftover in ("wandb", "tensorboard") if mine else ():  # of a killed run, whose curves are logged again
+    for leftover in WRITTEN if mine else ():  # of a killed run, whose curves are logged again
         shutil.rmtree(work / leftover, ignore_errors=True)
     boards = Dashboards([_opened(logger, work) for logger in mine])
     status = "failed"
@@ -178,6 +184,10 @@ def watching(
     finally:
         for logger in boards.loggers:
             _close(logger, status, folder)
+        for name in WRITTEN if mine and status == "failed" else ():
+            if (work / name).is_dir() and work != folder:
+                shutil.copytree(work / name, folder / name, ignore=LINKS, dirs_exist_ok=True)
+                shutil.rmtree(work / name)
 
 
 def _opened(logger: Callable[..., Any], work: Path) -> Any:
@@ -246,7 +256,7 @@ def _close(logger: Any, status: str, folder: Path) -> None:
     run = logger.experiment
     run.finish(exit_code=0 if status == "success" else 1)
     wandb.teardown()  # otherwise the file is still being written after finish returned, and would be copied incomplete
-    if status == "success" and run.settings.mode in ("offline", "dryrun"):
+    if run.settings.mode in ("offline", "dryrun"):
         at = folder / "wandb" / Path(run.dir).parent.name
         near = at.relative_to(Path.cwd()) if at.is_relative_to(Path.cwd()) else at
         print(f"W&B has nothing of this run yet; send it with: wandb sync {near}", file=sys.stderr, flush=True)

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from kd_lightning.store.artifacts import writing
-from kd_lightning.tracking.fonts import font_of
+from kd_lightning.tracking.fonts import font_of, legible
 
 INK, PAPER, GREY, RED = (30, 30, 30), (255, 255, 255), (140, 140, 140), (190, 30, 30)
 BAR = (54, 108, 166)
@@ -84,8 +84,8 @@ def bars(counts: Tensor, names: Sequence[str], title: str) -> Image.Image:
         title: above it.
     """
     wide, height, left, top = _pitch(len(counts), most=46, room=1200), 200, 16, 58
-    legible, head = wide >= LEGIBLE, font_of(14, title)
-    labels = _labels(names, wide, hang=True) if legible else _text(f"classes 0 to {len(counts) - 1}", GREY)
+    roomy, head = wide >= LEGIBLE, font_of(14, title)
+    labels = _labels(names, wide, hang=True) if roomy else _text(f"classes 0 to {len(counts) - 1}", GREY)
     width = 2 * left + max(wide * len(counts), labels.width, round(head.getlength(title)))
     picture = Image.new("RGB", (width, top + height + labels.height + 20), PAPER)
     draw = ImageDraw.Draw(picture)
@@ -96,7 +96,7 @@ def bars(counts: Tensor, names: Sequence[str], title: str) -> Image.Image:
     for i, count in enumerate(counts.tolist()):
         x, y = left + i * wide, floor - max(round(height * count / most), 2)
         draw.rectangle((x + wide // 8, y, x + wide - 1 - wide // 8, floor), BAR if count else RED)
-        if legible:
+        if roomy:
             at, font = (x + wide / 2, y - 4), _fitting(count, wide)
             draw.rectangle(draw.textbbox(at, str(count), font, anchor="mb"), PAPER)  # keeps the line off the number
             draw.text(at, str(count), INK if count else RED, font, anchor="mb")
@@ -116,17 +116,17 @@ def matrix(counts: Tensor, names: Sequence[str], title: str, *, rows: str, colum
         columns: what the columns are, such as ``student``.
     """
     k = len(counts)
-    cell, head, font = _pitch(k, most=40, room=1000), font_of(14, title), font_of(12, "".join(names))
-    legible = cell >= LEGIBLE
-    shown = [_cut(name) for name in names] if legible else []
-    above = _labels(names, cell, hang=False) if legible else None
-    left = 34 + round(max((font.getlength(name) for name in shown), default=0))
+    cell, head, font = _pitch(k, most=40, room=1000), font_of(14, title), font_of(12, columns + rows)
+    roomy = cell >= LEGIBLE
+    beside = [_text(_cut(name)) for name in legible(names)] if roomy else []
+    above = _labels(names, cell, hang=False) if roomy else None
+    left = 34 + max((word.width for word in beside), default=0)
     top = 60 + (above.height if above else 0)
     width = max(left + cell * k, 16 + round(head.getlength(title))) + 16
     picture = Image.new("RGB", (width, top + cell * k + 16), PAPER)
     draw = ImageDraw.Draw(picture)
     draw.text((16, 10), title, INK, head)
-    draw.text((left, 36), columns if legible else f"{columns}, classes 0 to {k - 1}", GREY, font)
+    draw.text((left, 36), columns if roomy else f"{columns}, classes 0 to {k - 1}", GREY, font)
     side = _text(rows, GREY).rotate(90, expand=True)
     picture.paste(side, (8, top))
     share = counts / counts.sum(1, keepdim=True).clamp(min=1)
@@ -134,9 +134,9 @@ def matrix(counts: Tensor, names: Sequence[str], title: str, *, rows: str, colum
     colours = (torch.tensor(PAPER) * (1 - shade) + torch.tensor(DEEP) * shade).round().to(torch.uint8)
     cells = Image.fromarray(colours.numpy()).resize((cell * k, cell * k), Image.Resampling.NEAREST)
     picture.paste(cells, (left, top))
-    for i, name in enumerate(shown):
+    for i, name in enumerate(beside):
         middle = top + (i + 0.5) * cell
-        draw.text((left - 6, middle), name, INK, font, anchor="rm")
+        picture.paste(name, (left - 6 - name.width, round(middle - name.height / 2)))
         for j in counts[i].nonzero().flatten().tolist():
             count, ink = int(counts[i, j]), PAPER if shade[i, j] > 0.55 else INK
             draw.text((left + (j + 0.5) * cell, middle), str(count), ink, _fitting(count, cell), anchor="mm")
@@ -188,15 +188,16 @@ def framed(columns: Mapping[str, Tensor], legend: Mapping[str, Sequence[int]]) -
         legend: name -> red, green, blue.
     """
     n, _, height, width = next(iter(columns.values())).shape
-    zoom, gap, left, font = max(1, -(-160 // width)), 4, 16, font_of(12, "".join([*columns, *legend]))
+    zoom, gap, left, font = max(1, -(-160 // width)), 4, 16, font_of(12, "".join(columns))
     tall, wide = height * zoom, width * zoom
     total = left + len(columns) * (wide + gap) + left - gap
     entries, x, y = [], left, 0
-    for name, colour in legend.items():
-        room = 32 + round(font.getlength(_cut(name)))
+    for name, colour in zip(legible(list(legend)), legend.values(), strict=True):
+        word = _text(_cut(name))
+        room = 32 + word.width
         if x > left and x + room > total - left:
             x, y = left, y + 20
-        entries.append((x, y, _cut(name), tuple(colour)))
+        entries.append((x, y, word, tuple(colour)))
         x += room
     bottom = 34 + n * (tall + gap) + 8
     picture = Image.new("RGB", (total, bottom + y + 28), PAPER)
@@ -207,9 +208,9 @@ def framed(columns: Mapping[str, Tensor], legend: Mapping[str, Sequence[int]]) -
         for i, image in enumerate(images):
             small = Image.fromarray(image.permute(1, 2, 0).numpy())
             picture.paste(small.resize((wide, tall), Image.Resampling.NEAREST), (x, 34 + i * (tall + gap)))
-    for x, y, name, colour in entries:
+    for x, y, word, colour in entries:
         draw.rectangle((x, bottom + y, x + 12, bottom + y + 12), colour)
-        draw.text((x + 18, bottom + y + 6), name, INK, font, anchor="lm")
+        picture.paste(word, (x + 18, bottom + y - 2))
     return picture
 
 
@@ -270,7 +271,7 @@ def _text(text: str, ink: tuple[int, int, int] = INK) -> Image.Image:
 
 def _labels(names: Sequence[str], pitch: int, *, hang: bool) -> Image.Image:
     """Names of columns: horizontal where all fit, else vertical, aligned to the top (``hang``) or the bottom."""
-    words = [_text(_cut(name)) for name in names]
+    words = [_text(_cut(name)) for name in legible(names)]
     if max(word.width for word in words) > pitch - 4:
         words = [word.rotate(90, expand=True) for word in words]
     strip = Image.new("RGB", (pitch * len(words), max(word.height for word in words)), PAPER)

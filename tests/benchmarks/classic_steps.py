@@ -1,14 +1,20 @@
 """How long a step of classic distillation takes here beside mdistiller's and torchdistill's, as ratios of one run.
 
-    python tests/benchmarks/classic_steps.py [--mdistiller DIR] [--torchdistill DIR] [--steps 20] [--rounds 3]
-        [--threads 1]
+    python tests/benchmarks/classic_steps.py [--mdistiller DIR] [--torchdistill DIR] [--steps 10] [--rounds 5]
+        [--methods KD CRD ReviewKD] [--compile]
 
 Each DIR is a checkout of megvii-research/mdistiller or yoshitomo-matsubara/torchdistill, which nothing here fetches.
-ResNet-20 teaches ResNet-8 on random images of 32x32 in batches of 64, SGD, fp32, the same methods and settings. Theirs
-is the body of their loop without meters, of torchdistill with its hooks, wrappers and loss modules; the negatives of
-their CRD are drawn beforehand, as their loaders' workers do. Ours runs under Lightning with everything that a run has,
-and once more with channels last and, where the CPU multiplies in it, bf16. A round times all sides; ratios are those of
-the medians.
+ResNet-20 teaches ResNet-8 on random images of 32x32 in batches of 64, SGD, fp32, the same methods and settings; CRD has
+a memory of 50,000 images and 16,384 negatives. Theirs is the body of their loop without meters, of torchdistill with
+its hooks, wrappers and loss modules; the negatives of their CRD are drawn beforehand, as their loaders' workers do.
+Ours runs under Lightning with everything that a run has:
+
+    here      as problem=cifar100_resnet56_resnet20 composes it, with channels_last
+    fast      and with fold_batchnorm, in bf16 where the CPU multiplies in it, with --compile compiled (adapters, and
+              networks inside which nothing is looked at)
+    kept      fast, with the teacher's answers stored (source=queried): KD only, and for images without augmentation
+
+A round times all sides, in CPU time of one thread; ratios are those of the medians.
 """
 
 from __future__ import annotations
@@ -30,16 +36,18 @@ from kd_lightning.core.log_filters import quiet
 from kd_lightning.core.tasks import Classification
 from kd_lightning.data.loader import TensorLoader
 from kd_lightning.distributed.device import fast_precision
+from kd_lightning.engine.compiled import compile_adapters, compile_networks
 from kd_lightning.losses.contrastive_memory import ContrastiveMemory
 from kd_lightning.losses.feature_maps import hierarchical_context
 from kd_lightning.losses.response import kl
 from kd_lightning.methods.real_data.distill import Distill
-from kd_lightning.networks.adapters import AttentionFusion, Embeddings
+from kd_lightning.networks.adapters import Embeddings
+from kd_lightning.networks.attention_fusion import AttentionFusion
 from kd_lightning.networks.classifiers.resnet import CifarResNet
 from kd_lightning.networks.normalized import Normalized
 from kd_lightning.teachers.white_box import FrozenTeacher
 
-BATCH, CLASSES, WARM, NEGATIVES = 64, 100, 3, 4096
+BATCH, CLASSES, WARM, NEGATIVES, IN_MEMORY = 64, 100, 2, 16384, 50_000
 STATISTICS: dict[str, Any] = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
 sgd = partial(torch.optim.SGD, lr=0.05, momentum=0.9, weight_decay=5e-4)
 HINTON = {"response": {"weight": 0.9, "loss": partial(kl, temperature=4.0)}}
@@ -110,16 +118,16 @@ def mdistillers(name: str, steps: int) -> float:
     nn.Module.cuda = lambda self, *_: self  # type: ignore[method-assign, assignment]
     if name == "CRD":
         importlib.import_module("mdistiller.distillers.CRD").AliasMethod.cuda = lambda self: None
-    more = (len(loader.images),) if name == "CRD" else ()
+    more = (IN_MEMORY,) if name == "CRD" else ()
     method = getattr(distillers, name)(student, teacher, cfg, *more)
     optimizer = sgd(method.get_learnable_parameters())
     method.train()
-    drawn = torch.randint(len(loader.images), (BATCH, NEGATIVES))
+    drawn = torch.randint(IN_MEMORY, (BATCH, NEGATIVES))
     mean, std = (torch.tensor(STATISTICS[key]).view(-1, 1, 1) for key in ("mean", "std"))
     start = 0.0
     for i, batch in enumerate(loader):
         if i == WARM:
-            start = time.perf_counter()
+            start = time.process_time()
         optimizer.zero_grad()
         told: dict[str, Any] = {"image": (batch.x - mean) / std, "target": batch.y, "epoch": 1}
         if name == "CRD":
@@ -127,7 +135,7 @@ def mdistillers(name: str, steps: int) -> float:
         _, losses = method(**told)
         sum(each.mean() for each in losses.values()).backward()
         optimizer.step()
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 HOOKS: dict[str, dict[str, Any]] = {
@@ -178,7 +186,7 @@ def torchdistills(name: str, steps: int) -> float:
         linear = {"input_module_path": "model.avgpool", "linear_kwargs": {"in_features": 64, "out_features": 128}}
         student = wrapper.Linear4CRD(**linear, **alone, student_model=student)
         teacher = wrapper.Linear4CRD(**linear, **alone, teacher_model=teacher)
-        sizes = {"input_size": 128, "output_size": len(loader.images), "num_samples": len(loader.images)}
+        sizes = {"input_size": 128, "output_size": IN_MEMORY, "num_samples": IN_MEMORY}
         contrast = mid.CRDLoss("normalizer", "empty", "normalizer", num_negative_samples=NEGATIVES, **sizes)
         terms["crd"] = {"criterion": contrast, "weight": 0.8}
     else:
@@ -199,7 +207,7 @@ def torchdistills(name: str, steps: int) -> float:
     learning = [p for net in (student, teacher) for p in net.parameters() if p.requires_grad]
     optimizer = sgd(learning)
     student.train()
-    drawn = torch.randint(len(loader.images), (BATCH, NEGATIVES))
+    drawn = torch.randint(IN_MEMORY, (BATCH, NEGATIVES))
     mean, std = (torch.tensor(STATISTICS[key]).view(-1, 1, 1) for key in ("mean", "std"))
 
     def passed(side: str, net: nn.Module, *given: Any) -> dict[str, Any]:
@@ -214,7 +222,7 @@ def torchdistills(name: str, steps: int) -> float:
     start = 0.0
     for i, batch in enumerate(loader):
         if i == WARM:
-            start = time.perf_counter()
+            start = time.process_time()
         x = (batch.x - mean) / std
         told = (
             {"pos_idx": batch.index, "contrast_idx": torch.cat([batch.index[:, None], drawn], 1)}
@@ -228,21 +236,31 @@ def torchdistills(name: str, steps: int) -> float:
         loss.mean().backward()
         optimizer.step()
         optimizer.zero_grad()
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
-def our_seconds(name: str, steps: int, *, fast: bool) -> float:
-    """Seconds of as many of our steps."""
+def our_seconds(name: str, steps: int, how: str, *, compiled: bool = False) -> float:
+    """Seconds of as many of our steps, ``here``, ``fast`` or ``kept``."""
     torch.manual_seed(0)
-    layout = torch.channels_last if fast else torch.contiguous_format
-    nets = (Normalized(CifarResNet(depth=depth, num_classes=CLASSES), **STATISTICS) for depth in (8, 20))
-    student, teacher = (net.to(memory_format=layout) for net in nets)  # type: ignore[call-overload]
+    nets = (CifarResNet(depth=depth, num_classes=CLASSES, shortcut="B") for depth in (8, 20))
+    student, teacher = (Normalized(net, **STATISTICS).to(memory_format=torch.channels_last) for net in nets)  # type: ignore[call-overload]
     label, terms = TERMS[name]
     given: dict[str, Any] = {"optimizer": partial(sgd, fused=True), "label": label, "terms": terms}
     method = Distill(student=student, teacher=FrozenTeacher(teacher), task=Classification(CLASSES), **given)
     loader = images(steps)
-    method.build_terms((3, 32, 32), len(loader.images))
-    return ours(method, loader, fast_precision("cpu") if fast else "32-true", WARM)
+    if how == "here":
+        precision = "32-true"
+    else:
+        precision = fast_precision("cpu")
+        method.teacher.fold_batchnorm()
+        if compiled:
+            compile_networks(method, "inductor")
+    if how == "kept":
+        loader.answers = torch.randn(len(loader.images), CLASSES)
+    method.build_terms((3, 32, 32), IN_MEMORY)
+    if compiled and how != "here":
+        compile_adapters(method, "inductor")
+    return ours(method, loader, precision, WARM, clock=time.process_time)
 
 
 def main() -> None:
@@ -251,26 +269,30 @@ def main() -> None:
     references = {"mdistiller": mdistillers, "torchdistill": torchdistills}
     for reference in references:
         parser.add_argument(f"--{reference}", metavar="DIR")
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--methods", nargs="+", choices=TERMS, default=list(TERMS))
+    parser.add_argument("--compile", action="store_true")
     args = parser.parse_args()
     given = [name for name in references if getattr(args, name)]
     if not given:
         parser.error("nothing to compare with: give --mdistiller DIR or --torchdistill DIR")
     quiet()
-    torch.set_num_threads(args.threads)
+    torch.set_num_threads(1)
     sys.path[:0] = [getattr(args, name) for name in given]
-    print("method     of             theirs ms   ours  ratio   fast  ratio")
-    for name in TERMS:
-        sides = [*(references[of] for of in given), partial(our_seconds, fast=False), partial(our_seconds, fast=True)]
+    print("method     of             theirs ms   here  ratio   fast  ratio   kept  ratio")
+    for name in args.methods:
+        hows = ["here", "fast", "kept"] if name == "KD" else ["here", "fast"]
+        own = [partial(our_seconds, how=how, compiled=args.compile) for how in hows]
+        sides = [*(references[of] for of in given), *own]
         found: list[list[float]] = [[] for _ in sides]
         for _ in range(args.rounds):
             for seconds, side in zip(found, sides, strict=True):
                 seconds.append(side(name, args.steps) / args.steps * 1e3)
-        *theirs, b, c = (statistics.median(each) for each in found)
-        for of, a in zip(given, theirs, strict=True):
-            print(f"{name:10} {of:14} {a:9.1f} {b:6.1f} {b / a:6.2f} {c:6.1f} {c / a:6.2f}", flush=True)
+        medians = [statistics.median(each) for each in found]
+        for of, theirs in zip(given, medians, strict=False):
+            told = " ".join(f"{ms:6.1f} {ms / theirs:6.2f}" for ms in medians[len(given) :])
+            print(f"{name:10} {of:14} {theirs:9.1f} {told}", flush=True)
 
 
 if __name__ == "__main__":

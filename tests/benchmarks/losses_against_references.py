@@ -1,11 +1,13 @@
-"""Our losses beside those of RepDistiller, mdistiller and torchdistill, on the same tensors.
+"""Our losses beside those of RepDistiller, mdistiller, torchdistill and of authors, on the same tensors.
 
     python tests/benchmarks/losses_against_references.py [--repdistiller DIR] [--mdistiller DIR] [--torchdistill DIR]
-        [--simkd DIR] [--sskd DIR]
+        [--simkd DIR] [--sskd DIR] [--mlkd DIR] [--dml DIR] [--ghnd DIR]
 
 Each DIR is a checkout, which nothing here fetches: HobbitLong/RepDistiller, megvii-research/mdistiller,
-yoshitomo-matsubara/torchdistill, DefangChen/SimKD, xuguodong03/SSKD. Their functions are imported as they are. Printed
-are both values and the difference, relative where they exceed 1; where it is larger than 1e-5 there is a reason.
+yoshitomo-matsubara/torchdistill, DefangChen/SimKD, xuguodong03/SSKD, Jin-Ying/Multi-Level-Logit-Distillation,
+YingZhangDUT/Deep-Mutual-Learning, yoshitomo-matsubara/hnd-ghnd-object-detectors. Their functions are imported as they
+are. Printed are both values and the difference, relative where they exceed 1; where it is larger than 1e-5 there is a
+reason.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ from kd_lightning.losses import feature_maps, feature_vectors, logits, relations
 from kd_lightning.losses.contrastive_memory import ContrastiveMemory
 from kd_lightning.losses.response import kl
 from kd_lightning.losses.variational import VariationalInformation
-from kd_lightning.networks.adapters import AttentionFusion, Averaged, MeanRegressors
+from kd_lightning.networks.adapters import Averaged, MeanRegressors
+from kd_lightning.networks.attention_fusion import AttentionFusion
 from kd_lightning.networks.classifiers.reused import ReusedHead
 
 Row = tuple[str, Callable[[], Any], Callable[[], Any], str]
@@ -368,6 +371,93 @@ def sskd(g: Given) -> list[Row]:
     ]
 
 
+def mlkd(g: Given) -> list[Row]:
+    """MLKD's distances, and the whole loss of its script's two views."""
+    sys.modules.setdefault("turtle", SimpleNamespace(st=None))  # type: ignore[arg-type]  # imported there, not used
+    theirs: Any = importlib.import_module("mdistiller.distillers.KD_ours")
+    rng = torch.Generator().manual_seed(3)
+    views_s, views_t = (3 * torch.randn(2 * N, K, generator=rng) for _ in range(2))
+
+    def answers(of: Tensor) -> Any:
+        given = iter(of.chunk(2))
+        return lambda _: (next(given), None)
+
+    def whole() -> dict[str, Tensor]:
+        both = theirs.KD_ours.__new__(theirs.KD_ours)
+        nn.Module.__init__(both)
+        both.student, both.teacher, both.temperature = answers(views_s), answers(views_t), 4.0
+        both.ce_loss_weight = both.kd_loss_weight = 1.0
+        losses: dict[str, Tensor] = both.forward_train(None, None, g.labels)[1]
+        return losses
+
+    (a, b), degrees = g.logits, (2.0, 3.0, 4.0, 5.0, 6.0)
+    levels = theirs.kd_loss, theirs.bc_loss, theirs.cc_loss
+    return [
+        (
+            "MLKD, one view",
+            lambda: logits.multi_level(a, b),
+            lambda: sum(level(a, b, degree) for level in levels for degree in degrees),
+            "",
+        ),
+        (
+            "MLKD, code",
+            lambda: logits.multi_level(views_s, views_t, views=2, variant="code"),
+            lambda: sum(value for name, value in whole().items() if name != "loss_ce"),
+            "",
+        ),
+        (
+            "MLKD, paper",
+            lambda: logits.multi_level(views_s, views_t, views=2),
+            lambda: sum(value for name, value in whole().items() if name != "loss_ce"),
+            "theirs halves the first view, and leaves the second view's distances of samples and classes out",
+        ),
+        (
+            "MLKD, labels",
+            lambda: 2 * logits.smoothed_labels(views_s, labels=g.labels.repeat(2), epsilon=0.0),
+            lambda: whole()["loss_ce"],
+            "",
+        ),
+    ]
+
+
+def dml(g: Given) -> list[Row]:
+    """DML's loss, which is read from the authors' script and run with PyTorch's functions in place of TensorFlow's."""
+    source = (Path(sys.path[0]) / "train_models.py").read_text()
+    start = source.index("def kl_loss_compute")
+    tf = SimpleNamespace(nn=SimpleNamespace(softmax=lambda z: z.softmax(1)), log=torch.log)
+    tf.reduce_mean, tf.reduce_sum = torch.mean, torch.sum
+    known: dict[str, Any] = {"tf": tf}
+    exec(source[start : source.index("\n\n\n", start)], known)
+    (a, b), theirs = g.logits, known["kl_loss_compute"]
+    why = "theirs adds 1e-8 to probabilities and to their quotient; without it both are equal"
+    return [
+        ("DML", lambda: kl(a, b), lambda: theirs(a, b), why),
+        ("DML, peer", lambda: kl(b, a), lambda: theirs(b, a), why),
+    ]
+
+
+def ghnd(g: Given) -> list[Row]:
+    """The losses of HND and GHND, of as many maps as their settings name."""
+    util = SimpleNamespace(get_loss=lambda kind, settings: getattr(nn, kind)(**settings))
+    for name in ("myutils", "myutils.pytorch"):  # a submodule of theirs, which a checkout does not bring
+        sys.modules[name] = SimpleNamespace(func_util=util)  # type: ignore[assignment]
+    loss = importlib.import_module("src.distillation.loss").get_loss
+    s, t = g.maps
+    term = {"criterion": {"type": "MSELoss", "params": {"reduction": "sum"}}, "factor": 1.0}
+
+    def theirs(count: int) -> Tensor:
+        names = [f"layer{i + 1}" for i in range(count)]
+        terms = {name: {**term, "ts_modules": [name, name]} for name in names}
+        shown = {name: ((name, t[i]), (name, s[i])) for i, name in enumerate(names)}
+        found: Tensor = loss({"type": "general", "params": {"org_loss_factor": 0.0}, "terms": terms})(shown, {})
+        return found
+
+    return [
+        ("HND", lambda: feature_maps.squared_difference(s[:1], t[:1], total=True), lambda: theirs(1), ""),
+        ("GHND", lambda: feature_maps.squared_difference(s, t, total=True), lambda: theirs(3), ""),
+    ]
+
+
 def main() -> None:
     """Compare with the checkouts given."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -377,6 +467,9 @@ def main() -> None:
         "torchdistill": torchdistill,
         "simkd": simkd,
         "sskd": sskd,
+        "mlkd": mlkd,
+        "dml": dml,
+        "ghnd": ghnd,
     }
     for name in sides:
         parser.add_argument(f"--{name}", metavar="DIR")
@@ -393,6 +486,10 @@ def main() -> None:
             told = [f"{float(x.flatten()[-1]):.6g}" for x in (a, b)]
             rows.append([name, loss, *told, f"{difference:.1e}", why or ("" if difference <= 1e-5 else "UNEXPLAINED")])
         sys.path.remove(given[name])
+        for module in [
+            key for key, one in sys.modules.items() if str(getattr(one, "__file__", "")).startswith(given[name])
+        ]:
+            del sys.modules[module]  # another checkout may have a package of that name
     print(tabulate(rows, ["of", "loss", "ours", "theirs", "difference", "why"], disable_numparse=True))
 
 

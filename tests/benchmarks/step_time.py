@@ -71,16 +71,16 @@ def autocast(precision: str) -> torch.autocast:
 
 
 class Timer(Callback):
-    """Seconds from the first batch to the last, warm-up excluded."""
+    """Seconds of a clock from the first batch to the last, warm-up excluded."""
 
-    def __init__(self, warm: int) -> None:
-        self.warm = warm
+    def __init__(self, warm: int, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.warm, self.clock = warm, clock
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         """Start after the warm-up, stop at every batch since."""
         if trainer.fit_loop.epoch_loop.batch_idx == self.warm - 1:
-            self.start = time.perf_counter()
-        self.end = time.perf_counter()
+            self.start = self.clock()
+        self.end = self.clock()
 
 
 def bare(step: Callable[[Any], None], batches: Any, warm: int) -> float:
@@ -102,9 +102,10 @@ def ours(
     val: TensorLoader | None = None,
     epochs: int = 1,
     synthetic: bool = False,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> float:
     """Seconds of the same steps under Lightning with everything a run has."""
-    timer = Timer(warm)
+    timer = Timer(warm, clock)
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         curves, watch = Curves(work), WatchGenerator(work, synthetic=synthetic)

@@ -212,6 +212,15 @@ def test_layers_are_added() -> None:
         torch.testing.assert_close(loss([a, c], [b, d]), loss(a, b) + loss(c, d))
 
 
+@pytest.mark.parametrize("size", [(8, 12), (6, 8), (8, 6)])
+def test_context_averages_parts_of_the_map_itself(size: tuple[int, int]) -> None:
+    """Also where 4 does not divide its height or width, so that parts overlap."""
+    s, t = torch.randn(2, 2, 3, *size)
+    pooled = [torch.nn.functional.adaptive_avg_pool2d(s - t, parts).square().mean() for parts in (size, 4, 2, 1)]
+    expected = sum(each / 2**level for level, each in enumerate(pooled)) / 1.875
+    torch.testing.assert_close(hierarchical_context(s, t), expected)
+
+
 def test_kl_is_made_of_its_two_parts() -> None:
     torch.manual_seed(0)
     s, t, y = torch.randn(8, 10) * 3, torch.randn(8, 10) * 3, torch.randint(10, (8,))

@@ -83,3 +83,21 @@ def test_mlkd_adds_its_views() -> None:
     both = multi_level(s[:6], t[:6]) + multi_level(s[6:], t[6:])
     torch.testing.assert_close(multi_level(s, t, views=2), both)
     assert not torch.isclose(multi_level(s, t), both)
+
+
+def test_mlkd_of_the_authors_code_equals_loops() -> None:
+    """A teacher is unsure of 3 of 6 images, and 3 of 5 classes it expects at most as often as the median one."""
+    (s, s_strong), (t, t_strong) = rows(5, 0).chunk(2), rows(5, 1).chunk(2)
+    expected = 0.0
+    for degree in (2.0, 3.0, 4.0, 5.0, 6.0):
+        q, p = ([softmax([v / degree for v in row]) for row in z.tolist()] for z in (s, t))
+        weak, strong = kl(s, t, temperature=degree).item(), kl(s_strong, t_strong, temperature=degree).item()
+        for own, told, share, over in ((q, p, 3 / 6, 6), ([*zip(*q)], [*zip(*p)], 3 / 5, 5)):  # noqa: B905
+            apart = ([sum(map(math.prod, zip(a, b, strict=True))) for a in z for b in z] for z in (own, told))
+            expected += share * sum((x - y) ** 2 for x, y in zip(*apart, strict=True)) / over
+        expected += 3 / 6 * weak + (weak if degree in (2, 6) else strong)
+    given = torch.cat([s, s_strong]), torch.cat([t, t_strong])
+    assert multi_level(*given, views=2, variant="code").item() == pytest.approx(expected, rel=1e-5)
+    assert multi_level(given[1], given[1], views=2, variant="code").item() == pytest.approx(0, abs=1e-6)
+    with pytest.raises(ValueError, match="variant=code compares two views, got 1"):
+        multi_level(*given, variant="code")

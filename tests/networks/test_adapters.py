@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from kd_lightning.networks.adapters import (
-    AttentionFusion,
     Embeddings,
     MeanRegressors,
     Paraphraser,
@@ -17,6 +16,7 @@ from kd_lightning.networks.adapters import (
     Translator,
     Widened,
 )
+from kd_lightning.networks.attention_fusion import AttentionFusion, shares
 
 STUDENT, TEACHER = [(4, 8, 8), (6, 4, 4), (8, 2, 2)], [(5, 16, 16), (7, 4, 4), (9, 1, 1)]
 
@@ -81,6 +81,11 @@ def test_fusion_takes_pooled_features_as_maps_of_one_pixel() -> None:
     net = AttentionFusion(student_shapes=[(4, 8, 8), (6,)], teacher_shapes=[(5, 4, 4), (9,)])
     fused, told = net([torch.randn(3, 4, 8, 8), torch.randn(3, 6)], [torch.randn(3, 5, 4, 4), torch.randn(3, 9)])
     assert [f.shape for f in fused] == [t.shape for t in told] == [(3, 5, 4, 4), (3, 9, 1, 1)]
+
+
+def test_two_maps_are_weighed_as_if_side_by_side() -> None:
+    layers, (a, b) = nn.Sequential(nn.Conv2d(6, 2, 1), nn.Sigmoid()), torch.randn(2, 4, 3, 5, 7)
+    torch.testing.assert_close(shares(layers, a, b), layers(torch.cat([a, b], 1)))
 
 
 def test_fusion_hands_later_layers_to_earlier_ones_only() -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import threading
+import tracemalloc
 from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from doors import Fake, asking, pictures
+import torch
+from doors import Fake, asking, closed, pictures
 
+from kd_lightning.core.mapped import mapped
 from kd_lightning.errors import BudgetExceeded, TeacherError
 from kd_lightning.teachers.answer_types import Abstained, Busy, Closed, Label, Probs, Unclear, Unfit
 from kd_lightning.teachers.budget.codec import Failed
@@ -53,6 +56,21 @@ def test_every_image_is_asked_about_once_whoever_asks_and_however_often(concurre
         assert door.asked() == 9
     assert sorted(client.seen) == sorted({5, 3, 4, 9, 8, 7, 1, 2, 0})
     assert client.attempts == 3  # of at most four images
+
+
+def test_images_in_a_file_stay_there_until_they_are_asked_about(tmp_path: Path) -> None:
+    values = torch.arange(400).remainder(251).to(torch.uint8)
+    (tmp_path / "pixels").write_bytes(values.reshape(-1, 1, 1, 1).expand(-1, 3, 64, 48).contiguous().numpy().tobytes())
+    images = mapped(tmp_path / "pixels", (400, 3, 64, 48))
+    teacher = closed(Fake(max_batch=8), tmp_path, budget=400)
+    tracemalloc.start()
+    told = teacher.about(images)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < images.nbytes / 4, "of arrays at one time"
+    assert torch.equal(told.answers.argmax(1), values.long() % 3)
+    again = closed(Fake(troubles=repeat(Closed("asked twice"))), tmp_path, budget=400)
+    assert torch.equal(again.about(images.clone()).answers, told.answers), "they are the same images in memory"
 
 
 def test_nothing_is_asked_that_does_not_fit_as_a_whole(tmp_path: Path) -> None:

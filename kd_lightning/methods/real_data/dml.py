@@ -5,9 +5,10 @@ CE(p, y) + KL(other || p), at temperature 1. Two networks that begin differently
 besides the right one, and each is a teacher of the other from the first step on.
 
 Deviations (paper / authors' code / here):
-    * order: the second network learns of the first after that one's update (Alg. 1) / - / both of the same batch at
-      once, as most later implementations do; each sees the other's answers before the update.
-    * networks: any number / - / two.
+    * order: the second network learns of the first after that one's update (Alg. 1) / in turn / both of the same batch
+      at once, as most later implementations do; each sees the other's answers before the update.
+    * KL: as it is / 1e-8 is added to probabilities and to their quotient, some 1e-5 of its value / as it is.
+    * networks: any number / any number / two.
     * The paper reports both; the student's file is that of ``student``, the other is kept as peer.safetensors.
 """
 

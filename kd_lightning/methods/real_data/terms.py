@@ -37,7 +37,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -75,7 +75,8 @@ class Term(nn.Module):
         teacher: taps of the teacher.
         adapt: an adapter's class as a partial; None compares the taps themselves.
         given: path of a part of the adapter -> file of its weights, which stay as they are.
-        global_batch: the loss compares images with each other: with ``trainer=ddp`` it sees those of all ranks.
+        global_batch: with ``trainer=ddp``, true: the loss compares images with each other, and sees those of all ranks;
+            ``sum``: it is a sum over images, to which the other ranks' are added; false: a mean over images.
         warm_up: epochs in which the weight grows: in epoch e (from 0) to ``weight`` * min((e + 1) / warm_up, 1).
         all_views: with ``method.views`` the taps hold all rows, V for each image, view by view; else the first N.
     """
@@ -89,7 +90,7 @@ class Term(nn.Module):
         teacher: Paths = OUTPUT,
         adapt: Callable[..., Any] | None = None,
         given: Mapping[str, str] | None = None,
-        global_batch: bool = False,
+        global_batch: bool | Literal["sum"] = False,
         warm_up: int = 0,
         all_views: bool = False,
     ) -> None:
@@ -216,12 +217,14 @@ class Term(nn.Module):
         pair = at(student, self.student), at(teacher, self.teacher)
         if self.adapt is not None:
             pair = self.adapt(*pair)
-        if self.global_batch:
+        if self.global_batch is True:
             if views > 1:
                 gathered = partial(_by_view, gathered, views)
             pair = tuple(_mapped(side, gathered) for side in pair)
             told |= {k: gathered(told[k]).to(told[k].dtype) for k in ROWS if told.get(k) is not None}
         loss = self.loss(*pair, **told)
+        if self.global_batch == "sum":
+            loss = gathered(loss).sum()
         grown = min(1.0, (known["epoch"] + 1) / self.warm_up) if self.warm_up else 1.0
         return self.weight * loss if grown == 1.0 else self.weight * grown * loss
 

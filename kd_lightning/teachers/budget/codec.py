@@ -8,8 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from kd_lightning.core.mapped import let_go
 from kd_lightning.teachers.access import malformed
 from kd_lightning.teachers.answer_types import Abstained, Answer, Described, Label, Probs, TopK
+
+AT_ONCE = 256
+"""Images of a file that are in memory while their keys are computed."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +39,12 @@ def keys_of(teacher: Described, images: np.ndarray) -> list[bytes]:
     about = [teacher.name, teacher.version, answers, str(images.dtype), images.shape[1:]]
     beginning = hashlib.sha256(json.dumps(about).encode())
     keys = []
-    for image in np.ascontiguousarray(images):
+    for i, image in enumerate(images):
         key = beginning.copy()
-        key.update(image.data)
+        key.update(np.ascontiguousarray(image).data)
         keys.append(key.digest())
+        if i % AT_ONCE == AT_ONCE - 1:
+            let_go(images)
     return keys
 
 

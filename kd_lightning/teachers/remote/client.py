@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from kd_lightning.core.mapped import let_go
 from kd_lightning.errors import TeacherError
 from kd_lightning.teachers.access import malformed, usable
 from kd_lightning.teachers.answer_types import Abstained, Busy, Closed, Described, TeacherClient, Unclear, Unfit
@@ -111,6 +112,7 @@ class LedgerClient:
                     answers |= known
                     elsewhere += flying
                     bar.update(len(known))
+                    let_go(images)
                 if elsewhere:
                     if not said:
                         say = f"another process is querying {len(elsewhere)} of these images: waiting for its answers"
@@ -182,7 +184,7 @@ class LedgerClient:
             if reserved.attempt is None:
                 break
             try:
-                told = self._attempt(claim, reserved.attempt, np.stack([pixels[key] for key in mine]), mine)
+                told = self._attempt(claim, reserved.attempt, np.array([pixels[key] for key in mine]), mine)
             except Unfit:
                 for half in (mine[: len(mine) // 2], mine[len(mine) // 2 :]):
                     found, flying = self._question(claim, half, pixels, stop)

@@ -17,7 +17,7 @@ from torch import nn
 from kd_lightning.core.tasks import Classification
 from kd_lightning.data.loader import TensorLoader
 from kd_lightning.distributed.device import fast_precision
-from kd_lightning.engine.fit import compile_networks
+from kd_lightning.engine.compiled import compile_networks
 from kd_lightning.methods.base.distiller import Distiller
 from kd_lightning.networks.normalized import Normalized
 from kd_lightning.sources.data_free import Rounds
