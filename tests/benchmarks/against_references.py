@@ -87,7 +87,7 @@ SYSTEMS = {
 
 
 def gaps(system: System, folder: Path, batch: int, steps: int, rates: float, *, double: bool) -> list[float]:
-    """How far the losses of each step differ, in units of theirs where that exceeds 1, with learning rates times rates."""
+    """How far the losses of each step differ, in units of theirs above 1, with learning rates times ``rates``."""
     with at_rates(rates), in_double() if double else nullcontext():
         torch.manual_seed(0)
         passes, our_passes = system.passes
