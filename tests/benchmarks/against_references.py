@@ -1,7 +1,7 @@
 """The authors' own code beside ours: same weights, latents, batch and mathematics, in full precision.
 
-    python tests/benchmarks/against_references.py --references DIR [--steps 20] [--rounds 5] [--timed 4] [--batch N]
-        [--threads 2] [--fast] [--compile] [--json FILE] [NAME ...]
+    python tests/benchmarks/against_references.py --references DIR [--steps 20] [--rates 1] [--rounds 5] [--timed 4]
+        [--batch N] [--threads 2] [--fast] [--compile] [--json FILE] [NAME ...]
 
 DIR holds checkouts, which nothing here fetches: DAFL (huawei-noah/DAFL), RDSKD (PengchaoHan/RDSKD), DFAD
 (VainF/Data-Free-Adversarial-Distillation), ZSKT (polo5/ZeroShotKnowledgeTransfer), DeepInversion
@@ -10,11 +10,12 @@ DIR holds checkouts, which nothing here fetches: DAFL (huawei-noah/DAFL), RDSKD 
 seen; CUDA, data sets and loggers that they ask for are stood in for.
 
 First the losses are compared over ``--steps`` steps of a small batch, relative where they exceed 1: in the first step,
-over all of them, and over all of them in double precision, where what rounding did to the others is gone. Then steps
-are timed, in rounds of theirs, ours, theirs, ours ...; ours runs under Lightning with everything that a run has, with
-``--fast`` once more in each round with channels last, the teacher's batch norms folded and, where the CPU multiplies
-in it, bf16, and with ``--compile`` once more like that with teacher and student compiled. Ratios are those of the
-medians over rounds. What does not run is listed with its reason.
+over all of them, and over all of them in double precision, where what rounding did to the others is gone. Where steps
+multiply even that, as those of CMI, NAYER and FastDFKD do, ``--rates 1e-4`` makes them small. Then steps are timed, in
+rounds of theirs, ours, theirs, ours ...; ours runs under Lightning with everything that a run has, with ``--fast`` once
+more in each round with channels last, the teacher's batch norms folded and, where the CPU multiplies in it, bf16, and
+with ``--compile`` once more like that with teacher and student compiled. Ratios are those of the medians over rounds.
+What does not run is listed with its reason.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from typing import Any
 
 import torch
 from references import cmi, dafl, datafree, deep_inversion, dfad, fast, kd_uda, nayer, rdskd, zskt
-from references.observed import Trace, in_double
+from references.observed import Trace, at_rates, in_double
 from references.sides import At
 
 from kd_lightning.core.log_filters import quiet
@@ -85,9 +86,9 @@ SYSTEMS = {
 }
 
 
-def gaps(system: System, folder: Path, batch: int, steps: int, *, double: bool) -> list[float]:
-    """How far the losses of each step lie apart, in units of theirs where that exceeds 1."""
-    with in_double() if double else nullcontext():
+def gaps(system: System, folder: Path, batch: int, steps: int, rates: float, *, double: bool) -> list[float]:
+    """How far the losses of each step differ, in units of theirs above 1, with learning rates times ``rates``."""
+    with at_rates(rates), in_double() if double else nullcontext():
         torch.manual_seed(0)
         passes, our_passes = system.passes
         theirs, ours = system.run(At(folder, batch, steps * passes + 1, checking=True))
@@ -118,7 +119,8 @@ def measured(system: System, folder: Path, args: argparse.Namespace) -> dict[str
     batch = args.batch or system.batch
     row: dict[str, Any] = {"batch": batch, "threads": torch.get_num_threads(), "torch": torch.__version__}
     if args.steps:
-        single, double = (gaps(system, folder, min(batch, CHECKED), args.steps, double=d) for d in (False, True))
+        at = (system, folder, min(batch, CHECKED), args.steps, args.rates)
+        single, double = (gaps(*at, double=d) for d in (False, True))
         row |= {"steps": args.steps, "gap_first": single[0], "gap": max(single), "gap_double": max(double)}
         gc.collect()
     rounds = []
@@ -154,6 +156,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--references", type=Path, required=True, help="folder of the checkouts")
     parser.add_argument("--steps", type=int, default=20, help="steps whose losses are compared; 0: none")
+    parser.add_argument("--rates", type=float, default=1.0, help="factor of all learning rates in those steps")
     parser.add_argument("--rounds", type=int, default=5, help="of theirs and ours in turn; 0: no timing")
     parser.add_argument("--timed", type=int, default=4, help="steps of a round, at least")
     parser.add_argument("--batch", type=int, help="in place of each row's own")

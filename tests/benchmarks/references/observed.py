@@ -124,6 +124,19 @@ def in_double() -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
+@contextlib.contextmanager
+def at_rates(factor: float) -> Iterator[None]:
+    """Every learning rate times ``factor``: at small ones steps do not multiply what rounding did."""
+    add = torch.optim.Optimizer.add_param_group
+
+    def adding(optimizer: Any, group: Any) -> None:
+        add(optimizer, group)
+        optimizer.param_groups[-1]["lr"] *= factor
+
+    with patch("torch.optim.Optimizer.add_param_group", adding):
+        yield
+
+
 @torch.no_grad()
 def copied(source: nn.Module, target: nn.Module) -> Any:
     """``target`` with the parameters and batch-norm statistics of ``source``, in their order."""
