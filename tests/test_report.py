@@ -55,6 +55,13 @@ def test_seeds_fold_into_mean_sample_std_and_n(tmp_path):
     assert "seed (0, 1, 2)" in " ".join(table.notes)
 
 
+def test_a_bool_is_one_setting_however_it_is_spelled(tmp_path):
+    for seed, said in enumerate(["mix=True", "mix=true"]):
+        run_at(tmp_path / f"{seed}", [said], seed=seed)
+    run_at(tmp_path / "default", [], seed=2, defaults={"mix": True})
+    assert [cell(fold(collect([tmp_path])), 0, "n")] == [3]
+
+
 def test_one_seed_prints_its_value_alone_with_n_1(tmp_path):
     table = fold(collect([run_at(tmp_path / "run", ["lr=0.1"], 0.9712)]))
     assert cell(table, 0, "n") == 1

@@ -71,7 +71,7 @@ class Run:
         if value is None:
             value = pick(self.choices, key)
             value = pick(self.config, *key.split(".")) if value is None else value
-        if isinstance(value, bool):
+        if str(value) in ("True", "False"):  # a bool, or as Hydra spells one in a job's overrides
             return str(value).lower()
         try:
             return f"{float(str(value)):.12g}"
