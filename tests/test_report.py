@@ -386,12 +386,16 @@ def test_accuracy_over_a_setting_is_a_line_for_each_combination_of_the_others(tm
     for method in ("kd", "disguide"):
         for budget in (20000, 2000):
             for seed in (0, 1):
-                overrides = [f"method={method}", f"teacher.budget={budget}"]
+                overrides = [f"method={method}", f"teacher.budget={budget}", f"source.mix={method == 'kd'}"]
                 accuracy = 0.9 + seed / 50 - 1000 / budget
                 run_at(tmp_path / f"{method}{budget}{seed}", overrides, accuracy, seed=seed)
     groups = group(collect([tmp_path]))
     axes = curves(groups, "teacher.budget").axes[0]
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["teacher", "disguide", "kd"]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == [
+        "teacher",
+        "disguide, mix=false",
+        "kd, mix=true",
+    ]
     line = axes.containers[0].lines[0]
     assert list(line.get_xdata()) == [2000, 20000]
     assert list(line.get_ydata()) == pytest.approx([0.41, 0.86])

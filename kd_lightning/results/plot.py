@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -123,7 +124,7 @@ def curves(groups: Sequence[Group], over: str) -> Figure:
         except ValueError:
             said = f"--over {over}: {at.settings[over]} is not a number"
             raise UserError(f"{said}; for names it is --by {over}") from None
-        others = [value for name, value in at.settings.items() if name != over and value != NOTHING]
+        others = [_told(name, value) for name, value in at.settings.items() if name != over and value != NOTHING]
         lines.setdefault(", ".join(others) or "student", []).append((place, stat))
     figure = figure_of_size(7.5, 3.8)
     axes = figure.subplots()
@@ -145,6 +146,11 @@ def curves(groups: Sequence[Group], over: str) -> Figure:
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
     return figure
+
+
+def _told(name: str, value: str) -> str:
+    """A setting in a legend: a name that was chosen by itself, a number or a bool with the last word of its key."""
+    return value if re.match(r"(?!true$|false$)[A-Za-z]", value) else f"{name.rpartition('.')[2]}={value}"
 
 
 def _refuse_constant(measured: Sequence[tuple[Group, Stat]], key: str, option: str) -> None:
