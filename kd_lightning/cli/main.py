@@ -8,7 +8,7 @@ import tempfile
 import warnings
 from argparse import ArgumentParser
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from string import Template
@@ -24,6 +24,7 @@ from kd_lightning.cli.entry import writing_to_a_pipe
 from kd_lightning.cli.refusals import import_for, refuse_wrong_overrides
 from kd_lightning.config import resolvers
 from kd_lightning.distributed import launch as start
+from kd_lightning.distributed.beside import Beside, is_beside
 from kd_lightning.errors import RankLost, UserError
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ SHOWS = ("help", "hydra_help", "version", "cfg", "info", "shell_completion")
 _PLANS: list[tuple[float, int]] = []
 """Seconds and bytes of each planned job."""
 _PROMISED: set[str] = set()
+_alone = True
+"""Whether no other command started this one as a part of it."""
 
 
 def main() -> None:
@@ -51,7 +54,8 @@ def _main() -> None:
         explain(sys.argv[2:])
         return
     resolvers.register()
-    start.stay_with_parent()
+    global _alone
+    _alone = not start.stay_with_parent()
     sys.path.append(str(Path.cwd()))  # finds a user's method in the working directory
     # on a busy machine, threads that spin while waiting make small steps twenty times slower
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -127,6 +131,12 @@ def _task(cfg: DictConfig) -> float | None:
     config = HydraConfig.get()
     folder, place = Path(config.runtime.output_dir), start.placed()
     names = chosen(config.runtime.choices)
+    if is_beside():
+        import_for(cfg)
+        from kd_lightning.run.second_process import train_controls
+
+        train_controls(_ready(cfg, names, folder))
+        return None
     if place is None or place.rank == 0:
         pair = " -> ".join(name for word in ("teacher", "student") if (name := names[word]) not in (None, "none"))
         said = f"{names['method']} on {names['data']} ({pair}), seed {cfg.seed}"
@@ -153,13 +163,12 @@ def _run(cfg: DictConfig, folder: Path, names: Mapping[str, str | None]) -> floa
         return kept["objective"]
 
     import_for(cfg)
-    from kd_lightning.core.log_filters import plain_warnings, quiet
+    from kd_lightning.core.log_filters import plain_warnings
     from kd_lightning.distributed import decisions, process_group
     from kd_lightning.run.run import run
 
-    quiet()
     try:
-        composition = checked(cfg, names, folder)
+        composition = _ready(cfg, names, folder)
         if place is None and (number := start.wanted(composition.trainer.settings)) > 1:
             return _on_ranks(number, composition, folder)
         plain_warnings()
@@ -167,7 +176,8 @@ def _run(cfg: DictConfig, folder: Path, names: Mapping[str, str | None]) -> floa
             if place is not None:
                 process_group.join(place, composition.device)
                 folder = Path(decisions.decided(lambda: str(folder)))
-            result = run(composition, folder)
+            with _second_process(composition, cfg.side_by_side) as beside:
+                result = run(composition, folder, beside)
             process_group.leave()
     except UserError as error:
         if mode == RunMode.MULTIRUN:
@@ -181,6 +191,31 @@ def _run(cfg: DictConfig, folder: Path, names: Mapping[str, str | None]) -> floa
     if place is None or place.rank == 0:
         print(summary(result, _worth_opening(folder)), end="")
     return result["objective"]
+
+
+def _ready(cfg: DictConfig, names: Mapping[str, str | None], folder: Path) -> Composition:
+    """The composition of a run, in a process that is set for it; writes the reason if it is invalid."""
+    from kd_lightning.core.log_filters import quiet
+    from kd_lightning.core.sides import sides
+    from kd_lightning.distributed.device import spare_threads
+
+    quiet()
+    composition = checked(cfg, names, folder)
+    spare_threads(*sides(composition.data.size))
+    return composition
+
+
+def _second_process(composition: Composition, wanted: bool) -> AbstractContextManager[Beside | None]:
+    """The process that trains controls meanwhile; none in a sweep, on ranks, on GPUs, or where it would be no help."""
+    from kd_lightning.distributed.device import room_for_another
+    from kd_lightning.run.second_process import independent
+
+    hydra, kept = HydraConfig.get(), composition.artifacts
+    mine = wanted and _alone and start.placed() is None and hydra.mode == RunMode.RUN and room_for_another()
+    anew = not kept.reuse and kept.scope == "all"  # then it cannot take what the other one made
+    if not mine or anew or composition.device != "cpu" or not (names := independent(composition)):
+        return nullcontext()
+    return Beside(start.command_of(hydra), [*names])
 
 
 def chosen(choices: Mapping[str, str | None] | DictConfig) -> dict[str, str | None]:
@@ -222,11 +257,15 @@ def _on_ranks(number: int, composition: Composition, folder: Path) -> float | No
 def _plan(cfg: DictConfig, names: Mapping[str, str | None]) -> None:
     from kd_lightning.config.check import check
     from kd_lightning.core.log_filters import quiet
+    from kd_lightning.core.sides import sides
+    from kd_lightning.distributed.device import spare_threads
     from kd_lightning.planning.plan import plan, render
 
     quiet()
     try:
-        made = plan(check(cfg, names), _PROMISED)
+        composition = check(cfg, names)
+        spare_threads(*sides(composition.data.size))
+        made = plan(composition, _PROMISED)
     except UserError as error:
         _fail(error)
     _PLANS.append((made.seconds, made.size))

@@ -17,6 +17,7 @@ KEYS: dict[str, Any] = {
     "names": dict,
     "seed": int,
     "plan": bool,
+    "side_by_side": bool,
     "init": str | None,
     "taught_by": str | None,
     "result_name": str | None,

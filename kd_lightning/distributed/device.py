@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +10,11 @@ from typing import Any
 
 import torch
 
+from kd_lightning.distributed.gpu_slots import threads_per_job
 from kd_lightning.distributed.launch import placed
+
+FEW_PIXELS = 16 * 16
+"""Of an image: steps on up to so many last as long, or less, on one thread as on several."""
 
 
 def device_of(trainer: Mapping[str, Any]) -> str:
@@ -25,6 +30,17 @@ def device_of(trainer: Mapping[str, Any]) -> str:
         devices = trainer["devices"]
         return f"cuda:{devices[local] if isinstance(devices, list | tuple) else local}"
     return "cpu"
+
+
+def spare_threads(height: int, width: int) -> None:
+    """Compute with one thread where images have few pixels; ``OMP_NUM_THREADS`` decides where it is set."""
+    if height * width <= FEW_PIXELS and not os.environ.get("OMP_NUM_THREADS"):
+        torch.set_num_threads(1)
+
+
+def room_for_another() -> bool:
+    """Whether a second process with as many threads finds idle cores."""
+    return 2 * torch.get_num_threads() <= threads_per_job(1)
 
 
 def fast_precision(accelerator: str = "auto") -> str:

@@ -90,12 +90,17 @@ def _gpus() -> int:
     return torch.cuda.device_count()
 
 
-def stay_with_parent() -> None:
-    """End this rank or job when the command that started it ends; only that command forwards Ctrl-C."""
+def stay_with_parent() -> bool:
+    """End this rank or job when the command that started it ends; only that command forwards Ctrl-C.
+
+    Returns:
+        Whether such a command started it.
+    """
     pipe = os.environ.pop(PARENT, None)  # not inherited by this process's children
     if pipe is not None:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits SIG_IGN
         threading.Thread(target=_wait_for_end, args=[int(pipe)], daemon=True).start()
+    return pipe is not None
 
 
 def _wait_for_end(pipe: int) -> None:
@@ -135,7 +140,7 @@ def start(hydra: Any, number: int, *, patience: float = PATIENCE) -> tuple[int, 
         inner, ours = os.pipe()
         ranks: list[Rank] = []
         try:
-            ranks += (_started(_command(hydra), i, number, Path(meeting), inner) for i in range(number))
+            ranks += (_started(command_of(hydra), i, number, Path(meeting), inner) for i in range(number))
             return _watch(ranks, patience)
         finally:
             for rank in ranks:
@@ -168,7 +173,7 @@ def _started(command: Sequence[str], i: int, number: int, meeting: Path, pipe: i
     return Rank(i, process, log)
 
 
-def _command(hydra: Any) -> list[str]:
+def command_of(hydra: Any) -> list[str]:
     """The command line that runs this job as a single run in the same folder, where its configuration is written."""
     flags = {"main": "--config-path", "command-line": "--config-dir"}
     command = [sys.executable, "-m", "kd_lightning.cli.main"]

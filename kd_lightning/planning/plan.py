@@ -119,7 +119,7 @@ def _walk(composition: Composition, planner: Planner, made: Plan) -> None:
         made.notes.append(f"teacher.budget={budget:,} images, this run's fits ask about {images:,}{enough}")
     networks = 1
     for name, control in composition.controls.items():
-        own = control_of(control, bench.dataset, teacher, student)
+        own = control_of(control, bench.dataset, teacher, student.report["student_updates"])
         if own is not None:
             asked = obtain_source_teacher(own, composition, bench, planner.fit)
             taught_by = stages.get(own.taught_by or "")

@@ -22,6 +22,7 @@ from kd_lightning.data.dataset import Dataset
 from kd_lightning.data.datasets.image_files import counted
 from kd_lightning.data.load import dataset_digest
 from kd_lightning.distributed import collectives, decisions
+from kd_lightning.distributed.beside import Beside
 from kd_lightning.distributed.device import fast_precision
 from kd_lightning.engine.data import load_data
 from kd_lightning.engine.fit import FitResult, RunContext, fit
@@ -42,12 +43,13 @@ PARTS = {Segmentation: "iou", MultiLabel: "average_precision"}
 """Name in the result of what is measured of each class."""
 
 
-def run(composition: Composition, folder: Path) -> dict[str, Any]:
+def run(composition: Composition, folder: Path, beside: Beside | None = None) -> dict[str, Any]:
     """Run a composition and write its result to ``folder``.
 
     Args:
         composition: as :func:`~kd_lightning.config.check.check` returns it.
         folder: the run folder; gets ``result.json`` whatever happens.
+        beside: the process that trains controls meanwhile, not yet begun.
 
     Returns:
         The content of ``result.json``.
@@ -57,7 +59,7 @@ def run(composition: Composition, folder: Path) -> dict[str, Any]:
         KeyboardInterrupt: the user stopped it; the same command resumes it.
     """
     try:
-        result = _kept_or_made(settle(composition), folder)
+        result = _kept_or_made(settle(composition), folder, beside)
     except BaseException as error:
         status, reason = "failed", str(error) or type(error).__name__
         if isinstance(error, KeyboardInterrupt):
@@ -110,7 +112,7 @@ def _files(node: Any) -> Iterator[str]:
         yield from filter(names_file, (f"{node}/student.safetensors", f"{node}/student.json"))
 
 
-def _kept_or_made(composition: Composition, folder: Path) -> dict[str, Any]:
+def _kept_or_made(composition: Composition, folder: Path, beside: Beside | None) -> dict[str, Any]:
     decisions.decided(lambda: leave_plain(composition.record, folder))
     store = Store(**thaw(composition.artifacts), decided=decisions.decided)
     clock = Clock()
@@ -131,7 +133,7 @@ def _kept_or_made(composition: Composition, folder: Path) -> dict[str, Any]:
         with watching(loggers, composition.plain(), work, folder) as boards:
             bench = RunContext(store, dataset, data_key, dataset.task, boards, run=name, folder=folder)
             with noticing() as heard:
-                result = _produce(composition, bench, clock, work)
+                result = _produce(composition, bench, clock, work, beside)
             result["warnings"] = list(dict.fromkeys([*result["warnings"], *heard]))
         decisions.decided(lambda: write_json(work / "result.json", result))
 
@@ -145,10 +147,15 @@ def _kept_or_made(composition: Composition, folder: Path) -> dict[str, Any]:
     return result
 
 
-def _produce(composition: Composition, bench: RunContext, clock: Clock, work: Path) -> dict[str, Any]:
+def _produce(
+    composition: Composition, bench: RunContext, clock: Clock, work: Path, beside: Beside | None
+) -> dict[str, Any]:
     dataset = bench.dataset
     first_pass(composition, dataset)
     _notice_data(dataset)
+    if beside is not None:
+        beside.begin()
+        bench.store.helped = True
 
     # Teacher; test images are asked before validation images: a small eval_budget goes to the result, not to the curve
     teacher = obtain_teacher(composition, bench)
@@ -169,11 +176,12 @@ def _produce(composition: Composition, bench: RunContext, clock: Clock, work: Pa
     given = handed(teacher, taught_by=stages.get(composition.taught_by or ""), source_teacher=asked)
     student = fit(composition, bench, phase="student", val_answers=val_answers, watched=True, **given)
 
-    # Controls to compare the student with
-    controls: dict[str, FitResult | None] = {}
-    for name, control in composition.controls.items():
-        controls[name] = None
-        own = control_of(control, dataset, teacher, student) if trained(student) else None
+    # Controls to compare the student with; from the last, because a process beside this one trains them from the first
+    if beside is not None:
+        beside.tell()
+    controls: dict[str, FitResult | None] = dict.fromkeys(composition.controls)
+    for name, control in reversed([*composition.controls.items()]) if trained(student) else ():
+        own = control_of(control, dataset, teacher, student.report["student_updates"])
         if own is not None:
             its = obtain_source_teacher(own, composition, bench)
             given = handed(teacher, asks=own.asks, taught_by=stages.get(own.taught_by or ""), source_teacher=its)

@@ -15,16 +15,14 @@ from kd_lightning.store.artifacts import digest
 from kd_lightning.teachers.white_box import FrozenTeacher
 
 
-def control_of(
-    control: Training, dataset: Dataset, teacher: TeacherHandle | None, student: FitResult
-) -> Training | None:
+def control_of(control: Training, dataset: Dataset, teacher: TeacherHandle | None, updates: int) -> Training | None:
     """The training of a control; None where it is impossible, such as on real labels without data or without labels.
 
     Args:
         control: from the composition.
         dataset: the run's data set.
         teacher: the run's teacher, if any.
-        student: result of the student's fit; its updates set the control's length where that is asked for.
+        updates: of the student's fit, which set the control's length where that is asked for.
     """
     if control.asks and control.taught_by is None and (teacher is None or not teacher.white):
         return None
@@ -34,7 +32,7 @@ def control_of(
     if unlabelled and "source.labels" in control.method.requirements() and "load" not in control.source:
         return None
     images = None if dataset.train is None else len(dataset.train)
-    return control.stretched(student.report["student_updates"], images, collectives.world())
+    return control.stretched(updates, images, collectives.world())
 
 
 def handed(

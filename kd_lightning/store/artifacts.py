@@ -229,6 +229,8 @@ class Store:
         self.reuse, self.scope = reuse, scope
         self._decided = decided
         self.built: set[Path] = set()
+        self.helped = False
+        """Whether a process of the same command makes some of the artefacts, so that waiting for it needs no word."""
         self._used: list[set[str]] = []
 
     def path(self, kind: str, config: Mapping[str, Any]) -> Path:
@@ -312,7 +314,7 @@ class Store:
     @contextmanager
     def _locked(self, folder: Path) -> Iterator[None]:
         lock = FileLock(folder.with_name(folder.name + ".lock"))
-        self._decided(lambda: _acquire(lock, folder))
+        self._decided(lambda: _acquire(lock, folder, tells=not self.helped))
         try:
             yield
         finally:
@@ -330,11 +332,12 @@ def _unfinished(folder: Path) -> Path:
     return folder.with_name(folder.name + ".unfinished")
 
 
-def _acquire(lock: FileLock, folder: Path) -> None:
+def _acquire(lock: FileLock, folder: Path, *, tells: bool) -> None:
     with writing(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire(timeout=2)
         except Timeout:
-            print(f"another process is making {folder.name}: waiting for it", file=sys.stderr, flush=True)
+            if tells:
+                print(f"another process is making {folder.name}: waiting for it", file=sys.stderr, flush=True)
             lock.acquire()

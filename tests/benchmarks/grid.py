@@ -63,8 +63,9 @@ def main() -> None:
         print(f"the teacher and a warm disk: {first:.1f} s", flush=True)
         for store in ("turn", "slots"):
             shutil.copytree(here / "first", here / store)
+        one = [*overrides, "side_by_side=false"]
         alone = [
-            timed(*overrides, f"seed={seed}", f"hydra.run.dir=turn_runs/{seed}", store=here / "turn", cwd=here)
+            timed(*one, f"seed={seed}", f"hydra.run.dir=turn_runs/{seed}", store=here / "turn", cwd=here)
             for seed in range(args.jobs)
         ]
         print(f"{args.jobs} in turn: {sum(alone):.1f} s ({statistics.mean(alone):.1f} s each)", flush=True)
