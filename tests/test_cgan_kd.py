@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -103,9 +102,8 @@ def test_the_student_begins_as_the_one_of_the_real_images() -> None:
 
 def test_the_control_trains_for_as_many_updates_under_a_schedule_as_long() -> None:
     whole = composition("experiment=cgan_kd/mnist_small")
-    student: Any = SimpleNamespace(report={"student_updates": 50 * 62})
     dataset = Dataset("toy", ["a"], REAL, None, None, "none", "none")
-    own = control_of(whole.controls["nokd_equal"], dataset, None, student)
+    own = control_of(whole.controls["nokd_equal"], dataset, None, 50 * 62)
     assert own is not None
     assert own.trainer["max_epochs"] == round(50 * 62 / (1000 // 64))
     assert own.method["scheduler"]["T_max"] == own.trainer["max_epochs"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from functools import partial
 from itertools import pairwise
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -68,8 +67,7 @@ def control(experiment: str, updates: int, *overrides: str) -> Any:
     """The equal-update control of a cGAN-KD row with 1,280 real images."""
     whole = composition(f"experiment={experiment}", *overrides)
     real = Split(torch.zeros(1280, 1, 2, 2, dtype=torch.uint8), torch.zeros(1280))
-    student: Any = SimpleNamespace(report={"student_updates": updates})
-    own = control_of(whole.controls["nokd_equal"], Dataset("toy", ["a"], real, None, None, "n", "n"), None, student)
+    own = control_of(whole.controls["nokd_equal"], Dataset("toy", ["a"], real, None, None, "n", "n"), None, updates)
     assert own is not None
     return own
 

@@ -136,6 +136,25 @@ def test_only_its_fits_are_shown_and_only_when_asked(capfd: pytest.CaptureFixtur
     assert shown == "scratch: half\nscratch: whole\nnoise: half\n"
 
 
+def test_its_fits_are_shown_while_the_first_waits_for_one(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    said, go = tmp_path / "said", tmp_path / "go"
+    body = (
+        "print('nokd: half', file=sys.stderr, flush=True)\n"
+        f"open({str(said)!r}, 'w').close()\n"
+        f"while not __import__('os').path.exists({str(go)!r}): time.sleep(0.01)\n"
+        "print('nokd: whole', file=sys.stderr, flush=True)\n"
+    )
+    with Beside(python(body), ["nokd"]) as beside:
+        beside.begin()
+        wait_until(said.exists)
+        with beside.waiting():
+            wait_until(lambda: capfd.readouterr().err == "nokd: half\n")
+        go.touch()
+        assert beside._process is not None
+        beside._process.wait()
+    assert capfd.readouterr().err == ""
+
+
 def test_ctrl_c_lets_it_write_its_checkpoint_and_any_other_end_does_not(tmp_path: Path) -> None:
     ready, kept = tmp_path / "ready", tmp_path / "kept"
     body = (

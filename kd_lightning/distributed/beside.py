@@ -11,8 +11,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 
 from kd_lightning.distributed.gpu_slots import PARENT
 
@@ -69,6 +69,15 @@ class Beside:
         with self._turn:
             self._tells = True
             self._show()
+
+    @contextmanager
+    def waiting(self, _: object = None) -> Iterator[None]:
+        """Show how its fits go while the first process waits for one."""
+        before = self._tells
+        self.tell()
+        yield
+        with self._turn:
+            self._tells = before
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         with self._turn:

@@ -155,7 +155,7 @@ def _produce(
     _notice_data(dataset)
     if beside is not None:
         beside.begin()
-        bench.store.helped = True
+        bench.store.waiting = beside.waiting
 
     # Teacher; test images are asked before validation images: a small eval_budget goes to the result, not to the curve
     teacher = obtain_teacher(composition, bench)

@@ -9,7 +9,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -229,8 +229,8 @@ class Store:
         self.reuse, self.scope = reuse, scope
         self._decided = decided
         self.built: set[Path] = set()
-        self.helped = False
-        """Whether a process of the same command makes some of the artefacts, so that waiting for it needs no word."""
+        self.waiting: Callable[[Path], AbstractContextManager[None]] = _waiting
+        """What is done while another process makes the artefact that is needed: a line says so."""
         self._used: list[set[str]] = []
 
     def path(self, kind: str, config: Mapping[str, Any]) -> Path:
@@ -314,7 +314,7 @@ class Store:
     @contextmanager
     def _locked(self, folder: Path) -> Iterator[None]:
         lock = FileLock(folder.with_name(folder.name + ".lock"))
-        self._decided(lambda: _acquire(lock, folder, tells=not self.helped))
+        self._decided(lambda: _acquire(lock, folder, self.waiting))
         try:
             yield
         finally:
@@ -332,12 +332,17 @@ def _unfinished(folder: Path) -> Path:
     return folder.with_name(folder.name + ".unfinished")
 
 
-def _acquire(lock: FileLock, folder: Path, *, tells: bool) -> None:
+@contextmanager
+def _waiting(folder: Path) -> Iterator[None]:
+    print(f"another process is making {folder.name}: waiting for it", file=sys.stderr, flush=True)
+    yield
+
+
+def _acquire(lock: FileLock, folder: Path, waiting: Callable[[Path], AbstractContextManager[None]]) -> None:
     with writing(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire(timeout=2)
         except Timeout:
-            if tells:
-                print(f"another process is making {folder.name}: waiting for it", file=sys.stderr, flush=True)
-            lock.acquire()
+            with waiting(folder):
+                lock.acquire()
