@@ -110,7 +110,7 @@ def composed_jobs(words: list[str]) -> list[tuple[list[str], list[str]]]:
     folders = [words[i + 1] for i, word in enumerate(words) if word == "--config-dir"]
     overrides = [word for word in words if not word.startswith("-") and word not in folders]
     varied = swept(overrides, folders) or []
-    return [(job, folders) for job in jobs([*overrides, *varied]) or [overrides]]
+    return [(job, folders) for job in jobs([*varied, *overrides]) or [overrides]]
 
 
 def typed() -> list[Any]:
