@@ -26,7 +26,8 @@ from kd_lightning.data.dataset import Dataset
 from kd_lightning.data.datasets.in_memory import split_of
 from kd_lightning.errors import UserError
 from kd_lightning.results.student_files import DATA_IN_MEMORY, IN_MEMORY, Student, load_student
-from kd_lightning.store.artifacts import Store, writing
+from kd_lightning.store.artifacts import Store
+from kd_lightning.store.files import writing
 
 EPOCHS = 60
 """Passes over the images of a call, unless its settings say ``data__recipe__epochs`` or ``trainer__max_epochs``."""

@@ -16,7 +16,8 @@ import pytest
 from conftest import FORKS, PATIENCE
 
 from kd_lightning.errors import UserError
-from kd_lightning.store.artifacts import Store, by_content, copy_into, digest, file_digest, write_json, writing
+from kd_lightning.store.artifacts import Store, by_content
+from kd_lightning.store.files import copy_into, digest, file_digest, write_json, writing
 
 ONE = {"lr": 0.1, "seed": 0}
 

@@ -11,7 +11,8 @@ import pytest
 from filelock import FileLock
 
 from kd_lightning.cli.artifacts import main
-from kd_lightning.store.artifacts import Store, write_json
+from kd_lightning.store.artifacts import Store
+from kd_lightning.store.files import write_json
 
 LONG_AGO = 1_600_000_000
 

@@ -16,8 +16,8 @@ from tabulate import tabulate
 
 from kd_lightning.cli.entry import command
 from kd_lightning.errors import UserError
-from kd_lightning.store.artifacts import in_words
 from kd_lightning.store.catalog import Entry, entries, garbage, locked, remove, users_of
+from kd_lightning.store.files import in_words
 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 

@@ -20,7 +20,7 @@ from kd_lightning.metrics.boundary import Boundary, Pairs
 from kd_lightning.results.run_index import NOTHING, Run, Stat, collect, group
 from kd_lightning.results.run_loader import load_teacher, open_run, real_images
 from kd_lightning.results.table import Cell, Table, render
-from kd_lightning.store.artifacts import writing
+from kd_lightning.store.files import writing
 
 NAMES = ("magsim", "angsim", "valid_fraction")
 

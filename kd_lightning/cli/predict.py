@@ -27,7 +27,7 @@ from kd_lightning.core.tasks import Regression, task_of
 from kd_lightning.data.datasets.image_files import ENCODINGS, decode, decode_whole
 from kd_lightning.errors import UserError
 from kd_lightning.results.student_files import Student, load_student
-from kd_lightning.store.artifacts import writing
+from kd_lightning.store.files import writing
 
 PIXELS = 1 << 26
 """Largest number of pixel values in memory at a time."""

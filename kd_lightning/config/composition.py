@@ -14,7 +14,7 @@ from typing import Any, Self, cast
 from kd_lightning.config.node import Node, freeze, thaw
 from kd_lightning.core.schedules import Stretched
 from kd_lightning.distributed.device import device_of
-from kd_lightning.store.artifacts import digest
+from kd_lightning.store.files import digest
 
 Keys = tuple[str | int, ...]
 """Path to a value; the first key is a field of :class:`Training`."""

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from kd_lightning.config.overrides import nearest
-from kd_lightning.store.artifacts import digest
+from kd_lightning.store.files import digest
 
 HOW = ("_partial_", "_args_", "_convert_")
 """Keys that say how a node is built; ``_convert_`` has no effect, because values are plain Python in any case."""

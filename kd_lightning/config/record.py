@@ -11,7 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from kd_lightning.config import resolvers
 from kd_lightning.config.node import thaw
-from kd_lightning.store.artifacts import writing
+from kd_lightning.store.files import writing
 
 
 def resolved(tree: Mapping[str, Any]) -> dict[str, Any]:

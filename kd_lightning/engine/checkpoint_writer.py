@@ -14,7 +14,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
 
 from kd_lightning.engine.slices import Slice
-from kd_lightning.store.artifacts import writing
+from kd_lightning.store.files import writing
 
 
 class Resumable(Checkpoint):

@@ -41,7 +41,8 @@ from kd_lightning.methods.real_data.distill import Distill
 from kd_lightning.networks.normalized import Normalized
 from kd_lightning.networks.weights import load_weights
 from kd_lightning.sources.context import Context
-from kd_lightning.store.artifacts import Store, by_content, digest, remedy
+from kd_lightning.store.artifacts import Store, by_content, remedy
+from kd_lightning.store.files import digest
 from kd_lightning.teachers.black_box import QueryTeacher
 from kd_lightning.teachers.white_box import FrozenTeacher
 from kd_lightning.tracking.backends import Dashboards

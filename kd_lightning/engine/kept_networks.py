@@ -13,7 +13,7 @@ from kd_lightning.core.tasks import Task
 from kd_lightning.methods.base.distiller import Distiller
 from kd_lightning.methods.real_data.distill import Distill
 from kd_lightning.networks.weights import write_weights
-from kd_lightning.store.artifacts import write_json, writing
+from kd_lightning.store.files import write_json, writing
 
 
 def keep_networks(method: Distiller, report: dict[str, Any], work: Path) -> None:

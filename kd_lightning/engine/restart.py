@@ -12,7 +12,7 @@ import numpy as np
 from kd_lightning.core.collapse import Collapsed
 from kd_lightning.core.strangers import read_json
 from kd_lightning.errors import TrainingError
-from kd_lightning.store.artifacts import write_json, writing
+from kd_lightning.store.files import write_json, writing
 
 REMEDY = (
     "Lower {lr}, raise the weight of the class balance or the batch size, or try another seed "

@@ -17,7 +17,7 @@ from kd_lightning.core.tasks import evaluate, kept
 from kd_lightning.data.dataset import Dataset
 from kd_lightning.data.structured_images import priors
 from kd_lightning.errors import UserError
-from kd_lightning.store.artifacts import writing
+from kd_lightning.store.files import writing
 
 if TYPE_CHECKING:
     from kd_lightning.config.composition import Data

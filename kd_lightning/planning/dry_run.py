@@ -21,7 +21,8 @@ from kd_lightning.planning.dry_run_store import Missing, Overlay, Probe, now_on_
 from kd_lightning.planning.pool_cost import TRIED, Outlook, outlook, shortened
 from kd_lightning.sources.context import Context
 from kd_lightning.sources.synthetic import Synthetic, answers_config
-from kd_lightning.store.artifacts import Store, digest, size_of
+from kd_lightning.store.artifacts import Store
+from kd_lightning.store.files import digest, size_of
 from kd_lightning.teachers.remote.dry_run import Planned
 
 ROUNDS, WARM, PATIENCE = 20, 5, 30.0

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from kd_lightning.store.artifacts import Store, size_of
+from kd_lightning.store.artifacts import Store
+from kd_lightning.store.files import size_of
 
 
 def now_on_device() -> float:

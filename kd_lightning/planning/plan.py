@@ -28,7 +28,8 @@ from kd_lightning.run.first_pass import first_pass
 from kd_lightning.run.run import identity, settle
 from kd_lightning.run.stages_and_controls import control_of, handed
 from kd_lightning.run.teacher import TeacherHandle, obtain_source_teacher, obtain_teacher
-from kd_lightning.store.artifacts import Store, in_words, size_of
+from kd_lightning.store.artifacts import Store
+from kd_lightning.store.files import in_words, size_of
 from kd_lightning.teachers.remote.client import LedgerClient
 from kd_lightning.teachers.remote.dry_run import Planned
 from kd_lightning.tracking.backends import Dashboards

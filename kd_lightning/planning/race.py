@@ -19,7 +19,7 @@ from kd_lightning.distributed.gpu_slots import Job
 from kd_lightning.engine.slices import SLICES
 from kd_lightning.errors import ConfigError, UserError
 from kd_lightning.results.run_index import read_run
-from kd_lightning.store.artifacts import writing
+from kd_lightning.store.files import writing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

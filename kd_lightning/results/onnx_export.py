@@ -21,7 +21,7 @@ from kd_lightning.core.segmentation import Segmentation
 from kd_lightning.core.tasks import Regression, Task, kept, task_of
 from kd_lightning.errors import UserError
 from kd_lightning.results.student_files import Student
-from kd_lightning.store.artifacts import writing
+from kd_lightning.store.files import writing
 
 TOLERANCE = 1e-4
 """Largest difference of any answer allowed between a student and its ONNX form."""

@@ -14,7 +14,7 @@ from kd_lightning.core.extras import install
 from kd_lightning.errors import UserError
 from kd_lightning.results.run_index import NOTHING, Group, Stat
 from kd_lightning.results.table import headline_key, measured_in, metric_columns, unit_of
-from kd_lightning.store.artifacts import writing
+from kd_lightning.store.files import writing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

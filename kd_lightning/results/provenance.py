@@ -14,7 +14,7 @@ import torch
 
 from kd_lightning.config.composition import Composition
 from kd_lightning.core.file_format import FORMAT_VERSION
-from kd_lightning.store.artifacts import write_json
+from kd_lightning.store.files import write_json
 
 
 def header(names: Mapping[str, str | None], seed: int | None, *, teacher: bool = True) -> dict[str, Any]:

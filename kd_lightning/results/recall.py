@@ -25,7 +25,8 @@ from typing import Any
 from kd_lightning.config.record import leave_plain
 from kd_lightning.errors import UserError
 from kd_lightning.results.stored import copied, result_in, said_again
-from kd_lightning.store.artifacts import NAME, WHOLE, Store, digest, state_of, write_json, writing
+from kd_lightning.store.artifacts import NAME, WHOLE, Store, state_of
+from kd_lightning.store.files import digest, write_json, writing
 
 OURS = ("kd_lightning.", "lightning.", "torch.nn.", "torch.optim.", "torchmetrics.")
 """Beginnings of the targets that run no code but that of the library and of what it depends on."""

@@ -17,7 +17,7 @@ from typing import Any
 
 from kd_lightning.errors import UserError
 from kd_lightning.results.run_index import Run, Stat, group, pick
-from kd_lightning.store.artifacts import writing
+from kd_lightning.store.files import writing
 
 VERSION = 1
 FIELDS = {

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from kd_lightning.core.strangers import read_json
-from kd_lightning.store.artifacts import copy_into, remedy, writing
+from kd_lightning.store.artifacts import remedy
+from kd_lightning.store.files import copy_into, writing
 
 NOT_COPIED = ("artifact.json", "latest-run", "debug*.log")  # W&B's links lead out of the folder
 

@@ -23,7 +23,7 @@ from kd_lightning.networks.outputs import resized
 from kd_lightning.networks.weights import load_weights, write_weights
 from kd_lightning.results import trusted
 from kd_lightning.results.run_index import read_result
-from kd_lightning.store.artifacts import write_json, writing
+from kd_lightning.store.files import write_json, writing
 
 CARD = ("network", "classes", "image_shape", "mean", "std")
 IN_MEMORY, DATA_IN_MEMORY = "kd_lightning.api.held", "kd_lightning.api.held_data"

@@ -14,7 +14,7 @@ from tabulate import tabulate
 
 from kd_lightning.results.paired import Difference, differences
 from kd_lightning.results.run_index import NOTHING, SEEDS, Group, Run, Stat, collect, group, pick, seeds_of
-from kd_lightning.store.artifacts import writing
+from kd_lightning.store.files import writing
 
 __all__ = ["Table", "collect", "fold", "headline", "render", "write_table"]
 

@@ -17,7 +17,7 @@ from kd_lightning.results.provenance import header_of, parameters, peak_memory
 from kd_lightning.results.student_files import save_student
 from kd_lightning.run.measured import ADAPTED, Fits, trained
 from kd_lightning.run.teacher import TeacherHandle
-from kd_lightning.store.artifacts import copy_into, writing
+from kd_lightning.store.files import copy_into, writing
 
 
 def result_of(

@@ -33,7 +33,8 @@ from kd_lightning.run.measured import Fits, tested, trained
 from kd_lightning.run.result import card_of, keep_files, result_of
 from kd_lightning.run.stages_and_controls import control_of, handed, weak_teacher
 from kd_lightning.run.teacher import obtain_source_teacher, obtain_teacher
-from kd_lightning.store.artifacts import Store, file_digest, names_file, write_json
+from kd_lightning.store.artifacts import Store
+from kd_lightning.store.files import file_digest, names_file, write_json
 from kd_lightning.tracking.backends import watching
 from kd_lightning.tracking.curve_picture import draw_curves
 

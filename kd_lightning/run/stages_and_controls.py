@@ -11,7 +11,7 @@ from kd_lightning.data.dataset import Dataset
 from kd_lightning.distributed import collectives
 from kd_lightning.engine.fit import FitResult
 from kd_lightning.run.teacher import TeacherHandle
-from kd_lightning.store.artifacts import digest
+from kd_lightning.store.files import digest
 from kd_lightning.teachers.white_box import FrozenTeacher
 
 

@@ -26,7 +26,8 @@ from kd_lightning.networks.normalized import Normalized
 from kd_lightning.networks.weights import load_weights
 from kd_lightning.results.student_files import load_student
 from kd_lightning.run.teacher_check import diagnose, recognise, refuse_constant
-from kd_lightning.store.artifacts import Store, by_content, digest, file_digest
+from kd_lightning.store.artifacts import Store, by_content
+from kd_lightning.store.files import digest, file_digest
 from kd_lightning.teachers.answer_types import Described, TeacherClient
 from kd_lightning.teachers.black_box import QueryClient, QueryTeacher
 from kd_lightning.teachers.remote.client import LedgerClient, QueryTerms

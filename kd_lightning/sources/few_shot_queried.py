@@ -17,7 +17,8 @@ from kd_lightning.errors import ConfigError
 from kd_lightning.sources.context import Context
 from kd_lightning.sources.queried_once import ask
 from kd_lightning.sources.real import few_places
-from kd_lightning.store.artifacts import remedy, writing
+from kd_lightning.store.artifacts import remedy
+from kd_lightning.store.files import writing
 from kd_lightning.teachers.black_box import QueryTeacher
 
 

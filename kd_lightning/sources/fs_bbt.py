@@ -33,7 +33,7 @@ from kd_lightning.networks.weights import load_weights
 from kd_lightning.sources.context import Context
 from kd_lightning.sources.few_shot_queried import kept_pool, pixels
 from kd_lightning.sources.pool import made_by
-from kd_lightning.store.artifacts import file_digest
+from kd_lightning.store.files import file_digest
 
 Random = np.random.Generator
 

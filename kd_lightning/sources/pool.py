@@ -17,7 +17,8 @@ from kd_lightning.core.user_code import architecture, code_of
 from kd_lightning.errors import ConfigError, DataError
 from kd_lightning.networks.normalized import Normalized
 from kd_lightning.sources.context import Context
-from kd_lightning.store.artifacts import remedy, writing
+from kd_lightning.store.artifacts import remedy
+from kd_lightning.store.files import writing
 from kd_lightning.teachers.white_box import FrozenTeacher
 from kd_lightning.tracking.image_grids import save_grid, to_uint8
 

@@ -40,7 +40,8 @@ from kd_lightning.sources.quality_gates import QualityGate, errors_of, of_accept
 from kd_lightning.sources.queried_once import ask
 from kd_lightning.sources.rejection import Accepted, rejection
 from kd_lightning.sources.vicinity import places
-from kd_lightning.store.artifacts import by_content, remedy, writing
+from kd_lightning.store.artifacts import by_content, remedy
+from kd_lightning.store.files import writing
 from kd_lightning.teachers.white_box import FrozenTeacher
 
 PER_PART = 2000

@@ -15,7 +15,8 @@ from filelock import FileLock, Timeout
 
 from kd_lightning.core.strangers import read_json
 from kd_lightning.errors import UserError
-from kd_lightning.store.artifacts import NAME, read_meta, size_of
+from kd_lightning.store.artifacts import NAME, read_meta
+from kd_lightning.store.files import size_of
 
 DERIVED = ("fit", "pool", "labels")
 """Kinds that ``gc`` removes if no run uses them, because they can be computed again. Paid answers and runs stay."""

@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 
-from kd_lightning.store.artifacts import writing
+from kd_lightning.store.files import writing
 from kd_lightning.teachers.black_box import QueryTeacher
 from kd_lightning.tracking.backends import Dashboards
 

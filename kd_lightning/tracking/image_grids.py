@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from kd_lightning.store.artifacts import writing
+from kd_lightning.store.files import writing
 from kd_lightning.tracking.fonts import font_of, legible
 
 INK, PAPER, GREY, RED = (30, 30, 30), (255, 255, 255), (140, 140, 140), (190, 30, 30)

@@ -27,7 +27,8 @@ from kd_lightning.engine.fit import RunContext
 from kd_lightning.errors import ConfigError, UserError
 from kd_lightning.run.run import settle
 from kd_lightning.run.teacher import TeacherHandle, obtain_teacher
-from kd_lightning.store.artifacts import Store, digest
+from kd_lightning.store.artifacts import Store
+from kd_lightning.store.files import digest
 from kd_lightning.teachers.answer_types import Described
 from kd_lightning.teachers.remote.local import LocalAsker
 from kd_lightning.tracking.backends import Dashboards

@@ -21,7 +21,8 @@ from kd_lightning.core.mapped import free_memory, mapped
 from kd_lightning.core.sides import Size, sides
 from kd_lightning.data.datasets.image_files import Resize, decode, refuse_resize
 from kd_lightning.errors import ConfigError, DataError
-from kd_lightning.store.artifacts import Store, digest, file_digest, in_words, remedy, write_json
+from kd_lightning.store.artifacts import Store, remedy
+from kd_lightning.store.files import digest, file_digest, in_words, write_json
 
 VERSION = 2  # raise when the same files would give different pixels
 PIXELS = "pixels.uint8"

@@ -15,7 +15,7 @@ from kd_lightning.core.strangers import in_a_line
 from kd_lightning.errors import TeacherError
 from kd_lightning.networks.onnx_network import Layout, Order
 from kd_lightning.networks.outputs import as_logits, resized
-from kd_lightning.store.artifacts import file_digest
+from kd_lightning.store.files import file_digest
 from kd_lightning.teachers.answer_types import Told
 from kd_lightning.teachers.remote.function import Function
 

@@ -25,7 +25,8 @@ from kd_lightning.data.dataset import Dataset, Split, hold_out
 from kd_lightning.data.datasets.decoding import content_of
 from kd_lightning.data.datasets.image_files import ENCODINGS, covering, decode, opened, upright_size
 from kd_lightning.errors import DataError
-from kd_lightning.store.artifacts import Store, digest, remedy
+from kd_lightning.store.artifacts import Store, remedy
+from kd_lightning.store.files import digest
 
 VERSION = 1  # raise when the same files would give different pixels
 ADVICE = "correct the file, or leave it out"
