@@ -5,7 +5,8 @@ from torch import nn
 
 from kd_lightning.config import resolvers
 from kd_lightning.config.check import check, faults, key_of
-from kd_lightning.config.overrides import jobs, nearest, read, swept
+from kd_lightning.config.overrides import jobs, read, swept
+from kd_lightning.config.spelling import nearest
 from kd_lightning.errors import ConfigError
 from kd_lightning.methods.base.distiller import Distiller
 

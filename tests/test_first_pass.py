@@ -17,7 +17,7 @@ from kd_lightning.core.tasks import Classification
 from kd_lightning.errors import UserError
 from kd_lightning.networks.normalized import Normalized
 from kd_lightning.run.first_pass import first_pass, try_network
-from kd_lightning.run.teacher import load_net
+from kd_lightning.run.teacher_net import load_net
 
 IMAGE, TASK = (1, 8, 8), Classification(10)
 STATISTICS = ("method.generator.mean=[0.5,0.5,0.5]", "method.generator.std=[0.5,0.5,0.5]")

@@ -15,28 +15,16 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from kd_lightning.config.composition import Composition
 from kd_lightning.config.derive import GENERATOR, MERGED, REPLACED, draft, files_of_stages
 from kd_lightning.config.node import UNKNOWN, Node
-from kd_lightning.config.overrides import dotted, refusal, suggest
-from kd_lightning.config.ranks import rank_faults
+from kd_lightning.config.overrides import refusal
 from kd_lightning.config.reader import Reader
-from kd_lightning.config.requirements import answer_faults, door_faults, fit_faults, metric_faults, of_numbers
-from kd_lightning.config.schedules import callback_faults, schedule_faults
+from kd_lightning.config.requirements import answer_faults, fit_faults, metric_faults
+from kd_lightning.config.schedules import schedule_faults
 from kd_lightning.config.schema import KEYS
 from kd_lightning.config.signatures import as_dict, at, fits, signature_faults, wrong
-from kd_lightning.core.time_limit import duration
-from kd_lightning.errors import ConfigError
-
-FORBIDDEN_TRAINER = {
-    "max_steps": "it counts every optimiser's steps together; set trainer.max_epochs and source.rounds",
-    "gradient_clip_val": "methods optimise by hand and clip by a setting of their own, such as method.clip",
-    "logger": "dashboards are a group of their own, such as logger=tensorboard or logger=wandb",
-    "default_root_dir": "a run writes to hydra.run.dir=DIR, and keeps its work in artifacts.root=DIR",
-    "gradient_clip_algorithm": "methods clip by a setting of their own, such as method.clip",
-    "log_every_n_steps": "methods write their curves by themselves; set +method.log_every=N",
-    "fast_dev_run": "it leaves out the files of a run; plan=true tries every fit, debug=smoke is a short run",
-    "overfit_batches": "batches are drawn anew; +trainer.limit_train_batches makes an epoch shorter",
-    "barebones": "it leaves out the files of a run",
-    "accumulate_grad_batches": "methods optimise by hand; raise the batch size, or method.accumulate where it exists",
-}
+from kd_lightning.config.spelling import dotted, suggest
+from kd_lightning.config.task_kinds import of_numbers
+from kd_lightning.config.teacher_faults import door_faults
+from kd_lightning.config.trainer_faults import partial_trainers, trainer_faults
 
 OWN = ("own", "tune")
 """``teacher.weights`` that are no file: those that the network brings, used as they are or trained on."""
@@ -80,9 +68,9 @@ def examined(cfg: DictConfig, names: Mapping[str, str | None] | None = None) -> 
     reader, beside = Reader(everywhere), Reader(everywhere)
     plain, found = reader.read(cfg), reader.found
     found |= dict.fromkeys(_key_faults(cfg, plain, everywhere))
-    for path, node in [*_targets(plain), *_partial_trainers(plain)]:
+    for path, node in [*_targets(plain), *partial_trainers(plain)]:
         found |= dict.fromkeys(signature_faults(path, node, everywhere))
-    found |= dict.fromkeys([*_seed_faults(plain), *_trainer_faults(plain), *_shape_faults(plain), *_file_faults(plain)])
+    found |= dict.fromkeys([*_seed_faults(plain), *trainer_faults(plain), *_shape_faults(plain), *_file_faults(plain)])
     found |= dict.fromkeys([*_stage_faults(plain), *schedule_faults(plain)])
     found |= dict.fromkeys([*_compiler_faults(plain), *door_faults(as_dict(plain.get("teacher")))])
     composition: Composition | None = None
@@ -170,16 +158,6 @@ def _referred(cfg: DictConfig) -> set[str]:
     return {key for inside in re.findall(r"\$\{([^}]*)", text) for key in re.findall(r"\w[\w.]*", inside)}
 
 
-def _partial_trainers(plain: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The settings of the trainer that the teacher's fit, the controls and the stages change."""
-    places = {"teacher.fit": at(plain, "teacher.fit")}
-    places |= {f"controls.{name}": node for name, node in as_dict(plain.get("controls")).items()}
-    places |= {f"stages[{i}]": stage for i, stage in enumerate(plain.get("stages") or [])}
-    for path, node in places.items():
-        if isinstance(own := as_dict(node).get("trainer"), dict) and "_target_" not in own:
-            yield f"{path}.trainer", {**own, "_target_": "lightning.Trainer", "_partial_": True}
-
-
 def _targets(node: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
     if isinstance(node, dict):
         if isinstance(node.get("_target_"), str):
@@ -189,24 +167,6 @@ def _targets(node: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
     elif isinstance(node, list):
         for i, value in enumerate(node):
             yield from _targets(value, f"{path}[{i}]")
-
-
-def _trainer_faults(plain: Mapping[str, Any]) -> Iterator[str]:
-    for path, trainer in [("trainer", as_dict(plain.get("trainer"))), *_partial_trainers(plain)]:
-        for key, why in FORBIDDEN_TRAINER.items():
-            value = trainer.get(key)
-            nothing = {"accumulate_grad_batches": 1, "log_every_n_steps": 1_000_000}
-            if value not in (None, -1, False, UNKNOWN) and value != nothing.get(key, UNKNOWN):
-                yield f"{path}.{key}={value}: {why}"
-        if trainer.get("max_epochs") == -1:
-            yield f"{path}.max_epochs=-1: a fit has an end; give the number of epochs"
-        yield from rank_faults(path, trainer)
-        yield from callback_faults(path, trainer)
-        if (allowed := trainer.get("max_time")) is not UNKNOWN:
-            try:
-                duration(allowed)
-            except ConfigError as error:
-                yield str(error).replace("trainer", path, 1)
 
 
 def _seed_faults(plain: Mapping[str, Any]) -> Iterator[str]:

@@ -10,7 +10,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any
 
-from kd_lightning.config.overrides import nearest
+from kd_lightning.config.spelling import nearest
 from kd_lightning.store.files import digest
 
 HOW = ("_partial_", "_args_", "_convert_")

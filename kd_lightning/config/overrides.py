@@ -5,9 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from difflib import SequenceMatcher
 from itertools import product
-from os.path import commonprefix
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -25,6 +23,7 @@ from yaml import MarkedYAMLError
 
 from kd_lightning.config.groups import members
 from kd_lightning.config.resolvers import conf_dir
+from kd_lightning.config.spelling import dotted, nearest, suggest
 from kd_lightning.errors import ConfigError
 
 REFUSALS = (HydraException, OmegaConfBaseException, MarkedYAMLError, ValueError)
@@ -262,29 +261,6 @@ def _nearest_member(group: str, value: str, key: str | None = None) -> str:
     return f"; did you mean {key or group}={near[0]}?" if near else f"; there are {', '.join(there)}" if there else ""
 
 
-def suggest(key: str, siblings: Iterable[str], everywhere: Iterable[str] = ()) -> str:
-    """The end of a message: the nearest key at the same level, else similar ones elsewhere, else all siblings.
-
-    Args:
-        key: the wrong key, dotted.
-        siblings: names that are valid in its place.
-        everywhere: all dotted keys.
-    """
-    parent, _, leaf = key.rpartition(".")
-    siblings = sorted(set(siblings))
-    near = [f"{parent}.{name}" if parent else name for name in nearest(leaf, siblings)]
-    if not near:
-        word = key.partition(".")[0] + "."
-        elsewhere = [p for p in everywhere if p != key and not p.startswith(f"{key}.")]
-        places = [p for p in elsewhere if (p.startswith(word) if parent else not p.startswith(_ECHOES))]
-        leaves = nearest(leaf, {p.rpartition(".")[2] for p in places}, cutoff=0.75)
-        near = [p for p in places if p.rpartition(".")[2] in leaves]
-        near = [p for p in near if p.rpartition(".")[0] == parent] or near[:3]
-    if near:
-        return f"; did you mean {' or '.join(near)}?"
-    return f"; known: {', '.join(siblings)}" if siblings else ""
-
-
 def misspelt_keys(found: Composed) -> list[str]:
     """A line for each key that no file sets, if all of them nearly spell one that stands beside them; else none."""
     lines = []
@@ -297,28 +273,3 @@ def misspelt_keys(found: Composed) -> list[str]:
             return []
         lines.append(f"{key}: no file sets it; did you mean {'.'.join(filter(None, [parent, near[0]]))}?")
     return lines
-
-
-_ECHOES = ("controls.", "teacher.fit.")
-
-
-def nearest(word: str, known: Iterable[str], *, cutoff: float = 0.6) -> list[str]:
-    """The known name most similar to ``word``, or none; of equals the one with the longest common prefix."""
-
-    def unlikeness(name: str) -> tuple[float, int, str]:
-        return -SequenceMatcher(None, word, name).ratio(), -len(commonprefix([word, name])), name  # noqa: RUF071
-
-    best = min((unlikeness(name) for name in known), default=(0.0, 0, ""))
-    return [best[2]] if -best[0] >= cutoff else []
-
-
-def dotted(cfg: DictConfig, path: str = "") -> Iterator[str]:
-    """Yield every dotted key that is set, except those that repeat others and Hydra's own."""
-    for key in map(str, cfg):
-        full = f"{path}.{key}" if path else key
-        if full == "main" or re.match(r"hydra\.(job_logging|hydra_logging|help|hydra_help|runtime)", full):
-            continue
-        yield full
-        node = cfg._get_node(key)
-        if isinstance(node, DictConfig) and not node._is_interpolation() and not node._is_none():
-            yield from dotted(node, full)

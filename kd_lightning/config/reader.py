@@ -14,7 +14,7 @@ from omegaconf.errors import (
 )
 
 from kd_lightning.config.node import UNKNOWN
-from kd_lightning.config.overrides import suggest
+from kd_lightning.config.spelling import suggest
 
 Faults = dict[str, None]
 """An ordered set of lines."""

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Set
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeAlias
+from collections.abc import Iterator
 
 import torch
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from kd_lightning.config.composition import Composition, TeacherSettings, Training
-from kd_lightning.config.node import UNKNOWN, Node, located, thaw
-from kd_lightning.config.overrides import nearest
-from kd_lightning.config.several_labels import SEVERAL, several_faults, several_teacher_faults
+from kd_lightning.config.composition import Composition, Training
+from kd_lightning.config.node import UNKNOWN, Node, thaw
+from kd_lightning.config.several_labels import SEVERAL, several_teacher_faults
 from kd_lightning.config.signatures import as_dict
+from kd_lightning.config.spelling import nearest
+from kd_lightning.config.task_kinds import KINDS, class_of, kind_of, task_faults
+from kd_lightning.config.teacher_faults import Answering, StageTeacher, has_batch_norm, teacher_needs_faults
 from kd_lightning.config.term_faults import given_faults, module_faults, term_faults
-from kd_lightning.core.multi_label import MultiLabel
-from kd_lightning.core.segmentation import Segmentation
-from kd_lightning.core.tasks import Regression
 from kd_lightning.distributed.device import fast_precision
 from kd_lightning.errors import ConfigError
 from kd_lightning.methods.base.distiller import Distiller
@@ -29,9 +24,6 @@ from kd_lightning.teachers.access import LEVELS
 
 CLASSIFIERS = f"{classifiers.__name__}."
 """Networks that answer one vector for an image."""
-KINDS = {"classification": "classes", "regression": "numbers", "segmentation": "maps of classes"}
-KINDS |= {SEVERAL: "several an image"}
-"""The labels of each kind of task. What names kinds of tasks in its ``needs`` takes only those."""
 
 
 def fit_faults(composition: Composition) -> Iterator[str]:
@@ -41,7 +33,7 @@ def fit_faults(composition: Composition) -> Iterator[str]:
     yield from given_faults("method", composition, composition.stages)
     weights = str(composition.source.get("weights"))
     unused = "generator" in composition.stages and not weights.startswith("stage:")
-    if unused and _class_of(composition.source) is Generated:
+    if unused and class_of(composition.source) is Generated:
         yield f"source.weights={weights}: the stage generator would be trained for nothing: add stages=none"
     if teacher is not None and teacher.training is not None:
         yield from needs_faults("teacher.fit.method", teacher.training, None, kind=kind)
@@ -53,17 +45,6 @@ def fit_faults(composition: Composition) -> Iterator[str]:
         if asked or not control.asks or control.taught_by:  # the run leaves out the others
             own = _teacher_of(control, composition)
             yield from needs_faults(f"controls.{name}.method", control, own, kind=kind)
-
-
-@dataclass(frozen=True)
-class StageTeacher:
-    """A teacher that is the student of a stage."""
-
-    net: Node
-    access: str = "white"
-
-
-Answering: TypeAlias = TeacherSettings | StageTeacher
 
 
 def _teacher_of(fit: Training, composition: Composition) -> Answering | None:
@@ -82,7 +63,7 @@ def needs_faults(path: str, fit: Training, teacher: Answering | None, *, kind: s
         teacher: the teacher that it may get.
         kind: of the task, see :func:`kind_of`.
     """
-    method, source = _class_of(fit.method), _class_of(fit.source)
+    method, source = class_of(fit.method), class_of(fit.source)
     if method is None:
         return
     if not (inspect.isclass(method) and issubclass(method, Distiller)):
@@ -94,9 +75,9 @@ def needs_faults(path: str, fit: Training, teacher: Answering | None, *, kind: s
     except ConfigError as fault:
         yield str(fault).replace("method.", f"{path}.")
         return
-    yield from _teacher_faults(path, name, needs, teacher, method.instead_of_gradients)
-    yield from _task_faults(path, method, needs, kind)
-    if "student.no_batch_norm" in needs and _has_batch_norm(fit.student):
+    yield from teacher_needs_faults(path, name, needs, teacher, method.instead_of_gradients)
+    yield from task_faults(path, method, needs, kind)
+    if "student.no_batch_norm" in needs and has_batch_norm(fit.student):
         yield (
             f"{path.removesuffix('method')}student: {name} tells real images from generated ones by what its student "
             f"makes of them, which batch norm hides, and {fit.student.target.rpartition('.')[2]} as it is set has one: "
@@ -112,8 +93,8 @@ def needs_faults(path: str, fit: Training, teacher: Answering | None, *, kind: s
     if source is None:
         return
     beside = f"{path.removesuffix('method')}source"
-    yield from _task_faults(beside, source, fit.source.requirements(), kind)
-    yield from _teacher_faults(beside, source.__name__, fit.source.requirements(), teacher)
+    yield from task_faults(beside, source, fit.source.requirements(), kind)
+    yield from teacher_needs_faults(beside, source.__name__, fit.source.requirements(), teacher)
     if not hasattr(source, "offers"):
         yield f"{beside}._target_: {source.__name__} is not a source: it lacks `offers`"
         return
@@ -209,10 +190,10 @@ def metric_faults(composition: Composition) -> Iterator[str]:
     """One line for each unmet requirement of a further metric."""
     teacher, kind = composition.teacher, kind_of(composition.data.load)
     for name, node in composition.metrics.items():
-        if (metric := _class_of(node)) is None:
+        if (metric := class_of(node)) is None:
             continue
         needs = node.requirements()
-        yield from _task_faults(f"metrics.{name}", metric, needs, kind)
+        yield from task_faults(f"metrics.{name}", metric, needs, kind)
         if "teacher.gradients" in needs and (teacher is None or teacher.access != "white"):
             offered = "teacher=none" if teacher is None else f"teacher.access={teacher.access} gives answers alone"
             yield f"metrics.{name}: follows the teacher's gradients, but {offered}: leave it out with metrics=none"
@@ -222,11 +203,11 @@ def answer_faults(composition: Composition) -> Iterator[str]:
     """One line for each network, and for a teacher's access level, that does not suit the task."""
     teacher, kind = composition.teacher, kind_of(composition.data.load)
     for path, net in {"student": composition.student, "teacher.net": teacher.net if teacher else None}.items():
-        if net is not None and (network := _class_of(net)) is not None:
+        if net is not None and (network := class_of(net)) is not None:
             needs = net.requirements()
             if net.target.startswith(CLASSIFIERS) and not any(f"task.{task}" in needs for task in KINDS):
                 needs |= {"task.classification", "task.regression", "task.multi_label"}
-            yield from _task_faults(path, network, needs, kind)
+            yield from task_faults(path, network, needs, kind)
     if kind == SEVERAL and teacher is not None:
         yield from several_teacher_faults(teacher)
     if kind == "segmentation" and teacher is not None and teacher.access in LEVELS and teacher.access != "white":
@@ -244,102 +225,3 @@ def answer_faults(composition: Composition) -> Iterator[str]:
             f"teacher.access={teacher.access}: a number is told whole or not at all: choose teacher.access=white, or "
             "logits for a teacher that only answers"
         )
-
-
-def kind_of(load: Node | None) -> str:
-    """The kind of a data set's task: ``classification``, ``regression``, ``segmentation`` or ``multi_label``.
-
-    Args:
-        load: the node that reads the data set, or None; without a setting ``task`` the labels are classes.
-    """
-    task = _class_of(load and Node.of(load.get("task")))
-    for kind, named in (("regression", Regression), ("segmentation", Segmentation), (SEVERAL, MultiLabel)):
-        if inspect.isclass(task) and issubclass(task, named):
-            return kind
-    return "classification"
-
-
-def of_numbers(load: Node | None) -> bool:
-    """Whether the labels of a data set are numbers."""
-    return kind_of(load) == "regression"
-
-
-def _task_faults(path: str, what: Any, needs: Set[str], kind: str) -> Iterator[str]:
-    name = getattr(what, "__name__", path)
-    made_for = [task for task in KINDS if f"task.{task}" in needs and task != SEVERAL]
-    if kind == SEVERAL:
-        yield from several_faults(path, what, needs, single=bool(made_for))
-        return
-    if not made_for or kind in made_for:
-        return
-    wanted, labels = " or ".join(KINDS[task] for task in made_for), KINDS[kind]
-    ways = {
-        "regression": ": use method=kd or supervised with source=real, and controls and metrics that need no class",
-        "segmentation": ": use method=kd or supervised with source=real, a network of segmentation such as "
-        "student=small_segmenter, and metrics=none",
-    }
-    as_set = " as it is set" if "task.classification" in needs else ""
-    yield f"{path}: {name}{as_set} is made for {wanted}, but the labels of these data are {labels}{ways.get(kind, '')}"
-
-
-def door_faults(teacher: Mapping[str, Any]) -> Iterator[str]:
-    """One line for each fault of the settings by which a teacher is asked."""
-    if teacher.get("client") is not None:
-        if teacher.get("net") is not None:
-            yield "teacher.client: there is a network, too, in teacher.net; ~teacher.client or teacher.net=null decides"
-        if teacher.get("access") == "white":
-            yield "teacher.access=white: a teacher that is not here only answers; set probs, topk or label"
-    file = teacher.get("reference")
-    if isinstance(file, str) and not Path(file).expanduser().exists():
-        yield f"teacher.reference: there is no {file}"
-    for key in ("smoothing", "min_coverage", "abstain_below"):
-        value = teacher.get(key)
-        if isinstance(value, int | float) and not 0 <= value <= 1:
-            yield f"teacher.{key}={value}: expected a share between 0 and 1"
-
-
-def _teacher_faults(
-    path: str,
-    name: str,
-    needs: Set[str],
-    teacher: Answering | None,
-    instead: str = Distiller.instead_of_gradients,
-) -> Iterator[str]:
-    if teacher is None:
-        if any(need.startswith("teacher") for need in needs):
-            yield f"{path}: {name} needs a teacher, but teacher=none: choose one with teacher=NAME"
-        return
-    if "teacher.gradients" in needs and teacher.access != "white" and teacher.access in LEVELS:
-        yield (
-            f"{path}: {name} needs the teacher's gradients, but teacher.access={teacher.access} gives answers alone: "
-            f"{instead}"
-        )
-    if "teacher.features" in needs and teacher.access != "white" and teacher.access in LEVELS:
-        yield (
-            f"{path}: {name} looks inside the teacher, but teacher.access={teacher.access} gives answers alone: set "
-            "teacher.access=white, or choose method=kd"
-        )
-    net = teacher.net
-    if "teacher.batch_norm" in needs and net is not None and not _has_batch_norm(net):
-        by_setting = "batch_norm" in net
-        how = "set teacher.net.batch_norm=true" if by_setting else "choose another teacher, such as teacher=resnet34"
-        how += ", or choose a method that reads none, such as method=dafl" if path == "method" else ""
-        yield (
-            f"{path}: {name} reads the teacher's batch-norm statistics, but {net.target.rpartition('.')[2]} "
-            f"as it is set has no batch norm: {how}"
-        )
-
-
-def _class_of(node: Node | None) -> Any:
-    try:
-        return None if node is None else located(node.target)
-    except ImportError:
-        return None  # reported elsewhere
-
-
-def _has_batch_norm(net: Node) -> bool:
-    try:
-        with torch.device("meta"):
-            return any(isinstance(m, _BatchNorm) for m in net.build().modules())
-    except Exception:  # it reads its weights, or is a fault that is reported elsewhere
-        return True

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from torch import nn
 
 from kd_lightning.config.node import UNKNOWN, located
-from kd_lightning.config.overrides import suggest
+from kd_lightning.config.spelling import suggest
 from kd_lightning.core.user_code import code_of, folder_digest
 
 GIVEN = {"student", "teacher", "task", "store", "save_dir", "params", "optimizer"}

@@ -18,7 +18,7 @@ from kd_lightning.data.dataset import Dataset
 from kd_lightning.errors import UserError
 from kd_lightning.networks.normalized import Normalized
 from kd_lightning.networks.outputs import one_tensor
-from kd_lightning.run.teacher import OWN, TUNE
+from kd_lightning.run.teacher_net import OWN, TUNE
 
 OURS = ("kd_lightning.networks.classifiers.", "kd_lightning.networks.segmenters.")
 """Networks that bring no weights."""

@@ -11,23 +11,21 @@ import torch
 from torch import Tensor, nn
 
 from kd_lightning.config.composition import Composition, TeacherSettings, Training
-from kd_lightning.config.node import Node, thaw
-from kd_lightning.config.signatures import own_code
+from kd_lightning.config.node import Node
 from kd_lightning.core.inference import predict
 from kd_lightning.core.multi_label import MultiLabel
 from kd_lightning.core.tasks import Task, kept
-from kd_lightning.core.user_code import fingerprint
 from kd_lightning.data.dataset import Dataset, Split
 from kd_lightning.distributed import collectives, decisions
 from kd_lightning.engine.fit import FitResult, RunContext, fit
 from kd_lightning.errors import TeacherError
 from kd_lightning.methods.base.protocols import Teacher
 from kd_lightning.networks.normalized import Normalized
-from kd_lightning.networks.weights import load_weights
 from kd_lightning.results.student_files import load_student
 from kd_lightning.run.teacher_check import diagnose, recognise, refuse_constant
-from kd_lightning.store.artifacts import Store, by_content
-from kd_lightning.store.files import digest, file_digest
+from kd_lightning.run.teacher_net import TUNE, code_of, load_net
+from kd_lightning.store.artifacts import Store
+from kd_lightning.store.files import digest
 from kd_lightning.teachers.answer_types import Described, TeacherClient
 from kd_lightning.teachers.black_box import QueryClient, QueryTeacher
 from kd_lightning.teachers.remote.client import LedgerClient, QueryTerms
@@ -35,8 +33,6 @@ from kd_lightning.teachers.remote.function import Function
 from kd_lightning.teachers.remote.local import LocalAsker
 from kd_lightning.teachers.white_box import FrozenTeacher
 
-OWN, TUNE = "own", "tune"
-"""``teacher.weights`` for a network that brings them: as they are, or trained on."""
 DRIFT_CHECKS = 16
 """Images that a remote teacher is asked about again to detect drift, unless the settings say otherwise."""
 AT_ONCE = 5000
@@ -191,7 +187,7 @@ def obtain_teacher(
             *(said[k] for k in ("name", "version", "access", "decimals", "k")),
             *(["several"] if described.several else []),
             settings.smoothing,
-            *_code_of(settings),
+            *code_of(settings),
         ]
     )
     reference = _reference(settings) if settings.reference else None
@@ -267,27 +263,6 @@ def _reference(settings: TeacherSettings) -> nn.Module:
     if settings.net is None:
         return load_student(settings.reference)
     return load_net(replace(settings, weights=settings.reference))[0].eval()
-
-
-def load_net(settings: TeacherSettings) -> tuple[Normalized, str]:
-    """Load a teacher's network from its weights file; returns the network and its digest."""
-    assert settings.net is not None
-    assert settings.weights is not None
-    as_read = {k: getattr(settings, k) for k in ("mean", "std", "class_order", "outputs", "size")}
-    net = Normalized(settings.net.build(), **as_read)
-    kept = {"net": by_content(thaw(settings.net), ""), **{k: thaw(v) for k, v in as_read.items()}}
-    if settings.weights == OWN:
-        kept["weights"] = fingerprint(net.net)
-    else:
-        load_weights(net, settings.weights)
-        kept["weights"] = file_digest(settings.weights)
-    return net, digest({**kept, "code": code} if (code := _code_of(settings)) else kept)
-
-
-def _code_of(settings: TeacherSettings) -> list[dict[str, str]]:
-    """The code behind a teacher, as a part of its key: nothing for classes of this package."""
-    theirs = own_code({key: thaw(getattr(settings, key)) for key in ("net", "client")})
-    return [theirs] if theirs else []
 
 
 def _some_images(dataset: Dataset, n: int = 200) -> Tensor:

@@ -19,7 +19,7 @@ from kd_lightning.config.node import Node
 from kd_lightning.errors import TeacherError
 from kd_lightning.networks import foreign
 from kd_lightning.run.first_pass import first_pass
-from kd_lightning.run.teacher import load_net
+from kd_lightning.run.teacher_net import load_net
 from kd_lightning.teachers.remote.onnx_file import onnx_teacher
 
 BENCH: Any = SimpleNamespace(task=None, image_shape=(1, 8, 8))

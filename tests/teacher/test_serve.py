@@ -26,7 +26,7 @@ from kd_lightning.core.inference import predict
 from kd_lightning.data.datasets.digits import load as load_digits
 from kd_lightning.errors import UserError
 from kd_lightning.networks.normalized import Normalized
-from kd_lightning.run.teacher import load_net
+from kd_lightning.run.teacher_net import load_net
 from kd_lightning.teachers.answer_types import Abstained, Label, Probs, TopK
 from kd_lightning.teachers.remote.http import HttpTeacher
 

@@ -14,9 +14,10 @@ from kd_lightning.config import resolvers
 from kd_lightning.config.check import examined, faults, key_of
 from kd_lightning.config.composition import Composition
 from kd_lightning.config.node import thaw
-from kd_lightning.config.overrides import read, refusal, suggest
-from kd_lightning.config.requirements import KINDS, kind_of
+from kd_lightning.config.overrides import read, refusal
 from kd_lightning.config.signatures import fits, wrong
+from kd_lightning.config.spelling import suggest
+from kd_lightning.config.task_kinds import KINDS, kind_of
 from kd_lightning.core.extras import install
 from kd_lightning.core.sides import sides
 from kd_lightning.core.tasks import Classification
