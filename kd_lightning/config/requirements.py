@@ -20,6 +20,7 @@ from kd_lightning.errors import ConfigError
 from kd_lightning.methods.base.distiller import Distiller
 from kd_lightning.networks import classifiers
 from kd_lightning.sources.frozen_generator import Generated
+from kd_lightning.sources.synthetic import Synthetic, most_below
 from kd_lightning.teachers.access import LEVELS
 
 CLASSIFIERS = f"{classifiers.__name__}."
@@ -35,6 +36,8 @@ def fit_faults(composition: Composition) -> Iterator[str]:
     unused = "generator" in composition.stages and not weights.startswith("stage:")
     if unused and class_of(composition.source) is Generated:
         yield f"source.weights={weights}: the stage generator would be trained for nothing: add stages=none"
+    if kind == "classification":
+        yield from _pool_faults(composition)
     if teacher is not None and teacher.training is not None:
         yield from needs_faults("teacher.fit.method", teacher.training, None, kind=kind)
     for number, stage in enumerate(composition.stages.values()):
@@ -117,6 +120,24 @@ def needs_faults(path: str, fit: Training, teacher: Answering | None, *, kind: s
     lacking = sorted(need for need in needs if need.startswith("source.") and need not in source.offers)
     if lacking:
         yield f"{path}: {name} {ways.get(lacking[0], f'needs {lacking[0]}')}"
+
+
+def _pool_faults(composition: Composition) -> Iterator[str]:
+    """One line where more images of a class are wanted than a filter leaves of those that are made."""
+    source = composition.source
+    if not (inspect.isclass(kind := class_of(source)) and issubclass(kind, Synthetic)):
+        return
+    images, made, keep = (source.get(key) for key in ("images", "per_label", "keep"))
+    keep = None if source.get("processing") in ("unprocessed", "subsampled") else keep
+    if not isinstance(images, int) or not isinstance(made, int) or not isinstance(keep, int | float | None):
+        return
+    wanted, left = images // composition.data.num_classes, made if keep is None else most_below(made, keep)
+    if wanted > left:
+        part = "" if keep is None else f" of source.per_label={made} by source.keep={keep}"
+        yield (
+            f"source.images={images}: takes {wanted} of each class, and at most {left} are left{part}: "
+            "raise source.per_label, or ask for fewer"
+        )
 
 
 def _rounds_faults(path: str, method: type[Distiller], source: Node) -> Iterator[str]:

@@ -19,6 +19,7 @@ Deviations (paper / authors' code / here):
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -278,6 +279,11 @@ def smallest(errors: Tensor, labels: Tensor, share: float, *, each: bool) -> Ten
         inside = own < cut
         stays[rows] = torch.from_numpy(inside if inside.any() else own <= cut)
     return stays
+
+
+def most_below(n: int, share: float) -> int:
+    """How many of ``n`` errors :func:`smallest` keeps, if all differ."""
+    return math.ceil(share * (n - 1)) or n
 
 
 def choice(groups: Tensor, n: int, rng: torch.Generator) -> Tensor:

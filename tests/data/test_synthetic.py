@@ -22,7 +22,7 @@ from kd_lightning.planning.pool_cost import shortened
 from kd_lightning.sources import synthetic
 from kd_lightning.sources.context import Context
 from kd_lightning.sources.quality_gates import errors_of
-from kd_lightning.sources.synthetic import Synthetic, choice, smallest
+from kd_lightning.sources.synthetic import Synthetic, choice, most_below, smallest
 from kd_lightning.store.artifacts import Store
 from kd_lightning.teachers.white_box import FrozenTeacher
 
@@ -348,6 +348,13 @@ def test_a_choice_is_equally_many_of_each_and_of_the_last_the_rest(tmp_path: Pat
         source(tmp_path, images=220).prepare(at(tmp_path))
     loader = source(tmp_path, images=42, real=False).prepare(at(tmp_path))
     assert torch.bincount(loader.labels).tolist() == [10, 10, 10, 12]
+
+
+@pytest.mark.parametrize("share", [0.001, 0.3, 0.5, 0.7, 0.9, 1.0])
+@pytest.mark.parametrize("n", [1, 2, 11, 100, 600, 601])
+def test_what_a_filter_leaves_is_known_before(n: int, share: float) -> None:
+    errors = torch.rand(n, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert smallest(errors, torch.zeros(n), share, each=True).sum() == most_below(n, share)
 
 
 def test_the_quantile_is_strict_nested_and_never_empty() -> None:
