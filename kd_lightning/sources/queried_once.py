@@ -70,10 +70,16 @@ def ask(context: Context, images: Tensor, *, called: str = "images") -> tuple[Te
 
 
 def count_classes(context: Context, called: str, answers: Tensor) -> None:
-    """Note how many images the teacher put in each class; answers (N, K) of one number or of pixels have no class."""
+    """Note how many images the teacher put in each class, beside those counted under that name before.
+
+    Answers (N, K) of one number or of pixels have no class.
+    """
     if isinstance(context.dataset.task, MultiLabel):
-        counts = (answers > 0).sum(0)
-        context.notes.setdefault("class_counts", {})[called] = extremes(counts.tolist())
+        counts = (answers > 0).sum(0).tolist()
     elif answers.dim() == 2 and answers.shape[1] > 1:
-        counts = answers.argmax(1).bincount(minlength=answers.shape[1])
-        context.notes.setdefault("class_counts", {})[called] = extremes(counts.tolist())
+        counts = answers.argmax(1).bincount(minlength=answers.shape[1]).tolist()
+    else:
+        return
+    noted = context.notes.setdefault("class_counts", {})
+    before = noted[called]["each"] if called in noted else [0] * len(counts)
+    noted[called] = extremes([a + b for a, b in zip(before, counts, strict=True)])

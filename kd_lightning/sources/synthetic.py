@@ -38,7 +38,7 @@ from kd_lightning.networks.weights import load_weights
 from kd_lightning.sources.context import Context
 from kd_lightning.sources.pool import checked, gathered, made_by, noise_on, obtain_parts
 from kd_lightning.sources.quality_gates import QualityGate, errors_of, of_acceptance, of_labels, of_ratio, report
-from kd_lightning.sources.queried_once import ask
+from kd_lightning.sources.queried_once import ask, count_classes
 from kd_lightning.sources.rejection import Accepted, rejection
 from kd_lightning.sources.vicinity import places
 from kd_lightning.store.artifacts import by_content, remedy
@@ -245,14 +245,17 @@ class Synthetic:
             folder = context.store.obtain("labels", answers_config(context, pool), build)
             context.teacher.asked = spent + count  # also where an earlier run did it
             context.notes["queries"] = count
-            return torch.arange(count), read_tensors(folder / "answers.safetensors", advice=remedy(folder))["answers"]
-        rows, answers, begin = [], [], 0
+            answers = read_tensors(folder / "answers.safetensors", advice=remedy(folder))["answers"]
+            context.notes.pop("class_counts", None)  # of the parts, where this run asked
+            count_classes(context, "made images", answers)
+            return torch.arange(count), answers
+        rows, heard, begin = [], [], 0
         for part in parts:
             positions, told = ask(context, part["images"], called="made images")
             rows.append(begin + positions)
-            answers.append(told)
+            heard.append(told)
             begin += len(part["images"])
-        return torch.cat(rows), torch.cat(answers)
+        return torch.cat(rows), torch.cat(heard)
 
     def _gates(self, context: Context, parts: Sequence[dict[str, Tensor]]) -> list[QualityGate]:
         """The checks that need no teacher."""

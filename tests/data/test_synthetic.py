@@ -184,6 +184,15 @@ def test_what_is_chosen_keeps_its_label_and_classes_lose_alike(tmp_path: Path, m
     assert not torch.equal(stays, others)
 
 
+def test_the_classes_of_all_parts_are_counted_once_whether_asked_or_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(synthetic, "PER_PART", 100)
+    for _ in range(2):
+        source(tmp_path, keep=0.9, real=False).prepare(context := at(tmp_path))
+        assert context.notes["class_counts"] == {"made images": {"rarest": 50, "commonest": 50, "each": [50] * CLASSES}}
+
+
 def test_classes_may_get_the_teachers_own(tmp_path: Path) -> None:
     liar = Painter(labels=CLASSES, wrong=True)
     told = source(tmp_path, generator=liar, relabel=True, real=False).prepare(at(tmp_path))
