@@ -18,7 +18,7 @@ from kd_lightning.engine.callbacks import WatchGenerator
 from kd_lightning.metrics.map_pictures import spread
 from kd_lightning.tracking import fonts
 from kd_lightning.tracking.captioned_grid import captioned
-from kd_lightning.tracking.curve_picture import draw_curves
+from kd_lightning.tracking.curve_picture import WIDTH, draw_curves
 from kd_lightning.tracking.fonts import font_of
 from kd_lightning.tracking.image_grids import BAR, DEEP, PAPER, RED, SERIES, bars, matrix
 
@@ -188,3 +188,18 @@ def test_curves_are_drawn_with_their_last_values(tmp_path: Path) -> None:
         assert picture.height < both[1]
     draw_curves(tmp_path / "none.csv", tmp_path / "none.png", "digits")
     assert not (tmp_path / "none.png").exists()
+
+
+def test_losses_of_unlike_height_are_all_seen(tmp_path: Path) -> None:
+    """How many rows of the picture each curve crosses: all of them as much as the smallest alone would show."""
+
+    def crossed(large: float) -> list[int]:
+        table, picture = tmp_path / "metrics.csv", tmp_path / "curves.png"
+        table.write_text(f"round,train/bn,train/kd\n0,{large},2.0\n9,{large / 2},0.1\n19,{large / 4},-0.5\n")
+        draw_curves(table, picture, "digits")
+        with Image.open(picture) as image:
+            plot = np.asarray(image.convert("RGB"))[:, : WIDTH - 12].astype(int)
+        return [int((abs(plot - colour).max(2) < 40).any(1).sum()) for colour in SERIES[:2]]
+
+    assert min(crossed(4.0)) > 40
+    assert min(crossed(4000.0)) > 15

@@ -200,7 +200,8 @@ def _produce(
     card = card_of(composition, dataset, metrics, teacher)
     decisions.decided(lambda: keep_files(stages, student, card, work))
     if collectives.rank() == 0:
-        draw_curves(work / "metrics.csv", work / "curves.png", f"{bench.dataset.name}, seed {composition.seed}")
+        title = f"{composition.names.get('method') or 'a student'} on {dataset.name}, seed {composition.seed}"
+        draw_curves(work / "metrics.csv", work / "curves.png", title)
     if trained(student):
         bench.boards.student(work, card)
     return result_of(composition, bench, fits, metrics, clock.seconds) | (

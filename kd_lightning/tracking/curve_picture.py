@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw
@@ -18,6 +18,8 @@ WIDTH, HEIGHT, LEGEND = 560, 220, 230
 """Pixels of one panel, and of the legend beside it."""
 SHARP = 2
 """Drawn so many times as large and reduced, which smooths the lines."""
+UNLIKE = 50
+"""How many times as high one curve is as another for the axis to become logarithmic."""
 AXES = ("round", "seconds", "queries", "epoch")
 
 
@@ -57,17 +59,19 @@ def _panels(table: Path) -> dict[str, dict[str, Curve]]:
 
 def _panel(name: str, curves: Mapping[str, Curve]) -> Image.Image:
     points = [point for curve in curves.values() for point in curve]
-    (left, right), (low, high) = (_range([p[axis] for p in points]) for axis in (0, 1))
+    unit = _unit(curves.values())
+    left, right = _range([x for x, _ in points])
+    low, high = _range([_risen(y, unit) for _, y in points])
     x0, y0, x1, y1 = 64, 26, WIDTH - 10, HEIGHT - 30
     large = Image.new("RGB", (WIDTH * SHARP, HEIGHT * SHARP), PAPER)
     lines = ImageDraw.Draw(large)
 
     def at(point: tuple[float, float]) -> tuple[float, float]:
-        x, y = (point[0] - left) / (right - left), (point[1] - low) / (high - low)
+        x, y = (point[0] - left) / (right - left), (_risen(point[1], unit) - low) / (high - low)
         return (x0 + x * (x1 - x0)) * SHARP, (y1 - y * (y1 - y0)) * SHARP
 
     for part in (0, 0.25, 0.5, 0.75, 1):
-        y = at((left, low + part * (high - low)))[1]
+        y = (y1 - part * (y1 - y0)) * SHARP
         lines.line((x0 * SHARP, y, x1 * SHARP, y), FAINT if part else GREY, SHARP)
     for curve, colour in zip(curves.values(), COLOURS, strict=False):
         if len(curve) > 1:
@@ -77,11 +81,14 @@ def _panel(name: str, curves: Mapping[str, Curve]) -> Image.Image:
     panel = Image.new("RGB", (WIDTH + LEGEND, HEIGHT), PAPER)
     panel.paste(large.resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS), (0, 0))
     draw, small = ImageDraw.Draw(panel), font_of(11)
-    draw.text((16, 4), {"val": "validation", "train": "training"}.get(name, name), INK, font_of(12, name))
+    said = {"val": "validation", "train": "training"}.get(name, name) + (", logarithmic" if unit else "")
+    draw.text((16, 4), said, INK, font_of(12, said))
     for part in (0, 0.5, 1):
         y = y1 - part * (y1 - y0)
-        draw.text((x0 - 6, y), f"{low + part * (high - low):.3g}", GREY, small, anchor="rm")
-        draw.text((x0 + part * (x1 - x0), y1 + 6), f"{left + part * (right - left):.6g}", GREY, small, anchor="mt")
+        value = low + part * (high - low)
+        value = unit * math.sinh(value) if unit else value
+        draw.text((x0 - 6, y), f"{value:.3g}", GREY, small, anchor="rm")
+        draw.text((x0 + part * (x1 - x0), y1 + 6), f"{left + part * (right - left):,.0f}", GREY, small, anchor="mt")
     draw.text(((x0 + x1) / 2, y1 + 18), "round", GREY, small, anchor="mt")
     for i, (label, colour) in enumerate(zip(curves, COLOURS, strict=False)):
         y = y0 + 8 + i * 20
@@ -89,6 +96,16 @@ def _panel(name: str, curves: Mapping[str, Curve]) -> Image.Image:
         last = f"{label[:22]}  {curves[label][-1][1]:.4g}"
         draw.text((WIDTH + 28, y), last, INK, font_of(12, last), anchor="lm")
     return panel
+
+
+def _unit(curves: Iterable[Curve]) -> float | None:
+    """Up to which value an axis is linear, beyond it logarithmic; None if a linear one shows every curve."""
+    heights = [height for curve in curves if (height := max(abs(y) for _, y in curve))]
+    return min(heights) if heights and max(heights) > UNLIKE * min(heights) else None
+
+
+def _risen(value: float, unit: float | None) -> float:
+    return math.asinh(value / unit) if unit else value
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:
