@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -11,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kd_lightning.core import strangers
 from kd_lightning.core.feature_hooks import capture
 from kd_lightning.core.inference import predict
 from kd_lightning.core.segmentation import class_ious, mask_of, pixel_confusion
@@ -30,6 +28,7 @@ from kd_lightning.results.run_loader import (
     real_images,
 )
 from kd_lightning.results.table import Table, fold
+from kd_lightning.results.training_curves import Curve, curves
 from kd_lightning.results.trusted import LARGEST
 
 if TYPE_CHECKING:
@@ -247,34 +246,6 @@ def gallery(images: Tensor, captions: Sequence[str] = (), *, columns: int = 8) -
         if i < len(captions):
             axes.set_title(captions[i], fontsize=8, pad=2)
     return figure
-
-
-class Curve(NamedTuple):
-    """One quantity over a fit: rounds (n,), seconds (n,), values (n,), and queries so far (n,) if they are counted."""
-
-    rounds: np.ndarray
-    seconds: np.ndarray
-    values: np.ndarray
-    queries: np.ndarray | None = None
-
-
-def curves(folder: str | Path) -> dict[str, Curve]:
-    """All curves in the ``metrics.csv`` of a run folder, by name; empty entries are left out.
-
-    Raises:
-        UserError: there is no such file, or kd_lightning did not write it.
-    """
-    path = Path(folder) / "metrics.csv"
-    with strangers.reading(path, said=f"{path} holds no curves of kd_lightning"):
-        rows = list(csv.DictReader(strangers.read_text(path, strangers.MOST_TABLE).splitlines()))
-        names = [name for name in (rows[0] if rows else ()) if name not in ("round", "seconds", "epoch", "queries")]
-        asked = ["queries"] if rows and "queries" in rows[0] else []
-        found = {}
-        for name in names:
-            there = [row for row in rows if row[name]]
-            columns = [[float(row[key]) for row in there] for key in ("round", "seconds", name, *asked)]
-            found[name] = Curve(*map(np.array, columns))
-    return found
 
 
 def table(folders: Iterable[str | Path]) -> Table:

@@ -407,6 +407,29 @@ def test_accuracy_over_a_setting_is_a_line_for_each_combination_of_the_others(tm
         curves(groups, "seed")
 
 
+def test_runs_while_they_learn_are_a_line_each_and_a_colour_for_each_combination(tmp_path):
+    pytest.importorskip("matplotlib")
+    from kd_lightning.results.plot import learning
+    from kd_lightning.results.run_index import group
+
+    for method, asks in (("kd", False), ("disguide", True)):
+        for seed in (0, 1):
+            run_at(folder := tmp_path / f"{method}{seed}", [f"method={method}"], 0.9, seed=seed)
+            rows = [f"{r},{r / 2},{0.3 + r / 100}" + (f",{10 * r}" if asks else "") for r in (10, 20)]
+            head = "round,seconds,val/accuracy" + (",queries" if asks else "")
+            (folder / "metrics.csv").write_text("\n".join([head, *rows]) + "\n")
+    run_at(tmp_path / "curveless", ["method=dafl"], 0.9)
+    groups = group(collect([tmp_path]))
+    axes = learning(groups, "seconds").axes[0]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["disguide", "kd"]
+    assert len({line.get_color() for line in axes.lines}) == 2
+    assert [list(line.get_xdata()) for line in axes.lines] == [[5, 10]] * 4
+    assert [list(line.get_ydata()) for line in axes.lines] == [pytest.approx([0.4, 0.5])] * 4
+    assert [list(line.get_xdata()) for line in learning(groups, "queries").axes[0].lines] == [[100, 200]] * 2
+    with pytest.raises(UserError, match="--over seconds: no run has a curve of val/accuracy over it"):
+        learning(group(collect([tmp_path / "curveless"])), "seconds")
+
+
 @pytest.mark.parametrize("option", ["--by", "--over"])
 def test_a_form_of_the_figure_without_a_figure_is_refused(tmp_path, capsys, option):
     run_at(tmp_path / "0", ["method=kd"])

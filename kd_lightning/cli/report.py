@@ -27,7 +27,11 @@ def main(argv: Sequence[str] | None) -> None:
     parser.add_argument("--plot", metavar="PNG", type=Path, help="also draw the groups, over time and queries")
     figure = parser.add_mutually_exclusive_group()
     figure.add_argument("--by", metavar="KEY", help="draw the spread over all other settings instead: --by method")
-    figure.add_argument("--over", metavar="KEY", help="or lines over a setting that is a number: --over teacher.budget")
+    figure.add_argument(
+        "--over",
+        metavar="KEY",
+        help="or lines over a number that was set, as --over teacher.budget, or while learning: --over seconds",
+    )
     parser.add_argument("--against", metavar="METHOD", help="paired differences to the runs of this method")
     parser.add_argument("--record", metavar="results/TABLE", type=Path, help="also keep one small file for each run")
     args = parser.parse_args(argv)

@@ -14,19 +14,26 @@ from kd_lightning.core.extras import install
 from kd_lightning.errors import UserError
 from kd_lightning.results.run_index import NOTHING, Group, Stat
 from kd_lightning.results.table import headline_key, measured_in, metric_columns, unit_of
+from kd_lightning.results.training_curves import curves as training_curves
 from kd_lightning.store.files import writing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+COSTS = ("seconds", "rounds", "queries")
+"""What a fit spends while it learns."""
+
 
 def plot(groups: Sequence[Group], path: Path, by: str | None = None, over: str | None = None) -> None:
-    """Save the figure of :func:`draw` or, if a setting is named, of :func:`spread` or :func:`curves`.
+    """Save the figure of :func:`draw` or, if a setting or a cost is named, of one of the others.
 
     Raises:
-        UserError: as for these three, or ``path`` cannot be written.
+        UserError: as for these, or ``path`` cannot be written.
     """
-    figure = curves(groups, over) if over else spread(groups, by) if by else draw(groups)
+    if over in COSTS:
+        figure = learning(groups, over)
+    else:
+        figure = curves(groups, over) if over else spread(groups, by) if by else draw(groups)
     with writing(path):
         figure.savefig(path)
 
@@ -142,6 +149,41 @@ def curves(groups: Sequence[Group], over: str) -> Figure:
     axes.minorticks_off()
     axes.set_xlabel(over)
     axes.set_ylabel(_label(key, measured))
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
+def learning(groups: Sequence[Group], over: str) -> Figure:
+    """Plot the validation metric while the student learned, a line for each run.
+
+    Args:
+        groups: of finished runs.
+        over: ``seconds`` of training, ``rounds`` or ``queries``.
+
+    Raises:
+        UserError: matplotlib is missing, nothing was measured, or no run has such a curve.
+    """
+    figure_of_size = _figures()
+    key, measured = _measured(groups)
+    name = f"val/{key.removeprefix('test/')}"
+    figure = figure_of_size(7.5, 3.8)
+    axes = figure.subplots()
+    for i, (at, _) in enumerate(measured):
+        label = ", ".join(_told(*setting) for setting in at.settings.items() if setting[1] != NOTHING) or "student"
+        for run in at.runs:
+            there = training_curves(run.folder).get(name) if (run.folder / "metrics.csv").is_file() else None
+            if there is not None and (places := getattr(there, over)) is not None:
+                axes.plot(places, there.values, color=f"C{i % 10}", label=label)
+                label = "_"  # once for each colour
+    if not axes.lines:
+        raise UserError(
+            f"--over {over}: no run has a curve of {name} over it; data.val=500 holds out images to draw it"
+        )
+    axes.set_xlim(left=0)
+    axes.set_xlabel({"seconds": "seconds of training"}.get(over, over))
+    axes.set_ylabel(f"{_label(key, measured)}, validation")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
