@@ -426,7 +426,9 @@ def test_runs_while_they_learn_are_a_line_each_and_a_colour_for_each_combination
     assert [list(line.get_xdata()) for line in axes.lines] == [[5, 10]] * 4
     assert [list(line.get_ydata()) for line in axes.lines] == [pytest.approx([0.4, 0.5])] * 4
     assert [list(line.get_xdata()) for line in learning(groups, "queries").axes[0].lines] == [[100, 200]] * 2
-    with pytest.raises(UserError, match="--over seconds: no run has a curve of val/accuracy over it"):
+    with pytest.raises(
+        UserError, match=r"--over seconds: no run drew val/accuracy over it, which takes images held out"
+    ):
         learning(group(collect([tmp_path / "curveless"])), "seconds")
 
 

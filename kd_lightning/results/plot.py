@@ -178,9 +178,8 @@ def learning(groups: Sequence[Group], over: str) -> Figure:
                 axes.plot(places, there.values, color=f"C{i % 10}", label=label)
                 label = "_"  # once for each colour
     if not axes.lines:
-        raise UserError(
-            f"--over {over}: no run has a curve of {name} over it; data.val=500 holds out images to draw it"
-        )
+        paid = " and a teacher that is asked by number of images" if over == "queries" else ""
+        raise UserError(f"--over {over}: no run drew {name} over it, which takes images held out (data.val){paid}")
     axes.set_xlim(left=0)
     axes.set_xlabel({"seconds": "seconds of training"}.get(over, over))
     axes.set_ylabel(f"{_label(key, measured)}, validation")
