@@ -17,7 +17,7 @@ from kd_lightning.config.derive import GENERATOR, MERGED, REPLACED, draft, files
 from kd_lightning.config.node import UNKNOWN, Node
 from kd_lightning.config.overrides import refusal
 from kd_lightning.config.reader import Reader
-from kd_lightning.config.requirements import answer_faults, fit_faults, metric_faults
+from kd_lightning.config.requirements import answer_faults, fit_faults, metric_faults, pool_faults
 from kd_lightning.config.schedules import schedule_faults
 from kd_lightning.config.schema import KEYS
 from kd_lightning.config.signatures import as_dict, at, fits, signature_faults, wrong
@@ -78,6 +78,8 @@ def examined(cfg: DictConfig, names: Mapping[str, str | None] | None = None) -> 
         composition = draft(cfg, plain, beside)
         for each in (metric_faults, answer_faults, fit_faults):
             found |= dict.fromkeys(each(composition))
+        if not found:  # another stage may be what is wrong
+            found |= dict.fromkeys(pool_faults(composition))
     except Exception:
         if not found:  # else the faults found are the likely cause
             raise

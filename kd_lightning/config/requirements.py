@@ -36,8 +36,6 @@ def fit_faults(composition: Composition) -> Iterator[str]:
     unused = "generator" in composition.stages and not weights.startswith("stage:")
     if unused and class_of(composition.source) is Generated:
         yield f"source.weights={weights}: the stage generator would be trained for nothing: add stages=none"
-    if kind == "classification":
-        yield from _pool_faults(composition)
     if teacher is not None and teacher.training is not None:
         yield from needs_faults("teacher.fit.method", teacher.training, None, kind=kind)
     for number, stage in enumerate(composition.stages.values()):
@@ -122,10 +120,12 @@ def needs_faults(path: str, fit: Training, teacher: Answering | None, *, kind: s
         yield f"{path}: {name} {ways.get(lacking[0], f'needs {lacking[0]}')}"
 
 
-def _pool_faults(composition: Composition) -> Iterator[str]:
+def pool_faults(composition: Composition) -> Iterator[str]:
     """One line where more images of a class are wanted than a filter leaves of those that are made."""
     source = composition.source
-    if not (inspect.isclass(kind := class_of(source)) and issubclass(kind, Synthetic)):
+    if kind_of(composition.data.load) != "classification" or not (
+        inspect.isclass(kind := class_of(source)) and issubclass(kind, Synthetic)
+    ):
         return
     images, made, keep = (source.get(key) for key in ("images", "per_label", "keep"))
     keep = None if source.get("processing") in ("unprocessed", "subsampled") else keep
