@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from safetensors.torch import save_file
 
 from kd_lightning.config.check import faults
+from kd_lightning.config.requirements import pool_faults
 from kd_lightning.core.log_filters import quiet
 from kd_lightning.data.dataset import Dataset, Split
 from kd_lightning.networks.generators import biggan
@@ -248,18 +249,21 @@ def test_a_filters_teacher_is_checked_as_any_is() -> None:
 
 
 def test_more_images_than_the_filter_leaves_are_refused_before_anything_is_trained() -> None:
-    def of(*overrides: str) -> list[str]:
-        return faults(composed("experiment=cgan_kd/mnist_small", "source.per_label=600", "source.keep=0.9", *overrides))
-
-    assert of("source.images=5410") == [
+    pool = ("experiment=cgan_kd/mnist_small", "source.per_label=600", "source.keep=0.9")
+    assert faults(composed(*pool, "source.images=5410")) == [
         "source.images=5410: takes 541 of each class, and at most 540 are left of source.per_label=600 by "
         "source.keep=0.9: raise source.per_label, or ask for fewer"
     ]
-    assert of("source.images=5400") == of("source.images=5410", "source.processing=subsampled") == []
-    assert of("source.images=5410", "source.per_label=602") == []
-    assert "takes 601 of each class, and at most 600 are left:" in of("source.images=6010", "source.keep=null")[0]
-    numbers = composed("experiment=cgan_kd/rotated_digits_small", "source.images=100000", "source.per_label=2")
-    assert faults(numbers) == []
+    whole = composition(*pool, "source.images=5400")
+
+    def of(**settings: Any) -> str:
+        return "".join(pool_faults(whole.derive(source=whole.source.replace(**settings))))
+
+    assert of() == of(images=5410, processing="subsampled") == of(images=5410, per_label=602) == ""
+    assert "takes 541 of each class, and at most 540 are left of" in of(images=5410)
+    assert "takes 601 of each class, and at most 600 are left:" in of(images=6010, keep=None)
+    numbers = composition("experiment=cgan_kd/rotated_digits_small", "source.images=100000", "source.per_label=2")
+    assert not list(pool_faults(numbers))
 
 
 @pytest.mark.parametrize(("row", "depth"), [("cifar100", 121), ("imagenet100", 161)])

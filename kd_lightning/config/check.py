@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from kd_lightning.config.composition import Composition
+from kd_lightning.config.composition import OWN, TUNE, Composition
 from kd_lightning.config.derive import GENERATOR, MERGED, REPLACED, draft, files_of_stages
 from kd_lightning.config.node import UNKNOWN, Node
 from kd_lightning.config.overrides import refusal
@@ -25,9 +25,6 @@ from kd_lightning.config.spelling import dotted, suggest
 from kd_lightning.config.task_kinds import of_numbers
 from kd_lightning.config.teacher_faults import door_faults
 from kd_lightning.config.trainer_faults import partial_trainers, trainer_faults
-
-OWN = ("own", "tune")
-"""``teacher.weights`` that are no file: those that the network brings, used as they are or trained on."""
 
 PER_CONTROL = {*REPLACED, *MERGED, "updates"}
 
@@ -260,7 +257,7 @@ def _file_faults(cfg: Mapping[str, Any]) -> Iterator[str]:
                 yield f"{key}={file}: the stage {name}, of {name}.weights, has only {GENERATOR}; expected that one"
             if name not in stages:
                 yield f"{key}={file}: there is no stage {name}{suggest(name, filter(None, stages))}"
-        elif not (key == "teacher.weights" and file in OWN) and not Path(file).expanduser().is_file():
+        elif not (key == "teacher.weights" and file in (OWN, TUNE)) and not Path(file).expanduser().is_file():
             yield f"{key}: there is no file {file}"
 
 

@@ -39,6 +39,10 @@ class Data:
     std: tuple[float, ...]
 
 
+OWN, TUNE = "own", "tune"
+"""``teacher.weights`` for a network that brings them: as they are, or trained on."""
+
+
 @dataclass(frozen=True)
 class TeacherSettings:
     """The teacher and its access level; ``conf/teacher/none.yaml`` explains each setting.

@@ -20,7 +20,8 @@ from kd_lightning.errors import ConfigError
 from kd_lightning.methods.base.distiller import Distiller
 from kd_lightning.networks import classifiers
 from kd_lightning.sources.frozen_generator import Generated
-from kd_lightning.sources.synthetic import Synthetic, most_below
+from kd_lightning.sources.pool_choice import most_below
+from kd_lightning.sources.synthetic import Synthetic
 from kd_lightning.teachers.access import LEVELS
 
 CLASSIFIERS = f"{classifiers.__name__}."

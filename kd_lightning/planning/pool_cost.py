@@ -12,7 +12,8 @@ from kd_lightning.config.node import Node
 from kd_lightning.core.inference import predict
 from kd_lightning.core.tasks import Classification
 from kd_lightning.sources.context import Context
-from kd_lightning.sources.synthetic import Synthetic, choice
+from kd_lightning.sources.pool_choice import choice
+from kd_lightning.sources.synthetic import Synthetic
 from kd_lightning.teachers.white_box import FrozenTeacher
 
 TRIED, LOWEST = 500, 0.05

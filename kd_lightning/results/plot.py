@@ -18,6 +18,7 @@ from kd_lightning.results.training_curves import curves as training_curves
 from kd_lightning.store.files import writing
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 COSTS = ("seconds", "rounds", "queries")
@@ -84,8 +85,7 @@ def draw(groups: Sequence[Group]) -> Figure:
         axes.set_ylabel(_label(key, measured))
     for axes in (first, *others):
         axes.locator_params(axis="x", nbins=5)
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
+        _plain(axes)
     return figure
 
 
@@ -110,8 +110,7 @@ def spread(groups: Sequence[Group], by: str) -> Figure:
     axes.set_yticks(range(len(means)), [f"{value}  ({len(values)} settings)" for value, values in means.items()])
     axes.invert_yaxis()
     axes.set_xlabel(_label(key, measured))
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
+    _plain(axes)
     return figure
 
 
@@ -149,9 +148,7 @@ def curves(groups: Sequence[Group], over: str) -> Figure:
     axes.minorticks_off()
     axes.set_xlabel(over)
     axes.set_ylabel(_label(key, measured))
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
+    _plain(axes, legend=True)
     return figure
 
 
@@ -183,10 +180,16 @@ def learning(groups: Sequence[Group], over: str) -> Figure:
     axes.set_xlim(left=0)
     axes.set_xlabel({"seconds": "seconds of training"}.get(over, over))
     axes.set_ylabel(f"{_label(key, measured)}, validation")
+    _plain(axes, legend=True)
+    return figure
+
+
+def _plain(axes: Axes, *, legend: bool = False) -> None:
+    """A faint grid and no box; the legend beside the plot."""
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
-    return figure
+    if legend:
+        axes.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
 
 
 def _told(name: str, value: str) -> str:

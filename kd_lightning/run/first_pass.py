@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from kd_lightning.config.composition import Composition, TeacherSettings
+from kd_lightning.config.composition import OWN, TUNE, Composition, TeacherSettings
 from kd_lightning.config.node import Node
 from kd_lightning.core.multi_label import MultiLabel
 from kd_lightning.core.segmentation import Segmentation
@@ -18,7 +18,6 @@ from kd_lightning.data.dataset import Dataset
 from kd_lightning.errors import UserError
 from kd_lightning.networks.normalized import Normalized
 from kd_lightning.networks.outputs import one_tensor
-from kd_lightning.run.teacher_net import OWN, TUNE
 
 OURS = ("kd_lightning.networks.classifiers.", "kd_lightning.networks.segmenters.")
 """Networks that bring no weights."""

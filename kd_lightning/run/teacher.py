@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from kd_lightning.config.composition import Composition, TeacherSettings, Training
+from kd_lightning.config.composition import TUNE, Composition, TeacherSettings, Training
 from kd_lightning.config.node import Node
 from kd_lightning.core.inference import predict
 from kd_lightning.core.multi_label import MultiLabel
@@ -23,7 +23,7 @@ from kd_lightning.methods.base.protocols import Teacher
 from kd_lightning.networks.normalized import Normalized
 from kd_lightning.results.student_files import load_student
 from kd_lightning.run.teacher_check import diagnose, recognise, refuse_constant
-from kd_lightning.run.teacher_net import TUNE, code_of, load_net
+from kd_lightning.run.teacher_net import code_of, load_net
 from kd_lightning.store.artifacts import Store
 from kd_lightning.store.files import digest
 from kd_lightning.teachers.answer_types import Described, TeacherClient

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from kd_lightning.core.inference import predict
-from kd_lightning.core.multi_label import MultiLabel, ranking_precision
-from kd_lightning.core.segmentation import Segmentation, class_ious, pixel_confusion
+from kd_lightning.core.multi_label import MultiLabel
+from kd_lightning.core.segmentation import Segmentation
 from kd_lightning.core.tasks import Classification, Regression, Task, kept
 from kd_lightning.data.dataset import Split
 from kd_lightning.errors import TeacherError
 from kd_lightning.networks.normalized import Normalized
 from kd_lightning.networks.outputs import Kind, kind_of
+from kd_lightning.run.teacher_measure import GAIN, Measure, of_classes, of_maps, of_numbers, of_several, right
 
-GAIN = 0.05
-"""A teacher is misconfigured if another normalisation, channel or class order improves its score by this much."""
 SURE = 3.0
 """... and by this many standard errors of the difference on the same images."""
 
@@ -119,13 +117,13 @@ def diagnose(
     images, labels = split.images[pick], split.labels[pick]
     output = predict(teacher, images, keep=keep, device=device)
     if isinstance(task, Regression):
-        measure = _of_numbers(task, labels)
+        measure = of_numbers(task, labels)
     elif isinstance(task, Segmentation):
-        measure = _of_maps(task, labels)
+        measure = of_maps(task, labels)
     elif isinstance(task, MultiLabel):
-        measure = _of_several(labels)
+        measure = of_several(labels)
     else:
-        measure = _of_classes(labels, output.shape[1])
+        measure = of_classes(labels, output.shape[1])
     score, said = measure.score(output, labels), measure.said
     few = slice(None, max(500, limit // 4) if keep is None else limit // 4)
     now = measure.each(output[few], labels[few])
@@ -147,76 +145,13 @@ def diagnose(
     return score
 
 
-Each = Callable[[Tensor, Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class _Measure:
-    """A score, at most 1, of outputs against labels, and ``chance``, the score of one answer for all images.
-
-    ``each`` is the score of every image (N,), whose mean is ``score``.
-    """
-
-    each: Each
-    said: Callable[[float], str]
-    guess: str
-    chance: float
-    margin: float
-    floor: float
-    answers: str
-
-    def score(self, output: Tensor, labels: Tensor) -> float:
-        """The mean score of outputs against labels."""
-        return float(self.each(output, labels).mean())
-
-
-def _of_classes(labels: Tensor, classes: int) -> _Measure:
-    chance = float(torch.bincount(labels).max()) / len(labels)
-    said = "reaches {:.3f}".format
-    return _Measure(_right, said, "the commonest class", chance, GAIN, 2 / classes, "classes")
-
-
-def _of_numbers(task: Regression, labels: Tensor) -> _Measure:
-    guessed = max(float((labels - labels.median()).abs().mean()), 1e-12)
-
-    def skill(output: Tensor, labels: Tensor) -> Tensor:
-        return 1 - (task.numbers(output) - labels).abs() / guessed
-
-    def said(score: float) -> str:
-        return f"is {(1 - score) * guessed:.3g} {task.unit} off"
-
-    answers = f"numbers (0 for {task.low:g}, 1 for {task.high:g} {task.unit})"
-    return _Measure(skill, said, "their median", 0.0, GAIN, GAIN, answers)
-
-
-def _of_maps(task: Segmentation, labels: Tensor) -> _Measure:
-    counts = torch.bincount(labels.flatten().long(), minlength=task.void + 1)[: task.num_classes]
-    there = int((counts > 0).sum())
-    # of one class for all pixels: its IoU is its share, that of the others is 0
-    chance = float(counts.max()) / max(int(counts.sum()), 1) / max(there, 1)
-
-    def miou(output: Tensor, labels: Tensor) -> Tensor:
-        pairs = zip(labels[:, None], output[:, None], strict=True)
-        return torch.stack([class_ious(pixel_confusion(*pair, task.num_classes)).nanmean() for pair in pairs])
-
-    said = "reaches a mean IoU of {:.3f}".format
-    return _Measure(miou, said, "the commonest class", chance, GAIN, 2 * chance, "classes")
-
-
-def _of_several(labels: Tensor) -> _Measure:
-    often = labels.float().mean(0).expand(len(labels), -1)
-    chance = float(ranking_precision(often, labels).mean())
-    said = "ranks labels with a precision of {:.3f}".format
-    return _Measure(ranking_precision, said, "the commonest labels first", chance, GAIN, chance + GAIN, "labels")
-
-
 def _best_reading(
     teacher: Normalized,
     images: Tensor,
     labels: Tensor,
     logits: Tensor,
     now: Tensor,
-    measure: _Measure,
+    measure: Measure,
     keep: Callable[[Tensor], Tensor] | None,
     device: str,
 ) -> tuple[str, float]:
@@ -240,14 +175,14 @@ def _best_reading(
         if float(gains.mean()) > max(GAIN, SURE * error) and float(gains.sum()) > SURE:
             found[said] = float(then.mean())
 
-    if measure.each is _right:
+    if measure.each is right:
         # any class may take any output, so the best order fits by chance a little: half for choosing, half for judging
         half = len(labels) // 2
         tried, order = _assignment(logits[:half], labels[:half]), _assignment(logits, labels)
         if order != list(range(len(order))):
             own = [(teacher.class_order or range(len(order)))[i] for i in order]
             said = f"another class order: teacher.class_order={_typed(own)}"
-            consider(said, _right(logits[half:][:, tried], labels[half:]), slice(half, None))
+            consider(said, right(logits[half:][:, tried], labels[half:]), slice(half, None))
     if float(now.mean()) + GAIN >= 1:  # nothing can be better by more than GAIN
         return max(found.items(), key=lambda item: item[1], default=("", 0.0))
     channels = images.shape[1]
@@ -283,10 +218,6 @@ def _normalisations(channels: int) -> dict[str, tuple[list[float], list[float]]]
     if channels == 1:
         table["MNIST's normalisation"] = ([0.1307], [0.3081])
     return table
-
-
-def _right(logits: Tensor, labels: Tensor) -> Tensor:
-    return (logits.argmax(1) == labels).float()
 
 
 def _assignment(logits: Tensor, labels: Tensor) -> list[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kd_lightning.config.composition import TeacherSettings
+from kd_lightning.config.composition import OWN, TeacherSettings
 from kd_lightning.config.node import thaw
 from kd_lightning.config.signatures import own_code
 from kd_lightning.core.user_code import fingerprint
@@ -10,9 +10,6 @@ from kd_lightning.networks.normalized import Normalized
 from kd_lightning.networks.weights import load_weights
 from kd_lightning.store.artifacts import by_content
 from kd_lightning.store.files import digest, file_digest
-
-OWN, TUNE = "own", "tune"
-"""``teacher.weights`` for a network that brings them: as they are, or trained on."""
 
 
 def load_net(settings: TeacherSettings) -> tuple[Normalized, str]:

@@ -19,7 +19,6 @@ Deviations (paper / authors' code / here):
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -33,10 +32,11 @@ from kd_lightning.core.strangers import read_tensors
 from kd_lightning.core.tasks import Classification, Regression
 from kd_lightning.data.batches import rounded
 from kd_lightning.data.loader import Augmentation, TensorLoader
-from kd_lightning.errors import ConfigError, DataError
+from kd_lightning.errors import ConfigError
 from kd_lightning.networks.weights import load_weights
 from kd_lightning.sources.context import Context
 from kd_lightning.sources.pool import checked, gathered, made_by, noise_on, obtain_parts
+from kd_lightning.sources.pool_choice import choice, smallest
 from kd_lightning.sources.quality_gates import QualityGate, errors_of, of_acceptance, of_labels, of_ratio, report
 from kd_lightning.sources.queried_once import ask, count_classes
 from kd_lightning.sources.rejection import Accepted, rejection
@@ -246,7 +246,7 @@ class Synthetic:
             context.teacher.asked = spent + count  # also where an earlier run did it
             context.notes["queries"] = count
             answers = read_tensors(folder / "answers.safetensors", advice=remedy(folder))["answers"]
-            context.notes.pop("class_counts", None)  # of the parts, where this run asked
+            context.notes.get("class_counts", {}).pop("made images", None)  # counted where this run asked
             count_classes(context, "made images", answers)
             return torch.arange(count), answers
         rows, heard, begin = [], [], 0
@@ -268,47 +268,3 @@ class Synthetic:
 def answers_config(context: Context, pool: str) -> dict[str, str]:
     """What determines a white-box teacher's answers to the pool of that name."""
     return {"pool": pool, "teacher": context.keys["teacher"]}
-
-
-def smallest(errors: Tensor, labels: Tensor, share: float, *, each: bool) -> Tensor:
-    """Mask (N,) of the errors below their ``share``-quantile, over all or per label.
-
-    As in the paper strictly below, so that ``share=1`` drops the largest; if all errors are equal, all stay.
-    """
-    stays = torch.zeros(len(errors), dtype=torch.bool)
-    for rows in [labels == label for label in labels.unique()] if each else [torch.ones_like(stays)]:
-        own = errors[rows].double().numpy()
-        cut = np.quantile(own, share)
-        inside = own < cut
-        stays[rows] = torch.from_numpy(inside if inside.any() else own <= cut)
-    return stays
-
-
-def most_below(n: int, share: float) -> int:
-    """How many of ``n`` errors :func:`smallest` keeps, if all differ."""
-    return math.ceil(share * (n - 1)) or n
-
-
-def choice(groups: Tensor, n: int, rng: torch.Generator) -> Tensor:
-    """Positions (n,) of random rows, equally many of each group; the last group takes the remainder.
-
-    Args:
-        groups: (N,) integers.
-        n: number of rows.
-        rng: on the CPU.
-
-    Raises:
-        DataError: a group has too few rows.
-    """
-    names = groups.unique()
-    share, chosen = n // max(1, len(names)), []
-    for i, name in enumerate(names):
-        rows = torch.nonzero(groups == name).squeeze(1)
-        wanted = share if i < len(names) - 1 else n - share * (len(names) - 1)
-        if len(rows) < wanted:
-            raise DataError(
-                f"source.images={n} takes {wanted} of each label, but of one only {len(rows)} are left: raise "
-                "source.per_label or source.keep, or ask for fewer"
-            )
-        chosen.append(rows[torch.randperm(len(rows), generator=rng)[:wanted]])
-    return torch.cat(chosen) if chosen else torch.empty(0, dtype=torch.long)

@@ -21,8 +21,10 @@ from kd_lightning.planning import pool_cost as plan_of_pools
 from kd_lightning.planning.pool_cost import shortened
 from kd_lightning.sources import synthetic
 from kd_lightning.sources.context import Context
+from kd_lightning.sources.pool_choice import choice, most_below, smallest
 from kd_lightning.sources.quality_gates import errors_of
-from kd_lightning.sources.synthetic import Synthetic, choice, most_below, smallest
+from kd_lightning.sources.queried_once import count_classes
+from kd_lightning.sources.synthetic import Synthetic
 from kd_lightning.store.artifacts import Store
 from kd_lightning.teachers.white_box import FrozenTeacher
 
@@ -191,6 +193,15 @@ def test_the_classes_of_all_parts_are_counted_once_whether_asked_or_stored(
     for _ in range(2):
         source(tmp_path, keep=0.9, real=False).prepare(context := at(tmp_path))
         assert context.notes["class_counts"] == {"made images": {"rarest": 50, "commonest": 50, "each": [50] * CLASSES}}
+
+
+def test_counts_of_parts_asked_about_one_after_the_other_add_up(tmp_path: Path) -> None:
+    context = at(tmp_path)
+    for rows in ([0, 0, 1], [1, 3]):
+        count_classes(context, "images", torch.eye(CLASSES)[rows])
+    count_classes(context, "others", torch.eye(CLASSES)[[2]])
+    assert context.notes["class_counts"]["images"] == {"rarest": 0, "commonest": 2, "each": [2, 2, 0, 1]}
+    assert context.notes["class_counts"]["others"]["each"] == [0, 0, 1, 0]
 
 
 def test_classes_may_get_the_teachers_own(tmp_path: Path) -> None:

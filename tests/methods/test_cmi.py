@@ -19,7 +19,8 @@ from kd_lightning.losses.adversarial import masked_kl
 from kd_lightning.losses.batch_norm import BatchNormTap, batch_norm_statistics
 from kd_lightning.losses.contrastive import info_nce
 from kd_lightning.methods.base.statistics import Best
-from kd_lightning.methods.data_free.cmi import Cmi, exchange_channels, pooled_maps
+from kd_lightning.methods.data_free.channel_exchange import exchange_channels
+from kd_lightning.methods.data_free.cmi import Cmi, pooled_maps
 
 B = 64
 

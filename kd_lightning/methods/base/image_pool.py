@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -63,9 +64,9 @@ class ImagePool(Distiller):
         """A teacher with batch norm, its gradients, and no data."""
         return {"teacher.gradients", "teacher.batch_norm", "source.free", "task.classification"}
 
+    @abstractmethod
     def distils(self, n: int) -> bool:
         """Whether training batch ``n`` of the fit trains the student."""
-        raise NotImplementedError
 
     def student_updates_per_round(self) -> int:
         """Student steps in a training batch that distils."""

@@ -46,6 +46,7 @@ from kd_lightning.methods.base.freezing import frozen
 from kd_lightning.methods.base.image_pool import ImagePool
 from kd_lightning.methods.base.phases import restart
 from kd_lightning.methods.base.statistics import Best
+from kd_lightning.methods.data_free.channel_exchange import exchange_channels
 
 
 class Cmi(ImagePool):
@@ -291,18 +292,6 @@ class Cmi(ImagePool):
             self.best = Best(*(tensor.to(self.device) for tensor in unfinished["best"]))
             self.opt_z = self.make_optimizer_g([self.z])
             self.opt_z.load_state_dict(unfinished["opt_z"])
-
-
-def exchange_channels(maps: Tensor, rng: torch.Generator) -> Tensor:
-    """Maps (N, C, ...) of which half of the channels, other ones for each row, are those of the row opposite.
-
-    The row opposite is the one as far from the end as the row is from the start: channel-wise feature exchange, Yu et
-    al., CVPR 2023. Of an odd number of channels a row keeps the smaller half.
-    """
-    n, c = maps.shape[:2]
-    order = torch.rand(n, c, generator=rng, device=maps.device).argsort(1).argsort(1)
-    own = (order < c // 2).view(n, c, *(1 for _ in maps.shape[2:]))
-    return torch.where(own, maps, maps.flip(0))
 
 
 def pooled_maps(maps: dict[str, Tensor]) -> Tensor:
